@@ -1,0 +1,99 @@
+"""Sfumato: train, sample, evaluate and understand denoising diffusion models.
+
+The names below are imported when they are first used, so that ``import sfumato`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sfumato.config import Config
+    from sfumato.diffusion.denoiser import Denoiser, Prediction
+    from sfumato.diffusion.gaussian import posterior
+    from sfumato.diffusion.level import Level
+    from sfumato.diffusion.objective import denoising_loss
+    from sfumato.diffusion.schedule import (
+        ContinuousCosine,
+        ContinuousLinear,
+        Discrete,
+        Karras,
+        Schedule,
+        cosine,
+        linear,
+    )
+    from sfumato.errors import InputError
+    from sfumato.model import Model, load
+    from sfumato.networks.unet import UNet
+    from sfumato.run import evaluate, train
+    from sfumato.sampling.ancestral import ancestral
+    from sfumato.sampling.ddim import ddim
+    from sfumato.sampling.heun import heun
+    from sfumato.sampling.sample import sample
+
+_HOMES = {
+    "Config": "config",
+    "ContinuousCosine": "diffusion.schedule",
+    "ContinuousLinear": "diffusion.schedule",
+    "Denoiser": "diffusion.denoiser",
+    "Discrete": "diffusion.schedule",
+    "InputError": "errors",
+    "Karras": "diffusion.schedule",
+    "Level": "diffusion.level",
+    "Model": "model",
+    "Prediction": "diffusion.denoiser",
+    "Schedule": "diffusion.schedule",
+    "UNet": "networks.unet",
+    "ancestral": "sampling.ancestral",
+    "cosine": "diffusion.schedule",
+    "ddim": "sampling.ddim",
+    "denoising_loss": "diffusion.objective",
+    "evaluate": "run",
+    "heun": "sampling.heun",
+    "linear": "diffusion.schedule",
+    "load": "model",
+    "posterior": "diffusion.gaussian",
+    "sample": "sampling.sample",
+    "train": "run",
+}
+
+__all__ = [
+    "Config",
+    "ContinuousCosine",
+    "ContinuousLinear",
+    "Denoiser",
+    "Discrete",
+    "InputError",
+    "Karras",
+    "Level",
+    "Model",
+    "Prediction",
+    "Schedule",
+    "UNet",
+    "ancestral",
+    "cosine",
+    "ddim",
+    "denoising_loss",
+    "evaluate",
+    "heun",
+    "linear",
+    "load",
+    "posterior",
+    "sample",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"sfumato.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

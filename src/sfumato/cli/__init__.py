@@ -1,0 +1,80 @@
+"""The command line: parse, call the library, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from sfumato.errors import InputError, SfumatoWarning, nearest
+
+HELP = """\
+usage: sfumato COMMAND ...
+
+Train, sample, evaluate and understand denoising diffusion models.
+
+commands:
+  train [DATA]   train a model on data by name or path (default: digits, nothing to download)
+  sample RUN     draw images from a trained model
+  evaluate RUN   compare samples with training and held-out images
+  info RUN       say what a run is: data, model, settings, progress, evaluation
+
+first steps:
+  sfumato train                          1,797 real digits, about a minute on two processor cores
+  sfumato sample runs/digits --count 64  a picture of 64 new digits
+  sfumato train FOLDER --data.size 32    your own images
+
+Each command has its own help: sfumato train --help
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 when it worked, 2 after wrong input, 1 after a failure, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _show_warning
+    try:
+        sys.exit(_dispatch(arguments))
+    except InputError as error:
+        print(f"sfumato: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # the reader of the output has gone: not worth a word, but Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nsfumato: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        print(f"sfumato: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name in ("-V", "--version"):
+        from sfumato import __version__
+
+        print(f"sfumato {__version__}")
+        return 0
+    from sfumato.cli import commands
+
+    known: dict[str, Callable[[list[str]], int]] = {
+        "train": commands.train,
+        "sample": commands.sample,
+        "evaluate": commands.evaluate,
+        "info": commands.info,
+    }
+    if name not in known:
+        raise InputError(f"There is no command {name!r}{nearest(name, known)}")
+    return known[name](rest)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    if issubclass(category, SfumatoWarning):
+        print(f"sfumato: {message}", file=sys.stderr)
+    elif not issubclass(category, (DeprecationWarning, FutureWarning)):
+        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)

@@ -1,0 +1,261 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sfumato.cli import flags
+from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
+from sfumato.errors import InputError
+
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run directory, such as runs/digits.")]
+
+_TRAIN = """\
+Train a denoising diffusion model, show it, evaluate it, and leave it in a run directory.
+
+Every setting of the configuration is an option. Its default is that of the recipe for the data, and a file given
+with --config comes between: recipe, then file, then options.
+"""
+
+
+def _option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
+    hint = "" if default is None or default is False else f"(default: {default})"
+    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)], dataclasses.field(default=default)
+
+
+def _train_options(config: Component) -> type[Any]:
+    """The options of ``train``: where and how, then every setting of the configuration."""
+
+    fields = {
+        "run": _option(Path | None, "The run directory (default: runs/ and the name of the data).", None),
+        "resume": _option(Path | None, "Go on with this run where it stopped, bit for bit.", None),
+        "overwrite": _option(bool, "Replace a run that is there.", False),
+        "config": _option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
+        "recipe": _option(str | None, "Settings to start from: digits, images or ddpm (default: as suits DATA).", None),
+    }
+    inner = flags.mirror(config)
+    made = dataclasses.make_dataclass(
+        "Train",
+        [(name, kind, default) for name, (kind, default) in fields.items()]
+        + [(f.name, f.type, f) for f in dataclasses.fields(inner)],
+    )
+    return made
+
+
+def _take(arguments: list[str], name: str) -> str | None:
+    """The value of an option that must be known before the others can be read."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"--{name}="):
+            return argument.partition("=")[2]
+        if argument == f"--{name}" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def train(arguments: list[str]) -> int:
+    from sfumato import recipes
+
+    source = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    arguments = arguments[1:] if source is not None else arguments
+    source = source or _take(arguments, "data.source")
+    resume, file, recipe = _take(arguments, "resume"), _take(arguments, "config"), _take(arguments, "recipe")
+    if resume is not None:
+        if source is not None or file is not None or recipe is not None:
+            raise InputError("A run that is resumed has its data and settings; leave DATA, --config and --recipe out.")
+        values: dict[str, Any] = read_file(Path(resume) / "config.json") if Path(resume).is_dir() else {}
+        if not values:
+            raise InputError(f"{resume} is not a run that can be resumed: it has no config.json.")
+    else:
+        over = read_file(file) if file is not None else {}
+        if file is not None:
+            parse(Config, over, origin=str(file))
+        named = source or over.get("data", {}).get("source")
+        values = recipes.named(recipe, named).model_dump()
+        values = merge(values, over)
+        if source is not None:
+            values = merge(values, {"data": {"source": source}})
+    base = parse(Config, merge(values, flags.config_kinds(Config, arguments)))
+    options = flags.parse(_train_options(base), arguments, prog="sfumato train [DATA]", description=_TRAIN)
+    given = {name: dataclasses.asdict(getattr(options, name)) for name in Config.model_fields}
+    config = parse(Config, given, origin="the options")
+
+    from sfumato import run as runs
+    from sfumato.reporting import Terminal
+    from sfumato.training.checkpoint import SaveError
+
+    if options.resume is not None and (options.run is not None or options.overwrite):
+        raise InputError("--resume goes on with a run as it is; leave --run and --overwrite out.")
+    terminal = Terminal()
+    try:
+        runs.train(
+            config,
+            run=options.resume or options.run,
+            resume=options.resume is not None,
+            overwrite=options.overwrite,
+            reporter=terminal,
+        )
+    except runs.Interrupted as stop:
+        terminal.close()
+        terminal.say(str(stop))
+        return 128 + stop.signal_number
+    except runs.Diverged as error:
+        terminal.close()
+        place = options.resume or options.run or Path("runs") / runs.default_name(config.data.source)
+        terminal.say(
+            f"sfumato: {error} Training stopped; the last checkpoint in {place} is whole. "
+            "Try a lower optimizer.learning-rate, a longer warmup, or fp32."
+        )
+        return 1
+    except SaveError as error:
+        terminal.close()
+        terminal.say(f"sfumato: {error}")
+        return 1
+    finally:
+        terminal.close()
+    return 0
+
+
+def _sampling(arguments: list[str], run: Path) -> SamplingConfig:
+    """The sampling of a run, with the kinds that the options ask for."""
+    from sfumato.model import read_config
+
+    stored = read_config(run)[0].sampling
+    values = merge(stored.model_dump(), flags.config_kinds(SamplingConfig, arguments))
+    return parse(SamplingConfig, values)
+
+
+def _with_sampling(
+    name: str, arguments: list[str], fields: list[tuple[str, Any, Any]], description: str
+) -> tuple[Any, SamplingConfig]:
+    """Options of a command that draws samples: its own fields, then those of the run's sampling."""
+    prog = f"sfumato {name}"
+    asked = any(a in ("-h", "--help") for a in arguments)
+    run = next((a for a in arguments[:1] if not a.startswith("-")), None)
+    if run is None and not asked:
+        raise InputError(f"Say which run: {prog} RUN. See {prog} --help.")
+    base = _sampling(arguments, Path(run)) if run is not None and not asked else SamplingConfig()
+    inner = flags.mirror(base)
+    made = dataclasses.make_dataclass(
+        name, [("run", Run, dataclasses.field()), *fields, *[(f.name, f.type, f) for f in dataclasses.fields(inner)]]
+    )
+    options = flags.parse(made, arguments, prog=prog, description=description)
+    given = dataclasses.asdict(options)
+    sampling = parse(SamplingConfig, {k: given[k] for k in SamplingConfig.model_fields}, origin="the options")
+    return options, sampling
+
+
+def sample(arguments: list[str]) -> int:
+    fields = {
+        "count": _option(int, "How many images.", 64),
+        "seed": _option(int, "Which images: image i of a seed is always the same.", 0),
+        "first": _option(int, "The number of the first image of the seed.", 0),
+        "label": _option(
+            str | None, "The class to draw, by name or number (default: all, as often as in the data).", None
+        ),
+        "out": _option(
+            Path | None,
+            "A .png for one grid, an .npz for the numbers, or a folder for single pictures "
+            "(default: a grid in the samples of the run).",
+            None,
+        ),
+        "device": _option(str | None, "Where to compute: cpu, cuda, ... (default: a GPU if there is one).", None),
+    }
+    options, sampling = _with_sampling(
+        "sample",
+        arguments,
+        [(name, kind, default) for name, (kind, default) in fields.items()],
+        "Draw images from a trained model.\n\nThe options of sampling start from those the run was trained with.",
+    )
+    from sfumato import pictures
+    from sfumato.model import load
+    from sfumato.reporting import bar
+
+    model = load(options.run, options.device or _device())
+    with bar("sampling", options.count) as advance:
+        images = model.sample(
+            options.count,
+            seed=options.seed,
+            first=options.first,
+            labels=_label(options.label),
+            sampling=sampling,
+            progress=advance,
+        )
+    name = f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}.png"
+    out: Path = options.out or options.run / "samples" / name
+    if out.suffix == ".png":
+        pictures.save_grid(images, out)
+    elif out.suffix == ".npz":
+        pictures.save_array(images, out)
+    elif out.suffix:
+        raise InputError(f"Images are written as .png, .npz or into a folder; got {out}.")
+    else:
+        pictures.save_each(images, out, options.first)
+    print(f"{options.count} images: {out}")
+    return 0
+
+
+def _label(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def evaluate(arguments: list[str]) -> int:
+    fields = {
+        "samples": _option(int | None, "How many images to draw (default: as the run says).", None),
+        "seed": _option(int | None, "Which images (default: as the run says).", None),
+        "device": _option(str | None, "Where to compute (default: a GPU if there is one).", None),
+        "json": _option(bool, "Print JSON in place of a table.", False),
+    }
+    options, sampling = _with_sampling(
+        "evaluate",
+        arguments,
+        [(name, kind, default) for name, (kind, default) in fields.items()],
+        "Compare samples with the training images and with images that were held out.",
+    )
+    from rich.console import Console
+
+    from sfumato import metrics
+    from sfumato.model import load
+    from sfumato.reporting import bar
+    from sfumato.run import evaluate as run_evaluation
+
+    model = load(options.run, options.device or _device())
+    count = options.samples if options.samples is not None else model.config.evaluation.samples
+    with bar("sampling", count) as advance:
+        result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        Console().print(metrics.table(result))
+    return 0
+
+
+@dataclasses.dataclass
+class _Info:
+    run: Run
+    settings: Annotated[
+        Literal["changed", "all"], tyro.conf.arg(help="Which settings to list: those that are not defaults, or all.")
+    ] = "changed"
+
+
+def info(arguments: list[str]) -> int:
+    options = flags.parse(
+        _Info, arguments, prog="sfumato info", description="Say what a run is: data, model, settings, progress."
+    )
+    from rich.console import Console
+
+    from sfumato.model import load
+    from sfumato.reporting import summary
+
+    Console().print(summary(load(options.run), options.settings == "all"), highlight=False)
+    return 0

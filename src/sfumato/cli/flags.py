@@ -1,0 +1,160 @@
+"""Flags made from the configuration: tyro parses and explains them, pydantic judges the values."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from sfumato.config.base import Component, choices, keys, merge
+from sfumato.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], arguments: list[str], *, prog: str, description: str) -> T:
+    """Parse the flags of a dataclass; ``--help`` prints and exits.
+
+    Raises:
+        InputError: one sentence on what is wrong.
+    """
+    _check_names(kind, arguments, prog)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                kind, args=arguments, prog=prog, description=description, config=(tyro.conf.AvoidSubcommands,)
+            )
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise InputError(_plain(errors.getvalue(), prog)) from None
+
+
+def _check_names(kind: type[Any], arguments: list[str], prog: str) -> None:
+    """Refuse an unknown flag with the nearest right one, before anything else is said."""
+    known = _names(kind)
+    for argument in arguments:
+        if argument.startswith("--") and len(argument) > 2:
+            name = argument[2:].partition("=")[0].replace("-", "_")
+            positive = ".".join([*name.split(".")[:-1], name.split(".")[-1].removeprefix("no_")])
+            if name != "help" and name not in known and positive not in known:
+                near = nearest(name, known)
+                hint = near.replace("_", "-").replace("'", "--", 1).replace("'", "") if "mean" in near else "."
+                raise InputError(
+                    f"There is no option --{argument[2:].partition('=')[0]}{hint} See {_command(prog)} --help."
+                )
+
+
+def _names(kind: type[Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    hints = {f.name: f for f in dataclasses.fields(kind)}
+    for name, field in hints.items():
+        if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
+            found += _names(field.type, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def _plain(box: str, prog: str) -> str:
+    """The text of one of tyro's boxes as a sentence."""
+    lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).strip() for line in box.splitlines() if line[:1] in "│|"]
+    body: list[str] = []
+    for line in lines:
+        if set(line) <= {"─", "-", " "} and line:
+            break
+        body.append(line)
+    text = " ".join(part for part in body if part).rstrip(".") or "The options could not be read"
+    return f"{text}. See {_command(prog)} --help."
+
+
+def config_kinds(kind: type[Component], arguments: list[str]) -> dict[str, Any]:
+    """The nested values of the ``--GROUP.kind NAME`` flags: they decide which further flags there are.
+
+    Raises:
+        InputError: for an unknown kind, with the nearest right one.
+    """
+    values: dict[str, Any] = {}
+    known = {key for key in keys(kind) if key.endswith(".kind")}
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        key = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or key not in known:
+            continue
+        if not equals:
+            value = arguments[i + 1] if i + 1 < len(arguments) else ""
+        names = _kinds_at(kind, key.split(".")[:-1])
+        if value not in names:
+            raise InputError(f"{key} is {value!r}{nearest(value, names)}")
+        values = merge(values, _nested(key, value))
+    return values
+
+
+def _kinds_at(kind: type[Component], path: list[str]) -> list[str]:
+    options: tuple[type[Component], ...] = (kind,)
+    for place in path:
+        options = tuple(
+            o for k in options if place in k.model_fields for o in choices(k.model_fields[place].annotation)
+        )
+    return [str(option.model_fields["kind"].default) for option in options]
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for place in reversed(key.split(".")):
+        value = {place: value}
+    return value
+
+
+def mirror(component: Component) -> type[Any]:
+    """A dataclass with the fields of a component, its values as defaults, and nothing checked.
+
+    Of a union it has the fields of the variant at hand, with all kinds as choices.
+    """
+    fields: list[tuple[str, Any, Any]] = []
+    for name, info in type(component).model_fields.items():
+        value = getattr(component, name)
+        options = choices(info.annotation)
+        if isinstance(value, Component):
+            inner = mirror(value)
+            if len(options) > 1:
+                inner = _with_kinds(inner, [str(o.model_fields["kind"].default) for o in options], value)
+            fields.append((name, inner, dataclasses.field(default_factory=inner)))
+        elif name == "kind":
+            # a lone kind is no choice
+            continue
+        else:
+            described = Annotated[
+                info.annotation, tyro.conf.arg(help=info.description, help_behavior_hint=_shown(value))
+            ]
+            fields.append((name, described, dataclasses.field(default=value)))
+    made = dataclasses.make_dataclass(type(component).__name__, fields)
+    made.__doc__ = type(component).__doc__
+    return made
+
+
+def _with_kinds(inner: type[Any], kinds: list[str], value: Component) -> type[Any]:
+    choice = Annotated[Literal[tuple(kinds)], tyro.conf.arg(help="Which one; decides the options below.")]
+    kind: Any = value.kind  # pyright: ignore[reportAttributeAccessIssue]
+    made = dataclasses.make_dataclass(
+        inner.__name__,
+        [("kind", choice, dataclasses.field(default=kind))] + [(f.name, f.type, f) for f in dataclasses.fields(inner)],
+    )
+    made.__doc__ = inner.__doc__
+    return made
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple | list):
+        value = " ".join(map(str, value))
+    return f"(default: {value})"
+
+
+def _command(prog: str) -> str:
+    return prog.partition(" [")[0]

@@ -1,0 +1,1 @@
+"""Encoders of conditions into the slots of a network, and what drops them."""

@@ -1,0 +1,218 @@
+"""Settings of the model: schedule, parameterization, network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from sfumato.config.base import Component
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sfumato.diffusion.denoiser import Denoiser, Embed
+    from sfumato.diffusion.parameterization import Parameterization
+    from sfumato.diffusion.schedule import Schedule
+
+
+class Linear(Component):
+    """The linear beta table of DDPM (Ho et al. 2020)."""
+
+    kind: Literal["linear"] = "linear"
+    steps: int = Field(default=1000, ge=2, description="Number of steps T; the betas are scaled by 1000 / T.")
+    beta_start: float = Field(default=1e-4, gt=0, description="The first beta, at T = 1000.")
+    beta_end: float = Field(default=0.02, gt=0, description="The last beta, at T = 1000.")
+
+    def build(self) -> Schedule:
+        from sfumato.diffusion import schedule
+
+        return schedule.linear(self.steps, self.beta_start, self.beta_end)
+
+
+class Cosine(Component):
+    """The cosine beta table of Improved DDPM (Nichol and Dhariwal 2021)."""
+
+    kind: Literal["cosine"] = "cosine"
+    steps: int = Field(default=1000, ge=1, description="Number of steps T.")
+    s: float = Field(default=0.008, gt=0, description="The offset near the data.")
+
+    def build(self) -> Schedule:
+        from sfumato.diffusion import schedule
+
+        return schedule.cosine(self.steps, self.s)
+
+
+class ContinuousLinear(Component):
+    """The variance-preserving SDE with linear beta(t) (Song et al. 2021)."""
+
+    kind: Literal["continuous_linear"] = "continuous_linear"
+    beta_min: float = Field(default=0.1, ge=0, description="beta(0).")
+    beta_max: float = Field(default=20.0, gt=0, description="beta(1).")
+
+    def build(self) -> Schedule:
+        from sfumato.diffusion import schedule
+
+        return schedule.ContinuousLinear(self.beta_min, self.beta_max)
+
+
+class ContinuousCosine(Component):
+    """The cosine schedule in continuous time."""
+
+    kind: Literal["continuous_cosine"] = "continuous_cosine"
+    s: float = Field(default=0.008, gt=0, description="The offset near the data.")
+    log_snr_min: float = Field(default=-20.0, le=0, description="The log-SNR where the schedule ends.")
+
+    def build(self) -> Schedule:
+        from sfumato.diffusion import schedule
+
+        return schedule.ContinuousCosine(self.s, self.log_snr_min)
+
+
+class Karras(Component):
+    """The variance-exploding schedule of EDM (Karras et al. 2022)."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_max: float = Field(default=80.0, gt=0, description="The largest noise.")
+    rho: float = Field(default=7.0, gt=0, description="The power that relates noise and time.")
+
+    def build(self) -> Schedule:
+        from sfumato.diffusion import schedule
+
+        return schedule.Karras(self.sigma_max, self.rho)
+
+
+ScheduleConfig = Annotated[Linear | Cosine | ContinuousLinear | ContinuousCosine | Karras, Field(discriminator="kind")]
+
+
+class Eps(Component):
+    """The network predicts the noise."""
+
+    kind: Literal["eps"] = "eps"
+
+    def build(self, data_std: float) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.eps
+
+
+class X0(Component):
+    """The network predicts the data."""
+
+    kind: Literal["x0"] = "x0"
+
+    def build(self, data_std: float) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.x0
+
+
+class V(Component):
+    """The network predicts v = alpha eps - sigma x0 (Salimans and Ho 2022)."""
+
+    kind: Literal["v"] = "v"
+
+    def build(self, data_std: float) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.v
+
+
+class Edm(Component):
+    """The preconditioning of EDM (Karras et al. 2022)."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: float | None = Field(
+        default=None, gt=0, description="Standard deviation of the data; measured when not given."
+    )
+
+    def build(self, data_std: float) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.edm(self.sigma_data or data_std)
+
+
+ParameterizationConfig = Annotated[Eps | X0 | V | Edm, Field(discriminator="kind")]
+
+
+class UNetConfig(Component):
+    """A U-Net of residual blocks and self-attention."""
+
+    kind: Literal["unet"] = "unet"
+    channels: tuple[int, ...] = Field(
+        default=(64, 128, 128), min_length=1, description="Width per resolution, finest first."
+    )
+    blocks: int = Field(default=2, ge=1, description="Residual blocks per resolution.")
+    attention: tuple[int, ...] = Field(
+        default=(2,), description="Resolutions with self-attention, by index from the finest."
+    )
+    middle_attention: bool = Field(default=True, description="Whether the middle has self-attention.")
+    heads: int = Field(default=4, ge=1, description="Attention heads.")
+    groups: int = Field(default=32, ge=1, description="Groups of the normalizations, at most.")
+    embedding: int | None = Field(
+        default=None, ge=2, description="Width of the time embedding; four times the first width."
+    )
+    time_scale: float = Field(default=1.0, gt=0, description="Largest frequency of the sinusoidal time features.")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any."""
+        from sfumato.conditioning.encoders import Conditioned, LabelEncoder
+        from sfumato.networks.unet import UNet
+
+        if len(shape) not in (2, 3):
+            raise InputError(f"A U-Net takes signals (C, L) or images (C, H, W); the data have shape {shape}.")
+        network = UNet(
+            shape[0],
+            shape[0],
+            self.channels,
+            blocks=self.blocks,
+            attention=self.attention,
+            middle_attention=self.middle_attention,
+            heads=self.heads,
+            groups=self.groups,
+            embedding=self.embedding,
+            time_scale=self.time_scale,
+            dims=1 if len(shape) == 2 else 2,
+        )
+        network.check(shape)
+        return Conditioned(network, {"label": LabelEncoder(classes, network.width)}) if classes else network
+
+
+class ModelConfig(Component):
+    """The denoiser: a schedule, what the network predicts, and the network."""
+
+    schedule: ScheduleConfig = Cosine()
+    parameterization: ParameterizationConfig = V()
+    network: UNetConfig = UNetConfig()
+    time: Literal["auto", "index", "thousand", "log_sigma"] = Field(
+        default="auto",
+        description="What the network is told of the noise level: the step index, 1000 t, or log(sigma / alpha) / 4; "
+        "auto is the index for a table of betas, log_sigma for edm, else 1000 t.",
+    )
+
+    def build(self, shape: tuple[int, ...], classes: int = 0, data_std: float = 1.0) -> Denoiser:
+        """The denoiser, with fresh weights, for data of ``shape`` ``(C, *space)`` and standard deviation ``data_std``.
+
+        Raises:
+            InputError: if the shape does not fit the network, or the schedule does not end in noise.
+        """
+        from sfumato.diffusion.denoiser import Denoiser
+
+        schedule = self.schedule.build()
+        schedule.require_noise(data_std)
+        parameterization = self.parameterization.build(data_std)
+        return Denoiser(self.network.build(shape, classes), schedule, parameterization, self._embed())
+
+    def _embed(self) -> Embed:
+        from sfumato.diffusion import denoiser
+
+        table = self.schedule.steps if isinstance(self.schedule, Linear | Cosine) else None
+        time = self.time
+        if time == "auto":
+            time = "index" if table else "log_sigma" if isinstance(self.schedule, Karras) else "thousand"
+        if time == "index":
+            if table is None:
+                raise InputError("model.time is index, but the schedule has no steps; use thousand or log_sigma.")
+            return denoiser.embed_index(table)
+        return denoiser.embed_thousand if time == "thousand" else denoiser.embed_log_sigma

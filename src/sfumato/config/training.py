@@ -1,0 +1,116 @@
+"""Settings of the training: objective, optimizer, average, duration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from sfumato.config.base import Component
+
+if TYPE_CHECKING:
+    from sfumato.diffusion.objective import TimeLaw, Weight
+    from sfumato.diffusion.schedule import Schedule
+    from sfumato.training.ema import EmaLaw
+
+
+class Simple(Component):
+    """Every noise error counts alike: L_simple (Ho et al. 2020)."""
+
+    kind: Literal["simple"] = "simple"
+
+    def build(self, data_std: float) -> Weight:
+        from sfumato.diffusion import objective
+
+        return objective.simple
+
+
+class EdmWeight(Component):
+    """Every error of the preconditioned network counts alike (Karras et al. 2022)."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: float | None = Field(
+        default=None, gt=0, description="Standard deviation of the data; measured when not given."
+    )
+
+    def build(self, data_std: float) -> Weight:
+        from sfumato.diffusion import objective
+
+        return objective.edm_weight(self.sigma_data or data_std)
+
+
+class Uniform(Component):
+    """Uniform times."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def build(self, schedule: Schedule) -> TimeLaw:
+        from sfumato.diffusion import objective
+
+        return objective.uniform_times(schedule)
+
+
+class LogNormal(Component):
+    """log(sigma / alpha) is normal (Karras et al. 2022)."""
+
+    kind: Literal["log_normal"] = "log_normal"
+    mean: float = Field(default=-1.2, description="Mean of log(sigma / alpha).")
+    std: float = Field(default=1.2, gt=0, description="Standard deviation of log(sigma / alpha).")
+
+    def build(self, schedule: Schedule) -> TimeLaw:
+        from sfumato.diffusion import objective
+
+        return objective.log_normal_sigma(schedule, self.mean, self.std)
+
+
+class ObjectiveConfig(Component):
+    """What is minimized."""
+
+    weight: Annotated[Simple | EdmWeight, Field(discriminator="kind")] = Simple()
+    times: Annotated[Uniform | LogNormal, Field(discriminator="kind")] = Uniform()
+    stratified: bool = Field(default=True, description="Spread the times of a batch evenly, which lowers the variance.")
+    label_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Fraction of samples that are trained without label."
+    )
+
+
+class OptimizerConfig(Component):
+    """AdamW and its learning rate."""
+
+    learning_rate: float = Field(default=2e-4, gt=0, description="The peak learning rate.")
+    warmup: int = Field(default=500, ge=0, description="Steps of linear warm-up.")
+    decay: Literal["constant", "cosine", "linear"] = Field(default="constant", description="What follows the warm-up.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, on matrices and kernels.")
+    clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+
+
+class EmaConfig(Component):
+    """The average of the weights, which is what samples."""
+
+    gamma: float = Field(default=16.0, ge=0, description="The average remembers about 1/gamma of the training so far.")
+    limit: float = Field(default=0.9999, ge=0, le=1, description="The largest decay.")
+
+    def build(self) -> EmaLaw:
+        from sfumato.training.ema import power_law
+
+        return power_law(self.gamma, self.limit)
+
+
+class TrainingConfig(Component):
+    """How long, how fast, and what is written."""
+
+    steps: int = Field(default=100_000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(default=64, ge=1, description="Images per step, over all processes.")
+    accumulate: int = Field(default=1, ge=1, description="Parts in which a batch is computed, to save memory.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="bf16 computes the network in bfloat16; auto does where the processor has it."
+    )
+    seed: int = Field(default=0, ge=0, description="Decides every draw of the training.")
+    checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept.")
+    sample_every: int = Field(default=5000, ge=1, description="Steps between sample grids.")
+    sample_count: int = Field(default=64, ge=0, description="Images per grid; 0 for no grids.")
+    log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
+    tensorboard: bool = Field(default=False, description="Also write TensorBoard events.")
+    threads: int | None = Field(default=None, ge=1, description="Processor threads; torch's own choice when not given.")

@@ -1,0 +1,7 @@
+"""Data by name or path, kept in memory, read by a loader without state."""
+
+from sfumato.data.dataset import Dataset
+from sfumato.data.loader import Batch, Loader
+from sfumato.data.sources import load
+
+__all__ = ["Batch", "Dataset", "Loader", "load"]

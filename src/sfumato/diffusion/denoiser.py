@@ -1,0 +1,126 @@
+"""The denoiser: a network, a schedule and the meaning of the network's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.diffusion.level import Level, Scalar, broadcast
+from sfumato.diffusion.parameterization import Output, Parameterization
+from sfumato.diffusion.schedule import Schedule
+from sfumato.errors import InputError
+
+
+class Prediction:
+    r"""What a denoiser says of ``x`` at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
+
+    The two are computed when asked for. A step that only needs a combination of them asks for that
+    (:meth:`mix`) and pays for one linear combination of ``x`` and ``F``.
+
+    Attributes:
+        variance_fraction: for networks that learn the reverse variance, the interpolation in [0, 1] between the
+            logarithms of the small and the large one (Nichol and Dhariwal 2021, eq. 15); else None.
+    """
+
+    __slots__ = ("_f", "_out", "_x", "variance_fraction")
+
+    def __init__(self, x: Tensor, f: Tensor, out: Output, variance_fraction: Tensor | None = None) -> None:
+        self._x, self._f, self._out = x, f, out
+        self.variance_fraction = variance_fraction
+
+    @classmethod
+    def of_x0(cls, x: Tensor, x0: Tensor, level: Level, variance_fraction: Tensor | None = None) -> Prediction:
+        """The prediction whose estimate of the data is ``x0``; for denoisers that wrap denoisers."""
+        one_over_sigma = 1.0 / level.sigma
+        return cls(x, x0, Output(1.0, 0.0, 1.0, one_over_sigma, -level.alpha * one_over_sigma), variance_fraction)
+
+    @property
+    def x0(self) -> Float[Tensor, "batch *shape"]:
+        return _combine(self._x, self._f, self._out.a, self._out.b)
+
+    @property
+    def eps(self) -> Float[Tensor, "batch *shape"]:
+        return _combine(self._x, self._f, self._out.c, self._out.d)
+
+    def mix(self, k0: Scalar, k_eps: Scalar) -> Float[Tensor, "batch *shape"]:
+        r"""The combination :math:`k_0 \hat x_0 + k_\epsilon \hat\epsilon`."""
+        out = self._out
+        return _combine(self._x, self._f, k0 * out.a + k_eps * out.c, k0 * out.b + k_eps * out.d)
+
+
+def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar) -> Tensor:
+    if isinstance(p, Tensor) or isinstance(q, Tensor):
+        return broadcast(p, x) * x + broadcast(q, x) * f
+    if p == 0.0:
+        return f.to(x.dtype) if q == 1.0 else f.to(x.dtype) * q
+    # in place on the fresh product: one allocation
+    return x.mul(p).add_(f, alpha=q)
+
+
+class Denoise(Protocol):
+    """Anything that estimates the clean data: a network with its coefficients, an oracle, or a wrapper of these."""
+
+    def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction: ...
+
+
+Embed = Callable[[Level], Scalar]
+"""What the network is told of the level; its time embedding sees this number."""
+
+
+def embed_index(steps: int) -> Embed:
+    """The step index :math:`t T - 1` in ``0 ... T - 1`` of DDPM, for a table of ``steps`` betas."""
+    return lambda level: level.t * float(steps) - 1.0
+
+
+def embed_thousand(level: Level) -> Scalar:
+    """1000 t, as continuous-time models with DDPM's embedding use (Song et al. 2021, code)."""
+    return level.t * 1000.0
+
+
+def embed_log_sigma(level: Level) -> Scalar:
+    r""":math:`\tfrac14 \ln(\sigma / \alpha)`, the noise input of EDM (Karras et al. 2022, table 1)."""
+    return level.log_snr * -0.125
+
+
+class Denoiser(nn.Module):
+    """A network read as an estimate of the clean data and of the noise.
+
+    Args:
+        network: called as ``network(x, time, **cond)`` with ``time`` of shape ``(B,)``.
+        schedule: the noise schedule it is trained on; samplers and losses take their levels from it.
+        parameterization: what the network's output means.
+        embed: the number that stands for the level in ``time``.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, parameterization: Parameterization, embed: Embed
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.embed = embed
+
+    def forward(self, x: Float[Tensor, "batch *shape"], level: Level, **cond: Tensor) -> Prediction:
+        """The prediction for ``x`` at ``level``, one for the batch or one per sample.
+
+        Raises:
+            InputError: at ``sigma = 0``, where there is nothing to denoise.
+        """
+        if not isinstance(level.sigma, Tensor) and level.sigma == 0.0:
+            raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
+        out = self.parameterization(level)
+        if isinstance(out.c_in, Tensor) or out.c_in != 1.0:
+            seen = broadcast(out.c_in, x) * x
+        else:
+            seen = x
+        return Prediction(x, self.network(seen, self._time(x, level), **cond), out)
+
+    def _time(self, x: Tensor, level: Level) -> Float[Tensor, "batch"]:
+        value = self.embed(level)
+        if isinstance(value, Tensor) and value.ndim:
+            return value.to(x.dtype).to(x.device, non_blocking=True)
+        return x.new_full((x.shape[0],), float(value))

@@ -1,0 +1,86 @@
+"""What the network's output means: one 2x2 matrix per level in place of pairwise converters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from sfumato.diffusion.level import Level, Scalar, broadcast, sqrt
+from sfumato.errors import InputError
+
+
+@dataclass(slots=True)
+class Output:
+    r"""How to read a network at one level.
+
+    The network sees :math:`c_{in} x` and returns :math:`F`; then :math:`\hat x_0 = a x + b F` and
+    :math:`\hat\epsilon = c x + d F`. Every parameterization satisfies :math:`\alpha a + \sigma c = 1` and
+    :math:`\alpha b + \sigma d = 0`, because :math:`x = \alpha \hat x_0 + \sigma \hat\epsilon`.
+    """
+
+    c_in: Scalar
+    a: Scalar
+    b: Scalar
+    c: Scalar
+    d: Scalar
+
+    def like(self, x: Tensor) -> Output:
+        """The same coefficients, ready for arithmetic with ``x``."""
+        return Output(*(broadcast(value, x) for value in (self.c_in, self.a, self.b, self.c, self.d)))
+
+
+Parameterization = Callable[[Level], Output]
+
+
+def eps(level: Level) -> Output:
+    r"""The network predicts the noise: :math:`\hat\epsilon = F` (Ho et al. 2020, sec. 3.2)."""
+    return Output(1.0, 1.0 / level.alpha, -level.sigma / level.alpha, 0.0, 1.0)
+
+
+def x0(level: Level) -> Output:
+    r"""The network predicts the data: :math:`\hat x_0 = F`."""
+    return Output(1.0, 0.0, 1.0, 1.0 / level.sigma, -level.alpha / level.sigma)
+
+
+def v(level: Level) -> Output:
+    r"""The network predicts :math:`v = \alpha \epsilon - \sigma x_0` (Salimans and Ho 2022, app. D).
+
+    With :math:`\alpha^2 + \sigma^2 = 1`, :math:`\hat x_0 = \alpha x - \sigma F`; in general both are divided by
+    :math:`\alpha^2 + \sigma^2`.
+    """
+    norm = level.alpha * level.alpha + level.sigma * level.sigma
+    return Output(1.0, level.alpha / norm, -level.sigma / norm, level.sigma / norm, level.alpha / norm)
+
+
+def edm(sigma_data: float) -> Parameterization:
+    r"""The preconditioning of EDM (Karras et al. 2022, table 1), for any :math:`\alpha`.
+
+    In their coordinate, :math:`\hat\sigma = \sigma / \alpha` and :math:`\hat x = x / \alpha`,
+
+    .. math::
+        c_{skip} = \frac{\sigma_d^2}{\hat\sigma^2 + \sigma_d^2}, \qquad
+        c_{out} = \frac{\hat\sigma \sigma_d}{\sqrt{\hat\sigma^2 + \sigma_d^2}}, \qquad
+        c_{in} = \frac{1}{\sqrt{\hat\sigma^2 + \sigma_d^2}}
+
+    Raises:
+        InputError: if ``sigma_data`` is not positive.
+    """
+    if sigma_data <= 0.0:
+        raise InputError(f"sigma_data is the standard deviation of the data and must be positive; got {sigma_data}.")
+    return partial(_edm, sigma_data=sigma_data)
+
+
+def _edm(level: Level, sigma_data: float) -> Output:
+    signal = level.alpha * sigma_data
+    variance = level.sigma * level.sigma + signal * signal
+    std = sqrt(variance)
+    return Output(
+        c_in=1.0 / std,
+        a=signal * sigma_data / variance,
+        b=level.sigma * sigma_data / std,
+        c=level.sigma / variance,
+        d=-signal / std,
+    )

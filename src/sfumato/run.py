@@ -1,0 +1,378 @@
+"""Runs: training into a directory, and evaluating what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sfumato import metrics, random
+from sfumato.config import Config, SamplingConfig
+from sfumato.data import Dataset, Loader
+from sfumato.errors import InputError
+from sfumato.metrics import Evaluation
+from sfumato.model import Facts, Model, load, read_config, save, write_config
+from sfumato.pictures import save_grid
+from sfumato.reporting import Reporter, Silent
+from sfumato.training.checkpoint import Checkpoints, atomic_write, write_json
+from sfumato.training.loop import Diverged, Objective, Record, Trainer
+from sfumato.training.optimization import adamw, learning_rate
+from sfumato.training.precision import supports_bf16
+
+SPLIT_SEED = 0
+"""The split into training and held-out images belongs to the data, not to the run: every run has the same."""
+
+
+class Interrupted(Exception):
+    """The training was asked to stop; it saved a checkpoint at ``step`` and can be resumed."""
+
+    def __init__(self, run: Path, step: int, signal_number: int) -> None:
+        super().__init__(f"Stopped at step {step}; resume with: sfumato train --resume {run}")
+        self.run, self.step, self.signal_number = run, step, signal_number
+
+
+def train(
+    config: Config | None = None,
+    *,
+    run: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Model:
+    """Train a model into a run directory; the same job as ``sfumato train``.
+
+    The directory holds ``config.json``, ``model.safetensors`` (averaged weights), ``checkpoints/`` (what resuming
+    needs), ``samples/*.png``, ``metrics.jsonl`` and, at the end, ``evaluation.json``.
+
+    Args:
+        config: everything that decides the run; by default the recipe of the digits. Leave it out to resume.
+        run: the run directory, by default ``runs/NAME`` with the name of the data.
+        resume: go on from the newest whole checkpoint, bit for bit as if there had been no stop.
+        overwrite: delete a run that is there.
+        reporter: what shows progress; by default nothing does.
+
+    Returns:
+        The model with averaged weights.
+
+    Raises:
+        InputError: if the configuration, the data and the directory do not fit together.
+        Diverged: if the loss is not finite or explodes; the last checkpoint is whole.
+        Interrupted: after SIGINT or SIGTERM, when the state is saved.
+    """
+    if resume:
+        if run is None:
+            raise InputError("Say which run to resume.")
+        stored, _ = read_config(Path(run))
+        config = config or stored
+        _check_same(stored, config)
+    elif config is None:
+        from sfumato.recipes import digits
+
+        config = digits()
+    run = Path(run) if run is not None else Path("runs") / default_name(config.data.source)
+    return _Run(config, run, reporter or Silent()).train(resume, overwrite)
+
+
+def default_name(source: str) -> str:
+    """The name of a run of this data."""
+    return Path(source.removeprefix("hf:").partition(":")[0]).stem or "run"
+
+
+def _check_same(stored: Config, wanted: Config) -> None:
+    free = {"steps", "checkpoint_every", "keep", "sample_every", "sample_count", "log_every", "tensorboard", "threads"}
+    for group in ("data", "model", "objective", "optimizer", "ema", "training"):
+        old, new = getattr(stored, group).model_dump(), getattr(wanted, group).model_dump()
+        changed = [k for k in old if old[k] != new[k] and not (group == "training" and k in free)]
+        if changed:
+            raise InputError(f"{group}.{changed[0]} differs from that of the run; start another run, or leave it out.")
+
+
+def read_data(config: Config) -> tuple[Dataset, Dataset]:
+    """The training and the held-out images of a configuration, with the labels that the source has."""
+    return config.data.build().split(config.data.holdout, SPLIT_SEED)
+
+
+def describe(loader: Loader, heldout: int) -> Facts:
+    """What a model must know of its data."""
+    data = loader.dataset
+    sample = loader.batch(0, min(len(data), 4096)).x0.double()
+    std = float(sample.std(correction=0))
+    if std == 0.0:
+        raise InputError(f"All {len(data)} images of {data.name} are one constant; there is nothing to learn.")
+    counts = [] if data.labels is None else torch.from_numpy(data.labels).bincount(minlength=len(data.classes)).tolist()
+    return Facts(
+        shape=loader.shape,
+        classes=data.classes,
+        frequencies=tuple(count / len(data) for count in counts),
+        std=std,
+        train=len(data),
+        heldout=heldout,
+    )
+
+
+class _Run:
+    """One training into one directory."""
+
+    def __init__(self, config: Config, folder: Path, reporter: Reporter) -> None:
+        self.config, self.folder, self.reporter = config, folder, reporter
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        self.accelerator = Accelerator()
+        self.main = self.accelerator.is_main_process
+        if not self.main:
+            self.reporter = Silent()
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep)
+        self.metrics = folder / "metrics.jsonl"
+
+    def train(self, resume: bool, overwrite: bool) -> Model:
+        config = self.config
+        train_set, heldout = read_data(config)
+        if not config.data.labels:
+            train_set = dataclasses.replace(train_set, labels=None, classes=())
+        loader = Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop)
+        facts = describe(loader, len(heldout))
+        # the initial weights are a draw like any other: of the seed alone
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random.fold(config.training.seed, "weights"))
+            model = Model(config, facts, run=self.folder)
+        trainer = self._trainer(model, loader, facts)
+        self._prepare(trainer, facts, resume, overwrite)
+        self.reporter.start(config, facts, model, trainer, self.folder)
+        began = time.perf_counter()
+        seconds = self._loop(model, trainer)
+        model.step = trainer.step
+        self._adopt(model, trainer)
+        self.accelerator.wait_for_everyone()
+        if self.main and config.evaluation.samples > 0 and len(heldout) < 2:
+            self.reporter.say("No evaluation: no images are held out (data.holdout).")
+        elif self.main and config.evaluation.samples > 0:
+            self.reporter.evaluating(config.evaluation.samples)
+            self.reporter.evaluated(evaluate(model))
+        self.accelerator.wait_for_everyone()
+        self.reporter.finish(self.folder, seconds, time.perf_counter() - began)
+        return model
+
+    def _trainer(self, model: Model, loader: Loader, facts: Facts) -> Trainer:
+        config, options = self.config, self.config.training
+        device = self.accelerator.device
+        denoiser = model.denoiser.to(device)
+        bf16 = options.precision == "bf16" or (options.precision == "auto" and supports_bf16(device))
+        if bf16 and not supports_bf16(device):
+            self.reporter.say(f"This processor ({device}) has no native bfloat16: training in fp32.")
+            bf16 = False
+        optimizer, objective = config.optimizer, config.objective
+        return Trainer(
+            denoiser,
+            loader,
+            Objective(
+                objective.times.build(denoiser.schedule),
+                objective.weight.build(facts.std),
+                objective.label_dropout,
+                objective.stratified,
+            ),
+            adamw(denoiser, betas=optimizer.betas, weight_decay=optimizer.weight_decay),
+            learning_rate(optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay),
+            config.ema.build(),
+            batch_size=options.batch_size,
+            accumulate=options.accumulate,
+            clip=optimizer.clip,
+            bf16=bf16,
+            seed=options.seed,
+            accelerator=self.accelerator,
+        )
+
+    def _prepare(self, trainer: Trainer, facts: Facts, resume: bool, overwrite: bool) -> None:
+        """Make the directory ready: fresh, or with the state of the newest checkpoint taken up."""
+        if resume:
+            found = self.checkpoints.latest()
+            if found is None:
+                raise InputError(f"{self.folder} has no checkpoint to resume from.")
+            trainer.restore(*found)
+            if self.main:
+                self._truncate_metrics(trainer.step)
+                write_config(self.folder, self.config, facts)
+        elif self.main:
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                if not overwrite:
+                    raise InputError(
+                        f"{self.folder} is there already; go on with --resume {self.folder}, replace it with "
+                        "--overwrite, or choose another with --run."
+                    )
+                if not (self.folder / "config.json").is_file():
+                    raise InputError(f"{self.folder} is not a run of Sfumato, so --overwrite will not delete it.")
+                shutil.rmtree(self.folder)
+            write_config(self.folder, self.config, facts)
+        self.accelerator.wait_for_everyone()
+
+    def _truncate_metrics(self, step: int) -> None:
+        """Forget what was logged after the checkpoint: those steps will be done again."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        kept = [line for line in lines if _logged_step(line) <= step]
+        text = "".join(line + "\n" for line in kept)
+        atomic_write(self.metrics, lambda temporary: _write(temporary, text))
+
+    def _loop(self, model: Model, trainer: Trainer) -> float:
+        """Train; returns the seconds that the optimizer steps took."""
+        options, seconds = self.config.training, 0.0
+        tensorboard = _tensorboard(self.folder) if options.tensorboard and self.main else None
+        saved = trainer.step
+        with _stopping(trainer) as stopped:
+            for record in trainer.run(options.steps):
+                seconds += record.seconds
+                last = record.step == options.steps
+                if self.main and (record.step % options.log_every == 0 or last):
+                    self._log(record, tensorboard)
+                self.reporter.step(record)
+                if record.step % options.checkpoint_every == 0 or last or trainer.stopping:
+                    self._checkpoint(model, trainer)
+                    saved = record.step
+                if options.sample_count and (record.step % options.sample_every == 0 or last) and self.main:
+                    self._preview(model, trainer)
+        if trainer.step < options.steps:
+            if saved != trainer.step:
+                self._checkpoint(model, trainer)
+            raise Interrupted(self.folder, trainer.step, stopped[0] if stopped else signal.SIGINT)
+        return seconds
+
+    def _log(self, record: Record, tensorboard: Any) -> None:
+        values = dataclasses.asdict(record)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+        if tensorboard is not None:
+            for name in ("loss", "grad_norm", "learning_rate", "ema_decay"):
+                tensorboard.add_scalar(name, values[name], record.step)
+
+    def _checkpoint(self, model: Model, trainer: Trainer) -> None:
+        if self.main:
+            model.step = trainer.step
+            self.checkpoints.save(trainer.step, *trainer.state())
+            save(model, self.folder, trainer.ema.average)
+        self.accelerator.wait_for_everyone()
+
+    def _preview(self, model: Model, trainer: Trainer) -> None:
+        with trainer.ema.applied():
+            images = model.sample(self.config.training.sample_count, seed=0)
+        save_grid(images, self.folder / "samples" / f"step-{trainer.step:07d}.png")
+
+    def _adopt(self, model: Model, trainer: Trainer) -> None:
+        """Give the model the averaged weights for good."""
+        average: dict[str, Tensor] = trainer.ema.average
+        with torch.no_grad():
+            for name, parameter in model.denoiser.named_parameters():
+                parameter.copy_(average[name])
+        model.denoiser.eval()
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        # a line that a crash cut off
+        return 1 << 62
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Generator[list[int]]:
+    """Within the context, SIGINT and SIGTERM ask the trainer to stop after the step; a second one stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        trainer.stop = True
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            'training.tensorboard needs TensorBoard; install it with: pip install "sfumato[tensorboard]"'
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def evaluate(
+    model: Model | str | Path,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    sampling: SamplingConfig | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Draw samples and compare them with the training and the held-out images; the same job as ``sfumato evaluate``.
+
+    The result is also written to ``evaluation.json`` in the run directory.
+
+    Args:
+        model: a model, or its run directory.
+        samples: how many images to draw; by default as the configuration says.
+        seed: which images.
+        sampling: the sampler; by default that of the configuration.
+        progress: called with the number of images drawn so far.
+
+    Raises:
+        InputError: if the data hold out fewer than 2 images, or there are fewer than 2 samples.
+    """
+    if not isinstance(model, Model):
+        model = load(model)
+    options = model.config.evaluation
+    count = options.samples if samples is None else samples
+    train_set, heldout = read_data(model.config)
+    if len(heldout) < 2:
+        raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
+    sampling = sampling or model.config.sampling
+    which = options.seed if seed is None else seed
+    images = model.sample(count, seed=which, sampling=sampling, progress=progress)
+    result = metrics.evaluate(
+        images,
+        _images(train_set, model),
+        _images(heldout, model),
+        train_labels=_labels(train_set),
+        heldout_labels=_labels(heldout),
+    )
+    if model.run is not None:
+        value = {"step": model.step, "seed": which, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
+        write_json(model.run / "evaluation.json", value)
+    return result
+
+
+def _images(data: Dataset, model: Model) -> Tensor:
+    crop = model.config.data.random_crop
+    if crop is None:
+        return data.batch(range(len(data)))
+    # the model was trained on windows: compare with one window of each image
+    return Loader(dataclasses.replace(data, labels=None, classes=()), SPLIT_SEED, crop=crop).batch(0, len(data)).x0
+
+
+def _labels(data: Dataset) -> Tensor | None:
+    return None if data.labels is None else torch.from_numpy(data.labels)
+
+
+__all__ = ["Diverged", "Interrupted", "default_name", "evaluate", "read_data", "train"]

@@ -1,0 +1,1 @@
+"""Samplers: grids, the one loop, and a step function per method."""

@@ -1,0 +1,60 @@
+"""Grids: the levels at which a sampler stops."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sfumato.diffusion.level import Level
+from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.errors import InputError
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise InputError(f"Sampling needs at least 1 step; got {steps}.")
+
+
+def uniform(schedule: Schedule, steps: int) -> Level:
+    """``steps + 1`` levels uniform in time from 1 to 0: those of a discrete schedule when ``steps`` is its ``T``."""
+    _check_steps(steps)
+    return schedule(torch.arange(steps, -1, -1, dtype=torch.float64) / steps)
+
+
+def karras(
+    schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max: float | None = None, rho: float = 7.0
+) -> Level:
+    r"""The grid of EDM in :math:`\hat\sigma = \sigma / \alpha` (Karras et al. 2022, eq. 5), with the data at its end.
+
+    .. math::
+        \hat\sigma_i = \left(\hat\sigma_{\max}^{1/\rho}
+        + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho, \; i = 0 \dots N - 1,
+        \qquad \hat\sigma_N = 0
+
+    Args:
+        sigma_min: the last level before the data.
+        sigma_max: the first level; by default the end of the schedule, ``t = 1``.
+
+    Raises:
+        InputError: if the range is empty or goes beyond the schedule, or there is no step.
+    """
+    _check_steps(steps)
+    end = float(schedule(1.0).noise_to_signal)
+    top = end if sigma_max is None else sigma_max
+    if not 0.0 < sigma_min < top or not math.isfinite(top):
+        raise InputError(f"A grid needs 0 < sigma_min < sigma_max; got {sigma_min:.4g} and {top:.4g}.")
+    if top > end * (1.0 + 1e-9):
+        raise InputError(f"The schedule ends at sigma / alpha = {end:.4g}; a grid can't start at {top:.4g}.")
+    ramp = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
+    sigma = (top ** (1.0 / rho) + ramp * (sigma_min ** (1.0 / rho) - top ** (1.0 / rho))) ** rho
+    levels = schedule.at(-2.0 * sigma.log())
+    data = schedule(torch.zeros(1, dtype=torch.float64))
+    pairs = ((levels.t, data.t), (levels.alpha, data.alpha), (levels.sigma, data.sigma))
+    return Level(*(torch.cat([torch.as_tensor(a), torch.as_tensor(b)]) for a, b in pairs))
+
+
+def snapped(levels: Level, schedule: Discrete) -> Level:
+    """The grid with each time moved to the nearest step of a discrete schedule, repeats dropped."""
+    t = (torch.as_tensor(levels.t) * schedule.steps).round().unique(sorted=True).flip(0)
+    return schedule(t / schedule.steps)

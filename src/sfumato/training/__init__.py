@@ -1,0 +1,1 @@
+"""Training: the step, the loop, the running average of the weights, and checkpoints."""

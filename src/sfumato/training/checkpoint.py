@@ -1,0 +1,128 @@
+"""Checkpoints: safetensors files, written whole or not at all, read with suspicion."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from sfumato.errors import InputError, SfumatoWarning
+
+
+class SaveError(OSError):
+    """A file could not be written; what stood there before is untouched."""
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it: a crash leaves the old file whole.
+
+    Raises:
+        SaveError: if it can't be written, a full disk for example; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        if os.name == "posix":
+            # the rename itself must reach the disk
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full or "code: 28" in str(error) else str(error)
+        raise SaveError(f"Could not write {path}: {reason}. What was saved before is untouched.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    atomic_write(path, lambda temporary: _write_text(temporary, json.dumps(value, indent=2) + "\n"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able facts about them as one safetensors file, whole or not at all."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = {"sfumato": json.dumps(dict(meta))}
+    atomic_write(path, lambda temporary: safetensors.torch.save_file(ready, temporary, metadata=facts))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a file written by :func:`write_tensors`.
+
+    Raises:
+        InputError: if the file is missing, truncated, a pickle, or not written by this package.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
+    if head[:1] == b"\x80" or head == b"PK\x03\x04":
+        raise InputError(
+            f"{path} is a pickle, which can run any code when it is loaded; only safetensors files are read."
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = (file.metadata() or {}).get("sfumato")
+            if facts is None:
+                raise InputError(f"{path} is a safetensors file, but not one that Sfumato wrote: it has no facts.")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(facts)  # noqa: SIM118
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}).") from None
+
+
+class Checkpoints:
+    """The resume states of a run: a folder of ``step-N.safetensors``, of which the newest few are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        """The states, newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+        """Write the state after ``step`` and forget the oldest beyond those kept."""
+        path = self.folder / f"step-{step:09d}.safetensors"
+        write_tensors(path, tensors, {**meta, "step": step})
+        for old in self.paths()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest state that is whole, or None when there is none at all; a broken newer one is named in a warning.
+
+        Raises:
+            InputError: if there are states and all are broken.
+        """
+        broken: list[str] = []
+        for path in self.paths():
+            try:
+                found = read_tensors(path)
+            except InputError as error:
+                broken.append(str(error))
+                continue
+            if broken:
+                warnings.warn(f"{' '.join(broken)} Using the older {path.name}.", SfumatoWarning, stacklevel=2)
+            return found
+        if broken:
+            raise InputError(f"No checkpoint of this run is whole. {' '.join(broken)}")
+        return None

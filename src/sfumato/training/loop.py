@@ -1,0 +1,251 @@
+"""The training loop: a generator that yields one record per optimizer step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato import random
+from sfumato.conditioning.encoders import drop
+from sfumato.data import Batch, Loader
+from sfumato.diffusion.denoiser import Denoiser
+from sfumato.diffusion.level import Level
+from sfumato.diffusion.objective import TimeLaw, Weight, denoising_loss
+from sfumato.errors import InputError
+from sfumato.training.ema import Ema, EmaLaw
+from sfumato.training.optimization import LearningRate
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient is not finite, or exploded; the weights are those before the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What happened in one optimizer step.
+
+    Attributes:
+        step: the step, from 1.
+        images: images seen so far.
+        loss: the mean loss of the batch.
+        grad_norm: the norm of the gradient before clipping.
+        learning_rate: the learning rate of the step.
+        ema_decay: the decay of the average of the weights.
+        seconds: the wall time of the step.
+    """
+
+    step: int
+    images: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    ema_decay: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is minimized.
+
+    Attributes:
+        law: the law of the levels.
+        weight: the weighting of the squared error of the noise.
+        label_dropout: the fraction of samples whose condition is dropped.
+        stratified: spread the levels of a batch evenly over their law (Kingma et al. 2021, app. I.1), instead of
+            drawing them independently.
+    """
+
+    law: TimeLaw
+    weight: Weight
+    label_dropout: float = 0.0
+    stratified: bool = True
+
+    def levels(self, seed: int, start: int, count: int, batch: int) -> Level:
+        """The levels of samples ``start ... start + count - 1``, in batches of ``batch``."""
+        if not self.stratified:
+            return self.law(random.uniform(seed, "time", start, count))
+        index = torch.arange(start, start + count)
+        steps = index.div(batch, rounding_mode="floor")
+        first, last = int(steps[0]), int(steps[-1])
+        shift = random.uniform(seed, "time", first, last - first + 1)[steps - first]
+        return self.law((shift + (index % batch) / batch) % 1.0)
+
+
+class _Loss(nn.Module):
+    """The loss as a module, so that data-parallel wrappers see a forward pass from tensors to a tensor."""
+
+    def __init__(self, denoiser: Denoiser, weight: Weight) -> None:
+        super().__init__()
+        self.denoiser, self.weight = denoiser, weight
+
+    def forward(self, x0: Tensor, level: Level, noise: Tensor, cond: dict[str, Tensor]) -> Float[Tensor, "batch"]:
+        return denoising_loss(self.denoiser, x0, level, noise, self.weight, **cond)
+
+
+class Trainer:
+    """The state of a training run, and the generator that moves it on.
+
+    Every draw is a function of the seed and of the global index of a sample, so that neither the accumulation nor
+    the number of processes nor an interruption changes what is trained on.
+
+    Args:
+        denoiser: what is trained.
+        loader: the data.
+        objective: what is minimized.
+        optimizer: its learning rate is set at each step.
+        learning_rate: the law of the learning rate.
+        ema: the law of the average of the weights.
+        batch_size: samples per optimizer step, over all processes.
+        accumulate: parts in which a process computes its share of a batch.
+        clip: the largest norm of the gradient; None to leave it.
+        bf16: whether the network computes in bfloat16 (autocast).
+        seed: the seed of every draw.
+        accelerator: the engine: device, processes, gradient synchronization.
+
+    Raises:
+        InputError: if the batch does not divide by the processes times the parts.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loader: Loader,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        learning_rate: LearningRate,
+        ema: EmaLaw,
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        clip: float | None = 1.0,
+        bf16: bool = False,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.accelerator = accelerator or Accelerator()
+        parts = accumulate * self.accelerator.num_processes
+        if batch_size < 1 or accumulate < 1 or batch_size % parts:
+            raise InputError(
+                f"A batch of {batch_size} does not divide into {accumulate} parts on "
+                f"{self.accelerator.num_processes} processes; take a multiple of {parts}."
+            )
+        self.denoiser, self.loader, self.objective = denoiser, loader, objective
+        self.optimizer, self.learning_rate = optimizer, learning_rate
+        self.batch_size, self.accumulate, self.clip, self.seed = batch_size, accumulate, clip, seed
+        self.autocast = bf16
+        self.step = 0
+        self.stop = False
+        self.stopping = False
+        self.model = self.accelerator.prepare_model(_Loss(denoiser, objective.weight))
+        self.ema = Ema(denoiser, ema)
+        self._usual_loss = math.nan
+
+    def run(self, steps: int) -> Iterator[Record]:
+        """Train until ``steps`` optimizer steps are done; yields a record after each.
+
+        Setting ``stop`` in any process ends the loop of all after the same step; ``stopping`` tells that it has.
+
+        Raises:
+            Diverged: if the loss explodes or is not finite; nothing of that step is applied.
+        """
+        self.model.train()
+        while self.step < steps and not self.stopping:
+            began = time.perf_counter()
+            loss, grad_norm, rate = self._step()
+            self.step += 1
+            decay = self.ema.update(self.step)
+            seconds = time.perf_counter() - began
+            yield Record(self.step, self.step * self.batch_size, loss, grad_norm, rate, decay, seconds)
+
+    def _step(self) -> tuple[float, float, float]:
+        rate = self.learning_rate(self.step + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        share = self.batch_size // (self.accumulate * self.accelerator.num_processes)
+        # the wish to stop travels with the loss, so that all processes end after the same step
+        total = torch.tensor([0.0, float(self.stop)], device=self.accelerator.device)
+        for part in range(self.accumulate):
+            place = part * self.accelerator.num_processes + self.accelerator.process_index
+            start = self.step * self.batch_size + place * share
+            last = part == self.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self._loss(self.loader.batch(start, share)).mean() / self.accumulate
+                self.accelerator.backward(loss)
+            total[0] += loss.detach()
+        mean, stop = self.accelerator.reduce(total, reduction="mean").tolist()  # pyright: ignore
+        self.stopping = stop > 0.0
+        self._judge(mean, "loss")
+        limit = math.inf if self.clip is None else self.clip
+        norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit, foreach=True))
+        if not math.isfinite(norm):
+            raise Diverged(f"The gradient is {norm} at step {self.step + 1} (loss {mean:.4g}).")
+        self.optimizer.step()
+        return mean, norm, rate
+
+    def _loss(self, batch: Batch) -> Float[Tensor, "batch"]:
+        device, count, start = self.accelerator.device, len(batch.x0), batch.start
+        x0 = batch.x0.to(device, non_blocking=True)
+        noise = random.normal(self.seed, "noise", start, count, tuple(x0.shape[1:])).to(device, non_blocking=True)
+        level = self.objective.levels(self.seed, start, count, self.batch_size)
+        cond: dict[str, Tensor] = {}
+        if batch.labels is not None:
+            dropped = random.uniform(self.seed, "drop", start, count) < self.objective.label_dropout
+            cond["label"] = drop(batch.labels, dropped).to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            return self.model(x0, level, noise, cond)
+
+    def _judge(self, loss: float, name: str) -> None:
+        usual = self._usual_loss
+        if not math.isfinite(loss) or (loss > 1e3 * max(usual, 1e-3) and self.step > 20):
+            raise Diverged(f"The {name} is {loss:.4g} at step {self.step + 1}; it was about {usual:.4g} before.")
+        self._usual_loss = loss if math.isnan(usual) else usual + 0.05 * (loss - usual)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that resuming needs: tensors, and facts for JSON."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.denoiser.named_parameters():
+            tensors[f"weights/{name}"] = parameter
+            tensors[f"ema/{name}"] = self.ema.average[name]
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        return tensors, {"step": self.step, "usual_loss": self._usual_loss}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take up the state that :meth:`state` gave.
+
+        Raises:
+            InputError: if it is that of another model.
+        """
+        names = {name for name, _ in self.denoiser.named_parameters()}
+        stored = {name.removeprefix("weights/") for name in tensors if name.startswith("weights/")}
+        if names != stored:
+            odd = sorted(names ^ stored)
+            raise InputError(f"The checkpoint is of another model: {len(odd)} weights differ, the first is {odd[0]!r}.")
+        for name, parameter in self.denoiser.named_parameters():
+            value = tensors[f"weights/{name}"]
+            if value.shape != parameter.shape:
+                raise InputError(
+                    f"The checkpoint is of another model: {name} has shape {tuple(value.shape)} there and "
+                    f"{tuple(parameter.shape)} here."
+                )
+            parameter.copy_(value)
+            state = {
+                key.split("/", 2)[1]: value.to(parameter.device)
+                for key, value in tensors.items()
+                if key.startswith("optimizer/") and key.split("/", 2)[2] == name
+            }
+            if state:
+                self.optimizer.state[parameter] = state
+        self.ema.load({name: tensors[f"ema/{name}"] for name in names})
+        self.step, self._usual_loss = int(facts["step"]), float(facts["usual_loss"])

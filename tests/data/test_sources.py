@@ -1,0 +1,86 @@
+"""Data by name or path, and what is said when there is none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from sfumato.data import Dataset, load
+from sfumato.data.sources import SOURCES
+from sfumato.errors import InputError
+
+
+def test_digits() -> None:
+    dataset = load("digits")
+    bunch = load_digits()
+    assert len(dataset) == 1797 and dataset.shape == (1, 8, 8) and dataset.images.dtype == np.float32
+    assert np.array_equal((dataset.images[:, 0] + 1) * 8, bunch.images)
+    assert dataset.labels is not None
+    assert np.array_equal(dataset.labels, bunch.target)
+    assert dataset.classes == tuple("0123456789")
+    assert dataset.batch([0]).min() == -1
+
+
+def test_digits_at_another_size() -> None:
+    dataset = load("digits", size=16, channels="rgb", labels=True)
+    assert dataset.shape == (3, 16, 16)
+    assert dataset.images.min() >= -1 and dataset.images.max() <= 1
+    assert np.array_equal(dataset.images[:, 0], dataset.images[:, 2])
+
+
+def test_a_name_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = Dataset(np.zeros((2, 1, 4, 4), dtype=np.uint8), None, (), "blank")
+    monkeypatch.setitem(SOURCES, "blank", lambda: blank)
+    assert load("blank") is blank
+    with pytest.raises(InputError, match="labels=True, but blank has no labels"):
+        load("blank", labels=True)
+
+
+def test_home_and_path_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", np.full((2, 8, 8), 200, dtype=np.uint8))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load("~/x.npy")) == len(load(tmp_path / "x.npy")) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("digts", "'digts' is neither a known name nor a file or folder; did you mean 'digits'?"),
+        ("photographs", "expected digits, a folder of images, a .npy or .npz file, or hf:NAME"),
+        ("", "expected digits"),
+        ("nowhere/at/all", "expected digits"),
+        ("flowers.nzp", "did you mean 'flowers.npz'?"),
+        ("flower", "did you mean 'flowers'?"),
+        ("flowers.npz:x", "holds no array"),
+        ("one.png", "is a single image; pass the folder"),
+        ("table.csv", "a kind that is not read"),
+    ],
+)
+def test_sources_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flowers").mkdir()
+    np.savez("flowers.npz", images=np.zeros((1, 8, 8), dtype=np.uint8))
+    Path("one.png").touch()
+    Path("table.csv").touch()
+    with pytest.raises(InputError) as caught:
+        load(source)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers=0; expected at least 1"),
+        ({"workers": -2}, "workers=-2"),
+        ({"size": 0}, "size=0; expected a positive number"),
+        ({"size": (8, -1)}, r"size=\(8, -1\)"),
+        ({"channels": "gray"}, "channels='gray' is unknown; did you mean 'grey'"),
+        ({"crop": "centre"}, "crop='centre' is unknown; did you mean 'center'"),
+        ({"value_range": (0, 1)}, "value_range is for .npy and .npz arrays; digits states its own"),
+        ({"layout": "NHW"}, "layout is for"),
+    ],
+)
+def test_options_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load("digits", **options)
