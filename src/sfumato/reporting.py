@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,6 +18,7 @@ from sfumato.model import Facts, Model
 from sfumato.training.loop import Record, Trainer
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """What a training tells of itself."""
 

@@ -227,7 +227,7 @@ class _Run:
         options, seconds = self.config.training, 0.0
         tensorboard = _tensorboard(self.folder) if options.tensorboard and self.main else None
         saved = trainer.step
-        with _stopping(trainer) as stopped:
+        with _stopping(trainer) as stopped, self._explaining():
             for record in trainer.run(options.steps):
                 seconds += record.seconds
                 last = record.step == options.steps
@@ -244,6 +244,17 @@ class _Run:
                 self._checkpoint(model, trainer)
             raise Interrupted(self.folder, trainer.step, stopped[0] if stopped else signal.SIGINT)
         return seconds
+
+    @contextmanager
+    def _explaining(self) -> Generator[None]:
+        """Tell with a divergence what is left of the run."""
+        try:
+            yield
+        except Diverged as error:
+            paths = self.checkpoints.paths()
+            kept = f"the checkpoint of step {int(paths[0].stem.removeprefix('step-'))}" if paths else ""
+            error.saved = f"{kept} in {self.folder} is whole" if kept else "there was no checkpoint yet"
+            raise
 
     def _log(self, record: Record, tensorboard: Any) -> None:
         values = dataclasses.asdict(record)

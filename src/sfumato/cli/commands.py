@@ -105,10 +105,9 @@ def train(arguments: list[str]) -> int:
         return 128 + stop.signal_number
     except runs.Diverged as error:
         terminal.close()
-        place = options.resume or options.run or Path("runs") / runs.default_name(config.data.source)
         terminal.say(
-            f"sfumato: {error} Training stopped; the last checkpoint in {place} is whole. "
-            "Try a lower optimizer.learning-rate, a longer warmup, or fp32."
+            f"sfumato: {error} Training stopped; {error.saved}. "
+            "Try a lower optimizer.learning-rate, a longer optimizer.warmup, or training.precision fp32."
         )
         return 1
     except SaveError as error:

@@ -37,27 +37,24 @@ def parse(kind: type[T], arguments: list[str], *, prog: str, description: str) -
 
 def _check_names(kind: type[Any], arguments: list[str], prog: str) -> None:
     """Refuse an unknown flag with the nearest right one, before anything else is said."""
-    known = _names(kind)
+    known = [f"--{name.replace('_', '-')}" for name in _names(kind)]
     for argument in arguments:
-        if argument.startswith("--") and len(argument) > 2:
-            name = argument[2:].partition("=")[0].replace("-", "_")
-            positive = ".".join([*name.split(".")[:-1], name.split(".")[-1].removeprefix("no_")])
-            if name != "help" and name not in known and positive not in known:
-                near = nearest(name, known)
-                hint = near.replace("_", "-").replace("'", "--", 1).replace("'", "") if "mean" in near else "."
-                raise InputError(
-                    f"There is no option --{argument[2:].partition('=')[0]}{hint} See {_command(prog)} --help."
-                )
+        flag = argument.partition("=")[0].replace("_", "-")
+        group, dot, last = flag.removeprefix("--").rpartition(".")
+        positive = f"--{group}{dot}{last.removeprefix('no-')}"
+        if argument.startswith("--") and flag not in (*known, "--help", "--") and positive not in known:
+            near = nearest(flag, known)
+            hint = near if near.startswith("; did") else "."
+            raise InputError(f"There is no option {flag}{hint} See {_command(prog)} --help.")
 
 
 def _names(kind: type[Any], prefix: str = "") -> list[str]:
     found: list[str] = []
-    hints = {f.name: f for f in dataclasses.fields(kind)}
-    for name, field in hints.items():
+    for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
-            found += _names(field.type, f"{prefix}{name}.")
+            found += _names(field.type, f"{prefix}{field.name}.")
         else:
-            found.append(prefix + name)
+            found.append(prefix + field.name)
     return found
 
 

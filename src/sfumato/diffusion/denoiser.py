@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar) -> Tensor:
     return x.mul(p).add_(f, alpha=q)
 
 
+@runtime_checkable
 class Denoise(Protocol):
     """Anything that estimates the clean data: a network with its coefficients, an oracle, or a wrapper of these."""
 

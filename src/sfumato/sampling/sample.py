@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -66,6 +66,7 @@ class Memory:
     state: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Step(Protocol):
     """One step of a sampler, from ``x`` at level ``t`` to level ``s``.
 

@@ -26,7 +26,13 @@ from sfumato.training.optimization import LearningRate
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradient is not finite, or exploded; the weights are those before the step."""
+    """The loss or its gradient is not finite, or exploded; the weights are those before the step.
+
+    Attributes:
+        saved: what is left of the run, in words.
+    """
+
+    saved = "nothing was saved"
 
 
 @dataclass(frozen=True, slots=True)

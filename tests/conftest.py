@@ -1,0 +1,21 @@
+"""Shapes and types are checked at run time in tests, and only there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from jaxtyping import config, install_import_hook
+
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+install_import_hook("sfumato", "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Shapes are not checked at run time, as in the hands of a user: a wrong input meets the library's own message."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)

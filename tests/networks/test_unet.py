@@ -1,0 +1,130 @@
+"""The U-Net: shapes, sizes, what it starts as, what it depends on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from sfumato.conditioning.encoders import Conditioned, LabelEncoder, drop
+from sfumato.errors import InputError
+from sfumato.networks.embeddings import Sinusoidal
+from sfumato.networks.layers import Attention, ResBlock
+from sfumato.networks.unet import UNet
+
+
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
+    """Weights without the zeros that residual branches start with."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, 0.2, generator=generator)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "dims"),
+    [
+        ((1, 8, 8), (8, 16), 2),
+        ((3, 12, 20), (8, 8, 16), 2),
+        ((4, 16, 8), (8,), 2),
+        ((2, 64), (8, 8, 8), 1),
+        ((7, 6), (8, 16), 1),
+    ],
+)
+def test_any_channels_and_sizes_that_divide(shape: tuple[int, ...], channels: tuple[int, ...], dims: int) -> None:
+    network = UNet(shape[0], shape[0] + 1, channels, blocks=1, attention=(len(channels) - 1,), groups=4, dims=dims)  # type: ignore[arg-type]
+    out = network(torch.randn(2, *shape), torch.tensor([0.1, 3.0]))
+    assert out.shape == (2, shape[0] + 1, *shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((3, 30, 32), "28x32 or 32x32"),
+        ((3, 3, 8), "4x8"),
+        ((1, 32, 32), "3 channels"),
+        ((3, 32), "2 spatial axes"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_named(shape: tuple[int, ...], words: str, unchecked: None) -> None:
+    network = UNet(3, 3, (8, 8, 8), groups=4)
+    with pytest.raises(InputError, match=words):
+        network(torch.randn(1, *shape), torch.zeros(1))
+
+
+def test_it_starts_at_zero_and_learns_everywhere() -> None:
+    network = UNet(1, 1, (8, 16), blocks=1, attention=(1,), groups=4)
+    x, time = torch.randn(4, 1, 8, 8), torch.randn(4)
+    assert network(x, time).abs().max() == 0.0
+    randomized(network)
+    network(x, time).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_it_depends_on_time_and_on_the_vector_but_not_across_samples() -> None:
+    network = randomized(UNet(1, 1, (8, 16), blocks=1, attention=(1,), groups=4, embedding=12))
+    x, time, vector = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.5, 2.0]), torch.randn(3, 12)
+    out = network(x, time, vector)
+    assert not torch.allclose(out, network(x, time + 1.0, vector))
+    assert not torch.allclose(out, network(x, time, vector + 1.0))
+    assert torch.allclose(out[1:2], network(x[1:2], time[1:2], vector[1:2]), atol=1e-5)
+
+
+def test_attention_is_softmax_attention() -> None:
+    """Against the definition, head by head, with explicit loops."""
+    layer = randomized(Attention(8, 2, 4))
+    x = torch.randn(2, 8, 3, 4)
+    tokens = layer.norm(x).flatten(2).transpose(1, 2)  # type: ignore[operator]
+    q, k, v = functional.linear(tokens, layer.qkv.weight, layer.qkv.bias).chunk(3, dim=-1)  # type: ignore[union-attr, arg-type]
+    heads = []
+    for h in range(2):
+        part = slice(4 * h, 4 * h + 4)
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / 2.0
+        heads.append(scores.softmax(-1) @ v[..., part])
+    expected = x + layer.out(torch.cat(heads, -1)).transpose(1, 2).reshape(x.shape)  # type: ignore[operator]
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def test_adaptive_group_norm_scales_and_shifts() -> None:
+    block = randomized(ResBlock(2, 4, 4, 6, 2))
+    x, embedding = torch.randn(2, 4, 5, 5), torch.randn(2, 6)
+    scale, shift = block.modulation(embedding)[:, :, None, None].chunk(2, 1)  # type: ignore[operator, index]
+    h = block.norm2(block.conv1(functional.silu(block.norm1(x)))) * (1 + scale) + shift  # type: ignore[operator]
+    assert torch.allclose(block(x, embedding), x + block.conv2(functional.silu(h)), atol=1e-5)  # type: ignore[operator]
+
+
+def test_sinusoidal_features() -> None:
+    out = Sinusoidal(6, period=1000.0, scale=2.0)(torch.tensor([0.7]))
+    w = 2.0 * torch.tensor([1.0, 0.1, 0.01])
+    assert torch.allclose(out, torch.cat([(0.7 * w).cos(), (0.7 * w).sin()])[None], atol=1e-6)
+
+
+def test_labels() -> None:
+    network = UNet(1, 1, (8,), blocks=1, groups=4, embedding=12)
+    model = randomized(Conditioned(network, {"label": LabelEncoder(3, 12)}))
+    x, time = torch.randn(3, 1, 4, 4), torch.zeros(3)
+    labels = torch.tensor([0, 1, 2])
+    out = model(x, time, label=labels)
+    assert not torch.allclose(out[0], model(x, time, label=torch.tensor([1, 1, 2]))[0])
+    dropped = drop(labels, torch.tensor([True, False, True]))
+    mixed = model(x, time, label=dropped)
+    assert torch.allclose(mixed[1], out[1], atol=1e-6)
+    # a missing condition is the null condition
+    assert torch.allclose(mixed[[0, 2]], model(x, time)[[0, 2]], atol=1e-6)
+    with pytest.raises(InputError, match="did you mean 'label'"):
+        model(x, time, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"channels": ()}, "at least one resolution"),
+        ({"blocks": 0}, "at least one resolution"),
+        ({"attention": (3,)}, "resolution 3"),
+        ({"heads": 3, "channels": (8, 8)}, "do not divide"),
+    ],
+)
+def test_bad_settings(options: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        UNet(1, 1, **{"channels": (8, 16), "groups": 4, **options})  # type: ignore[arg-type]

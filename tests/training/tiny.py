@@ -1,0 +1,58 @@
+"""A run small enough for tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sfumato.config import Config, merge, parse
+from sfumato.recipes import digits
+
+TINY: dict[str, Any] = {
+    "model": {"network": {"channels": (8, 8), "groups": 4, "embedding": 16, "heads": 1}},
+    "training": {
+        "steps": 12,
+        "batch_size": 16,
+        "checkpoint_every": 4,
+        "sample_every": 1000,
+        "sample_count": 0,
+        "log_every": 1,
+        "precision": "fp32",
+        "threads": 1,
+    },
+    "optimizer": {"warmup": 2},
+    "sampling": {"steps": 3},
+    "evaluation": {"samples": 0},
+}
+
+
+def tiny(**over: Any) -> Config:
+    """The recipe of the digits, shrunk, with the given groups of settings in place of its own."""
+    return parse(Config, merge(merge(digits().model_dump(), TINY), over))
+
+
+def flags(**training: Any) -> list[str]:
+    """The same as :func:`tiny`, as options of the command line."""
+    found = ["--model.network.channels", "8", "8", "--model.network.groups", "4", "--model.network.embedding", "16"]
+    found += ["--model.network.heads", "1", "--optimizer.warmup", "2", "--sampling.steps", "3"]
+    found += ["--evaluation.samples", "0"]
+    values: dict[str, Any] = {**TINY["training"], **training}
+    for name, value in values.items():
+        found += [f"--training.{name.replace('_', '-')}", str(value)]
+    return found
+
+
+def command(*arguments: str, cwd: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """``sfumato`` in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "sfumato", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
