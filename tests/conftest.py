@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from jaxtyping import config, install_import_hook
 
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 install_import_hook("sfumato", "beartype.beartype")
+
+# tests are many small computations: two threads would mostly wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -142,8 +142,9 @@ def summary(model: Model, everything: bool) -> Group:
     }
     logged = run / "metrics.jsonl" if run is not None else None
     if logged is not None and logged.is_file():
+        # the last line of a run that was killed may be cut off
         lines = logged.read_text(encoding="utf-8").splitlines()[-20:]
-        losses = [float(json.loads(line)["loss"]) for line in lines]
+        losses = [float(json.loads(line)["loss"]) for line in lines if line.endswith("}")]
         if losses:
             rows["loss"] = f"{sum(losses) / len(losses):.4f}, the mean of the last {len(losses)} in metrics.jsonl"
     evaluated = run / "evaluation.json" if run is not None else None

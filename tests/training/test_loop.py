@@ -149,7 +149,7 @@ def test_diverging_leaves_the_checkpoint_and_exits_with_a_sentence(
     from tests.training.tiny import flags
 
     with pytest.raises(SystemExit) as exit_:
-        options = [*flags(steps=2000), "--optimizer.learning-rate", "1e8", "--optimizer.warmup", "1000"]
+        options = [*flags(steps=2000, checkpoint_every=1), "--optimizer.learning-rate", "1e8"]
         main(["train", "digits", "--run", str(tmp_path / "run"), *options])
     assert exit_.value.code == 1
     said = " ".join(capsys.readouterr().out.split())

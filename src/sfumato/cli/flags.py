@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -44,7 +43,7 @@ def _check_names(kind: type[Any], arguments: list[str], prog: str) -> None:
         positive = f"--{group}{dot}{last.removeprefix('no-')}"
         if argument.startswith("--") and flag not in (*known, "--help", "--") and positive not in known:
             near = nearest(flag, known)
-            hint = near if near.startswith("; did") else "."
+            hint = near.replace("'", "") if near.startswith("; did") else "."
             raise InputError(f"There is no option {flag}{hint} See {_command(prog)} --help.")
 
 
@@ -59,15 +58,17 @@ def _names(kind: type[Any], prefix: str = "") -> list[str]:
 
 
 def _plain(box: str, prog: str) -> str:
-    """The text of one of tyro's boxes as a sentence."""
-    lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).strip() for line in box.splitlines() if line[:1] in "│|"]
+    """The text of one of tyro's boxes as a sentence: what stands between its title and its next rule."""
     body: list[str] = []
-    for line in lines:
-        if set(line) <= {"─", "-", " "} and line:
-            break
-        body.append(line)
-    text = " ".join(part for part in body if part).rstrip(".") or "The options could not be read"
-    return f"{text}. See {_command(prog)} --help."
+    for line in box.splitlines()[1:]:
+        text = line.strip(" │|╰╯+")
+        if text and not text.strip("─-"):
+            if body:
+                break
+        elif text:
+            body.append(text)
+    said = " ".join(body).removeprefix("Error parsing ").rstrip(".") or "The options could not be read"
+    return f"{said}. See {_command(prog)} --help."
 
 
 def config_kinds(kind: type[Component], arguments: list[str]) -> dict[str, Any]:

@@ -1,0 +1,244 @@
+"""The command line: what it says, what it costs, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato.cli import main
+from sfumato.run import train
+from tests.training.tiny import flags, tiny
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(tiny(data={"labels": True}, training={"steps": 4}), run=folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", ["", "--help", "help", "--version", "train --help", "sample -h", "info --help"])
+def test_help_is_fast_and_imports_no_torch(command: str) -> None:
+    code = (
+        "import sys, time; began = time.perf_counter()\n"
+        "from sfumato.cli import main\n"
+        f"try: main({command.split()!r})\n"
+        "except SystemExit as e: assert not e.code\n"
+        "print('torch' in sys.modules, time.perf_counter() - began, file=sys.stderr)"
+    )
+    done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(3)]
+    assert all(d.returncode == 0 for d in done), done[0].stderr
+    assert all(d.stderr.startswith("False") for d in done)
+    assert len(done[0].stdout) > 10
+
+
+def test_top_level_help_answers_in_a_third_of_a_second() -> None:
+    def once() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sfumato", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - began
+
+    assert min(once() for _ in range(5)) < 0.3
+
+
+def test_importing_sfumato_costs_no_more_than_torch() -> None:
+    def once(code: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - began
+
+    pairs = [(once("import torch"), once("import torch, sfumato")) for _ in range(3)]
+    assert min(b for _, b in pairs) < 1.1 * min(a for a, _ in pairs)
+
+
+def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    from sfumato.config import Config, keys
+    from sfumato.recipes import digits
+
+    assert run("train", "--help") == 0
+    said = capsys.readouterr().out
+    used = digits().model_dump()
+
+    def leaves(values: dict[str, object], prefix: str = "") -> list[str]:
+        found: list[str] = []
+        for name, value in values.items():
+            found += leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+        return found
+
+    lone = {"model.network.kind"}
+    for key in leaves(used):
+        assert key in keys(Config)
+        if key not in lone:
+            assert f"--{key.replace('_', '-')}" in said, key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("trian", "did you mean 'train'?"),
+        ("train digitz", "did you mean 'digits'?"),
+        ("train nothing/here", "neither a known name nor a file or folder"),
+        ("train --training.stepz 5", "did you mean --training.steps?"),
+        ("train --trainning.no-tensorboard", "There is no option --trainning.no-tensorboard"),
+        ("train --training.steps many", "--training.steps: invalid literal for int()"),
+        ("train --training.steps 0", "training.steps is 0: input should be greater than or equal to 1"),
+        ("train --training.steps -5", "training.steps"),
+        ("train --sampling.steps 0", "sampling.steps is 0"),
+        ("train --data.workers 0", "data.workers is 0"),
+        ("train --model.schedule.kind cosin", "did you mean 'cosine'?"),
+        ("train --model.schedule.kind cosine --model.schedule.rho 3", "no option --model.schedule.rho"),
+        ("train --model.schedule.kind linear --model.schedule.steps 1", "model.schedule.steps is 1"),
+        ("train --model.schedule.kind linear --model.schedule.beta-end 1e-3", "leaves signal at its end"),
+        ("train --model.schedule.kind cosine --model.schedule.steps 1", "None"),
+        ("train --data.size 9", "resize to 8x8 or 10x10"),
+        ("train --data.holdout 1797", "leaves nothing to train on"),
+        ("train --training.batch-size 10 --training.accumulate 3", "does not divide"),
+        ("train --config missing.toml", "Could not read the configuration file missing.toml"),
+        ("train --recipe digit", "did you mean 'digits'?"),
+        ("train --resume nowhere", "has no config.json"),
+        ("train digits --resume nowhere", "leave DATA"),
+        ("sample", "Say which run"),
+        ("sample nowhere", "no run directory nowhere"),
+        ("evaluate nowhere", "no run directory nowhere"),
+        ("info nowhere", "no run directory nowhere"),
+        ("info", "required"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    arguments: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unchecked: None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if words == "None":
+        # one step is a legal cosine schedule: it trains
+        assert run(*arguments.split(), *flags(steps=1), "--sampling.steps", "1") == 0
+        return
+    assert run(*arguments.split()) == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.err.startswith("sfumato: ")
+    assert "Traceback" not in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_from_files_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.toml").write_text(
+        '[training]\nseed = 7\nlog_every = 3\n[model.schedule]\nkind = "cosine"\nsteps = 50\n[model.parameterization]\n'
+        'kind = "v"\n[objective.weight]\nkind = "simple"\n[objective.times]\nkind = "uniform"\n'
+    )
+    options = flags(steps=2)
+    assert run("train", "--config", "my.toml", *options, "--training.log-every", "1", "--data.labels") == 0
+    written = json.loads(Path("runs/digits/config.json").read_text())["config"]
+    assert written["training"]["seed"] == 7 and written["training"]["log_every"] == 1
+    assert written["model"]["schedule"] == {"kind": "cosine", "steps": 50, "s": 0.008}
+    assert written["data"]["labels"] is True and written["data"]["holdout"] == 797
+    # the config of a run is a file of settings too
+    assert run("train", "--config", "runs/digits/config.json", "--run", "again", *options) == 0
+    assert json.loads(Path("again/config.json").read_text())["config"]["model"] == written["model"]
+
+
+def test_a_wrong_key_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.json").write_text('{"optimizer": {"learning_rates": 1}}')
+    assert run("train", "--config", "my.json") == 2
+    assert "In my.json: there is no setting 'optimizer.learning_rates'; did you mean 'optimizer.learning_rate'?" in (
+        capsys.readouterr().err
+    )
+    Path("my.json").write_text("{")
+    assert run("train", "--config", "my.json") == 2
+    assert "not valid json" in capsys.readouterr().err
+
+
+def test_a_run_that_is_there_is_not_overwritten_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", *flags(steps=1)) == 0
+    assert run("train", *flags(steps=1)) == 2
+    assert "--resume runs/digits" in capsys.readouterr().err
+    assert run("train", *flags(steps=2), "--overwrite") == 0
+    Path("other").mkdir()
+    Path("other/thesis.tex").write_text("precious")
+    assert run("train", *flags(steps=1), "--run", "other", "--overwrite") == 2
+    assert Path("other/thesis.tex").read_text() == "precious"
+
+
+def test_sample(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid, array, folder = tmp_path / "x.png", tmp_path / "x.npz", tmp_path / "many"
+    assert run("sample", trained, "--count", "5", "--seed", "3", "--out", str(array)) == 0
+    assert run("sample", trained, "--count", "5", "--seed", "3", "--out", str(grid)) == 0
+    assert run("sample", trained, "--count", "2", "--seed", "3", "--first", "3", "--out", str(folder)) == 0
+    assert run("sample", trained, "--count", "3", "--label", "7", "--sampler.kind", "ancestral", "--steps", "4") == 0
+    images = np.load(array)["images"]
+    assert images.shape == (5, 1, 8, 8) and np.abs(images).max() <= 1.0
+    assert sorted(path.name for path in folder.iterdir()) == ["000003.png", "000004.png"]
+    one = np.asarray(Image.open(folder / "000003.png"), dtype=float)
+    assert np.abs(one - (images[3, 0] + 1) * 127.5).max() <= 1.0
+    assert Image.open(grid).size[0] > 3 * 48
+    assert list((Path(trained) / "samples").glob("seed-0-0-2.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--count 0", "at least 1 image"),
+        ("--count -3", "at least 1 image"),
+        ("--steps 0", "steps is 0"),
+        ("--sampler.kind eluer", "did you mean"),
+        ("--sampler.kind ddim --sampler.eta 2", "sampler.eta is 2.0"),
+        ("--label eleven", "There is no class 'eleven'"),
+        ("--label 10", "0 to 9"),
+        ("--out x.jpg", "written as .png, .npz"),
+        ("--grid.sigma-max 1e9", "can't start"),
+        ("--sed 3", "did you mean --seed?"),
+    ],
+)
+def test_sample_refuses(
+    trained: str, arguments: str, words: str, capsys: pytest.CaptureFixture[str], unchecked: None
+) -> None:
+    if "eluer" in arguments:
+        words = "sampler.kind is 'eluer'"
+    assert run("sample", trained, *arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+
+
+def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", trained, "--samples", "100", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["spaces"]) == {"pixels", "classifier"} and said["samples"] == 100
+    assert (Path(trained) / "evaluation.json").exists()
+    assert run("evaluate", trained, "--samples", "50") == 0
+    table = capsys.readouterr().out
+    assert "Frechet to held-out" in table and "floor" in table and "FID" not in table
+    assert run("info", trained) == 0
+    said_info = capsys.readouterr().out
+    assert "1000 images of 1x8x8, 797 held out" in said_info and "parameters" in said_info
+    assert run("info", trained, "--settings", "all") == 0
+    assert "optimizer.weight_decay" in capsys.readouterr().out
+    assert run("evaluate", trained, "--samples", "1") == 2
+
+
+def test_a_truncated_log_does_not_break_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Path(trained) / "metrics.jsonl"
+    log.write_text(log.read_text()[:-20])
+    assert run("info", trained) == 0
