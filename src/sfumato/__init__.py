@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sfumato.run import evaluate, train
     from sfumato.sampling.ancestral import ancestral
     from sfumato.sampling.ddim import ddim
+    from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
     from sfumato.sampling.heun import heun
     from sfumato.sampling.sample import sample
 
@@ -51,6 +52,7 @@ _HOMES = {
     "cosine": "diffusion.schedule",
     "ddim": "sampling.ddim",
     "denoising_loss": "diffusion.objective",
+    "dpm_solver_pp_2m": "sampling.dpm_solver",
     "evaluate": "run",
     "heun": "sampling.heun",
     "linear": "diffusion.schedule",
@@ -77,6 +79,7 @@ __all__ = [
     "cosine",
     "ddim",
     "denoising_loss",
+    "dpm_solver_pp_2m",
     "evaluate",
     "heun",
     "linear",

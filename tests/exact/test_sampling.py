@@ -16,6 +16,7 @@ from sfumato.errors import InputError
 from sfumato.sampling import grids
 from sfumato.sampling.ancestral import ancestral
 from sfumato.sampling.ddim import ddim
+from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 from sfumato.sampling.heun import heun
 from sfumato.sampling.sample import Frame, initial, sample, seeded_noise
 
@@ -31,7 +32,9 @@ def last(frames: object) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("step", "order"), [(ddim, 1.0), (heun, 2.0)], ids=["ddim", "heun"])
+@pytest.mark.parametrize(
+    ("step", "order"), [(ddim, 1.0), (heun, 2.0), (dpm_solver_pp_2m, 2.0)], ids=["ddim", "heun", "dpm"]
+)
 def test_order_of_convergence(name: str, step: object, order: float) -> None:
     """The error against the exact flow falls as the nominal power of the number of steps, down to the data."""
     schedule, oracle = SCHEDULES[name], GaussianOracle()
@@ -86,6 +89,7 @@ def _one(oracle: GaussianOracle, x: torch.Tensor, t: Level, s: Level, step: obje
         (partial(ddim, eta=0.5), 0.05),
         (ddim, 0.02),
         (heun, 0.02),
+        (dpm_solver_pp_2m, 0.02),
     ],
 )
 def test_samples_have_the_mean_and_spread_of_the_data(step: object, tolerance: float) -> None:
@@ -120,7 +124,7 @@ def test_deterministic_steps_draw_no_noise() -> None:
         raise AssertionError("noise was drawn")
 
     levels = grids.uniform(schedules.linear(100), 5)
-    for step in (ddim, heun):
+    for step in (ddim, heun, dpm_solver_pp_2m):
         last(sample(GaussianOracle(), torch.zeros(2, 1), levels, step, noise=refuse))
 
 

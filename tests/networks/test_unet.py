@@ -62,6 +62,18 @@ def test_it_starts_at_zero_and_learns_everywhere() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
+@pytest.mark.parametrize("skips", ["all", "blocks"])
+@pytest.mark.parametrize("resample", ["learned", "fixed"])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_every_way_to_join_and_to_resample(skips: str, resample: str, dims: int) -> None:
+    network = UNet(2, 2, (8, 8, 16), blocks=2, groups=4, skips=skips, resample=resample, middle=1, dims=dims)  # type: ignore[arg-type]
+    x = torch.randn(2, 2, *[16] * dims)
+    randomized(network)(x, torch.zeros(2)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    ups = sum(isinstance(m, ResBlock) for m in network.up.modules())
+    assert ups == (9 if skips == "all" else 6)
+
+
 def test_it_depends_on_time_and_on_the_vector_but_not_across_samples() -> None:
     network = randomized(UNet(1, 1, (8, 16), blocks=1, attention=(1,), groups=4, embedding=12))
     x, time, vector = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.5, 2.0]), torch.randn(3, 12)
@@ -121,6 +133,7 @@ def test_labels() -> None:
     [
         ({"channels": ()}, "at least one resolution"),
         ({"blocks": 0}, "at least one resolution"),
+        ({"middle": 0}, "at least one resolution"),
         ({"attention": (3,)}, "resolution 3"),
         ({"heads": 3, "channels": (8, 8)}, "do not divide"),
     ],

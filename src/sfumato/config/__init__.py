@@ -19,7 +19,16 @@ from sfumato.config.model import (
     V,
 )
 from sfumato.config.run import Config
-from sfumato.config.sampling import Ancestral, Ddim, EvaluationConfig, Heun, KarrasGrid, SamplingConfig, UniformGrid
+from sfumato.config.sampling import (
+    Ancestral,
+    Ddim,
+    DpmSolver,
+    EvaluationConfig,
+    Heun,
+    KarrasGrid,
+    SamplingConfig,
+    UniformGrid,
+)
 from sfumato.config.training import (
     EdmWeight,
     EmaConfig,
@@ -41,6 +50,7 @@ __all__ = [
     "Cosine",
     "DataConfig",
     "Ddim",
+    "DpmSolver",
     "Edm",
     "EdmWeight",
     "EmaConfig",

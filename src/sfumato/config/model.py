@@ -147,7 +147,14 @@ class UNetConfig(Component):
     attention: tuple[int, ...] = Field(
         default=(2,), description="Resolutions with self-attention, by index from the finest."
     )
+    middle: int = Field(default=2, ge=1, description="Residual blocks in the middle.")
     middle_attention: bool = Field(default=True, description="Whether the middle has self-attention.")
+    skips: Literal["all", "blocks"] = Field(
+        default="all", description="What is joined on the way up: all activations (DDPM), or those of blocks only."
+    )
+    resample: Literal["learned", "fixed"] = Field(
+        default="learned", description="Change of resolution: by convolutions, or by averaging and repeating."
+    )
     heads: int = Field(default=4, ge=1, description="Attention heads.")
     groups: int = Field(default=32, ge=1, description="Groups of the normalizations, at most.")
     embedding: int | None = Field(
@@ -168,7 +175,10 @@ class UNetConfig(Component):
             self.channels,
             blocks=self.blocks,
             attention=self.attention,
+            middle=self.middle,
             middle_attention=self.middle_attention,
+            skips=self.skips,
+            resample=self.resample,
             heads=self.heads,
             groups=self.groups,
             embedding=self.embedding,

@@ -53,6 +53,17 @@ class Heun(Component):
         return heun
 
 
+class DpmSolver(Component):
+    """DPM-Solver++(2M): second order, one evaluation per step (Lu et al. 2022)."""
+
+    kind: Literal["dpm_solver"] = "dpm_solver"
+
+    def build(self) -> Step:
+        from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
+
+        return dpm_solver_pp_2m
+
+
 class UniformGrid(Component):
     """Steps uniform in time."""
 
@@ -83,7 +94,7 @@ class KarrasGrid(Component):
 class SamplingConfig(Component):
     """How images are drawn from the model."""
 
-    sampler: Annotated[Ancestral | Ddim | Heun, Field(discriminator="kind")] = Ddim()
+    sampler: Annotated[Ancestral | Ddim | Heun | DpmSolver, Field(discriminator="kind")] = Ddim()
     grid: Annotated[UniformGrid | KarrasGrid, Field(discriminator="kind")] = UniformGrid()
     steps: int = Field(default=50, ge=1, description="Sampling steps.")
     batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")

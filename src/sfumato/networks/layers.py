@@ -28,23 +28,25 @@ def zero(module: M) -> M:
     return module
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int, affine: bool = True) -> nn.GroupNorm:
     """Group normalization with at most ``groups`` groups: the largest number that divides the channels."""
-    return nn.GroupNorm(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels)
+    divisor = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(divisor, channels, affine=affine)
 
 
 class ResBlock(nn.Module):
     """A residual block whose second normalization is scaled and shifted by the embedding (adaptive group norm).
 
     Two times normalization, SiLU and convolution, the last one zero at the start (Dhariwal and Nichol 2021, sec. 3).
+    The second normalization has no gain and bias of its own: those of the embedding are all it needs.
     """
 
     def __init__(self, dims: Dims, inputs: int, outputs: int, embedding: int, groups: int) -> None:
         super().__init__()
         self.norm1 = group_norm(inputs, groups)
         self.conv1 = conv(dims, inputs, outputs)
-        self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.norm2 = group_norm(outputs, groups)
+        self.modulation = zero(nn.Linear(embedding, 2 * outputs))
+        self.norm2 = group_norm(outputs, groups, affine=False)
         self.conv2 = zero(conv(dims, outputs, outputs))
         self.skip = nn.Identity() if inputs == outputs else conv(dims, inputs, outputs, kernel=1)
 
@@ -85,22 +87,23 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves every side with a strided convolution."""
+    """Halves every side: with a strided convolution, or by averaging."""
 
-    def __init__(self, dims: Dims, channels: int) -> None:
+    def __init__(self, dims: Dims, channels: int, learned: bool = True) -> None:
         super().__init__()
-        self.conv = conv(dims, channels, channels, stride=2)
+        pool = nn.AvgPool2d(2) if dims == 2 else nn.AvgPool1d(2)
+        self.resample = conv(dims, channels, channels, stride=2) if learned else pool
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *half"]:
-        return self.conv(x)
+        return self.resample(x)
 
 
 class Upsample(nn.Module):
-    """Doubles every side by nearest neighbours, then a convolution."""
+    """Doubles every side by nearest neighbours; then a convolution, if it is to be learned."""
 
-    def __init__(self, dims: Dims, channels: int) -> None:
+    def __init__(self, dims: Dims, channels: int, learned: bool = True) -> None:
         super().__init__()
-        self.conv = conv(dims, channels, channels)
+        self.conv = conv(dims, channels, channels) if learned else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *double"]:
         return self.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))

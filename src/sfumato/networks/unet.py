@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -34,9 +35,14 @@ class UNet(nn.Module):
         inputs: channels of the input.
         outputs: channels of the output.
         channels: width of each resolution, from the finest; each further one halves the sides.
-        blocks: residual blocks per resolution on the way down (one more on the way up).
+        blocks: residual blocks per resolution.
         attention: which resolutions have self-attention, by index from the finest.
-        middle_attention: whether the two middle blocks have attention between them.
+        middle: residual blocks at the coarsest resolution, between down and up.
+        middle_attention: whether the first of them is followed by attention.
+        skips: ``"all"`` joins every activation of the way down, those of the first convolution and of the
+            down-sampling too, to one more block per resolution on the way up, as DDPM does; ``"blocks"`` only those
+            of the residual blocks, which is a third fewer blocks.
+        resample: ``"learned"`` changes resolution with a convolution, ``"fixed"`` by averaging and repeating.
         heads: attention heads.
         groups: groups of the normalizations, at most.
         embedding: width of the time embedding; by default four times the first width.
@@ -55,7 +61,10 @@ class UNet(nn.Module):
         *,
         blocks: int = 2,
         attention: Sequence[int] = (),
+        middle: int = 2,
         middle_attention: bool = True,
+        skips: Literal["all", "blocks"] = "all",
+        resample: Literal["learned", "fixed"] = "learned",
         heads: int = 1,
         groups: int = 32,
         embedding: int | None = None,
@@ -63,8 +72,8 @@ class UNet(nn.Module):
         dims: Dims = 2,
     ) -> None:
         super().__init__()
-        if not channels or blocks < 1:
-            raise InputError("A U-Net needs at least one resolution and one block per resolution.")
+        if not channels or blocks < 1 or middle < 1:
+            raise InputError("A U-Net needs at least one resolution, and one block there and in the middle.")
         if any(not 0 <= level < len(channels) for level in attention):
             raise InputError(
                 f"Attention is asked at resolution {max(attention)}, but there are {len(channels)}, counted from 0."
@@ -76,29 +85,31 @@ class UNet(nn.Module):
         def block(before: int, after: int, attend: bool) -> _Block:
             return _Block(dims, before, after, width, groups, heads if attend else None)
 
+        self.every = skips == "all"
+        learned = resample == "learned"
         current = channels[0]
         self.first = conv(dims, inputs, current)
-        skips = [current]
+        joined = [current] if self.every else []
         self.down = nn.ModuleList()
         for level, wide in enumerate(channels):
             stage = nn.ModuleList()
             for _ in range(blocks):
                 stage.append(block(current, wide, level in attention))
                 current = wide
-                skips.append(current)
+                joined.append(current)
             if level < len(channels) - 1:
-                stage.append(Downsample(dims, current))
-                skips.append(current)
+                stage.append(Downsample(dims, current, learned))
+                joined += [current] if self.every else []
             self.down.append(stage)
-        self.middle = nn.ModuleList([block(current, current, middle_attention), block(current, current, False)])
+        self.middle = nn.ModuleList(block(current, current, middle_attention and i == 0) for i in range(middle))
         self.up = nn.ModuleList()
         for level, wide in reversed(list(enumerate(channels))):
             stage = nn.ModuleList()
-            for _ in range(blocks + 1):
-                stage.append(block(current + skips.pop(), wide, level in attention))
+            for _ in range(blocks + self.every):
+                stage.append(block(current + joined.pop(), wide, level in attention))
                 current = wide
             if level > 0:
-                stage.append(Upsample(dims, current))
+                stage.append(Upsample(dims, current, learned))
             self.up.append(stage)
         self.norm = group_norm(current, groups)
         self.last = zero(conv(dims, current, outputs))
@@ -141,11 +152,13 @@ class UNet(nn.Module):
         # every block starts from the activation of the same embedding: compute it once
         embedding = functional.silu(embedding)
         x = self.first(x)
-        skips = [x]
+        skips = [x] if self.every else []
         for stage in self.down:
             for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
-                x = module(x, embedding) if isinstance(module, _Block) else module(x)
-                skips.append(x)
+                block = isinstance(module, _Block)
+                x = module(x, embedding) if block else module(x)
+                if block or self.every:
+                    skips.append(x)
         for module in self.middle:
             x = module(x, embedding)
         for stage in self.up:
