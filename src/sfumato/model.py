@@ -80,7 +80,7 @@ class Model:
             seed: which images.
             first: the number of the first image.
             labels: for a model with labels, a class (its number or its name) or one number per image; by default the
-                classes come as often as in the training data.
+                classes that ``sampling.classes`` asks for.
             sampling: the sampler, its grid and number of steps; by default those of the configuration.
             batch_size: images computed at once.
             progress: called after each batch with the number of images done.
@@ -95,7 +95,7 @@ class Model:
         size = sampling.batch_size if batch_size is None else batch_size
         if count < 1 or size < 1 or first < 0:
             raise InputError(f"Sampling needs at least 1 image and a batch of at least 1; got {count} and {size}.")
-        given = self._labels(labels, seed, first, count)
+        given = self._labels(labels, sampling.classes, seed, first, count)
         schedule = self.denoiser.schedule
         levels = sampling.grid.build(schedule, sampling.steps)
         step = sampling.sampler.build()
@@ -117,13 +117,15 @@ class Model:
         return torch.cat(done)
 
     def _labels(
-        self, labels: Int[Tensor, "count"] | int | str | None, seed: int, first: int, count: int
+        self, labels: Int[Tensor, "count"] | int | str | None, law: str, seed: int, first: int, count: int
     ) -> Int[Tensor, "count"] | None:
         classes = self.facts.classes
         if not classes:
             if labels is not None:
                 raise InputError("This model was trained without labels, so it can't be asked for a class.")
             return None
+        if labels is None and law == "uniform":
+            return torch.arange(first, first + count) % len(classes)
         if labels is None:
             # evenly spread quantiles, shifted by the seed: class frequencies hold in any run of images
             shift = float(random.uniform(seed, "label", 0, 1))

@@ -121,6 +121,50 @@ def describe(loader: Loader, heldout: int) -> Facts:
     )
 
 
+def training_data(config: Config) -> tuple[Loader, Dataset]:
+    """The stream of training samples of a configuration, with labels if it asks for them, and the held-out images."""
+    train_set, heldout = read_data(config)
+    if not config.data.labels:
+        train_set = dataclasses.replace(train_set, labels=None, classes=())
+    return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
+
+
+def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None = None, bf16: bool = False) -> Trainer:
+    """The trainer of a model, as its configuration says.
+
+    Args:
+        model: the model, with fresh weights.
+        loader: the stream of its data.
+        accelerator: the engine; by default one for this process.
+        bf16: whether the network computes in bfloat16.
+    """
+    accelerator = accelerator or Accelerator()
+    config, facts = model.config, model.facts
+    denoiser = model.denoiser.to(accelerator.device)
+    if config.training.channels_last and len(facts.shape) == 3:
+        denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    options, optimizer, objective = config.training, config.optimizer, config.objective
+    return Trainer(
+        denoiser,
+        loader,
+        Objective(
+            objective.times.build(denoiser.schedule),
+            objective.weight.build(facts.std),
+            objective.label_dropout,
+            objective.stratified,
+        ),
+        adamw(denoiser, betas=optimizer.betas, weight_decay=optimizer.weight_decay),
+        learning_rate(optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay),
+        config.ema.build(),
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        clip=optimizer.clip,
+        bf16=bf16,
+        seed=options.seed,
+        accelerator=accelerator,
+    )
+
+
 class _Run:
     """One training into one directory."""
 
@@ -137,16 +181,13 @@ class _Run:
 
     def train(self, resume: bool, overwrite: bool) -> Model:
         config = self.config
-        train_set, heldout = read_data(config)
-        if not config.data.labels:
-            train_set = dataclasses.replace(train_set, labels=None, classes=())
-        loader = Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop)
+        loader, heldout = training_data(config)
         facts = describe(loader, len(heldout))
         # the initial weights are a draw like any other: of the seed alone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.fold(config.training.seed, "weights"))
             model = Model(config, facts, run=self.folder)
-        trainer = self._trainer(model, loader, facts)
+        trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         self._prepare(trainer, facts, resume, overwrite)
         self.reporter.start(config, facts, model, trainer, self.folder)
         began = time.perf_counter()
@@ -163,34 +204,12 @@ class _Run:
         self.reporter.finish(self.folder, seconds, time.perf_counter() - began)
         return model
 
-    def _trainer(self, model: Model, loader: Loader, facts: Facts) -> Trainer:
-        config, options = self.config, self.config.training
-        device = self.accelerator.device
-        denoiser = model.denoiser.to(device)
-        bf16 = options.precision == "bf16" or (options.precision == "auto" and supports_bf16(device))
-        if bf16 and not supports_bf16(device):
+    def _bf16(self) -> bool:
+        wanted, device = self.config.training.precision, self.accelerator.device
+        supported = supports_bf16(device)
+        if wanted == "bf16" and not supported:
             self.reporter.say(f"This processor ({device}) has no native bfloat16: training in fp32.")
-            bf16 = False
-        optimizer, objective = config.optimizer, config.objective
-        return Trainer(
-            denoiser,
-            loader,
-            Objective(
-                objective.times.build(denoiser.schedule),
-                objective.weight.build(facts.std),
-                objective.label_dropout,
-                objective.stratified,
-            ),
-            adamw(denoiser, betas=optimizer.betas, weight_decay=optimizer.weight_decay),
-            learning_rate(optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay),
-            config.ema.build(),
-            batch_size=options.batch_size,
-            accumulate=options.accumulate,
-            clip=optimizer.clip,
-            bf16=bf16,
-            seed=options.seed,
-            accelerator=self.accelerator,
-        )
+        return supported and wanted != "fp32"
 
     def _prepare(self, trainer: Trainer, facts: Facts, resume: bool, overwrite: bool) -> None:
         """Make the directory ready: fresh, or with the state of the newest checkpoint taken up."""

@@ -12,6 +12,7 @@ from sfumato.config import Config, merge, parse
 from sfumato.recipes import digits
 
 TINY: dict[str, Any] = {
+    "data": {"labels": False},
     "model": {"network": {"channels": (8, 8), "groups": 4, "embedding": 16, "heads": 1}},
     "training": {
         "steps": 12,
@@ -38,7 +39,7 @@ def flags(**training: Any) -> list[str]:
     """The same as :func:`tiny`, as options of the command line."""
     found = ["--model.network.channels", "8", "8", "--model.network.groups", "4", "--model.network.embedding", "16"]
     found += ["--model.network.heads", "1", "--optimizer.warmup", "2", "--sampling.steps", "3"]
-    found += ["--evaluation.samples", "0"]
+    found += ["--evaluation.samples", "0", "--data.no-labels"]
     values: dict[str, Any] = {**TINY["training"], **training}
     for name, value in values.items():
         found += [f"--training.{name.replace('_', '-')}", str(value)]

@@ -24,7 +24,7 @@ class LabelEncoder(nn.Module):
         super().__init__()
         self.classes = classes
         self.table = nn.Embedding(classes + 1, width)
-        nn.init.normal_(self.table.weight, std=0.02)
+        nn.init.normal_(self.table.weight, std=0.5)
 
     def null(self, batch: int, device: torch.device) -> Int[Tensor, "batch"]:
         return torch.full((batch,), -1, dtype=torch.long, device=device)

@@ -160,6 +160,9 @@ class UNetConfig(Component):
     embedding: int | None = Field(
         default=None, ge=2, description="Width of the time embedding; four times the first width."
     )
+    time_features: int | None = Field(
+        default=None, ge=2, multiple_of=2, description="Sinusoidal time features; as many as the first width."
+    )
     time_scale: float = Field(default=1.0, gt=0, description="Largest frequency of the sinusoidal time features.")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -182,6 +185,7 @@ class UNetConfig(Component):
             heads=self.heads,
             groups=self.groups,
             embedding=self.embedding,
+            time_features=self.time_features,
             time_scale=self.time_scale,
             dims=1 if len(shape) == 2 else 2,
         )

@@ -97,6 +97,10 @@ class SamplingConfig(Component):
     sampler: Annotated[Ancestral | Ddim | Heun | DpmSolver, Field(discriminator="kind")] = Ddim()
     grid: Annotated[UniformGrid | KarrasGrid, Field(discriminator="kind")] = UniformGrid()
     steps: int = Field(default=50, ge=1, description="Sampling steps.")
+    classes: Literal["frequency", "uniform"] = Field(
+        default="frequency",
+        description="Which classes a model with labels draws: as often as in the training data, or each alike.",
+    )
     batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")
 
 

@@ -46,6 +46,7 @@ class UNet(nn.Module):
         heads: attention heads.
         groups: groups of the normalizations, at most.
         embedding: width of the time embedding; by default four times the first width.
+        time_features: number of sinusoidal time features; by default the first width.
         time_scale: the largest frequency of the sinusoidal time features.
         dims: 1 for signals, 2 for images.
 
@@ -68,6 +69,7 @@ class UNet(nn.Module):
         heads: int = 1,
         groups: int = 32,
         embedding: int | None = None,
+        time_features: int | None = None,
         time_scale: float = 1.0,
         dims: Dims = 2,
     ) -> None:
@@ -80,7 +82,7 @@ class UNet(nn.Module):
             )
         self.inputs, self.dims, self.factor = inputs, dims, 2 ** (len(channels) - 1)
         self.width = width = embedding or 4 * channels[0]
-        self.time = TimeEmbedding(2 * (channels[0] // 2), width, time_scale)
+        self.time = TimeEmbedding(time_features or 2 * (channels[0] // 2), width, time_scale)
 
         def block(before: int, after: int, attend: bool) -> _Block:
             return _Block(dims, before, after, width, groups, heads if attend else None)

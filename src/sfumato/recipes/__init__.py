@@ -8,6 +8,7 @@ from sfumato.config import (
     Ancestral,
     Config,
     DataConfig,
+    DpmSolver,
     Edm,
     EdmWeight,
     EmaConfig,
@@ -32,21 +33,39 @@ from sfumato.errors import InputError, nearest
 
 
 def digits() -> Config:
-    """scikit-learn's 1,797 digits of 8x8 pixels, in about a minute on two processor cores."""
+    """scikit-learn's 1,797 digits of 8x8 pixels, by class, in half a minute on two processor cores."""
     return Config(
-        data=DataConfig(source="digits", holdout=797),
+        data=DataConfig(source="digits", labels=True, holdout=797),
         model=ModelConfig(
-            schedule=Karras(),
+            schedule=Karras(sigma_max=30.0),
             parameterization=Edm(),
             network=UNetConfig(
-                channels=(32, 48), blocks=1, attention=(), middle_attention=True, heads=2, groups=8, embedding=64
+                channels=(16, 32),
+                blocks=1,
+                attention=(),
+                middle=1,
+                middle_attention=False,
+                skips="blocks",
+                resample="fixed",
+                groups=8,
+                embedding=96,
+                time_features=64,
+                time_scale=250.0,
             ),
         ),
-        objective=ObjectiveConfig(weight=EdmWeight(), times=LogNormal()),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100, decay="cosine"),
-        ema=EmaConfig(gamma=16.0, limit=1.0),
-        training=TrainingConfig(steps=4000, batch_size=128, precision="fp32", checkpoint_every=1000, sample_every=1000),
-        sampling=SamplingConfig(sampler=Heun(), grid=KarrasGrid(), steps=18, batch_size=500),
+        objective=ObjectiveConfig(weight=EdmWeight(), times=LogNormal(mean=-0.6, std=0.9), label_dropout=0.0),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup=100, decay="cosine", betas=(0.9, 0.99)),
+        ema=EmaConfig(gamma=12.0, limit=1.0),
+        training=TrainingConfig(
+            steps=2000,
+            batch_size=128,
+            precision="fp32",
+            channels_last=True,
+            checkpoint_every=500,
+            sample_every=500,
+            sample_count=100,
+        ),
+        sampling=SamplingConfig(sampler=DpmSolver(), grid=KarrasGrid(), steps=16, classes="uniform", batch_size=500),
         evaluation=EvaluationConfig(samples=1000),
     )
 

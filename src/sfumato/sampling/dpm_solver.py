@@ -17,8 +17,8 @@ def dpm_solver_pp_2m(
 ) -> Tensor:
     r"""The second-order multistep of DPM-Solver++ (Lu et al. 2022, algorithm 2), one evaluation of the denoiser.
 
-    With :math:`\lambda = \log(\alpha / \sigma)`, :math:`h = \lambda_s - \lambda_t`, the ratio :math:`r` of the step before to
-    this one, :math:`D = (1 + \frac{1}{2r}) \hat x_0^{(t)} - \frac{1}{2r} \hat x_0^{(\text{before})}` and
+    With :math:`\lambda = \log(\alpha / \sigma)`, :math:`h = \lambda_s - \lambda_t`, the ratio :math:`r` of the step
+    before to this one, :math:`D = (1 + \frac{1}{2r}) \hat x_0^{(t)} - \frac{1}{2r} \hat x_0^{(\text{before})}` and
 
     .. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t - \alpha_s (e^{-h} - 1) D.
 

@@ -7,7 +7,7 @@ import math
 import torch
 
 from sfumato.diffusion.level import Level
-from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
 
@@ -52,9 +52,3 @@ def karras(
     data = schedule(torch.zeros(1, dtype=torch.float64))
     pairs = ((levels.t, data.t), (levels.alpha, data.alpha), (levels.sigma, data.sigma))
     return Level(*(torch.cat([torch.as_tensor(a), torch.as_tensor(b)]) for a, b in pairs))
-
-
-def snapped(levels: Level, schedule: Discrete) -> Level:
-    """The grid with each time moved to the nearest step of a discrete schedule, repeats dropped."""
-    t = (torch.as_tensor(levels.t) * schedule.steps).round().unique(sorted=True).flip(0)
-    return schedule(t / schedule.steps)
