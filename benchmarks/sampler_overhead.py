@@ -1,8 +1,9 @@
 """What the sampling loop costs beside arithmetic: a network that returns zeros, DDIM, one process.
 
-The baselines are loops written by hand on tensors, without any abstraction: ``in place (2)`` folds DDIM's update into
+The baselines are loops written by hand, without any abstraction: ``in place (2)`` folds the update of DDIM into
 one multiplication and one addition with numbers computed beforehand, the least that is possible; ``in place (3)`` is the
-update as one would write it. Interleaved, median of many.
+update as one would write it. ``sfumato`` is the loop as ``Model.sample`` runs it, ``frames kept`` the loop whose frames
+may all be kept. Interleaved, median of many.
 
     python benchmarks/sampler_overhead.py
 """
@@ -66,13 +67,18 @@ def main() -> None:
             x.sub_(noise, alpha=t.sigma).mul_(s.alpha / t.alpha).add_(noise, alpha=s.sigma)
         return x
 
-    def ours() -> Tensor:
+    def ours(reuse: bool) -> Tensor:
         x = start
-        for frame in sample(denoiser, start, levels, ddim):
+        for frame in sample(denoiser, start, levels, ddim, reuse=reuse):
             x = frame.x
         return x
 
-    runs: dict[str, Callable[[], Tensor]] = {"in place (2)": folded, "in place (3)": plain, "sfumato": ours}
+    runs: dict[str, Callable[[], Tensor]] = {
+        "in place (2)": folded,
+        "in place (3)": plain,
+        "sfumato, frames kept": lambda: ours(reuse=False),
+        "sfumato": lambda: ours(reuse=True),
+    }
     results = [run() for run in runs.values()]
     assert all((result - results[0]).abs().max() < 1e-4 for result in results)
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -86,7 +92,7 @@ def main() -> None:
         name: statistics.median(a / b for a, b in zip(times["sfumato"], times[name], strict=True)) for name in runs
     }
     for name, value in median.items():
-        print(f"{name:14} {value * 1e3:6.1f} us per step   sfumato is {ratios[name]:.2f} x")
+        print(f"{name:22} {value * 1e3:6.1f} us per step   sfumato is {ratios[name]:.2f} x")
     print(json.dumps({"ms_per_step": median, "sfumato_over": ratios}))
 
 

@@ -105,10 +105,10 @@ class Model:
         for start in range(0, count, size):
             number = min(size, count - start)
             x = initial(levels, self.facts.shape, seed, first=first + start, count=number).to(self.device)
-            cond: dict[str, Any] = {}
+            noise, cond = seeded_noise(seed, first + start), dict[str, Any]()
             if given is not None:
                 cond["label"] = given[start : start + number].to(self.device)
-            for frame in sample(self.denoiser, x, levels, step, noise=seeded_noise(seed, first + start), **cond):
+            for frame in sample(self.denoiser, x, levels, step, noise=noise, reuse=True, **cond):
                 x = frame.x
             done.append(x.clamp(-1.0, 1.0).float().cpu())
             if progress is not None:

@@ -128,6 +128,35 @@ def test_deterministic_steps_draw_no_noise() -> None:
         last(sample(GaussianOracle(), torch.zeros(2, 1), levels, step, noise=refuse))
 
 
+@pytest.mark.parametrize("step", [ddim, partial(ddim, eta=0.5), ancestral, heun, dpm_solver_pp_2m])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reused_tensors_hold_the_same_samples(step: object, dtype: torch.dtype) -> None:
+    levels = grids.uniform(schedules.linear(100), 10)
+    x = initial(levels, (2, 3), 1, count=4).to(dtype)
+    before, kept = x.clone(), []
+    for frame in sample(GaussianOracle(), x, levels, step):  # type: ignore[arg-type]
+        kept.append((frame.x, frame.x.clone()))
+    again = last(sample(GaussianOracle(), x, levels, step, reuse=True))  # type: ignore[arg-type]
+    assert torch.equal(again, kept[-1][0]) and torch.equal(x, before)
+    # without it, no frame is ever written over
+    assert all(torch.equal(one, two) for one, two in kept)
+    with pytest.raises(InputError, match="reuse=False"):
+        list(sample(GaussianOracle(), x, levels, step, reuse=True, previews=True))  # type: ignore[arg-type]
+
+
+def test_a_network_that_returns_its_input_is_safe() -> None:
+    from sfumato.diffusion.denoiser import Denoiser, embed_thousand
+    from sfumato.diffusion.parameterization import eps
+
+    class Same(torch.nn.Module):
+        def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return x
+
+    denoiser = Denoiser(Same(), schedules.linear(100), eps, embed_thousand)
+    levels, x = grids.uniform(schedules.linear(100), 10), torch.ones(2, 3)
+    assert torch.equal(last(sample(denoiser, x, levels, ddim, reuse=True)), last(sample(denoiser, x, levels, ddim)))
+
+
 def test_an_image_of_a_seed_does_not_depend_on_its_batch() -> None:
     schedule = schedules.linear(100)
     levels = grids.uniform(schedule, 10)

@@ -45,19 +45,23 @@ class Prediction:
     def eps(self) -> Float[Tensor, "batch *shape"]:
         return _combine(self._x, self._f, self._out.c, self._out.d)
 
-    def mix(self, k0: Scalar, k_eps: Scalar) -> Float[Tensor, "batch *shape"]:
-        r"""The combination :math:`k_0 \hat x_0 + k_\epsilon \hat\epsilon`."""
+    def mix(self, k0: Scalar, k_eps: Scalar, *, consume: bool = False) -> Float[Tensor, "batch *shape"]:
+        r"""The combination :math:`k_0 \hat x_0 + k_\epsilon \hat\epsilon`.
+
+        With ``consume``, the result takes the place of ``x`` in memory, and the prediction must not be used again.
+        """
         out = self._out
-        return _combine(self._x, self._f, k0 * out.a + k_eps * out.c, k0 * out.b + k_eps * out.d)
+        p, q = k0 * out.a + k_eps * out.c, k0 * out.b + k_eps * out.d
+        return _combine(self._x, self._f, p, q, consume and self._f.data_ptr() != self._x.data_ptr())
 
 
-def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar) -> Tensor:
+def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar, in_place: bool = False) -> Tensor:
+    """``p x + q f``, in one new tensor or in ``x`` itself."""
     if isinstance(p, Tensor) or isinstance(q, Tensor):
         return broadcast(p, x) * x + broadcast(q, x) * f
     if p == 0.0:
         return f.to(x.dtype) if q == 1.0 else f.to(x.dtype) * q
-    # in place on the fresh product: one allocation
-    return x.mul(p).add_(f, alpha=q)
+    return (x.mul_(p) if in_place else x.mul(p)).add_(f, alpha=q)
 
 
 @runtime_checkable

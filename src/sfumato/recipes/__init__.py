@@ -54,10 +54,10 @@ def digits() -> Config:
             ),
         ),
         objective=ObjectiveConfig(weight=EdmWeight(), times=LogNormal(mean=-0.6, std=0.9), label_dropout=0.0),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup=100, decay="cosine", betas=(0.9, 0.99)),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup=75, decay="cosine", betas=(0.9, 0.99)),
         ema=EmaConfig(gamma=12.0, limit=1.0),
         training=TrainingConfig(
-            steps=2000,
+            steps=1500,
             batch_size=128,
             precision="fp32",
             channels_last=True,

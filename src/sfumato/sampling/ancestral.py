@@ -29,8 +29,8 @@ def ancestral(
     prediction = denoise(x, t)
     k0, kt, _ = posterior_coefficients(t, s)
     # x_t = alpha x_0 + sigma eps, so that the mean is one combination of the two estimates
-    mean = prediction.mix(k0 + kt * t.alpha, kt * t.sigma)
     spread = variance(prediction, t, s)
+    mean = prediction.mix(k0 + kt * t.alpha, kt * t.sigma, consume=memory.reuse)
     if not isinstance(spread, Tensor) and spread == 0.0:
         return mean
     return mean.add_(broadcast(sqrt(spread), x) * memory.noise(x))

@@ -28,7 +28,7 @@ def ddim(
     """
     prediction = denoise(x, t)
     if eta == 0.0 or s.sigma == 0.0:
-        return prediction.mix(s.alpha, s.sigma)
+        return prediction.mix(s.alpha, s.sigma, consume=memory.reuse)
     variance = eta * eta * posterior_coefficients(t, s)[2]
-    mean = prediction.mix(s.alpha, sqrt(s.sigma * s.sigma - variance))
+    mean = prediction.mix(s.alpha, sqrt(s.sigma * s.sigma - variance), consume=memory.reuse)
     return mean.add_(broadcast(sqrt(variance), x) * memory.noise(x))

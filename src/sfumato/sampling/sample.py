@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import random
+from sfumato.allocator import keep_freed_memory
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
@@ -57,11 +58,13 @@ class Memory:
 
     Attributes:
         noise: the source of noise of stochastic steps; deterministic steps never call it.
+        reuse: whether a step may write its result over ``x``.
         index: the number of the step, from 0.
         state: free for the step's own use, empty at the start.
     """
 
     noise: Noise
+    reuse: bool = False
     index: int = 0
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -118,6 +121,7 @@ def sample(
     *,
     noise: Noise | None = None,
     previews: bool = False,
+    reuse: bool = False,
     **cond: Tensor,
 ) -> Iterator[Frame]:
     """Walk ``x`` down a grid of levels; yields a :class:`Frame` after each step, the last of which is the sample.
@@ -129,12 +133,18 @@ def sample(
         step: what is done between two levels.
         noise: the source of noise for stochastic steps; by default that of seed 0.
         previews: whether frames carry the last estimate of the data.
+        reuse: whether steps may write over the tensor of the frame before, which spares memory and time where only the
+            last frame is wanted.
         cond: conditions, passed on to the denoiser.
 
     Raises:
-        InputError: if the grid does not go down to the data.
+        InputError: if the grid does not go down to the data, or previews are wanted of tensors that are reused.
     """
     check_grid(levels)
+    if previews and reuse:
+        raise InputError("Previews need the tensors of the step before: sample with reuse=False.")
+    if reuse:
+        x = x.clone()
     last: Prediction | None = None
 
     def denoise(x: Tensor, level: Level) -> Prediction:
@@ -144,10 +154,11 @@ def sample(
             last = prediction
         return prediction
 
-    memory = Memory(noise or seeded_noise(0))
-    nodes = list(levels)
-    for memory.index, (t, s) in enumerate(itertools.pairwise(nodes)):
-        with torch.no_grad():
+    keep_freed_memory()
+    memory = Memory(noise or seeded_noise(0), reuse)
+    without_gradient = torch.no_grad()
+    for memory.index, (t, s) in enumerate(itertools.pairwise(list(levels))):
+        with without_gradient:
             x = step(denoise, x, t, s, memory)
             estimate = last.x0 if last is not None else None
         yield Frame(x, s, estimate)
