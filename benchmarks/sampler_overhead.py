@@ -1,7 +1,7 @@
 """What the sampling loop costs beside arithmetic: a network that returns zeros, DDIM, one process.
 
-The baselines are loops written by hand, without any abstraction: ``in place (2)`` folds the update of DDIM into
-one multiplication and one addition with numbers computed beforehand, the least that is possible; ``in place (3)`` is the
+The baselines are loops written by hand, without any abstraction: ``in place (2)`` folds the update of DDIM into one
+multiplication and one addition with numbers computed beforehand, the least that is possible; ``in place (3)`` is the
 update as one would write it. ``sfumato`` is the loop as ``Model.sample`` runs it, ``frames kept`` the loop whose frames
 may all be kept. Interleaved, median of many.
 

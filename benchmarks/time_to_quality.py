@@ -99,10 +99,10 @@ class Peer:
         decay = (1.0 - 1.0 / self.done) ** 13
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - decay)
-        return float(loss)
+        return float(loss.detach())
 
 
-def diffusers(labels: bool, rate: float = 2e-3, widths: tuple[int, ...] = (32, 64)) -> Contender:
+def diffusers(labels: bool, rate: float = 4e-3, widths: tuple[int, ...] = (16, 32)) -> Contender:
     def start(steps: int) -> tuple[Step, Draw]:
         from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
@@ -232,7 +232,8 @@ def main() -> None:
                 step()
             spent = time.perf_counter() - began
             scores = [evaluator(draw(1000, seed)) for seed in range(options.samplings)]
-            distance, spread = torch.tensor([s[0] for s in scores]).mean(), torch.tensor([s[0] for s in scores]).std()
+            distances = torch.tensor([s[0] for s in scores])
+            distance, spread = distances.mean(), distances.std(correction=0)
             copies = sum(s[1] for s in scores) / len(scores)
             row = {
                 "name": contender.name,
