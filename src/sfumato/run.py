@@ -214,6 +214,10 @@ class _Run:
     def _prepare(self, trainer: Trainer, facts: Facts, resume: bool, overwrite: bool) -> None:
         """Make the directory ready: fresh, or with the state of the newest checkpoint taken up."""
         if resume:
+            if read_config(self.folder)[1] != facts:
+                raise InputError(
+                    f"The data of {self.folder} have changed since it was trained: other images would make another run."
+                )
             found = self.checkpoints.latest()
             if found is None:
                 raise InputError(f"{self.folder} has no checkpoint to resume from.")

@@ -114,6 +114,12 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     train(tiny(training={"steps": 4}), run=tmp_path / "run")
     with pytest.raises(InputError, match=r"training\.batch_size differs"):
         train(tiny(training={"batch_size": 32}), run=tmp_path / "run", resume=True)
+    config = tmp_path / "run" / "config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace('"heldout": 797', '"heldout": 796'))
+    with pytest.raises(InputError, match="have changed"):
+        train(run=tmp_path / "run", resume=True)
+    config.write_text(whole)
     with pytest.raises(InputError, match="no checkpoint"):
         for path in (tmp_path / "run" / "checkpoints").iterdir():
             path.unlink()
