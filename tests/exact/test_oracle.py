@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.level import Level
-from sfumato.diffusion.oracle import Covariances, EmpiricalOracle, GaussianOracle, MixtureOracle, Oracle, Posterior
+from sfumato.diffusion.oracle import Covariances, EmpiricalOracle, GaussianOracle, MixtureOracle, Oracle
 from sfumato.errors import InputError
 from sfumato.sampling import grids
 from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
@@ -426,6 +426,26 @@ def test_a_mixture_fits_images_drawn_from_one(kind: str) -> None:
     assert torch.equal(again.means, found.means)
 
 
+def test_a_mixture_of_the_digits_in_64_dimensions() -> None:
+    from sklearn.datasets import load_digits
+
+    images = torch.from_numpy(load_digits().images[:600] / 8.0 - 1.0)[:, None]
+    oracle, level = MixtureOracle.fit(images, 10), SCHEDULES["linear"](0.1)
+    x = level.alpha * images[:20] + level.sigma * randn(20, 1, 8, 8)
+    basis = oracle.covariances.basis
+    assert basis is not None
+    covariances = (basis * oracle.covariances.values[:, None]) @ basis.mT
+    for a, sigma, points in ((level.alpha, level.sigma, x), (1.0, 0.0, images[:20])):
+        logs = [
+            math.log(w) + stats.multivariate_normal(a * m, a**2 * c + sigma**2 * np.eye(64)).logpdf(points.flatten(1))
+            for w, m, c in zip(oracle.weights.tolist(), oracle.means.numpy(), covariances.numpy(), strict=True)
+        ]
+        found = oracle.marginal_log_prob(points, Level(0.1, a, sigma))
+        assert found.numpy() == pytest.approx(special.logsumexp(logs, axis=0), abs=1e-6)
+    gradient = torch.autograd.functional.jacobian(lambda x: oracle.marginal_log_prob(x, level).sum(), x)
+    assert (oracle.score(x, level) - gradient).abs().max() < 1e-9
+
+
 def test_low_rank_keeps_the_total_variance() -> None:
     images = randn(300, *SHAPE) @ randn(2, 2, seed=1)
     full, low = (MixtureOracle.fit(images, 2, kind, rank=2) for kind in ("full", "low_rank"))  # type: ignore[arg-type]
@@ -488,14 +508,20 @@ def test_an_oracle_of_ones_own() -> None:
             a, b = self._ends(x, alpha, sigma)
             return ((torch.special.ndtr(b) - torch.special.ndtr(a)) / (2.0 * alpha[:, None])).log().sum(1)
 
-        def posterior_rows(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+        def posterior_rows(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            shift, _ = self._truncated(x, alpha, sigma)
+            return x / alpha[:, None] + (sigma / alpha)[:, None] * shift, -shift
+
+        def trace_rows(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+            return ((sigma / alpha)[:, None].square() * self._truncated(x, alpha, sigma)[1]).sum(1)
+
+        def _truncated(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            """The mean and the variance of a standard normal that is cut at both ends."""
             a, b = self._ends(x, alpha, sigma)
-            density = [(-0.5 * end.square()).exp() / math.sqrt(2.0 * math.pi) for end in (a, b)]
+            at_a, at_b = ((-0.5 * end.square()).exp() / math.sqrt(2.0 * math.pi) for end in (a, b))
             mass = torch.special.ndtr(b) - torch.special.ndtr(a)
-            shift = (density[0] - density[1]) / mass
-            variance = 1.0 + (a * density[0] - b * density[1]) / mass - shift.square()
-            ratio = (sigma / alpha)[:, None]
-            return Posterior(x / alpha[:, None] + ratio * shift, -shift, (ratio.square() * variance).sum(1))
+            shift = (at_a - at_b) / mass
+            return shift, 1.0 + (a * at_a - b * at_b) / mass - shift.square()
 
         def sample(self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
             raise NotImplementedError
@@ -515,6 +541,9 @@ def test_an_oracle_of_ones_own() -> None:
         for p in range(2)
     ]
     assert float(oracle(x, level).x0[0, 0, 0]) == pytest.approx(moments[1] / moments[0], abs=1e-9)
+    jacobian = torch.autograd.functional.jacobian(lambda x: oracle(x, level).x0.sum(0).flatten(), x)
+    trace = torch.einsum("ibi->b", jacobian.reshape(2, 4, 2)) * level.sigma**2 / level.alpha
+    assert (oracle.posterior_covariance_trace(x, level) - trace).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
@@ -16,29 +15,13 @@ from sfumato.diffusion.parameterization import v
 from sfumato.errors import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class Posterior:
-    r"""What is known of the data given :math:`x_t`, for rows of flattened samples.
-
-    Attributes:
-        x0: the mean, :math:`E[x_0 | x_t]`.
-        eps: the mean of the noise, :math:`E[\epsilon | x_t]`; :math:`(x_t - \alpha E[x_0 | x_t]) / \sigma`, but best
-            computed without that difference, which cancels near the data.
-        trace: the trace of the covariance, :math:`\operatorname{tr} \operatorname{Cov}[x_0 | x_t]`.
-    """
-
-    x0: Float64[Tensor, "rows dims"]
-    eps: Float64[Tensor, "rows dims"]
-    trace: Float64[Tensor, "rows"]
-
-
 class Oracle(ABC):
     r"""A distribution of data that is known at every level, and the exact denoiser that follows from it.
 
     An oracle is a denoiser like any other: samplers, bounds and figures take it as they take a network. To write
-    one, define :meth:`log_prob_rows` and :meth:`posterior_rows` on flattened samples in float64, and :meth:`sample`.
-    Everything is differentiable in ``x``. Computations are done in float64 on the device of the oracle's own tensors,
-    and answers come in the dtype and on the device of ``x``.
+    one, define :meth:`log_prob_rows`, :meth:`posterior_rows` and :meth:`trace_rows` on flattened samples in float64,
+    and :meth:`sample`. Everything is differentiable in ``x``. Computations are done in float64 on the device of the
+    oracle's own tensors, and answers come in the dtype and on the device of ``x``.
 
     Args:
         shape: the shape of one sample.
@@ -62,8 +45,18 @@ class Oracle(ABC):
     @abstractmethod
     def posterior_rows(
         self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> Posterior:
-        """The posterior of the data at ``sigma > 0``; the levels are one per row or one for all."""
+    ) -> tuple[Float64[Tensor, "rows dims"], Float64[Tensor, "rows dims"]]:
+        r""":math:`E[x_0 | x_t]` and :math:`E[\epsilon | x_t]` at ``sigma > 0``.
+
+        Either follows from the other, :math:`x_t = \alpha E[x_0 | x_t] + \sigma E[\epsilon | x_t]`, but the difference
+        loses digits of the noise near the data, and of the data in the noise.
+        """
+
+    @abstractmethod
+    def trace_rows(
+        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
+    ) -> Float64[Tensor, "rows"]:
+        r""":math:`\operatorname{tr} \operatorname{Cov}[x_0 | x_t]` at ``sigma > 0``."""
 
     @abstractmethod
     def sample(
@@ -92,12 +85,12 @@ class Oracle(ABC):
         Raises:
             InputError: at ``sigma = 0``, or if ``x`` or the level have another shape than the data.
         """
-        found = self._posterior(x, level)
+        x0, eps = self._posterior(x, level)
         at = Level(*(torch.as_tensor(value, dtype=torch.float64) for value in (level.t, level.alpha, level.sigma)))
-        wide = at.like(found.x0.to(x.device))
+        wide = at.like(x0)
         # v holds both the data and the noise to rounding at every level, where either of them would lose the other
-        target = wide.alpha * found.eps.to(x.device) - wide.sigma * found.x0.to(x.device)
-        return Prediction(x, target.to(x.dtype).reshape(x.shape), v(level))
+        target = wide.alpha * eps - wide.sigma * x0
+        return Prediction(x, target.to(x).reshape(x.shape), v(level))
 
     def score(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch *shape"]:
         r"""The score :math:`\nabla_x \log q(x_t) = -E[\epsilon | x_t] / \sigma` (Vincent 2011).
@@ -105,7 +98,7 @@ class Oracle(ABC):
         Raises:
             InputError: as calling the oracle does.
         """
-        eps = self._posterior(x, level).eps
+        _, eps = self._posterior(x, level)
         return (-eps / broadcast(torch.as_tensor(level.sigma, dtype=torch.float64), eps)).to(x).reshape(x.shape)
 
     def posterior_covariance_trace(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch"]:
@@ -116,7 +109,7 @@ class Oracle(ABC):
         Raises:
             InputError: as calling the oracle does.
         """
-        return self._posterior(x, level).trace.to(x)
+        return torch.cat([self.trace_rows(*part) for part in self._noisy_parts(x, level)]).to(x)
 
     def marginal_log_prob(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch"]:
         r"""The log-density of the diffused data, :math:`\log q(x_t) = \log \int q(x_t | x_0) q(x_0) dx_0`, in nats.
@@ -138,12 +131,15 @@ class Oracle(ABC):
         """
         return self.marginal_log_prob(x0, Level(0.0, 1.0, 0.0))
 
-    def _posterior(self, x: Tensor, level: Level) -> Posterior:
+    def _posterior(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        parts = [self.posterior_rows(*part) for part in self._noisy_parts(x, level)]
+        return torch.cat([x0 for x0, _ in parts]), torch.cat([eps for _, eps in parts])
+
+    def _noisy_parts(self, x: Tensor, level: Level) -> list[tuple[Tensor, Tensor, Tensor]]:
         rows, alpha, sigma = self._rows(x, level)
         if bool((sigma == 0.0).any()):
             raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
-        parts = [self.posterior_rows(*part) for part in self._parts(rows, alpha, sigma)]
-        return Posterior(*(torch.cat([getattr(part, key) for part in parts]) for key in ("x0", "eps", "trace")))
+        return self._parts(rows, alpha, sigma)
 
     def _rows(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         if tuple(x.shape[1:]) != self.shape or x.ndim == 0:

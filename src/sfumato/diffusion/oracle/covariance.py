@@ -148,6 +148,18 @@ class Covariances:
             along = torch.einsum("bkr,kdr->bkd", along, self.basis)
         return along if z.across is None else along + matrix.across[..., None] * z.across
 
+    def mix(
+        self, weights: Float64[Tensor, "rows components"], matrix: Eigenvalues, z: Split
+    ) -> Float64[Tensor, "rows dims"]:
+        """The weighted sum over components of what :meth:`apply` gives, without the terms."""
+        along = weights[..., None] * matrix.along * z.along
+        if self.basis is None:
+            return along.sum(1)
+        total = along.flatten(1) @ self.basis.mT.reshape(-1, self.dimensions)
+        if z.across is None:
+            return total
+        return total + torch.einsum("bk,bkd->bd", weights * matrix.across, z.across)
+
     def trace(self, matrix: Eigenvalues) -> Float64[Tensor, "levels components"]:
         """The traces of the matrices of those eigenvalues."""
         along = matrix.along.sum(-1)

@@ -9,12 +9,15 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato import random
-from sfumato.diffusion.oracle.base import Oracle, Posterior, finite
+from sfumato.diffusion.oracle.base import Oracle, finite
 from sfumato.errors import InputError
 
 NEAR = 1e5
 """The ratio of the data's largest square to the variance of the noise above which the expansion of squared distances,
 which is fast, would lose more than some 1e-10 nats to rounding."""
+
+BLOCK = 2**17
+"""How many differences are taken at a time: as many as a processor's cache holds."""
 
 
 class EmpiricalOracle(Oracle):
@@ -76,10 +79,19 @@ class EmpiricalOracle(Oracle):
 
     def posterior_rows(
         self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> Posterior:
+    ) -> tuple[Float64[Tensor, "rows dims"], Float64[Tensor, "rows dims"]]:
+        variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
+        nearest = self._weights(self._distances(z, alpha, variance), variance) @ self._data
+        apart = z - alpha[:, None] * nearest
+        x0 = self._centre + nearest + (alpha * self.std**2 / variance)[:, None] * apart
+        return x0, (sigma / variance)[:, None] * apart
+
+    def trace_rows(
+        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
+    ) -> Float64[Tensor, "rows"]:
         variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
         distances = self._distances(z, alpha, variance)
-        weights = (distances / (-2.0 * variance[:, None])).softmax(1)
+        weights = self._weights(distances, variance)
         nearest = weights @ self._data
         apart = z - alpha[:, None] * nearest
         # the spread of the data under the weights: by the data far from them, by what is left of x near them,
@@ -87,10 +99,8 @@ class EmpiricalOracle(Oracle):
         far = weights @ self._squares - nearest.square().sum(1)
         near = ((weights * distances).sum(1) - apart.square().sum(1)) / alpha.square().clamp(min=1e-300)
         spread = torch.where(self._is_near(alpha, variance), near, far).clamp(min=0.0)
-        kernel, noise = self.std**2 / variance, sigma.square() / variance
-        x0 = self._centre + nearest + (alpha * kernel)[:, None] * apart
-        trace = noise.square() * spread + self.dimensions * self.std**2 * noise
-        return Posterior(x0, (sigma / variance)[:, None] * apart, trace)
+        noise = sigma.square() / variance
+        return noise.square() * spread + self.dimensions * self.std**2 * noise
 
     def sample(
         self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
@@ -105,6 +115,9 @@ class EmpiricalOracle(Oracle):
     def _variance(self, alpha: Tensor, sigma: Tensor) -> Float64[Tensor, "levels"]:
         return (alpha * self.std).square() + sigma.square()
 
+    def _weights(self, distances: Tensor, variance: Tensor) -> Float64[Tensor, "rows data"]:
+        return (distances / (-2.0 * variance[:, None])).softmax(1)
+
     def _centred(self, x: Tensor, alpha: Tensor) -> Float64[Tensor, "rows dims"]:
         return x - alpha[:, None] * self._centre
 
@@ -117,6 +130,6 @@ class EmpiricalOracle(Oracle):
         if not bool(self._is_near(alpha, variance).any()):
             cross = z @ self._data.mT
             return z.square().sum(1, keepdim=True) - 2.0 * scale * cross + scale.square() * self._squares
-        at_once = max(1, self.elements // (len(z) * self.dimensions))
+        at_once = max(1, min(self.elements, BLOCK) // (max(1, len(z)) * self.dimensions))
         parts = [(z[:, None] - scale[..., None] * y).square().sum(2) for y in self._data.split(at_once)]
         return torch.cat(parts, 1)

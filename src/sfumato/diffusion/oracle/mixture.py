@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.oracle.base import Oracle, Posterior, finite
+from sfumato.diffusion.oracle.base import Oracle, finite
 from sfumato.diffusion.oracle.covariance import Covariances, Eigenvalues, Split
 from sfumato.errors import InputError, SfumatoWarning, nearest
 
@@ -158,18 +158,20 @@ class MixtureOracle(Oracle):
 
     def posterior_rows(
         self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> Posterior:
+    ) -> tuple[Float64[Tensor, "rows dims"], Float64[Tensor, "rows dims"]]:
         c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
         weights = self._log_joint(z, s).softmax(1)
-        # C S^-1 and S^-1
-        shrink = Eigenvalues(c.values / s.along, c.rest / s.across)
-        invert = Eigenvalues(1.0 / s.along, 1.0 / s.across)
-        each = self.means + alpha[:, None, None] * c.apply(shrink, z)
-        x0 = torch.einsum("bk,bkd->bd", weights, each)
-        eps = sigma[:, None] * torch.einsum("bk,bkd->bd", weights, c.apply(invert, z))
-        within = sigma.square()[:, None] * c.trace(shrink)
-        between = (each - x0[:, None]).square().sum(2)
-        return Posterior(x0, eps, (weights * (within + between)).sum(1))
+        x0 = weights @ self.means + alpha[:, None] * c.mix(weights, self._shrink(s), z)
+        return x0, sigma[:, None] * c.mix(weights, Eigenvalues(1.0 / s.along, 1.0 / s.across), z)
+
+    def trace_rows(
+        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
+    ) -> Float64[Tensor, "rows"]:
+        c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
+        weights, shrink = self._log_joint(z, s).softmax(1), self._shrink(s)
+        means = self.means + alpha[:, None, None] * c.apply(shrink, z)
+        between = (means - torch.einsum("bk,bkd->bd", weights, means)[:, None]).square().sum(2)
+        return (weights * (sigma.square()[:, None] * c.trace(shrink) + between)).sum(1)
 
     def sample(
         self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
@@ -191,6 +193,10 @@ class MixtureOracle(Oracle):
 
     def _split(self, x: Tensor, alpha: Tensor) -> Split:
         return self.covariances.split(x[:, None] - alpha[:, None, None] * self.means)
+
+    def _shrink(self, s: Eigenvalues) -> Eigenvalues:
+        """:math:`C_k S_k^{-1}`."""
+        return Eigenvalues(self.covariances.values / s.along, self.covariances.rest / s.across)
 
     def _log_joint(self, z: Split, s: Eigenvalues) -> Float64[Tensor, "rows components"]:
         r""":math:`\log w_k + \log \mathcal N(x_t; \alpha \mu_k, S_k)`."""
