@@ -321,6 +321,17 @@ def test_a_data_set_at_tiny_noise() -> None:
         assert oracle.posterior_covariance_trace(x, level).max() < 1e-14 * sigma**2 * DIMENSIONS + 1e-28
 
 
+def test_two_data_points_as_close_as_the_noise_is_small() -> None:
+    """Half way between two at a distance d, both weigh 1/2: the variance is d^2 / 4, far below rounding of the data."""
+    d = 1e-7
+    oracle = EmpiricalOracle(torch.tensor([[1.0 - d / 2, 2.0], [1.0 + d / 2, 2.0], [-5.0, 0.0]], dtype=torch.float64))
+    x, level = torch.tensor([[1.0, 2.0]], dtype=torch.float64), Level(0.1, 1.0, d)
+    assert float(oracle.posterior_covariance_trace(x, level)) == pytest.approx(d**2 / 4, rel=1e-6, abs=0.0)
+    assert (oracle(x, level).x0 - x).abs().max() < 1e-15
+    expected = math.log(2 / 3) - 1 / 8 - math.log(2 * math.pi * d**2)
+    assert float(oracle.marginal_log_prob(x, level)) == pytest.approx(expected, abs=1e-7)
+
+
 @every
 def test_the_ends_of_the_noise(name: str) -> None:
     oracle, parts = ORACLES[name](), components(name)
