@@ -62,7 +62,11 @@ class Oracle(ABC):
     def sample(
         self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch *shape"]:
-        """Samples ``first ... first + count - 1`` of a seed; sample ``i`` is the same whatever the count."""
+        """Samples ``first ... first + count - 1`` of a seed; sample ``i`` is the same whatever the count.
+
+        Raises:
+            InputError: if ``count`` or ``first`` is negative.
+        """
 
     @property
     def rows_at_once(self) -> int:
@@ -159,6 +163,16 @@ class Oracle(ABC):
         if len(alpha) != len(rows) or len(pieces) == 1:
             return [(piece, alpha, sigma) for piece in pieces]
         return list(zip(pieces, alpha.split(self.rows_at_once), sigma.split(self.rows_at_once), strict=True))
+
+
+def check_count(count: int, first: int) -> None:
+    """Check that the numbers of samples can be.
+
+    Raises:
+        InputError: if one is negative.
+    """
+    if count < 0 or first < 0:
+        raise InputError(f"Samples are numbered from 0; got {count} samples from number {first}.")
 
 
 def finite(values: Tensor, what: str) -> Float64[Tensor, "*shape"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato import random
-from sfumato.diffusion.oracle.base import Oracle, finite
+from sfumato.diffusion.oracle.base import Oracle, check_count, finite
 from sfumato.errors import InputError
 
 NEAR = 1e5
@@ -105,6 +105,7 @@ class EmpiricalOracle(Oracle):
     def sample(
         self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch *shape"]:
+        check_count(count, first)
         index = (random.uniform(seed, "oracle component", first, count) * len(self._data)).long().to(self.device)
         rows = self._centre + self._data[index]
         if self.std > 0.0:

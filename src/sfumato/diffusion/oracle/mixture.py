@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.oracle.base import Oracle, finite
+from sfumato.diffusion.oracle.base import Oracle, check_count, finite
 from sfumato.diffusion.oracle.covariance import Covariances, Eigenvalues, Split
 from sfumato.errors import InputError, SfumatoWarning, nearest
 
@@ -176,6 +176,7 @@ class MixtureOracle(Oracle):
     def sample(
         self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch *shape"]:
+        check_count(count, first)
         bounds = self.weights.cumsum(0).cpu()
         choice = torch.searchsorted(bounds, random.uniform(seed, "oracle component", first, count), right=True)
         choice = choice.clamp(max=len(bounds) - 1).to(self.device)
