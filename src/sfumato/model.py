@@ -94,7 +94,10 @@ class Model:
         sampling = sampling or self.config.sampling
         size = sampling.batch_size if batch_size is None else batch_size
         if count < 1 or size < 1 or first < 0:
-            raise InputError(f"Sampling needs at least 1 image and a batch of at least 1; got {count} and {size}.")
+            raise InputError(
+                f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 on; "
+                f"got {count}, {size} and {first}."
+            )
         given = self._labels(labels, sampling.classes, seed, first, count)
         schedule = self.denoiser.schedule
         levels = sampling.grid.build(schedule, sampling.steps)

@@ -41,14 +41,17 @@ def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = N
     """All images side by side, small ones enlarged; signals are drawn as curves.
 
     Args:
-        images: in [-1, 1], with 1, 3 or 4 channels.
+        images: in [-1, 1]; with 1, 3 or 4 channels they are pictures, else their channels are.
         columns: images per row; by default the grid is about square.
 
     Raises:
-        InputError: if there is no image, or it is not a picture.
+        InputError: if there is no image.
     """
     if len(images) == 0:
         raise InputError("There are no images to draw.")
+    if images.ndim == 4 and images.shape[1] not in (1, 3, 4):
+        # other numbers of channels are drawn in grey, side by side
+        images = torch.cat(list(images.split(1, dim=1)), dim=3)
     tiles = to_uint8(_curves(images) if images.ndim == 3 else images)
     count, height, width, channels = tiles.shape
     factor = max(1, math.ceil(_TILE / height))

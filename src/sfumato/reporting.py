@@ -96,12 +96,14 @@ class Terminal:
             self.close()
 
     def evaluating(self, samples: int) -> None:
+        self.close()
         self.say(f"evaluation: {samples} samples against the training and the held-out images ...")
 
     def evaluated(self, evaluation: Evaluation) -> None:
         self.console.print(table(evaluation))
 
     def finish(self, run: Path, training: float, total: float) -> None:
+        self.close()
         self.say(f"{training:.1f} s of training, {total:.1f} s in all.")
         self.say(f"pictures  {run / 'samples'}")
         self.say(f"use it    sfumato sample {run}")
@@ -144,12 +146,12 @@ def summary(model: Model, everything: bool) -> Group:
     if logged is not None and logged.is_file():
         # the last line of a run that was killed may be cut off
         lines = logged.read_text(encoding="utf-8").splitlines()[-20:]
-        losses = [float(json.loads(line)["loss"]) for line in lines if line.endswith("}")]
+        losses = [loss for loss in map(_loss, lines) if loss is not None]
         if losses:
             rows["loss"] = f"{sum(losses) / len(losses):.4f}, the mean of the last {len(losses)} in metrics.jsonl"
     evaluated = run / "evaluation.json" if run is not None else None
     if evaluated is not None and evaluated.is_file():
-        for space, entry in json.loads(evaluated.read_text(encoding="utf-8"))["spaces"].items():
+        for space, entry in _spaces(evaluated.read_text(encoding="utf-8")).items():
             rows[f"Frechet, {space}"] = (
                 f"{entry['frechet_heldout']:.3g} to held-out ({entry['frechet_ratio']:.2f} x real against real), "
                 f"nearest-neighbour ratio {entry['neighbour_ratio']:.2f}"
@@ -164,6 +166,23 @@ def summary(model: Model, everything: bool) -> Group:
             settings.add_row(key, str(value))
     title = "all settings" if everything else "settings that are not the defaults"
     return Group(table, "", title, settings)
+
+
+def _loss(line: str) -> float | None:
+    try:
+        return float(json.loads(line)["loss"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _spaces(text: str) -> dict[str, Any]:
+    """The entries of evaluation.json that have all that is shown."""
+    try:
+        spaces = json.loads(text)["spaces"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    needed = {"frechet_heldout", "frechet_ratio", "neighbour_ratio"}
+    return {name: entry for name, entry in spaces if isinstance(entry, dict) and needed <= entry.keys()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

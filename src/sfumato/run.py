@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
 from sfumato import metrics, random
@@ -37,8 +38,12 @@ SPLIT_SEED = 0
 class Interrupted(Exception):
     """The training was asked to stop; it saved a checkpoint at ``step`` and can be resumed."""
 
-    def __init__(self, run: Path, step: int, signal_number: int) -> None:
-        super().__init__(f"Stopped at step {step}; resume with: sfumato train --resume {run}")
+    def __init__(self, run: Path, step: int, signal_number: int, complete: bool = False) -> None:
+        super().__init__(
+            f"Stopped; the training is complete and saved. Evaluate it with: sfumato evaluate {run}"
+            if complete
+            else f"Stopped at step {step}; resume with: sfumato train --resume {run}"
+        )
         self.run, self.step, self.signal_number = run, step, signal_number
 
 
@@ -129,6 +134,12 @@ def training_data(config: Config) -> tuple[Loader, Dataset]:
     return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
 
 
+def engine() -> Accelerator:
+    """Accelerate's engine, without what its configuration may say of precision and accumulation: ours says it."""
+    once = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=once)
+
+
 def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None = None, bf16: bool = False) -> Trainer:
     """The trainer of a model, as its configuration says.
 
@@ -138,7 +149,7 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
         accelerator: the engine; by default one for this process.
         bf16: whether the network computes in bfloat16.
     """
-    accelerator = accelerator or Accelerator()
+    accelerator = accelerator or engine()
     config, facts = model.config, model.facts
     denoiser = model.denoiser.to(accelerator.device)
     if config.training.channels_last and len(facts.shape) == 3:
@@ -172,7 +183,7 @@ class _Run:
         self.config, self.folder, self.reporter = config, folder, reporter
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
-        self.accelerator = Accelerator()
+        self.accelerator = engine()
         self.main = self.accelerator.is_main_process
         if not self.main:
             self.reporter = Silent()
@@ -183,26 +194,42 @@ class _Run:
         config = self.config
         loader, heldout = training_data(config)
         facts = describe(loader, len(heldout))
+        if resume:
+            # the number that was measured then is part of the model
+            facts = facts.model_copy(update={"std": self._stored_std(facts)})
         # the initial weights are a draw like any other: of the seed alone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.fold(config.training.seed, "weights"))
             model = Model(config, facts, run=self.folder)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
+        # what can fail for a wrong setting fails now, not after the training
+        config.sampling.grid.build(model.denoiser.schedule, config.sampling.steps)
+        tensorboard = _tensorboard() if config.training.tensorboard and self.main else None
         self._prepare(trainer, facts, resume, overwrite)
         self.reporter.start(config, facts, model, trainer, self.folder)
         began = time.perf_counter()
-        seconds = self._loop(model, trainer)
+        seconds = self._loop(model, trainer, None if tensorboard is None else tensorboard(self.folder))
         model.step = trainer.step
         self._adopt(model, trainer)
         self.accelerator.wait_for_everyone()
         if self.main and config.evaluation.samples > 0 and len(heldout) < 2:
-            self.reporter.say("No evaluation: no images are held out (data.holdout).")
+            self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
         elif self.main and config.evaluation.samples > 0:
             self.reporter.evaluating(config.evaluation.samples)
-            self.reporter.evaluated(evaluate(model))
+            try:
+                self.reporter.evaluated(evaluate(model))
+            except InputError as error:
+                self.reporter.say(f"No evaluation: {error}")
+            except KeyboardInterrupt:
+                raise self._interrupted(trainer, signal.SIGINT) from None
         self.accelerator.wait_for_everyone()
         self.reporter.finish(self.folder, seconds, time.perf_counter() - began)
         return model
+
+    def _stored_std(self, facts: Facts) -> float:
+        # a sum of floats may differ in its last digits between machines and numbers of threads
+        stored = read_config(self.folder)[1]
+        return stored.std if abs(stored.std / facts.std - 1.0) <= 1e-6 else facts.std
 
     def _bf16(self) -> bool:
         wanted, device = self.config.training.precision, self.accelerator.device
@@ -219,9 +246,13 @@ class _Run:
                     f"The data of {self.folder} have changed since it was trained: other images would make another run."
                 )
             found = self.checkpoints.latest()
-            if found is None:
-                raise InputError(f"{self.folder} has no checkpoint to resume from.")
-            trainer.restore(*found)
+            # a run that was stopped before its first checkpoint begins again: every draw is the same
+            if found is not None:
+                trainer.restore(*found)
+            if trainer.step > self.config.training.steps:
+                raise InputError(
+                    f"{self.folder} is at step {trainer.step}, beyond the {self.config.training.steps} steps asked for."
+                )
             if self.main:
                 self._truncate_metrics(trainer.step)
                 write_config(self.folder, self.config, facts)
@@ -245,10 +276,9 @@ class _Run:
         text = "".join(line + "\n" for line in kept)
         atomic_write(self.metrics, lambda temporary: _write(temporary, text))
 
-    def _loop(self, model: Model, trainer: Trainer) -> float:
+    def _loop(self, model: Model, trainer: Trainer, tensorboard: Any) -> float:
         """Train; returns the seconds that the optimizer steps took."""
         options, seconds = self.config.training, 0.0
-        tensorboard = _tensorboard(self.folder) if options.tensorboard and self.main else None
         saved = trainer.step
         with _stopping(trainer) as stopped, self._explaining():
             for record in trainer.run(options.steps):
@@ -262,11 +292,15 @@ class _Run:
                     saved = record.step
                 if options.sample_count and (record.step % options.sample_every == 0 or last) and self.main:
                     self._preview(model, trainer)
-        if trainer.step < options.steps:
+        if trainer.step < options.steps or stopped:
             if saved != trainer.step:
                 self._checkpoint(model, trainer)
-            raise Interrupted(self.folder, trainer.step, stopped[0] if stopped else signal.SIGINT)
+            raise self._interrupted(trainer, stopped[0] if stopped else signal.SIGINT)
         return seconds
+
+    def _interrupted(self, trainer: Trainer, signal_number: int) -> Interrupted:
+        complete = trainer.step >= self.config.training.steps
+        return Interrupted(self.folder, trainer.step, signal_number, complete)
 
     @contextmanager
     def _explaining(self) -> Generator[None]:
@@ -342,14 +376,18 @@ def _stopping(trainer: Trainer) -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
             'training.tensorboard needs TensorBoard; install it with: pip install "sfumato[tensorboard]"'
         ) from None
-    return SummaryWriter(str(folder / "tensorboard"))
+
+    def writer(folder: Path) -> Any:
+        return SummaryWriter(str(folder / "tensorboard"))
+
+    return writer
 
 
 def evaluate(
@@ -384,29 +422,18 @@ def evaluate(
     sampling = sampling or model.config.sampling
     which = options.seed if seed is None else seed
     images = model.sample(count, seed=which, sampling=sampling, progress=progress)
-    result = metrics.evaluate(
-        images,
-        _images(train_set, model),
-        _images(heldout, model),
-        train_labels=_labels(train_set),
-        heldout_labels=_labels(heldout),
-    )
+    (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(heldout, model)
+    result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)
     if model.run is not None:
         value = {"step": model.step, "seed": which, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
         write_json(model.run / "evaluation.json", value)
     return result
 
 
-def _images(data: Dataset, model: Model) -> Tensor:
-    crop = model.config.data.random_crop
-    if crop is None:
-        return data.batch(range(len(data)))
-    # the model was trained on windows: compare with one window of each image
-    return Loader(dataclasses.replace(data, labels=None, classes=()), SPLIT_SEED, crop=crop).batch(0, len(data)).x0
-
-
-def _labels(data: Dataset) -> Tensor | None:
-    return None if data.labels is None else torch.from_numpy(data.labels)
+def _images(data: Dataset, model: Model) -> tuple[Tensor, Tensor | None]:
+    """All images of a data set, in the windows that the model was trained on, with their labels."""
+    whole = Loader(data, SPLIT_SEED, crop=model.config.data.random_crop).batch(0, len(data))
+    return whole.x0, whole.labels
 
 
 __all__ = ["Diverged", "Interrupted", "default_name", "evaluate", "read_data", "train"]

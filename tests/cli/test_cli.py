@@ -108,13 +108,18 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         ("train --training.batch-size 10 --training.accumulate 3", "does not divide"),
         ("train --config missing.toml", "Could not read the configuration file missing.toml"),
         ("train --recipe digit", "did you mean 'digits'?"),
-        ("train --resume nowhere", "has no config.json"),
+        ("train --resume nowhere", "no run directory nowhere"),
         ("train digits --resume nowhere", "leave DATA"),
         ("sample", "Say which run"),
         ("sample nowhere", "no run directory nowhere"),
         ("evaluate nowhere", "no run directory nowhere"),
         ("info nowhere", "no run directory nowhere"),
         ("info", "required"),
+        ("train --evaluation.samples 1", "at least 2, or 0 for none"),
+        ("train --optimizer.betas 1.5 0.9", "optimizer.betas"),
+        ("train --model.network.channels 0 8", "model.network.channels"),
+        ("train --model.schedule.kind continuous_cosine --model.schedule.log-snr-min -1000", "log_snr_min"),
+        ("train --sampling.grid.sigma-min 100", "sigma_min < sigma_max"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -206,6 +211,9 @@ def test_sample(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("--sampler.kind eluer", "did you mean"),
         ("--sampler.kind ddim --sampler.eta 2", "sampler.eta is 2.0"),
         ("--label eleven", "There is no class 'eleven'"),
+        ("--label ²", "There is no class"),
+        ("--device nowhere", "There is no device 'nowhere'"),
+        ("--first -1", "a first image from 0 on"),
         ("--label 10", "0 to 9"),
         ("--out x.jpg", "written as .png, .npz"),
         ("--grid.sigma-max 1e9", "can't start"),
@@ -240,5 +248,6 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_truncated_log_does_not_break_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     log = Path(trained) / "metrics.jsonl"
-    log.write_text(log.read_text()[:-20])
+    log.write_text(log.read_text()[:-20] + "garbage}\n")
+    (Path(trained) / "evaluation.json").write_text("{}")
     assert run("info", trained) == 0

@@ -90,6 +90,15 @@ def test_edm_is_table_1_at_alpha_one() -> None:
     assert out.b == pytest.approx(sigma * sd / math.sqrt(sigma**2 + sd**2), rel=1e-14)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_the_network_sees_inputs_of_about_unit_scale(kind: str, schedule: schedules.Schedule) -> None:
+    for t in (0.05, 0.5, 1.0):
+        level = schedule(t)
+        seen = KINDS[kind](level).c_in * (level.alpha**2 + level.sigma**2) ** 0.5
+        assert 0.9 < seen < 1.5
+
+
 def test_a_prediction_of_x0() -> None:
     level = schedules.cosine(1000)(0.4)
     x, x0 = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)

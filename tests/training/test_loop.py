@@ -196,6 +196,34 @@ def test_signals_one_dimensional_data_train_too(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "samples" / "step-0000012.png").exists()
 
 
+def test_any_number_of_channels_draws_and_trains(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (30, 5, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "five.npy", images)
+    data = {"source": str(tmp_path / "five.npy"), "layout": "NCHW", "holdout": 10}
+    model = train(tiny(data=data, training={"steps": 2, "sample_count": 4}), run=tmp_path / "run")
+    assert model.sample(2).shape == (2, 5, 8, 8) and list((tmp_path / "run" / "samples").iterdir())
+
+
+def test_labels_stay_with_their_images_under_random_crops(tmp_path: Path) -> None:
+    from sfumato.run import evaluate
+
+    labels = np.arange(200) % 4
+    images = (labels[:, None, None] * 60 + np.random.default_rng(0).integers(0, 20, (200, 12, 12))).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    data = {"source": str(tmp_path / "x.npz"), "random_crop": 8, "holdout": 80, "labels": True}
+    result = evaluate(train(tiny(data=data, training={"steps": 2}), run=tmp_path / "run"), samples=40)
+    assert result.accuracy == 1.0
+
+
+def test_an_impossible_evaluation_does_not_cost_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sfumato.reporting import Terminal
+
+    config = tiny(data={"holdout": 1796}, training={"steps": 2}, evaluation={"samples": 20})
+    train(config, run=tmp_path / "run", reporter=Terminal())
+    assert "No evaluation:" in " ".join(capsys.readouterr().out.split())
+    assert load(tmp_path / "run").step == 2
+
+
 def test_bf16_trains_where_the_processor_has_it(tmp_path: Path) -> None:
     from sfumato.training.precision import supports_bf16
 

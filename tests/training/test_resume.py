@@ -31,7 +31,8 @@ def assert_same_bytes(one: Path, two: Path) -> None:
     assert {name.split("/")[0] for name in a} == {"weights", "ema", "optimizer"}
     differ = [name for name in a if a[name].numpy().tobytes() != b[name].numpy().tobytes()]
     assert not differ
-    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    same = (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert same
 
 
 def test_killed_and_resumed_is_never_stopped(tmp_path: Path) -> None:
@@ -120,7 +121,31 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="have changed"):
         train(run=tmp_path / "run", resume=True)
     config.write_text(whole)
-    with pytest.raises(InputError, match="no checkpoint"):
-        for path in (tmp_path / "run" / "checkpoints").iterdir():
-            path.unlink()
-        train(run=tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="beyond the 2 steps"):
+        train(tiny(training={"steps": 2}), run=tmp_path / "run", resume=True)
+
+
+def test_resuming_before_the_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    train(tiny(training={"steps": 4}), run=tmp_path / "run")
+    before = state(tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    train(run=tmp_path / "run", resume=True)
+    after = state(tmp_path / "run")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_other_threads_do_not_change_the_data(tmp_path: Path) -> None:
+    train(tiny(training={"steps": 4, "threads": 2}), run=tmp_path / "run")
+    train(tiny(training={"steps": 6, "threads": 1}), run=tmp_path / "run", resume=True)
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_launcher_has_no_say_in_the_mathematics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny(training={"steps": 3}), run=tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(tiny(training={"steps": 3}), run=tmp_path / "launched")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "launched")
+    one, two = ((tmp_path / run / "metrics.jsonl").read_text().splitlines()[-1] for run in ("plain", "launched"))
+    assert json.loads(one)["grad_norm"] == json.loads(two)["grad_norm"]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from sfumato.cli import flags
 from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
 
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run directory, such as runs/digits.")]
 
@@ -67,16 +71,16 @@ def train(arguments: list[str]) -> int:
     if resume is not None:
         if source is not None or file is not None or recipe is not None:
             raise InputError("A run that is resumed has its data and settings; leave DATA, --config and --recipe out.")
-        values: dict[str, Any] = read_file(Path(resume) / "config.json") if Path(resume).is_dir() else {}
-        if not values:
-            raise InputError(f"{resume} is not a run that can be resumed: it has no config.json.")
+        from sfumato.model import read_config
+
+        values: dict[str, Any] = read_config(Path(resume))[0].model_dump()
     else:
         over = read_file(file) if file is not None else {}
+        group = over.get("data", {})
+        named = source or (group.get("source") if isinstance(group, dict) else None)
+        values = merge(recipes.named(recipe, named).model_dump(), over)
         if file is not None:
-            parse(Config, over, origin=str(file))
-        named = source or over.get("data", {}).get("source")
-        values = recipes.named(recipe, named).model_dump()
-        values = merge(values, over)
+            parse(Config, values, origin=str(file))
         if source is not None:
             values = merge(values, {"data": {"source": source}})
     base = parse(Config, merge(values, flags.config_kinds(Config, arguments)))
@@ -136,7 +140,7 @@ def _with_sampling(
     asked = any(a in ("-h", "--help") for a in arguments)
     run = next((a for a in arguments[:1] if not a.startswith("-")), None)
     if run is None and not asked:
-        raise InputError(f"Say which run: {prog} RUN. See {prog} --help.")
+        raise InputError(f"Say which run, before the options: {prog} RUN. See {prog} --help.")
     base = _sampling(arguments, Path(run)) if run is not None and not asked else SamplingConfig()
     inner = flags.mirror(base)
     made = dataclasses.make_dataclass(
@@ -171,16 +175,17 @@ def sample(arguments: list[str]) -> int:
         "Draw images from a trained model.\n\nThe options of sampling start from those the run was trained with.",
     )
     from sfumato import pictures
-    from sfumato.model import load
     from sfumato.reporting import bar
 
-    model = load(options.run, options.device or _device())
+    if options.out is not None and options.out.suffix not in ("", ".png", ".npz"):
+        raise InputError(f"Images are written as .png, .npz or into a folder; got {options.out}.")
+    model = _load(options.run, options.device)
     with bar("sampling", options.count) as advance:
         images = model.sample(
             options.count,
             seed=options.seed,
             first=options.first,
-            labels=_label(options.label),
+            labels=_label(options.label, model.facts.classes),
             sampling=sampling,
             progress=advance,
         )
@@ -190,22 +195,29 @@ def sample(arguments: list[str]) -> int:
         pictures.save_grid(images, out)
     elif out.suffix == ".npz":
         pictures.save_array(images, out)
-    elif out.suffix:
-        raise InputError(f"Images are written as .png, .npz or into a folder; got {out}.")
     else:
         pictures.save_each(images, out, options.first)
     print(f"{options.count} images: {out}")
     return 0
 
 
-def _label(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+def _label(text: str | None, classes: tuple[str, ...]) -> int | str | None:
+    """A class by its name, else by its number."""
+    return int(text) if text is not None and text not in classes and re.fullmatch("-?[0-9]+", text) else text
 
 
-def _device() -> str:
+def _load(run: Path, device: str | None) -> Model:
+    """The model of a run, on the device that was asked for or on the best there is."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from sfumato.model import load
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"There is no device {device!r} here that torch can use; cpu always works.") from None
+    return load(run, device)
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -224,11 +236,10 @@ def evaluate(arguments: list[str]) -> int:
     from rich.console import Console
 
     from sfumato import metrics
-    from sfumato.model import load
     from sfumato.reporting import bar
     from sfumato.run import evaluate as run_evaluation
 
-    model = load(options.run, options.device or _device())
+    model = _load(options.run, options.device)
     count = options.samples if options.samples is not None else model.config.evaluation.samples
     with bar("sampling", count) as advance:
         result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)

@@ -45,7 +45,9 @@ def _sentence(kind: type[Component], error: ValidationError) -> str:
                 parts.append(f"{key} is a setting of another kind of {key.rpartition('.')[0]}")
             else:
                 parts.append(f"there is no setting {key!r}{nearest(key, known)}")
-        elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        elif problem["type"] == "union_tag_not_found":
+            parts.append(f"{key}.kind must say which kind it is")
+        elif problem["type"] == "union_tag_invalid":
             context = problem.get("ctx", {})
             tag, expected = str(context.get("tag", "nothing")), str(context.get("expected_tags", ""))
             parts.append(f"{key}.kind is {tag!r}{nearest(tag, [t.strip(chr(39) + ' ') for t in expected.split(',')])}")
@@ -120,7 +122,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".toml":
             import tomllib
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from sfumato.config.base import Component
 from sfumato.errors import InputError
@@ -62,7 +62,7 @@ class ContinuousCosine(Component):
 
     kind: Literal["continuous_cosine"] = "continuous_cosine"
     s: float = Field(default=0.008, gt=0, description="The offset near the data.")
-    log_snr_min: float = Field(default=-20.0, le=0, description="The log-SNR where the schedule ends.")
+    log_snr_min: float = Field(default=-20.0, ge=-100, le=0, description="The log-SNR where the schedule ends.")
 
     def build(self) -> Schedule:
         from sfumato.diffusion import schedule
@@ -140,7 +140,7 @@ class UNetConfig(Component):
     """A U-Net of residual blocks and self-attention."""
 
     kind: Literal["unet"] = "unet"
-    channels: tuple[int, ...] = Field(
+    channels: tuple[PositiveInt, ...] = Field(
         default=(64, 128, 128), min_length=1, description="Width per resolution, finest first."
     )
     blocks: int = Field(default=2, ge=1, description="Residual blocks per resolution.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sfumato.config.base import Component
 
@@ -108,4 +108,12 @@ class EvaluationConfig(Component):
     """The evaluation at the end of the training."""
 
     samples: int = Field(default=1000, ge=0, description="Images that are drawn for it; 0 for no evaluation.")
+
+    @field_validator("samples")
+    @classmethod
+    def _enough(cls, samples: int) -> int:
+        if samples == 1:
+            raise ValueError("evaluation.samples is 1; an evaluation needs at least 2, or 0 for none")
+        return samples
+
     seed: int = Field(default=1, ge=0, description="The seed of those images.")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from sfumato.training.ema import EmaLaw
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Simple(Component):
     """Every noise error counts alike: L_simple (Ho et al. 2020)."""
 
@@ -80,7 +83,7 @@ class OptimizerConfig(Component):
     learning_rate: float = Field(default=2e-4, gt=0, description="The peak learning rate.")
     warmup: int = Field(default=500, ge=0, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine", "linear"] = Field(default="constant", description="What follows the warm-up.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, on matrices and kernels.")
     clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
 

@@ -35,14 +35,22 @@ class Output:
 Parameterization = Callable[[Level], Output]
 
 
+def _unit(level: Level) -> Scalar:
+    """What brings the input to unit scale: 1 for variance-preserving schedules, for data of about unit variance."""
+    norm = level.alpha * level.alpha + level.sigma * level.sigma
+    if not isinstance(norm, Tensor) and abs(norm - 1.0) < 1e-9:
+        return 1.0
+    return 1.0 / sqrt(norm)
+
+
 def eps(level: Level) -> Output:
     r"""The network predicts the noise: :math:`\hat\epsilon = F` (Ho et al. 2020, sec. 3.2)."""
-    return Output(1.0, 1.0 / level.alpha, -level.sigma / level.alpha, 0.0, 1.0)
+    return Output(_unit(level), 1.0 / level.alpha, -level.sigma / level.alpha, 0.0, 1.0)
 
 
 def x0(level: Level) -> Output:
     r"""The network predicts the data: :math:`\hat x_0 = F`."""
-    return Output(1.0, 0.0, 1.0, 1.0 / level.sigma, -level.alpha / level.sigma)
+    return Output(_unit(level), 0.0, 1.0, 1.0 / level.sigma, -level.alpha / level.sigma)
 
 
 def v(level: Level) -> Output:
@@ -52,7 +60,7 @@ def v(level: Level) -> Output:
     :math:`\alpha^2 + \sigma^2`.
     """
     norm = level.alpha * level.alpha + level.sigma * level.sigma
-    return Output(1.0, level.alpha / norm, -level.sigma / norm, level.sigma / norm, level.alpha / norm)
+    return Output(_unit(level), level.alpha / norm, -level.sigma / norm, level.sigma / norm, level.alpha / norm)
 
 
 def edm(sigma_data: float) -> Parameterization:

@@ -84,7 +84,7 @@ def _floats(t: Tensor, alpha: Tensor, sigma: Tensor) -> Level:
 
 def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)`` without the cancellation of the latter near the data."""
-    return (0.5 * log_alpha_bar).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
+    return (0.5 * log_alpha_bar).exp(), torch.expm1(log_alpha_bar).abs().sqrt()
 
 
 def _log_alpha_bar(log_snr: Tensor) -> Tensor:

@@ -41,11 +41,12 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(folder)
             os.close(folder)
     except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full or "code: 28" in str(error) else str(error)
         raise SaveError(f"Could not write {path}: {reason}. What was saved before is untouched.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,23 +71,33 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: if the file is missing, truncated, a pickle, or not written by this package.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    if head[:1] == b"\x80" or head == b"PK\x03\x04":
-        raise InputError(
-            f"{path} is a pickle, which can run any code when it is loaded; only safetensors files are read."
-        )
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             facts = (file.metadata() or {}).get("sfumato")
             if facts is None:
                 raise InputError(f"{path} is a safetensors file, but not one that Sfumato wrote: it has no facts.")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(facts)  # noqa: SIM118
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+            # copies: the tensors of an open file are views of it, and the file may go
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            meta = json.loads(facts)
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+        if _is_pickle(path):
+            raise InputError(
+                f"{path} is a pickle, which can run any code when it is loaded; only safetensors files are read."
+            ) from None
         raise InputError(f"{path} is truncated or not a safetensors file ({error}).") from None
+    if not isinstance(meta, dict):
+        raise InputError(f"{path} was not written by Sfumato: its facts are not facts.")
+    return tensors, meta
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file that is no safetensors file begins like a pickle, or like the zip archive of torch.save."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(4)
+        return head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05")
+    return False
 
 
 class Checkpoints:
@@ -103,7 +114,9 @@ class Checkpoints:
         """Write the state after ``step`` and forget the oldest beyond those kept."""
         path = self.folder / f"step-{step:09d}.safetensors"
         write_tensors(path, tensors, {**meta, "step": step})
-        for old in self.paths()[self.keep :]:
+        # a state of a later step is a broken one that resuming passed over: it must not outlive this one
+        others = [other for other in self.paths() if other != path]
+        for old in [other for other in others if other > path] + [o for o in others if o < path][self.keep - 1 :]:
             old.unlink(missing_ok=True)
         return path
 

@@ -17,8 +17,9 @@ EmaLaw = Callable[[int], float]
 def power_law(gamma: float = 16.0, limit: float = 1.0) -> EmaLaw:
     r"""An average whose memory grows with training: :math:`\beta_k = \min((1 - 1/k)^{\gamma + 1},\ \text{limit})`.
 
-    Without the limit, step ``j`` has weight proportional to :math:`j^\gamma` (Karras et al. 2024, eq. 1); the first
-    step replaces the average, so that nothing of the initial weights stays.
+    Without the limit, step ``j`` has a weight proportional to :math:`j^{\gamma + 1} - (j - 1)^{\gamma + 1}`, which is
+    almost :math:`j^\gamma` (Karras et al. 2024, eq. 1); the first step replaces the average, so that nothing of the
+    initial weights stays.
 
     Raises:
         InputError: if gamma is negative or the limit lies outside [0, 1].

@@ -97,6 +97,16 @@ class _Loss(nn.Module):
         return denoising_loss(self.denoiser, x0, level, noise, self.weight, **cond)
 
 
+def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
+    """A stored optimizer state as the optimizer would have made it: on the device, in the memory layout of its weights.
+
+    The fused kernels walk the memory of weights and moments side by side, whatever their strides say.
+    """
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class Trainer:
     """The state of a training run, and the generator that moves it on.
 
@@ -247,7 +257,7 @@ class Trainer:
                 )
             parameter.copy_(value)
             state = {
-                key.split("/", 2)[1]: value.to(parameter.device)
+                key.split("/", 2)[1]: _as_beside(parameter, value)
                 for key, value in tensors.items()
                 if key.startswith("optimizer/") and key.split("/", 2)[2] == name
             }
