@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 when it worked, 2 after wrong input, 1 after a failure, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
+    # torch's threads wait for each other by spinning for milliseconds, which starves them on a machine that does other
+    # work too (a step can take 50 times as long); a short spin costs nothing on a quiet one
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         sys.exit(_dispatch(arguments))
     except InputError as error:
