@@ -1,0 +1,261 @@
+"""The likelihood of data under a model, in bits per dimension: the variational bound and the probability flow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from sfumato.data.dataset import Dataset
+from sfumato.diffusion.bound import Bound, mean_and_error, quantized, variational_bound
+from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.level import Level
+from sfumato.diffusion.likelihood import (
+    Divergence,
+    Integrator,
+    dequantize,
+    exact_divergence,
+    first_noise,
+    hutchinson,
+    log_density,
+    rademacher,
+    rk4,
+)
+from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.diffusion.variance import ReverseVariance, small
+from sfumato.errors import InputError
+from sfumato.model import Model
+from sfumato.sampling import grids
+
+_EXACT_UP_TO = 64
+"""The most dimensions for which the divergence is exact by default: it costs a product with the Jacobian for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class FlowLikelihood:
+    """What the probability flow says of data, for each image.
+
+    Attributes:
+        nats: the log-density in nats, of the dequantized data where there was dequantization.
+        bits: the negative log-likelihood in bits per dimension: that of quantized data (an upper bound of it in
+            expectation over the dequantization), or of the density where ``bin_width`` is None.
+        bin_width: the width of a bin, that of the uniform noise of the dequantization; None without.
+        evaluations: how often the denoiser was called in a batch, on average over batches.
+        probes: the Hutchinson probes for each image; 0 where the divergence is exact.
+        sigma_min: the level, in units of the data, that the data were taken to be at.
+    """
+
+    nats: Float64[Tensor, "batch"]
+    bits: Float64[Tensor, "batch"]
+    bin_width: float | None
+    evaluations: float
+    probes: int
+    sigma_min: float
+
+    @property
+    def mean(self) -> float:
+        """Bits per dimension, averaged over images."""
+        return mean_and_error(self.bits)[0]
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of :attr:`mean` over images."""
+        return mean_and_error(self.bits)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """The likelihood of data, in bits per dimension.
+
+    Attributes:
+        bound: the ledger of the variational bound; None if it was not asked for.
+        flow: the likelihood of the probability flow; None if it was not asked for.
+        dimensions: the number of values of an image.
+        bins: the number of values that one of them can take; None for continuous data.
+    """
+
+    bound: Bound | None
+    flow: FlowLikelihood | None
+    dimensions: int
+    bins: int | None
+
+
+def default_levels(schedule: Schedule, steps: int | None = None) -> Level:
+    """The grid of a bound: the full one of a discrete schedule, 1000 steps of another.
+
+    It is uniform in time, or that of :func:`sfumato.sampling.grids.karras` where uniform times come closer to the data
+    than denoisers are trained.
+    """
+    count = steps if steps is not None else schedule.steps if isinstance(schedule, Discrete) else 1000
+    if count < 1:
+        raise InputError(f"A bound needs at least 1 step; got steps={steps}.")
+    if float(schedule(1.0 / count).noise_to_signal) < 0.5 * first_noise(schedule):
+        return grids.karras(schedule, count, sigma_min=first_noise(schedule))
+    return grids.uniform(schedule, count)
+
+
+def bits_per_dim(
+    model: Model | Denoise,
+    data: Dataset | Float[Tensor, "count channels *space"],
+    *,
+    bins: int | None = 256,
+    bound: bool = True,
+    flow: bool = True,
+    schedule: Schedule | None = None,
+    levels: Level | None = None,
+    steps: int | None = None,
+    variance: ReverseVariance = small,
+    draws: int | None = None,
+    probes: int | None = None,
+    integrator: Integrator = rk4,
+    sigma_min: float | None = None,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+    **cond: Tensor,
+) -> Likelihood:
+    r"""The likelihood of data in bits per dimension: the variational bound, and that of the probability flow.
+
+    ::
+
+        found = bits_per_dim(model, digits, bins=17)
+        found.bound.mean, found.bound.standard_error, found.flow.mean, found.flow.bits
+
+    Both are functions of the seed and the number of an image, whatever the batch size (an adaptive integrator shares
+    its steps within a batch, so there it holds to its tolerance).
+
+    Args:
+        model: a model or a denoiser.
+        data: a data set, or images in [-1, 1] of shape ``(N, C, *space)``.
+        bins: the number of values of quantized data: 256 for 8-bit images, 17 for the digits. None for continuous data,
+            which have a density and no bound: pass ``bound=False`` with it.
+        bound: whether to compute :func:`sfumato.diffusion.bound.variational_bound`.
+        flow: whether to compute :func:`sfumato.diffusion.likelihood.log_density`, on data dequantized by uniform noise.
+        schedule: the schedule, for denoisers that do not carry one.
+        levels: the grid of the bound; by default :func:`default_levels`.
+        steps: the number of steps of the default grid.
+        variance: the reverse variance of the bound.
+        draws: a Monte-Carlo estimate of the bound from this many steps for each image; None computes all steps.
+        probes: Hutchinson probes of the flow's divergence; 0 for the exact one. By default exact up to 64
+            dimensions, else 1 probe.
+        integrator: :func:`~sfumato.diffusion.likelihood.rk4` or
+            :func:`~sfumato.diffusion.likelihood.dormand_prince`, with its options (``functools.partial``).
+        sigma_min: where the flow starts, in units of the data.
+        seed: which noise.
+        first: the number of the first image; processes that share a data set pass where their part begins.
+        batch_size: images computed at once.
+        progress: called after each batch with the number of images done.
+        cond: conditions, one row per image.
+
+    Raises:
+        InputError: if the data are not on the grid of ``bins`` values (or ``bins`` is None and a bound is asked for),
+            the schedule is missing, the grid does not reach the data, or a number is not positive.
+    """
+    denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
+    schedule = _schedule(denoiser, schedule)
+    count, dimensions = len(data), math.prod(data.shape if isinstance(data, Dataset) else data.shape[1:])
+    _check(count, bins, bound, flow, batch_size, first, probes, cond)
+    if levels is None and bound:
+        levels = default_levels(schedule, steps)
+    device = next((p.device for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
+    number = (0 if dimensions <= _EXACT_UP_TO else 1) if probes is None else probes
+    ledgers: list[Bound] = []
+    nats: list[Tensor] = []
+    calls: list[int] = []
+    lowest = first_noise(schedule) if sigma_min is None else sigma_min
+    training = isinstance(denoiser, nn.Module) and denoiser.training
+    if isinstance(denoiser, nn.Module):
+        denoiser.eval()
+    try:
+        for start in range(0, count, batch_size):
+            rows = range(start, min(start + batch_size, count))
+            images = data.batch(rows) if isinstance(data, Dataset) else data[rows.start : rows.stop]
+            images = images.to(device) if device is not None else images
+            given: dict[str, Any] = {
+                key: value[rows.start : rows.stop].to(images.device) for key, value in cond.items()
+            }
+            index = first + start
+            if levels is not None and bound and bins is not None:
+                part = variational_bound(
+                    denoiser, images, levels, variance, bins=bins, seed=seed, first=index, draws=draws, **given
+                )
+                ledgers.append(part)
+            if flow:
+                x = images
+                if bins is not None:
+                    x = dequantize(quantized(images, bins), bins, seed, index).to(images.dtype)
+                divergence = _divergence(number, seed, index, images)
+                found = log_density(
+                    denoiser,
+                    schedule,
+                    x,
+                    divergence=divergence,
+                    integrator=integrator,
+                    sigma_min=lowest,
+                    **given,
+                )
+                nats.append(found.nats.cpu())
+                calls.append(found.evaluations)
+            if progress is not None:
+                progress(rows.stop)
+    finally:
+        if isinstance(denoiser, nn.Module):
+            denoiser.train(training)
+    ledger = Bound.join(ledgers) if ledgers else None
+    result = _flow(torch.cat(nats), dimensions, bins, sum(calls) / len(calls), number, lowest) if nats else None
+    return Likelihood(ledger, result, dimensions, bins)
+
+
+def _flow(
+    nats: Tensor, dimensions: int, bins: int | None, evaluations: float, probes: int, sigma_min: float
+) -> FlowLikelihood:
+    width = 2.0 / (bins - 1) if bins is not None else None
+    correction = 0.0 if width is None else math.log(width)
+    bits = -(nats / dimensions + correction) / math.log(2.0)
+    return FlowLikelihood(nats, bits, width, evaluations, probes, sigma_min)
+
+
+def _schedule(denoiser: Denoise, schedule: Schedule | None) -> Schedule:
+    found = schedule if schedule is not None else getattr(denoiser, "schedule", None)
+    if not isinstance(found, Schedule):
+        raise InputError("This denoiser carries no schedule; pass the one it is meant for with schedule=.")
+    return found
+
+
+def _divergence(probes: int, seed: int, first: int, images: Tensor) -> Divergence:
+    if probes == 0:
+        return exact_divergence
+    return partial(hutchinson, probes=rademacher(seed, first, len(images), tuple(images.shape[1:]), probes))
+
+
+def _check(
+    count: int,
+    bins: int | None,
+    bound: bool,
+    flow: bool,
+    batch_size: int,
+    first: int,
+    probes: int | None,
+    cond: dict[str, Tensor],
+) -> None:
+    if not (bound or flow):
+        raise InputError("Nothing was asked for: set bound=True, flow=True or both.")
+    if bound and bins is None:
+        raise InputError("Continuous data (bins=None) have no bound in bits; pass bound=False for their density.")
+    if count < 1 or batch_size < 1 or first < 0:
+        raise InputError(
+            f"A likelihood needs at least 1 image, a batch of at least 1 and first >= 0; got {count}, {batch_size} and "
+            f"{first}."
+        )
+    if probes is not None and probes < 0:
+        raise InputError(f"The number of probes must be at least 1, or 0 for the exact divergence; got {probes}.")
+    for key, value in cond.items():
+        if len(value) != count:
+            raise InputError(f"The condition {key!r} has {len(value)} rows for {count} images; give one for each.")
