@@ -33,7 +33,7 @@ from sfumato.errors import InputError
 from sfumato.model import Model
 from sfumato.sampling import grids
 
-_EXACT_UP_TO = 64
+_EXACT_UP_TO = 16
 """The most dimensions for which the divergence is exact by default: it costs a product with the Jacobian for each."""
 
 
@@ -143,7 +143,7 @@ def bits_per_dim(
         steps: the number of steps of the default grid.
         variance: the reverse variance of the bound.
         draws: a Monte-Carlo estimate of the bound from this many steps for each image; None computes all steps.
-        probes: Hutchinson probes of the flow's divergence; 0 for the exact one. By default exact up to 64
+        probes: Hutchinson probes of the flow's divergence; 0 for the exact one. By default exact up to 16
             dimensions, else 1 probe.
         integrator: :func:`~sfumato.diffusion.likelihood.rk4` or
             :func:`~sfumato.diffusion.likelihood.dormand_prince`, with its options (``functools.partial``).

@@ -16,6 +16,7 @@ from sfumato.diffusion.bound import Bound
 from sfumato.diffusion.denoiser import Denoiser, Prediction, embed_thousand
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.likelihood import (
+    Integrator,
     dequantize,
     dormand_prince,
     exact_divergence,
@@ -106,7 +107,7 @@ def test_the_density_of_each_point_is_exact(name: str, oracle: Mixture) -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_likelihood_of_data_is_exact(name: str) -> None:
     r"""The prior puts a point off by :math:`\alpha_1 \mu y / \sigma_1` in the usual schedules, of mean 0 over data."""
-    x = TWO_D.draw(1000)
+    x = TWO_D.draw(500)
     found = log_density(TWO_D, SCHEDULES[name], x, sigma_min=1e-3)
     error = float((found.nats - TWO_D.log_p(x)).mean()) / 2.0 / math.log(2.0)
     print(f"{name}: {error:.2e}")
@@ -114,35 +115,30 @@ def test_the_likelihood_of_data_is_exact(name: str) -> None:
     assert bits_off(TWO_D, x, found.nats) < 0.02
 
 
-def test_the_latent_is_the_exact_solution_of_the_flow() -> None:
+def test_the_flow_of_a_gaussian_is_known_exactly() -> None:
+    """The flow of Gaussian data is linear: its end and its density are known, for this prior, without approximation."""
     schedule, x = schedules.ContinuousLinear(), GAUSSIAN.draw(16)
-    found = log_density(GAUSSIAN, schedule, x, sigma_min=1e-3)
     start, end = schedule.at(-2.0 * math.log(1e-3)), schedule(1.0)
     mean, std = GAUSSIAN.means[0], float(GAUSSIAN.stds)
 
     def spread(level: Level) -> float:
         return math.sqrt(level.alpha**2 * std**2 + level.sigma**2)
 
-    expected = end.alpha * mean + spread(end) / spread(start) * start.alpha * (x - mean)
-    assert (found.latent - expected).abs().max() < 1e-5
+    scale = spread(end) / spread(start) * start.alpha
+    latent = end.alpha * mean + scale * (x - mean)
+    nats = -0.5 * (latent.square() + math.log(2.0 * math.pi)).sum(1) + 3.0 * math.log(scale)
+    found = log_density(GAUSSIAN, schedule, x, sigma_min=1e-3)
+    assert (found.latent - latent).abs().max() < 1e-5
+    assert (found.nats - nats).abs().max() < 1e-5
+    exact = log_density(GAUSSIAN, schedule, x, sigma_min=1e-3, integrator=partial(dormand_prince, rtol=1e-9, atol=1e-9))
+    assert (exact.latent - latent).abs().max() < 1e-7
+    assert (exact.nats - nats).abs().max() < 1e-7
 
 
-def test_the_order_of_rk4_is_four() -> None:
-    x, schedule = TWO_D.draw(8), schedules.ContinuousCosine()
-    fine = log_density(TWO_D, schedule, x, sigma_min=0.05, integrator=partial(rk4, steps=320)).nats
-    errors = [
-        float(
-            (log_density(TWO_D, schedule, x, sigma_min=0.05, integrator=partial(rk4, steps=n)).nats - fine).abs().max()
-        )
-        for n in (80, 160)
-    ]
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(4.0, abs=0.5)
-
-
-@pytest.mark.parametrize("name", ["continuous", "edm", "cosine"])
+@pytest.mark.parametrize("name", ["edm", "cosine"])
 def test_adaptive_and_fixed_steps_agree(name: str) -> None:
     x = TWO_D.draw(16)
-    fixed = log_density(TWO_D, DEEP[name], x, sigma_min=1e-3, integrator=partial(rk4, steps=200))
+    fixed = log_density(TWO_D, DEEP[name], x, sigma_min=1e-3, integrator=partial(rk4, steps=150))
     adaptive = log_density(
         TWO_D, DEEP[name], x, sigma_min=1e-3, integrator=partial(dormand_prince, rtol=1e-6, atol=1e-6)
     )
@@ -152,18 +148,24 @@ def test_adaptive_and_fixed_steps_agree(name: str) -> None:
     assert loose.evaluations < adaptive.evaluations
 
 
-def test_dormand_prince_on_a_known_equation() -> None:
-    """y' = -y with a constant divergence, backwards as well."""
+def test_the_integrators_on_a_known_equation() -> None:
+    """y' = -y and the integral of a cosine, forwards and backwards; RK4 is of order 4."""
 
     def flow(y: Tensor, at: float) -> tuple[Tensor, Tensor]:
         return -y, torch.full((len(y),), math.cos(at), dtype=torch.float64)
 
     y = torch.tensor([[1.0, 2.0], [-3.0, 0.5]], dtype=torch.float64)
     for end in (2.0, -1.0):
-        for integrator in (partial(dormand_prince, rtol=1e-9, atol=1e-9), partial(rk4, steps=200)):
+
+        def errors(integrator: Integrator, end: float = end) -> tuple[float, float]:
             (moved, integral), _ = integrator(flow, y, 0.0, end)
-            assert (moved - y * math.exp(-end)).abs().max() < 1e-7
-            assert (integral - math.sin(end)).abs().max() < 1e-7
+            point, angle = moved - y * math.exp(-end), integral - math.sin(end)
+            return float(point.abs().max()), float(angle.abs().max())
+
+        assert max(errors(partial(dormand_prince, rtol=1e-9, atol=1e-9))) < 1e-7
+        coarse, fine = errors(partial(rk4, steps=10)), errors(partial(rk4, steps=20))
+        for a, b in zip(coarse, fine, strict=True):
+            assert math.log2(a / b) == pytest.approx(4.0, abs=0.2)
 
 
 def test_hutchinson_is_unbiased() -> None:
@@ -192,12 +194,12 @@ def test_hutchinson_is_unbiased() -> None:
 
 
 def test_the_estimated_density_is_unbiased() -> None:
-    x = TWO_D.draw(1).repeat(3000, 1)
-    probes = rademacher(0, 0, 3000, (2,))
+    x = TWO_D.draw(1).repeat(1000, 1)
+    probes = rademacher(0, 0, 1000, (2,))
     found = log_density(
         TWO_D, schedules.ContinuousLinear(), x, sigma_min=1e-3, divergence=partial(hutchinson, probes=probes)
     )
-    error = float(found.nats.std()) / math.sqrt(3000)
+    error = float(found.nats.std()) / math.sqrt(1000)
     assert error > 0.0
     assert float(found.nats.mean()) == pytest.approx(float(TWO_D.log_p(x[:1])), abs=4.0 * error + 1e-3)
 
@@ -223,8 +225,9 @@ class Exact(nn.Module):
 def test_every_parameterization_has_the_same_density(name: str, parameterization: object) -> None:
     schedule, x = SCHEDULES[name], GAUSSIAN.draw(8)
     denoiser = Denoiser(Exact(schedule, parameterization), schedule, parameterization, embed_thousand)  # type: ignore[arg-type]
-    found = log_density(denoiser, schedule, x, sigma_min=1e-2)
-    bare = log_density(GAUSSIAN, schedule, x, sigma_min=1e-2)
+    few = partial(rk4, steps=10)
+    found = log_density(denoiser, schedule, x, sigma_min=1e-2, integrator=few)
+    bare = log_density(GAUSSIAN, schedule, x, sigma_min=1e-2, integrator=few)
     assert (found.nats - bare.nats).abs().max() < 1e-6
     assert denoiser.network.scale.grad is None
 
@@ -279,9 +282,9 @@ def test_bits_per_dim_of_quantized_gaussian_data() -> None:
     oracle = Mixture([[0.0] * 4], [0.25], [1.0])
     done: list[int] = []
     found = bits_per_dim(
-        oracle, x, schedule=schedules.ContinuousLinear(), steps=20, sigma_min=1e-3, batch_size=600, progress=done.append
+        oracle, x, schedule=schedules.ContinuousLinear(), steps=20, sigma_min=1e-3, batch_size=800, progress=done.append
     )
-    assert done == [600, 1024]
+    assert done == [800, 1024]
     assert found.flow is not None and found.bound is not None
     assert found.flow.mean == pytest.approx(float(exact.mean()), abs=0.003)
     assert found.flow.bits.shape == (1024,) and found.bound.total.shape == (1024,)
@@ -361,7 +364,7 @@ def test_the_default_grid() -> None:
 def test_one_and_two_steps() -> None:
     x = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     two = schedules.Discrete([0.5, 0.998])
-    found = bits_per_dim(TWO_D, x, bins=3, schedule=two)
+    found = bits_per_dim(TWO_D, x, bins=3, schedule=two, integrator=partial(rk4, steps=10))
     assert math.isfinite(found.bound.mean) and math.isfinite(found.flow.mean)
     one = schedules.Discrete([0.999])
     assert math.isfinite(bits_per_dim(TWO_D, x, bins=3, schedule=one, flow=False).bound.mean)
@@ -372,7 +375,8 @@ def test_one_and_two_steps() -> None:
 def test_constant_and_single_pixel_images() -> None:
     for shape in ((3, 1), (2, 2)):
         oracle = ONE_D if shape[1] == 1 else TWO_D
-        found = bits_per_dim(oracle, torch.ones(shape, dtype=torch.float64), schedule=schedules.linear(20))
+        x, few = torch.ones(shape, dtype=torch.float64), partial(rk4, steps=10)
+        found = bits_per_dim(oracle, x, schedule=schedules.linear(20), integrator=few)
         assert bool(found.bound.total.isfinite().all() and found.flow.bits.isfinite().all())
 
 
@@ -399,7 +403,7 @@ def test_wrong_inputs_are_refused() -> None:
     with pytest.raises(InputError, match="sigma_min must be positive"):
         log_density(TWO_D, schedule, x, sigma_min=0.0)
     with pytest.raises(InputError, match="sigma_min must be positive"):
-        log_density(TWO_D, schedule, x, sigma_min=1e5)
+        log_density(TWO_D, schedules.linear(1000), x, sigma_min=1e5)
     with pytest.raises(InputError, match="at least 1 step"):
         log_density(TWO_D, schedule, x, integrator=partial(rk4, steps=0))
     with pytest.raises(InputError, match="tolerances"):
