@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from sfumato.data.dataset import Dataset
 from sfumato.diffusion.bound import Bound, mean_and_error, quantized, variational_bound
@@ -129,7 +129,8 @@ def bits_per_dim(
         found.bound.mean, found.bound.standard_error, found.flow.mean, found.flow.bits
 
     Both are functions of the seed and the number of an image, whatever the batch size (an adaptive integrator shares
-    its steps within a batch, so there it holds to its tolerance).
+    its steps within a batch, so there it holds to its tolerance). Under several processes (a process group of
+    ``torch.distributed``) each computes its share of the images, and all return the whole.
 
     Args:
         model: a model or a denoiser.
@@ -149,9 +150,9 @@ def bits_per_dim(
             :func:`~sfumato.diffusion.likelihood.dormand_prince`, with its options (``functools.partial``).
         sigma_min: where the flow starts, in units of the data.
         seed: which noise.
-        first: the number of the first image; processes that share a data set pass where their part begins.
+        first: the number of the first image, for data that are part of a larger set.
         batch_size: images computed at once.
-        progress: called after each batch with the number of images done.
+        progress: called after each batch with the number of images done (by this process).
         cond: conditions, one row per image.
 
     Raises:
@@ -166,51 +167,75 @@ def bits_per_dim(
         levels = default_levels(schedule, steps)
     device = next((p.device for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
     number = (0 if dimensions <= _EXACT_UP_TO else 1) if probes is None else probes
-    ledgers: list[Bound] = []
-    nats: list[Tensor] = []
-    calls: list[int] = []
     lowest = first_noise(schedule) if sigma_min is None else sigma_min
+
+    def evaluate(rows: slice) -> _Part:
+        images = data.batch(range(rows.start, rows.stop)) if isinstance(data, Dataset) else data[rows]
+        images = images.to(device) if device is not None else images
+        given: dict[str, Any] = {key: value[rows].to(images.device) for key, value in cond.items()}
+        index, ledger, found = first + rows.start, None, None
+        if levels is not None and bound and bins is not None:
+            on_device = variational_bound(
+                denoiser, images, levels, variance, bins=bins, seed=seed, first=index, draws=draws, **given
+            )
+            ledger = Bound.join([on_device])
+        if flow:
+            x, rule = images, _divergence(number, seed, index, images)
+            if bins is not None:
+                x = dequantize(quantized(images, bins), bins, seed, index).to(images.dtype)
+            found = log_density(
+                denoiser, schedule, x, divergence=rule, integrator=integrator, sigma_min=lowest, **given
+            )
+        return ledger, (found.nats.cpu(), found.evaluations) if found is not None else None
+
     training = isinstance(denoiser, nn.Module) and denoiser.training
     if isinstance(denoiser, nn.Module):
         denoiser.eval()
     try:
-        for start in range(0, count, batch_size):
-            rows = range(start, min(start + batch_size, count))
-            images = data.batch(rows) if isinstance(data, Dataset) else data[rows.start : rows.stop]
-            images = images.to(device) if device is not None else images
-            given: dict[str, Any] = {
-                key: value[rows.start : rows.stop].to(images.device) for key, value in cond.items()
-            }
-            index = first + start
-            if levels is not None and bound and bins is not None:
-                part = variational_bound(
-                    denoiser, images, levels, variance, bins=bins, seed=seed, first=index, draws=draws, **given
-                )
-                ledgers.append(part)
-            if flow:
-                x = images
-                if bins is not None:
-                    x = dequantize(quantized(images, bins), bins, seed, index).to(images.dtype)
-                divergence = _divergence(number, seed, index, images)
-                found = log_density(
-                    denoiser,
-                    schedule,
-                    x,
-                    divergence=divergence,
-                    integrator=integrator,
-                    sigma_min=lowest,
-                    **given,
-                )
-                nats.append(found.nats.cpu())
-                calls.append(found.evaluations)
-            if progress is not None:
-                progress(rows.stop)
+        parts = _shared(evaluate, count, batch_size, progress)
     finally:
         if isinstance(denoiser, nn.Module):
             denoiser.train(training)
-    ledger = Bound.join(ledgers) if ledgers else None
-    result = _flow(torch.cat(nats), dimensions, bins, sum(calls) / len(calls), number, lowest) if nats else None
+    ledgers = [ledger for ledger, _ in parts if ledger is not None]
+    densities = [density for _, density in parts if density is not None]
+    ledger, result = Bound.join(ledgers) if ledgers else None, None
+    if densities:
+        calls = sum(evaluations for _, evaluations in densities) / len(densities)
+        result = _flow(torch.cat([nats for nats, _ in densities]), dimensions, bins, calls, number, lowest)
     return Likelihood(ledger, result, dimensions, bins)
+
+
+_Part = tuple[Bound | None, tuple[Tensor, int] | None]
+
+
+def _shared(
+    evaluate: Callable[[slice], _Part], count: int, batch_size: int, progress: Callable[[int], None] | None
+) -> list[_Part]:
+    """The parts of all processes, in the order of the images; each process computes a run of consecutive images."""
+    many = distributed.is_available() and distributed.is_initialized()
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if many else (0, 1)
+    begin, end = count * rank // world, count * (rank + 1) // world
+    own: list[_Part] = []
+    problem: str | None = None
+    try:
+        for start in range(begin, end, batch_size):
+            stop = min(start + batch_size, end)
+            own.append(evaluate(slice(start, stop)))
+            if progress is not None:
+                progress(stop - begin)
+    except InputError as error:
+        if not many:
+            raise
+        problem = str(error)
+    if not many:
+        return own
+    gathered: list[Any] = [None] * world
+    # a wrong image in the part of one process must end all of them, not leave the others waiting
+    distributed.all_gather_object(gathered, (own, problem))
+    for _, trouble in gathered:
+        if trouble is not None:
+            raise InputError(trouble)
+    return [part for parts, _ in gathered for part in parts]
 
 
 def _flow(

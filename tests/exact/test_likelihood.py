@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -321,6 +322,30 @@ def test_batches_do_not_change_an_image() -> None:
     )
     assert (whole.bound.total[3:] - tail.bound.total).abs().max() < 1e-12
     assert (whole.flow.bits[3:] - tail.flow.bits).abs().max() < 1e-12
+
+
+def _process(rank: int, rendezvous: str, results: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    x = torch.linspace(-1, 1, 17, dtype=torch.float64)[torch.arange(10).reshape(5, 2)]
+    options = {"bins": 17, "schedule": schedules.linear(10), "integrator": partial(rk4, steps=4), "batch_size": 2}
+    found = bits_per_dim(TWO_D, x, **options)
+    with pytest.raises(InputError, match="grid of 17"):
+        bits_per_dim(TWO_D, torch.where(torch.arange(5)[:, None] == 4, 0.01, x), **options)
+    torch.save({"bound": found.bound.total, "flow": found.flow.bits}, f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path: Path) -> None:
+    """Both return what one process finds, and a wrong image in the share of one ends both."""
+    torch.multiprocessing.spawn(_process, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
+    x = torch.linspace(-1, 1, 17, dtype=torch.float64)[torch.arange(10).reshape(5, 2)]
+    alone = bits_per_dim(TWO_D, x, bins=17, schedule=schedules.linear(10), integrator=partial(rk4, steps=4))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert (found["bound"] - alone.bound.total).abs().max() < 1e-12
+        assert (found["flow"] - alone.flow.bits).abs().max() < 1e-12
 
 
 class Small(nn.Module):
