@@ -86,17 +86,20 @@ class Likelihood:
     bins: int | None
 
 
-def default_levels(schedule: Schedule, steps: int | None = None) -> Level:
+def default_levels(schedule: Schedule, steps: int | None = None, bins: int = 256) -> Level:
     """The grid of a bound: the full one of a discrete schedule, 1000 steps of another.
 
-    It is uniform in time, or that of :func:`sfumato.sampling.grids.karras` where uniform times come closer to the data
-    than denoisers are trained.
+    It is uniform in time. Where that would come much closer to the data than a quarter of a bin (0.002 for 8-bit data),
+    it is that of :func:`sfumato.sampling.grids.karras` down to there: at less noise the value of a pixel is certain,
+    and a network that has not learned to round pays in vain for each level.
     """
     count = steps if steps is not None else schedule.steps if isinstance(schedule, Discrete) else 1000
     if count < 1:
         raise InputError(f"A bound needs at least 1 step; got steps={steps}.")
-    if float(schedule(1.0 / count).noise_to_signal) < 0.5 * first_noise(schedule):
-        return grids.karras(schedule, count, sigma_min=first_noise(schedule))
+    lowest = max(0.002, 0.5 / (bins - 1))
+    end = float(schedule(1.0).noise_to_signal)
+    if not isinstance(schedule, Discrete) and float(schedule(1.0 / count).noise_to_signal) < 0.5 * lowest < end:
+        return grids.karras(schedule, count, sigma_min=lowest)
     return grids.uniform(schedule, count)
 
 
@@ -153,18 +156,23 @@ def bits_per_dim(
         first: the number of the first image, for data that are part of a larger set.
         batch_size: images computed at once.
         progress: called after each batch with the number of images done (by this process).
-        cond: conditions, one row per image.
+        cond: conditions, one row per image. A model with labels takes those of a data set by itself; without any it
+            is asked without a condition.
 
     Raises:
         InputError: if the data are not on the grid of ``bins`` values (or ``bins`` is None and a bound is asked for),
-            the schedule is missing, the grid does not reach the data, or a number is not positive.
+            the schedule is missing, the grid does not reach the data, a number is not positive, or a model is of other
+            images or has no labels.
     """
     denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
     schedule = _schedule(denoiser, schedule)
-    count, dimensions = len(data), math.prod(data.shape if isinstance(data, Dataset) else data.shape[1:])
+    shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
+    count, dimensions = len(data), math.prod(shape)
+    if isinstance(model, Model):
+        cond = _fit(model, data, shape, cond)
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
-    if levels is None and bound:
-        levels = default_levels(schedule, steps)
+    if levels is None and bound and bins is not None:
+        levels = default_levels(schedule, steps, bins)
     device = next((p.device for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
     number = (0 if dimensions <= _EXACT_UP_TO else 1) if probes is None else probes
     lowest = first_noise(schedule) if sigma_min is None else sigma_min
@@ -247,6 +255,17 @@ def _flow(
     return FlowLikelihood(nats, bits, width, evaluations, probes, sigma_min)
 
 
+def _fit(model: Model, data: Dataset | Tensor, shape: tuple[int, ...], cond: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions of data for a model, whose image shape they must have."""
+    if shape != model.facts.shape:
+        raise InputError(f"The model is of images of shape {model.facts.shape}; these data have shape {shape}.")
+    if "label" in cond and not model.facts.classes:
+        raise InputError("This model was trained without labels, so it can't take any.")
+    if model.facts.classes and isinstance(data, Dataset) and data.labels is not None and "label" not in cond:
+        return {**cond, "label": torch.from_numpy(data.labels)}
+    return cond
+
+
 def _schedule(denoiser: Denoise, schedule: Schedule | None) -> Schedule:
     found = schedule if schedule is not None else getattr(denoiser, "schedule", None)
     if not isinstance(found, Schedule):
@@ -274,6 +293,8 @@ def _check(
         raise InputError("Nothing was asked for: set bound=True, flow=True or both.")
     if bound and bins is None:
         raise InputError("Continuous data (bins=None) have no bound in bits; pass bound=False for their density.")
+    if bins is not None and bins < 2:
+        raise InputError(f"Quantized data have at least 2 values; got bins={bins}.")
     if count < 1 or batch_size < 1 or first < 0:
         raise InputError(
             f"A likelihood needs at least 1 image, a batch of at least 1 and first >= 0; got {count}, {batch_size} and "

@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from sfumato.config import Config
 from sfumato.data.dataset import Dataset
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.bound import Bound
@@ -31,6 +32,7 @@ from sfumato.diffusion.likelihood import (
 from sfumato.diffusion.parameterization import edm, eps, v, x0
 from sfumato.errors import InputError
 from sfumato.likelihoods import bits_per_dim, default_levels
+from sfumato.model import Facts, Model
 from sfumato.sampling import grids
 
 SCHEDULES = {
@@ -379,11 +381,32 @@ def test_a_network_in_float32_with_conditions() -> None:
     assert changed == [False] * 5 + [True]
 
 
+def test_a_model_takes_the_labels_of_a_data_set() -> None:
+    model = Model(Config(), Facts(shape=(1, 8, 8), classes=("a", "b"), std=0.5, train=2, heldout=0))
+    with torch.no_grad():  # a new network gives zeros whatever it is told
+        for parameter in model.denoiser.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    images = (torch.arange(2 * 64).reshape(2, 1, 8, 8) * 2).to(torch.uint8).numpy()
+    data = Dataset(images, torch.tensor([0, 1]).numpy(), ("a", "b"), "ramp")
+    options = {"flow": False, "steps": 3}
+    found = bits_per_dim(model, data, **options).bound.total
+    tensor, label = data.batch([0, 1]), torch.tensor([0, 1])
+    assert bool((bits_per_dim(model, tensor, label=label, **options).bound.total == found).all())
+    assert bool((bits_per_dim(model, tensor, label=label.flip(0), **options).bound.total != found).all())
+    assert bool((bits_per_dim(model, tensor, **options).bound.total != found).all())
+    with pytest.raises(InputError, match=r"of shape \(1, 8, 8\)"):
+        bits_per_dim(model, tensor[..., :4], **options)
+    plain = Model(Config(), Facts(shape=(1, 8, 8), std=0.5, train=2, heldout=0))
+    with pytest.raises(InputError, match="without labels"):
+        bits_per_dim(plain, tensor, label=label, **options)
+
+
 def test_the_default_grid() -> None:
     assert len(default_levels(schedules.linear(100))) == 101
     assert len(default_levels(schedules.ContinuousLinear())) == 1001
     edm_grid = list(default_levels(schedules.Karras(), 50))
     assert len(edm_grid) == 51 and edm_grid[-2].sigma == pytest.approx(0.002)
+    assert list(default_levels(schedules.Karras(), 50, bins=17))[-2].sigma == pytest.approx(0.125 / 4.0)
 
 
 def test_one_and_two_steps() -> None:
@@ -415,6 +438,8 @@ def test_wrong_inputs_are_refused() -> None:
         bits_per_dim(TWO_D, x, bins=3)
     with pytest.raises(InputError, match="reaches the data"):
         bits_per_dim(TWO_D, x, bins=3, schedule=schedule, levels=schedule(torch.tensor([1.0, 0.5])))
+    with pytest.raises(InputError, match="at least 2 values"):
+        bits_per_dim(TWO_D, x, bins=1, schedule=schedule)
     with pytest.raises(InputError, match="Nothing was asked"):
         bits_per_dim(TWO_D, x, bins=3, schedule=schedule, bound=False, flow=False)
     with pytest.raises(InputError, match="at least 1 image"):
