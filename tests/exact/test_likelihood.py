@@ -6,13 +6,16 @@ import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from sfumato.config import Config
 from sfumato.data.dataset import Dataset
+from sfumato.data.sources import digits
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.bound import Bound
 from sfumato.diffusion.denoiser import Denoiser, Prediction, embed_thousand
@@ -250,6 +253,35 @@ def test_a_schedule_that_ends_without_signal() -> None:
     assert bits_off(TWO_D, x, found.nats) < 1e-3
 
 
+class FullMixture:
+    """The exact denoiser of a mixture with full covariances, in the eigenvectors of each."""
+
+    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor) -> None:
+        self.means, self.log_weights = means, weights.log()
+        self.values, self.vectors = torch.linalg.eigh(covariances)
+
+    def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
+        spread = level.alpha**2 * self.values + level.sigma**2
+        off = torch.einsum("bkd,kde->bke", x.flatten(1)[:, None] - level.alpha * self.means, self.vectors)
+        log_p = self.log_weights - 0.5 * (off**2 / spread + spread.log()).sum(-1)
+        each = self.means + torch.einsum("bke,kde->bkd", level.alpha * self.values / spread * off, self.vectors)
+        return Prediction.of_x0(x, (log_p.softmax(-1)[..., None] * each).sum(1).reshape(x.shape), level)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "continuous cosine", "edm"])
+def test_the_density_of_a_mixture_fitted_to_the_digits(name: str) -> None:
+    """64 dimensions, RK4 of 100 steps, exact divergence: within 1e-3 bits per dimension of scikit-learn's density."""
+    images = digits().images.reshape(-1, 64).astype("float64")
+    fitted = GaussianMixture(5, reg_covar=1e-2, random_state=0).fit(images)
+    arrays = (torch.from_numpy(array) for array in (fitted.means_, fitted.covariances_, fitted.weights_))
+    points = images[:16]
+    found = log_density(FullMixture(*arrays), SCHEDULES[name], torch.from_numpy(points), sigma_min=1e-3)
+    off = (found.nats - torch.from_numpy(fitted.score_samples(points))) / 64.0 / math.log(2.0)
+    print(f"{name}: mean {float(off.mean()):.1e}, largest {float(off.abs().max()):.1e} bits per dimension")
+    assert abs(float(off.mean())) < 1e-3
+
+
 def test_the_smoothing_of_sigma_min() -> None:
     """The density is that of the data with the noise of sigma_min, exactly."""
     x = ONE_D.draw(32)
@@ -275,7 +307,7 @@ def quantized_gaussian(bins: int, std: float) -> tuple[Tensor, Tensor]:
     x = ((torch.special.ndtri(u) * std + 1.0) / width).round().clamp(0, bins - 1) * width - 1.0
     law = stats.norm(0.0, std)
     mass = law.cdf(x.numpy() + width / 2.0) - law.cdf(x.numpy() - width / 2.0)
-    order = torch.from_numpy(__import__("numpy").random.default_rng(0).permutation(4096))
+    order = torch.from_numpy(np.random.default_rng(0).permutation(4096))
     return x[order].reshape(-1, 4), -torch.from_numpy(mass).log2()[order].reshape(-1, 4).mean(1)
 
 
