@@ -59,6 +59,7 @@ def _ribbon(view: Marginals, title: str) -> Figure:
     middle.yaxis.set_major_locator(MaxNLocator(7, integer=True))
     for side in (left, right):
         side.tick_params(left=False, labelleft=False)
+    middle.tick_params(labelleft=True)
     return drawn
 
 
@@ -97,12 +98,18 @@ def spectrum(view: SpectrumView, title: str) -> Figure:
     seen = view.frequency > 0.0
     f = view.frequency[seen].numpy()
     for i, (t, colour) in enumerate(zip(view.times.tolist(), colours(len(view.times)), strict=True)):
-        left.plot(f, view.analytic[i][seen].numpy(), color=colour, label=f"{t:.2g}")
-        measured, error = view.measured[i][seen].numpy(), view.error[i][seen].numpy()
+        # as x_t / sqrt(alpha^2 + sigma^2): the noise ends at 1 under every schedule
+        norm = view.alpha[i].square() + view.noise[i]
+        analytic, measured, error = ((v[i] / norm)[seen].numpy() for v in (view.analytic, view.measured, view.error))
+        left.plot(f, analytic, color=colour, label=f"{t:.2g}")
         left.errorbar(f, measured, 2.0 * error, fmt="o", markersize=3.0, color=colour, elinewidth=0.8)
-    left.set(xscale="log", yscale="log", xlabel="frequency (cycles per pixel)", ylabel="power per coefficient")
-    left.axhline(1.0, color=NOISE, linewidth=1.0, linestyle=":")
-    left.annotate("noise", (f[0], 1.0), xytext=(2, 3), textcoords="offset points", color=NOISE, fontsize=9.0)
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="frequency (cycles per pixel)",
+        ylabel=r"power of $x_t / \sqrt{\alpha^2 + \sigma^2}$",
+    )
+    left.axhline(1.0, color=NOISE, linewidth=1.2, linestyle=":", label="noise alone")
     left.legend(title="time $t$", loc="center left", bbox_to_anchor=(1.0, 0.5))
     left.set_title(title)
     _frequency_ticks(left, f)
@@ -112,7 +119,7 @@ def spectrum(view: SpectrumView, title: str) -> Figure:
     right.fill_between(f, 0.0, times, color=COLOURS[0], alpha=0.12, linewidth=0.0)
     right.set(xscale="log", xlabel="frequency (cycles per pixel)", ylabel=TIME, ylim=(0.0, 1.0))
     right.text(0.96, 0.94, "drowned in noise", transform=right.transAxes, ha="right", va="top", color=NOISE)
-    right.text(0.04, 0.06, "data stronger", transform=right.transAxes, color=COLOURS[0])
+    right.text(0.07, 0.06, "data stronger", transform=right.transAxes, color=COLOURS[0])
     right.set_title("When signal and noise are equal")
     _frequency_ticks(right, f)
     return drawn
@@ -131,7 +138,7 @@ def _frequency_ticks(axes: Axes, frequency: Any) -> None:
 
 
 def _time_axis(axes: Axes) -> None:
-    axes.set(xlabel=TIME, xlim=(0.0, 1.0))
+    axes.set(xlabel=TIME, xlim=(-0.015, 1.015))
 
 
 @styled
@@ -241,7 +248,7 @@ def stitching(view: Stitching, title: str, content: str, detail: str, shown: int
         axes.plot(t, view.to_detail[:, band].numpy(), color=colour, linestyle="--", linewidth=1.2)
     axes.plot([], [], color=INK, label=f"with {content} alone")
     axes.plot([], [], color=INK, linestyle="--", linewidth=1.2, label=f"with {detail} alone")
-    axes.set(xlabel="time of switching", ylabel="correlation", xlim=(0.0, 1.0))
+    axes.set(xlabel="time of switching", ylabel="correlation", xlim=(-0.015, 1.015))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return drawn
 

@@ -72,6 +72,7 @@ class SpectrumView:
 
     Attributes:
         times: where it was taken.
+        alpha: the scale of the data there.
         frequency: the radial frequency of each ring, in cycles per pixel; the first is 0, the mean.
         count: how many Fourier coefficients are in each ring.
         data: :math:`S(f)`, the spectrum of the data.
@@ -86,6 +87,7 @@ class SpectrumView:
     """
 
     times: Float64[Tensor, "times"]
+    alpha: Float64[Tensor, "times"]
     frequency: Float64[Tensor, "rings"]
     count: Int64[Tensor, "rings"]
     data: Float64[Tensor, "rings"]
@@ -135,7 +137,17 @@ def spectrum(
         error[i] = (found - float(level.alpha) ** 2 * clean).std(0) / math.sqrt(len(images))
     above = torch.tensor([drowned_above(where.frequency, data, level) for level in levels], dtype=torch.float64)
     return SpectrumView(
-        times, where.frequency, where.count, data, signal, noise, measured, error, above, drowning_time(data, schedule)
+        times,
+        alpha,
+        where.frequency,
+        where.count,
+        data,
+        signal,
+        noise,
+        measured,
+        error,
+        above,
+        drowning_time(data, schedule),
     )
 
 

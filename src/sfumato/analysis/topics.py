@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.analysis import draw
-from sfumato.analysis._gaussian import FittedGaussian
+from sfumato.analysis._gaussian import FittedGaussian, fit
 from sfumato.analysis.content_detail import content_detail, stitching
 from sfumato.analysis.forward import forward_chain, reverse_chain
 from sfumato.analysis.hierarchy import gaussian_ledger, hierarchy, loss_ledger
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """What is explained: data, and what denoises them.
 
@@ -39,8 +40,8 @@ class Subject:
         given: whether a person named them; otherwise they stand in for nothing better.
         images: the data that are looked at, on the device of the denoiser.
         cond: their conditions.
-        gaussian: the Gaussian that was fitted to the training data.
-        denoiser: that of a run; without a run, the Gaussian's own.
+        training: the training data that a Gaussian is fitted to.
+        network: the denoiser of a run, if there is one.
         who: the denoiser in words.
         schedule: the noise schedule.
         levels: the grid of the sampler.
@@ -52,17 +53,23 @@ class Subject:
     given: bool
     images: Float[Tensor, "batch channels *space"]
     cond: dict[str, Any]
-    gaussian: FittedGaussian
-    denoiser: Denoise
+    training: Float[Tensor, "train channels *space"]
+    network: Denoise | None
     who: str
     schedule: Schedule
     levels: Level
     step: Step
     seed: int
 
+    @functools.cached_property
+    def gaussian(self) -> FittedGaussian:
+        """The Gaussian of the training data: fitted when it is first asked for, since not every topic needs it."""
+        return fit(self.training)
+
     @property
-    def trained(self) -> bool:
-        return self.denoiser is not self.gaussian
+    def denoiser(self) -> Denoise:
+        """That of the run; without a run, the Gaussian's."""
+        return self.gaussian if self.network is None else self.network
 
     def some(self, count: int) -> tuple[Tensor, dict[str, Any]]:
         """The first ``count`` images with their conditions."""
@@ -148,6 +155,7 @@ def _starts(levels: Level, count: int) -> list[int]:
 
 def explain_content(subject: Subject) -> Drawn:
     images, cond = subject.some(256)
+    told = ", told their classes" if cond else ""
     view = content_detail(
         subject.denoiser,
         images,
@@ -165,13 +173,13 @@ def explain_content(subject: Subject) -> Drawn:
             lost.append(f"{band} from t = {float(view.times[order][below[0, 0]]):.2f}")
     said = ", ".join(lost) if lost else "none"
     return draw.content_detail(view, f"{subject.name} drawn anew from their own $x_t$ by {subject.who}"), (
-        f"{len(images)} images of {subject.name} were diffused to t and drawn anew by {subject.who}; the bands whose "
-        f"correlation with the original is below one half are {said}."
+        f"{len(images)} images of {subject.name} were diffused to t and drawn anew by {subject.who}{told}; the "
+        f"bands whose correlation with the original is below one half are {said}."
     )
 
 
 def explain_stitch(subject: Subject) -> Drawn:
-    if not subject.trained:
+    if subject.network is None:
         raise InputError(
             "Two denoisers are stitched: one of a run, one in closed form. Give a run, such as runs/digits."
         )
@@ -212,7 +220,7 @@ def explain_schedules(subject: Subject) -> Drawn:
         "cosine": curves(schedules.cosine()),
         "EDM": curves(schedules.Karras()),
     }
-    if subject.trained:
+    if subject.network is not None:
         views[f"that of {subject.who}"] = curves(subject.schedule)
     half = [
         f"{name} t = {float(torch.as_tensor(view.times[view.log_snr <= 0.0][0])):.2f}"
@@ -251,8 +259,8 @@ def explain_forward(subject: Subject) -> Drawn:
 
 
 def explain_reverse(subject: Subject) -> Drawn:
-    _, cond = subject.some(3)
-    shape, count = tuple(subject.images.shape[1:]), min(3, len(subject.images))
+    _, cond = subject.some(2)
+    shape, count = tuple(subject.images.shape[1:]), 2
     x = initial(subject.levels, shape, subject.seed, count=count).to(subject.images)
     chain = reverse_chain(subject.denoiser, x, subject.levels, subject.step, keep=9, seed=subject.seed, **cond)
     assert chain.x0 is not None
@@ -268,8 +276,8 @@ def explain_hierarchy(subject: Subject) -> Drawn:
     top = max(float(subject.schedule(1.0).log_snr), -9.0)
     lowest, highest = (float(subject.schedule.at(value).t) for value in (9.0, top))
     levels = subject.schedule(torch.linspace(lowest, highest, 61, dtype=torch.float64))
-    views = {"Gaussian fitted to the data, closed form": hierarchy(gaussian_ledger(subject.gaussian, levels))}
-    if subject.trained:
+    views = {"the Gaussian fitted to the data (closed form)": hierarchy(gaussian_ledger(subject.gaussian, levels))}
+    if subject.network is not None:
         curve = loss_over_time(
             subject.denoiser, subject.images, levels, subject.gaussian, seed=subject.seed, **subject.cond
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +63,7 @@ def explain(arguments: list[str]) -> int:
     folder: Path = options.out or (run / "explain" if run is not None else Path("explain"))
     for path in style.save(drawn, folder, words[0]):
         print(path)
-    print(sentence)
+    print(sentence[:1].upper() + sentence[1:])
     return 0
 
 
@@ -93,13 +94,13 @@ def _options(source: str | None, arguments: list[str]) -> Any:
     return flags.parse(made, arguments, prog="sfumato explain TOPIC [SOURCE]", description=_DESCRIPTION)
 
 
-_FITTED = 4096
-"""The most training images that the Gaussian is fitted to: the cost grows with their square."""
+def _fitted(size: int, dimensions: int) -> int:
+    """How many of ``size`` training images a Gaussian is fitted to: the time grows with their square."""
+    return min(size, math.isqrt(10**10 // dimensions))
 
 
 def _of_data(source: str | None, options: Any) -> Subject:
     from sfumato.analysis import topics
-    from sfumato.analysis._gaussian import fit
     from sfumato.diffusion.schedule import ContinuousCosine
     from sfumato.random import permutation
     from sfumato.sampling.ddim import ddim
@@ -108,14 +109,14 @@ def _of_data(source: str | None, options: Any) -> Subject:
     config = parse(DataConfig, dataclasses.asdict(options.data), origin="the options")
     data = config.build()
     chosen = permutation(options.seed, "explain", 0, len(data))
-    gaussian, schedule = fit(data.batch(chosen[:_FITTED])), ContinuousCosine()
+    training, schedule = data.batch(chosen[: _fitted(len(data), math.prod(data.shape))]), ContinuousCosine()
     return topics.Subject(
         data.name,
         source is not None,
         data.batch(chosen[: options.count]),
         {},
-        gaussian,
-        gaussian,
+        training,
+        None,
         f"the Gaussian of {data.name}",
         schedule,
         uniform(schedule, 100),
@@ -128,7 +129,6 @@ def _of_run(run: Path, options: Any) -> Subject:
     import torch
 
     from sfumato.analysis import topics
-    from sfumato.analysis._gaussian import fit
     from sfumato.model import load
     from sfumato.run import training_data
 
@@ -136,8 +136,7 @@ def _of_run(run: Path, options: Any) -> Subject:
     model.denoiser.eval()
     config: Config = model.config
     loader, heldout = training_data(config)
-    images, labels = loader.batch(0, min(_FITTED, len(loader.dataset))).x0, None
-    gaussian = fit(images)
+    training = loader.batch(0, _fitted(len(loader.dataset), math.prod(loader.shape))).x0
     if len(heldout) >= 2 and heldout.shape == model.facts.shape:
         # what the model was not trained on, as far as there is any
         count = min(options.count, len(heldout))
@@ -154,9 +153,9 @@ def _of_run(run: Path, options: Any) -> Subject:
         True,
         images.to(model.device),
         cond,
-        gaussian,
+        training,
         model.denoiser,
-        str(run),
+        f"run {run.resolve().name}",
         schedule,
         config.sampling.grid.build(schedule, config.sampling.steps),
         config.sampling.sampler.build(),
