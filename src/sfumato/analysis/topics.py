@@ -64,7 +64,10 @@ class Subject:
     @functools.cached_property
     def gaussian(self) -> FittedGaussian:
         """The Gaussian of the training data: fitted when it is first asked for, since not every topic needs it."""
-        return fit(self.training)
+        found = fit(self.training)
+        if float(found.variances.max()) < 1e-12:
+            raise InputError(f"All images of {self.name} are the same, so that there is nothing to denoise.")
+        return found
 
     @property
     def denoiser(self) -> Denoise:
