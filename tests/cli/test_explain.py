@@ -40,8 +40,14 @@ def test_topics_are_listed_without_torch(capsys: pytest.CaptureFixture[str]) -> 
     assert run("explain") == 0
     said = capsys.readouterr().out
     assert all(f"  {topic} " in said for topic in TOPICS)
-    code = "import sys; from sfumato.cli.explain import explain; explain([]); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    for arguments in ("[]", "['spectrum', '--help']"):
+        code = (
+            "import sys; from sfumato.cli.explain import explain\n"
+            f"try: explain({arguments})\n"
+            "except SystemExit as e: assert not e.code\n"
+            "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_every_topic_that_is_listed_can_be_drawn() -> None:

@@ -112,7 +112,7 @@ def _of_data(source: str | None, options: Any) -> Subject:
     training, schedule = data.batch(chosen[: _fitted(len(data), math.prod(data.shape))]), ContinuousCosine()
     return topics.Subject(
         data.name,
-        source is not None,
+        source is not None or config.source != "digits",
         data.batch(chosen[: options.count]),
         {},
         training,
@@ -149,7 +149,7 @@ def _of_run(run: Path, options: Any) -> Subject:
         cond["label"] = torch.as_tensor(labels[: len(images)]).to(model.device)
     schedule = model.denoiser.schedule
     return topics.Subject(
-        config.data.source,
+        loader.dataset.name,
         True,
         images.to(model.device),
         cond,
