@@ -19,6 +19,7 @@ commands:
   sample RUN     draw images from a trained model
   evaluate RUN   compare samples with training and held-out images
   info RUN       say what a run is: data, model, settings, progress, evaluation
+  explain TOPIC  draw a figure of the lecture from a run, from data or in closed form
 
 first steps:
   sfumato train                          1,797 real digits, about a minute on two processor cores
@@ -64,12 +65,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sfumato {__version__}")
         return 0
     from sfumato.cli import commands
+    from sfumato.cli.explain import explain
 
     known: dict[str, Callable[[list[str]], int]] = {
         "train": commands.train,
         "sample": commands.sample,
         "evaluate": commands.evaluate,
         "info": commands.info,
+        "explain": explain,
     }
     if name not in known:
         raise InputError(f"There is no command {name!r}{nearest(name, known)}")

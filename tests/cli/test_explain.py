@@ -1,0 +1,139 @@
+"""``sfumato explain``: every topic draws, says what it shows, and refuses what it should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato.cli.explain import TOPICS
+from sfumato.run import train
+from tests.cli.test_cli import run
+from tests.training.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(tiny(data={"labels": True}, training={"steps": 4}), run=folder)
+    return str(folder)
+
+
+def drawn(folder: Path, topic: str, said: str) -> None:
+    """A PNG with something on it, an SVG that is XML, and a sentence with a number after their names."""
+    with Image.open(folder / f"{topic}.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert min(pixels.shape) > 250 and pixels.std() > 5.0
+    assert ElementTree.parse(folder / f"{topic}.svg").getroot().tag.endswith("svg")
+    lines = said.strip().splitlines()
+    assert len(lines) == 3 and str(folder / f"{topic}.png") in lines[0]
+    assert lines[2].endswith(".") and lines[2][0].isalnum() and any(c.isdigit() for c in lines[2])
+    assert "nan" not in lines[2]
+
+
+def test_topics_are_listed_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain") == 0
+    said = capsys.readouterr().out
+    assert all(f"  {topic} " in said for topic in TOPICS)
+    for arguments in ("[]", "['spectrum', '--help']"):
+        code = (
+            "import sys; from sfumato.cli.explain import explain\n"
+            f"try: explain({arguments})\n"
+            "except SystemExit as e: assert not e.code\n"
+            "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_topic_that_is_listed_can_be_drawn() -> None:
+    from sfumato.analysis import topics
+
+    assert list(TOPICS) == list(topics.TOPICS)
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_topic_of_a_run(topic: str, trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain", topic, trained, "--count", "30", "--out", str(tmp_path), "--device", "cpu") == 0
+    drawn(tmp_path, topic, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("topic", ["marginals", "flow", "reverse", "hierarchy"])
+def test_a_topic_without_a_run(topic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain", topic, "--count", "30", "--out", str(tmp_path)) == 0
+    drawn(tmp_path, topic, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("topic", ["forward", "spectrum", "content"])
+@pytest.mark.parametrize("shape", [(20, 6, 10, 3), (20, 1, 24)])
+def test_colour_that_is_not_square_and_signals(
+    topic: str, shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    layout = ["--data.layout", "NCL"] if len(shape) == 3 else []
+    assert run("explain", topic, str(tmp_path / "data.npy"), "--out", str(tmp_path), *layout) == 0
+    drawn(tmp_path, topic, capsys.readouterr().out)
+
+
+def test_figures_go_into_the_run_and_are_the_same_bytes_again(trained: str) -> None:
+    written: list[bytes] = []
+    for _ in range(2):
+        assert run("explain", "schedules", trained) == 0
+        written.append((Path(trained) / "explain" / "schedules.png").read_bytes())
+        written.append((Path(trained) / "explain" / "schedules.svg").read_bytes())
+    assert written[:2] == written[2:]
+
+
+def test_drawing_leaves_the_settings_of_the_session_alone(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    assert run("explain", "schedules", "--out", str(tmp_path)) == 0
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("explain spectrun", "did you mean 'spectrum'?"),
+        ("explain --out x", "Say which topic"),
+        ("explain spectrum digitz", "did you mean 'digits'?"),
+        ("explain spectrum digits --cuont 5", "did you mean --count?"),
+        ("explain spectrum digits --count 1", "at least 2 images"),
+        ("explain stitch digits", "Give a run"),
+        ("explain spectrum digits --data.size 0", "size"),
+        ("explain content RUN --data.size 16", "A run has its own data"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    arguments: str, words: str, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments.replace("RUN", trained).split()) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("topic", "words"), [("spectrum", "single pixel"), ("loss", None)])
+def test_single_pixels(topic: str, words: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).integers(0, 256, (9, 1, 1, 1), dtype=np.uint8))
+    status = run("explain", topic, str(tmp_path / "one.npy"), "--out", str(tmp_path), "--data.layout", "NHWC")
+    assert status == (0 if words is None else 2)
+    if words is not None:
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("topic", ["content", "loss", "marginals"])
+def test_constant_images_are_refused(topic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "flat.npy", np.full((9, 8, 8), 200, dtype=np.uint8))
+    assert run("explain", topic, str(tmp_path / "flat.npy"), "--out", str(tmp_path)) == 2
+    assert "All images of flat are the same" in capsys.readouterr().err
+
+
+def test_the_spectrum_of_constant_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "flat.npy", np.full((9, 8, 8), 200, dtype=np.uint8))
+    assert run("explain", "spectrum", str(tmp_path / "flat.npy"), "--out", str(tmp_path)) == 0
+    drawn(tmp_path, "spectrum", capsys.readouterr().out)
