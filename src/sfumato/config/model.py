@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sfumato.config.base import Component
+from sfumato.config.base import Component, read_numbers
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sfumato.diffusion.denoiser import Denoiser, Embed
     from sfumato.diffusion.parameterization import Parameterization
-    from sfumato.diffusion.schedule import Schedule
+    from sfumato.diffusion.schedule import Discrete, Schedule
 
 
 class Linear(Component):
@@ -25,7 +25,7 @@ class Linear(Component):
     beta_start: float = Field(default=1e-4, gt=0, description="The first beta, at T = 1000.")
     beta_end: float = Field(default=0.02, gt=0, description="The last beta, at T = 1000.")
 
-    def build(self) -> Schedule:
+    def build(self) -> Discrete:
         from sfumato.diffusion import schedule
 
         return schedule.linear(self.steps, self.beta_start, self.beta_end)
@@ -38,10 +38,65 @@ class Cosine(Component):
     steps: int = Field(default=1000, ge=1, description="Number of steps T.")
     s: float = Field(default=0.008, gt=0, description="The offset near the data.")
 
-    def build(self) -> Schedule:
+    def build(self) -> Discrete:
         from sfumato.diffusion import schedule
 
         return schedule.cosine(self.steps, self.s)
+
+
+class Sigmoid(Component):
+    """The sigmoid beta table (Jabri et al. 2023)."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    steps: int = Field(default=1000, ge=1, description="Number of steps T.")
+    start: float = Field(default=-3.0, description="Where on the logistic curve the data are.")
+    end: float = Field(default=3.0, description="Where on the logistic curve the noise is.")
+    tau: float = Field(default=1.0, gt=0, description="Temperature: larger is nearer to a straight line.")
+
+    def build(self) -> Discrete:
+        from sfumato.diffusion import schedule
+
+        return schedule.sigmoid(self.steps, self.start, self.end, self.tau)
+
+
+class Table(Component):
+    """Any beta table."""
+
+    kind: Literal["table"] = "table"
+    betas: tuple[float, ...] = Field(default=(), description="The betas, from the data to the noise.")
+    file: str | None = Field(
+        default=None, description="Read them from this file of numbers (.npy, .json or text); the run keeps a copy."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Any) -> Any:
+        # the numbers themselves become the setting, so that a run does not need the file again
+        if isinstance(values, dict) and isinstance(values.get("file"), str):
+            return {**values, "file": None, "betas": read_numbers(values["file"])}
+        return values
+
+    def build(self) -> Discrete:
+        from sfumato.diffusion import schedule
+
+        if not self.betas:
+            raise InputError("The schedule is a table without betas; give model.schedule.betas or model.schedule.file.")
+        return schedule.Discrete(list(self.betas), zero_end=True)
+
+
+BetaTable = Linear | Cosine | Sigmoid | Table
+
+
+class ZeroTerminalSnr(Component):
+    """A beta table rescaled so that its end is pure noise (Lin et al. 2024)."""
+
+    kind: Literal["zero_terminal_snr"] = "zero_terminal_snr"
+    table: Annotated[BetaTable, Field(discriminator="kind")] = Cosine()
+
+    def build(self) -> Discrete:
+        from sfumato.diffusion import schedule
+
+        return schedule.zero_terminal_snr(self.table.build())
 
 
 class ContinuousLinear(Component):
@@ -83,7 +138,31 @@ class Karras(Component):
         return schedule.Karras(self.sigma_max, self.rho)
 
 
-ScheduleConfig = Annotated[Linear | Cosine | ContinuousLinear | ContinuousCosine | Karras, Field(discriminator="kind")]
+class RectifiedFlow(Component):
+    """Straight lines from data to noise, alpha = 1 - t and sigma = t (Liu et al. 2023)."""
+
+    kind: Literal["flow"] = "flow"
+
+    def build(self) -> Schedule:
+        from sfumato.diffusion import schedule
+
+        return schedule.RectifiedFlow()
+
+
+ScheduleConfig = Annotated[
+    Linear | Cosine | Sigmoid | Table | ZeroTerminalSnr | ContinuousLinear | ContinuousCosine | Karras | RectifiedFlow,
+    Field(discriminator="kind"),
+]
+
+
+def has_steps(schedule: Component) -> bool:
+    """Whether a schedule is a table of betas."""
+    return isinstance(schedule, BetaTable | ZeroTerminalSnr)
+
+
+def has_empty_step(schedule: Component) -> bool:
+    """Whether a schedule has a last step where nothing of the data is left."""
+    return isinstance(schedule, ZeroTerminalSnr) or (isinstance(schedule, Table) and schedule.betas[-1:] == (1.0,))
 
 
 class Eps(Component):
@@ -91,7 +170,7 @@ class Eps(Component):
 
     kind: Literal["eps"] = "eps"
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.eps
@@ -102,7 +181,7 @@ class X0(Component):
 
     kind: Literal["x0"] = "x0"
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.x0
@@ -113,10 +192,46 @@ class V(Component):
 
     kind: Literal["v"] = "v"
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.v
+
+
+class Score(Component):
+    """The network predicts the score, -eps / sigma."""
+
+    kind: Literal["score"] = "score"
+
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.score
+
+
+class Velocity(Component):
+    """The network predicts the direction of rectified flow, eps - x0 (Liu et al. 2023)."""
+
+    kind: Literal["velocity"] = "velocity"
+
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.velocity
+
+
+class Mean(Component):
+    """The network predicts the posterior mean of one step of a table of betas (Ho et al. 2020, sec. 3.2)."""
+
+    kind: Literal["mean"] = "mean"
+
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
+        from sfumato.diffusion import parameterization
+        from sfumato.diffusion.schedule import Discrete
+
+        if not isinstance(schedule, Discrete):
+            raise InputError("A posterior mean is that of a step, and this schedule has none; take a table of betas.")
+        return parameterization.mean(schedule.previous)
 
 
 class Edm(Component):
@@ -127,13 +242,13 @@ class Edm(Component):
         default=None, gt=0, description="Standard deviation of the data; measured when not given."
     )
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.edm(self.sigma_data or data_std)
 
 
-ParameterizationConfig = Annotated[Eps | X0 | V | Edm, Field(discriminator="kind")]
+ParameterizationConfig = Annotated[Eps | X0 | V | Score | Velocity | Mean | Edm, Field(discriminator="kind")]
 
 
 class UNetConfig(Component):
@@ -165,8 +280,11 @@ class UNetConfig(Component):
     )
     time_scale: float = Field(default=1.0, gt=0, description="Largest frequency of the sinusoidal time features.")
 
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any."""
+    def build(self, shape: tuple[int, ...], classes: int, outputs: int | None = None) -> nn.Module:
+        """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any.
+
+        It returns ``outputs`` channels, by default as many as the data have.
+        """
         from sfumato.conditioning.encoders import Conditioned, LabelEncoder
         from sfumato.networks.unet import UNet
 
@@ -174,7 +292,7 @@ class UNetConfig(Component):
             raise InputError(f"A U-Net takes signals (C, L) or images (C, H, W); the data have shape {shape}.")
         network = UNet(
             shape[0],
-            shape[0],
+            outputs or shape[0],
             self.channels,
             blocks=self.blocks,
             attention=self.attention,
@@ -204,6 +322,36 @@ class ModelConfig(Component):
         description="What the network is told of the noise level: the step index, 1000 t, or log(sigma / alpha) / 4; "
         "auto is the index for a table of betas, log_sigma for edm, else 1000 t.",
     )
+    learned_variance: bool = Field(
+        default=False,
+        description="The network also learns the reverse variance, by the hybrid loss (Nichol and Dhariwal 2021).",
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> ModelConfig:
+        schedule, output = self.schedule, self.parameterization.kind
+        table = has_steps(schedule)
+        empty = has_empty_step(schedule) or schedule.kind == "flow"
+        if empty and output in ("eps", "score"):
+            raise ValueError(
+                f"model.parameterization is {output}, which says nothing of the data where alpha = 0, the end of this "
+                "schedule; use v, x0 or velocity"
+            )
+        if output == "mean" and not table:
+            raise ValueError(
+                f"model.parameterization is mean, but the schedule {schedule.kind} has no steps; use linear, cosine, "
+                "sigmoid, table or zero_terminal_snr"
+            )
+        if self.learned_variance and not table:
+            raise ValueError(
+                f"model.learned_variance is that of the steps of a table, but the schedule {schedule.kind} has none; "
+                "use linear, cosine, sigmoid, table or zero_terminal_snr"
+            )
+        if self.time == "log_sigma" and empty:
+            raise ValueError(
+                "model.time is log_sigma, which is not finite at the end of this schedule, where alpha = 0; use auto"
+            )
+        return self
 
     def build(self, shape: tuple[int, ...], classes: int = 0, data_std: float = 1.0) -> Denoiser:
         """The denoiser, with fresh weights, for data of ``shape`` ``(C, *space)`` and standard deviation ``data_std``.
@@ -215,13 +363,17 @@ class ModelConfig(Component):
 
         schedule = self.schedule.build()
         schedule.require_noise(data_std)
-        parameterization = self.parameterization.build(data_std)
-        return Denoiser(self.network.build(shape, classes), schedule, parameterization, self._embed())
+        parameterization = self.parameterization.build(data_std, schedule)
+        network = self.network.build(shape, classes, 2 * shape[0] if self.learned_variance else None)
+        return Denoiser(
+            network, schedule, parameterization, self._embed(schedule), learned_variance=self.learned_variance
+        )
 
-    def _embed(self) -> Embed:
+    def _embed(self, schedule: Schedule) -> Embed:
         from sfumato.diffusion import denoiser
+        from sfumato.diffusion.schedule import Discrete
 
-        table = self.schedule.steps if isinstance(self.schedule, Linear | Cosine) else None
+        table = schedule.steps if isinstance(schedule, Discrete) else None
         time = self.time
         if time == "auto":
             time = "index" if table else "log_sigma" if isinstance(self.schedule, Karras) else "thousand"
