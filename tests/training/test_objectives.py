@@ -83,6 +83,18 @@ def test_the_hybrid_loss_trains_and_is_the_same_in_parts() -> None:
     assert found[0] > losses(config(LINEAR, "eps"), 1)[0]
 
 
+@pytest.mark.parametrize("parameterization", ["eps", "v"])
+def test_a_learned_schedule_trains_and_is_kept(tmp_path: Path, parameterization: str) -> None:
+    wanted = config({"kind": "learned"}, parameterization, "vlb_continuous")
+    model = train(wanted, run=tmp_path / "run")
+    again = load(tmp_path / "run")
+    t = torch.linspace(0.0, 1.0, 20, dtype=torch.float64)
+    one, two, fresh = (s(t) for s in (model.denoiser.schedule, again.denoiser.schedule, wanted.model.schedule.build()))
+    assert torch.equal(torch.as_tensor(one.sigma), torch.as_tensor(two.sigma))
+    assert not torch.equal(torch.as_tensor(one.sigma), torch.as_tensor(fresh.sigma))
+    assert again.sample(2).isfinite().all()
+
+
 def test_flow_matching_starts_at_the_spread_of_its_target() -> None:
     """A network that returns zero has the loss E|eps - x0|^2 = 1 + E x0^2."""
     wanted = config(FLOW, "velocity", "output")
@@ -154,6 +166,11 @@ def test_what_does_not_go_together(over: dict[str, Any], words: str) -> None:
 def test_the_weight_of_the_bound_needs_steps() -> None:
     with pytest.raises(InputError, match="vlb_continuous"):
         config(FLOW, "v", "vlb")
+
+
+def test_a_learned_schedule_needs_its_loss() -> None:
+    with pytest.raises(InputError, match="vlb_continuous"):
+        config({"kind": "learned"}, "v", "simple")
 
 
 def test_a_table_without_betas() -> None:

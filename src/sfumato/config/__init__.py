@@ -7,23 +7,14 @@ from sfumato.config.base import Component, keys, merge, parse, read_file
 from sfumato.config.data import DataConfig
 from sfumato.config.model import (
     X0,
-    ContinuousCosine,
-    ContinuousLinear,
-    Cosine,
     Edm,
     Eps,
-    Karras,
-    Linear,
     Mean,
     ModelConfig,
-    RectifiedFlow,
     Score,
-    Sigmoid,
-    Table,
     UNetConfig,
     V,
     Velocity,
-    ZeroTerminalSnr,
 )
 from sfumato.config.run import Config
 from sfumato.config.sampling import (
@@ -35,6 +26,18 @@ from sfumato.config.sampling import (
     KarrasGrid,
     SamplingConfig,
     UniformGrid,
+)
+from sfumato.config.schedule import (
+    ContinuousCosine,
+    ContinuousLinear,
+    Cosine,
+    Karras,
+    LearnedSchedule,
+    Linear,
+    RectifiedFlow,
+    Sigmoid,
+    Table,
+    ZeroTerminalSnr,
 )
 from sfumato.config.training import (
     P2,
@@ -74,6 +77,7 @@ __all__ = [
     "Heun",
     "Karras",
     "KarrasGrid",
+    "LearnedSchedule",
     "Linear",
     "LogNormal",
     "Mean",

@@ -6,8 +6,9 @@ from pydantic import model_validator
 
 from sfumato.config.base import Component
 from sfumato.config.data import DataConfig
-from sfumato.config.model import ModelConfig, has_empty_step, has_steps
+from sfumato.config.model import ModelConfig
 from sfumato.config.sampling import EvaluationConfig, SamplingConfig
+from sfumato.config.schedule import has_empty_step, has_steps
 from sfumato.config.training import EmaConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 
 
@@ -39,6 +40,11 @@ class Config(Component):
             raise ValueError(
                 "the last step of the schedule has alpha = 0, where the error of the noise teaches nothing; use "
                 "objective.weight output"
+            )
+        if schedule.kind == "learned" and (weight != "vlb_continuous" or self.objective.times.kind != "uniform"):
+            raise ValueError(
+                "a learned schedule is trained by the bound: use objective.weight vlb_continuous and objective.times "
+                "uniform"
             )
         if self.model.learned_variance and self.objective.times.kind != "uniform":
             raise ValueError("model.learned_variance needs objective.times uniform: its bound is a sum over all steps")

@@ -77,8 +77,8 @@ class Gamma:
     def data_variance(self, level: Level) -> Scalar:
         r"""The mean posterior variance of the data, :math:`\tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x]`.
 
-        It is :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)`, never negative. Between the levels of the table the logit of
-        :math:`1 - \Gamma` is linear in the log-SNR, as it is for Gaussian data everywhere.
+        It is :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)`, never negative. Between the levels of the table the logit
+        of :math:`1 - \Gamma` is linear in the log-SNR, as it is for Gaussian data everywhere.
 
         Raises:
             InputError: outside the levels of the table.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from sfumato.diffusion.continuous import Learned, prior_nats
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients
 from sfumato.diffusion.level import Level, broadcast
@@ -22,6 +23,7 @@ __all__ = [
     "Weight",
     "denoising_loss",
     "edm_weight",
+    "learned_schedule_loss",
     "learned_variance_bound",
     "log_normal_sigma",
     "simple",
@@ -67,12 +69,16 @@ def training_loss(
 ) -> Float[Tensor, "batch"]:
     r"""What is minimized in training, per sample: :func:`denoising_loss`, hybrid where the variance is learned.
 
+    A learned schedule has a loss of its own, :func:`learned_schedule_loss`, whatever the weight.
+
     The hybrid loss is :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16): one
     pass of the network serves both, and :math:`T L_{t-1}` at a uniform step is an unbiased :math:`L_{\text{vlb}}`.
 
     Raises:
         InputError: if a variance is to be learned on a schedule that has no steps.
     """
+    if isinstance(denoiser.schedule, Learned):
+        return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, **cond)
     made = weight.make(denoiser) if isinstance(weight, OfDenoiser) else weight
     prediction = denoiser(diffuse(x0, level, noise), level, **cond)
     loss = _weighted(prediction, x0, level, noise, made)
@@ -134,6 +140,55 @@ def learned_variance_bound(
     return step.flatten(1).mean(1) / math.log(2.0)
 
 
+def learned_schedule_loss(
+    denoiser: Denoise,
+    schedule: Learned,
+    x0: Float[Tensor, "batch *shape"],
+    level: Level,
+    noise: Float[Tensor, "batch *shape"],
+    **cond: Tensor,
+) -> Float[Tensor, "batch"]:
+    r"""The bound in continuous time, in nats per dimension, which also teaches the schedule (Kingma et al. 2021).
+
+    .. math::
+        L = D_{KL}(q(x_1 | x_0) \| p(x_1)) - \log p(x_0 | x_{t_0})
+        + \tfrac{1 - t_0}{2}\, |\lambda'(t)|\, \lVert \hat\epsilon - \epsilon \rVert^2
+
+    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of 8-bit data. The network and the ends of the
+    schedule descend its gradient. Its mean does not depend on what lies between the ends, but its variance does:
+    there the gradient is that of the square of the last term, :math:`2 \ell\, \partial \ell` (app. I.2).
+
+    Args:
+        denoiser: the denoiser.
+        schedule: its schedule; it is read again here, so that the gradients can be told apart.
+        x0: clean data.
+        level: the level of each sample, of which only the time is taken.
+        noise: the noise, of the diffused data and of the decoder alike.
+        cond: conditions.
+    """
+    t = torch.as_tensor(level.t, dtype=torch.float64).expand(len(x0)).clamp(min=schedule.start)
+    fraction, steepness = schedule.shape(t)
+    high, low = schedule.log_snr_range()
+    log_snr = high + (low - high) * fraction
+    at = Level(t, log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt())
+    prediction = denoiser(diffuse(x0, at, noise), at, **cond)
+    error = (prediction.eps - noise).square().flatten(1).mean(1)
+    scale = 0.5 * (1.0 - schedule.start) * (high - low) * steepness
+    diffusion = broadcast(scale, error) * error
+    twice = 2.0 * diffusion.detach().to(t)
+
+    def of_square(gradient: Tensor) -> Tensor:
+        return gradient * twice
+
+    for between in (fraction, steepness):
+        if between.requires_grad:
+            between.register_hook(of_square)
+    # x / alpha at t_0 is the data and noise of this standard deviation
+    log_std = (-0.5 * high).to(x0)
+    decoder = _bin_nats(x0, log_std.exp() * noise, log_std).flatten(1).mean(1)
+    return diffusion + decoder + prior_nats(x0, low.to(x0.device)).to(x0.dtype)
+
+
 def _bin_nats(x0: Tensor, error: Tensor, log_std: Tensor) -> Tensor:
     r""":math:`-\log \int p` over the bin of ``x0``, the outermost of the 256 open to the outside."""
     scale, half = (-log_std).exp(), 1.0 / 255.0
@@ -155,8 +210,11 @@ def uniform_times(schedule: Schedule) -> TimeLaw:
     r"""Uniform ``t``: over (0, 1], or the steps :math:`1 / T, \dots, 1` of a discrete schedule (Ho et al. 2020).
 
     Where a continuous schedule ends at :math:`\alpha = 0`, its very end is left out: noise prediction and the weights
-    of the bound are not finite there, and nothing is learned of a point.
+    of the bound are not finite there, and nothing is learned of a point. A learned schedule is trained from where
+    the data are decoded on.
     """
+    if isinstance(schedule, Learned):
+        return lambda u: schedule(schedule.start + (1.0 - schedule.start) * (1.0 - u))
     last = 1.0 if isinstance(schedule, Discrete) or schedule(1.0).alpha != 0.0 else 1.0 - 1e-5
 
     def law(u: Float64[Tensor, "batch"]) -> Level:

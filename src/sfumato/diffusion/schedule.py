@@ -50,7 +50,7 @@ class Schedule(nn.Module):
             InputError: if the schedule ends at more signal than that.
         """
         wanted = torch.as_tensor(log_snr, dtype=torch.float64)
-        lowest = float(_log_snr(*self.kernel(torch.ones((), dtype=torch.float64))))
+        lowest = float(_log_snr(*self.kernel(torch.ones((), dtype=torch.float64))).detach())
         if bool((wanted < lowest - 1e-9 * max(1.0, abs(lowest))).any()):
             raise InputError(f"The schedule ends at a log-SNR of {lowest:.4g}; got {float(wanted.min()):.4g}.")
         t = self.time(wanted.clamp(min=lowest)).clamp(0.0, 1.0)
@@ -64,7 +64,7 @@ class Schedule(nn.Module):
         """
         times = torch.as_tensor(t, dtype=torch.float64)
         found = self._slope(times)
-        return found if isinstance(t, Tensor) else float(found)
+        return found if isinstance(t, Tensor) else float(found.detach())
 
     def _slope(self, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         with torch.enable_grad():
@@ -93,7 +93,7 @@ def _log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _floats(t: Tensor, alpha: Tensor, sigma: Tensor) -> Level:
-    return Level(float(t), float(alpha), float(sigma))
+    return Level(float(t), float(alpha.detach()), float(sigma.detach()))
 
 
 def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
