@@ -24,7 +24,7 @@ class Learned(Schedule):
     with positive :math:`w, a_j, b_j`. The two ends are parameters too. Below :math:`t_0`, which no training sees,
     :math:`\sigma / \alpha` is proportional to ``t``, so that it is 0 at the data as in every schedule.
 
-    Levels carry gradients to the parameters in training mode only: samplers take plain numbers.
+    The parameters are reached by gradients through :meth:`kernel` and :meth:`shape`; levels are plain numbers.
 
     Args:
         log_snr_max: the initial log-SNR at :math:`t_0`; 13.3 in the paper.
@@ -62,7 +62,7 @@ class Learned(Schedule):
 
     def _raw(self, t: Tensor) -> tuple[Tensor, Tensor]:
         linear, rates, shifts, heights = (
-            self._number(p).to(t.device) for p in (self.linear, self.rates, self.shifts, self.heights)
+            p.double().to(t.device) for p in (self.linear, self.rates, self.shifts, self.heights)
         )
         linear, rates, heights = functional.softplus(linear), functional.softplus(rates), functional.softplus(heights)
         unit = (t[..., None] * rates + shifts).sigmoid()
@@ -70,11 +70,8 @@ class Learned(Schedule):
 
     def log_snr_range(self) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
         r""":math:`\lambda_{\max}` at :math:`t_0` and :math:`\lambda_{\min}` at the end, with their gradients."""
-        high, low = self._number(self.ends)
+        high, low = self.ends.double()
         return high, low
-
-    def _number(self, parameter: Tensor) -> Tensor:
-        return (parameter if self.training else parameter.detach()).double()
 
     def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
         high, low = (end.to(t.device) for end in self.log_snr_range())

@@ -31,8 +31,11 @@ class Schedule(nn.Module):
         r"""The inverse of :math:`t \mapsto \log(\alpha^2(t) / \sigma^2(t))`."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def forward(self, t: Scalar) -> Level:
         """The level at time ``t`` in [0, 1], of any shape; a float gives a level of floats.
+
+        Levels carry no gradients; those of a schedule with parameters are had from :meth:`kernel`.
 
         Raises:
             InputError: if a time lies outside [0, 1].
@@ -43,6 +46,7 @@ class Schedule(nn.Module):
         alpha, sigma = self.kernel(times)
         return Level(times, alpha, sigma) if isinstance(t, Tensor) else _floats(times, alpha, sigma)
 
+    @torch.no_grad()
     def at(self, log_snr: Scalar) -> Level:
         """The level with that log signal-to-noise ratio (infinite at the data).
 
@@ -50,7 +54,7 @@ class Schedule(nn.Module):
             InputError: if the schedule ends at more signal than that.
         """
         wanted = torch.as_tensor(log_snr, dtype=torch.float64)
-        lowest = float(_log_snr(*self.kernel(torch.ones((), dtype=torch.float64))).detach())
+        lowest = float(_log_snr(*self.kernel(torch.ones((), dtype=torch.float64))))
         if bool((wanted < lowest - 1e-9 * max(1.0, abs(lowest))).any()):
             raise InputError(f"The schedule ends at a log-SNR of {lowest:.4g}; got {float(wanted.min()):.4g}.")
         t = self.time(wanted.clamp(min=lowest)).clamp(0.0, 1.0)
@@ -63,8 +67,8 @@ class Schedule(nn.Module):
         At a step of a table it is that of the step which ends there.
         """
         times = torch.as_tensor(t, dtype=torch.float64)
-        found = self._slope(times)
-        return found if isinstance(t, Tensor) else float(found.detach())
+        found = self._slope(times).detach()
+        return found if isinstance(t, Tensor) else float(found)
 
     def _slope(self, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         with torch.enable_grad():
@@ -93,7 +97,7 @@ def _log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _floats(t: Tensor, alpha: Tensor, sigma: Tensor) -> Level:
-    return Level(float(t), float(alpha.detach()), float(sigma.detach()))
+    return Level(float(t), float(alpha), float(sigma))
 
 
 def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
