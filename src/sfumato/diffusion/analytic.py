@@ -104,8 +104,8 @@ class Gamma:
         return found if isinstance(level.alpha, Tensor) else float(found)
 
 
-Batch = Float[Tensor, "batch *shape"] | tuple[Float[Tensor, "batch *shape"], dict[str, Tensor]]
-"""Clean data, alone or with their conditions."""
+Batch = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], dict[str, Tensor]]
+"""Clean data of shape ``(B, *shape)``, alone or with their conditions; ``B`` may differ from batch to batch."""
 
 
 @torch.no_grad()
