@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sfumato.diffusion import schedule as schedules
+from sfumato.diffusion.continuous import Learned
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 
@@ -20,6 +21,11 @@ ALL = {
     "continuous linear": schedules.ContinuousLinear,
     "continuous cosine": schedules.ContinuousCosine,
     "karras": schedules.Karras,
+    "sigmoid": lambda: schedules.sigmoid(1000),
+    "sigmoid-1": lambda: schedules.sigmoid(1),
+    "zero terminal snr": lambda: schedules.zero_terminal_snr(schedules.linear(100)),
+    "flow": schedules.RectifiedFlow,
+    "learned": Learned,
 }
 
 
@@ -48,6 +54,83 @@ def test_cosine_table_is_the_published_one(steps: int) -> None:
     table = schedules.cosine(steps)
     assert np.abs(table.betas.numpy() - betas).max() < 1e-12
     assert np.abs(table.alpha_bars.numpy() - np.cumprod(1.0 - betas)).max() < 1e-12
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7), (-3.0, 3.0, 1.1)])
+def test_sigmoid_table_is_the_published_one(start: float, end: float, tau: float) -> None:
+    """Chen 2023, algorithm 1, gamma(t) with the logistic function written with tanh."""
+
+    def logistic(x: float) -> float:
+        return 0.5 * (1.0 + math.tanh(x / 2.0))
+
+    def alpha_bar(t: float) -> float:
+        first, last = logistic(start / tau), logistic(end / tau)
+        return (last - logistic((t * (end - start) + start) / tau)) / (last - first)
+
+    steps = 100
+    betas = np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
+    table = schedules.sigmoid(steps, start, end, tau)
+    assert np.abs(table.betas.numpy() - betas).max() < 1e-12
+    assert np.abs(table.alpha_bars.numpy() - np.cumprod(1.0 - betas)).max() < 1e-12
+
+
+@pytest.mark.parametrize("steps", [2, 10, 1000])
+def test_zero_terminal_snr_is_the_published_algorithm(steps: int) -> None:
+    """Lin et al. 2024, algorithm 1."""
+    betas = np.minimum(np.linspace(0.1 / steps, 20 / steps, steps), 0.999)
+    root = np.sqrt(np.cumprod(1.0 - betas))
+    shifted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    bars = shifted**2
+    expected = 1.0 - np.append(bars[0], bars[1:] / bars[:-1])
+    table = schedules.zero_terminal_snr(schedules.linear(steps))
+    assert np.abs(table.alpha_bars.numpy() - bars).max() < 1e-12
+    assert np.abs(table.betas.numpy() - expected).max() < 1e-12
+    level = table(1.0)
+    assert (level.alpha, level.sigma, level.log_snr) == (0.0, 1.0, -math.inf)
+    assert float(table.betas[-1]) == 1.0 and float(table.betas[0]) == pytest.approx(betas[0], abs=1e-12)
+
+
+def test_a_last_step_to_zero_is_continuous_with_an_exact_inverse() -> None:
+    table = schedules.zero_terminal_snr(schedules.linear(10))
+    t = torch.linspace(0.9, 1.0, 50, dtype=torch.float64)
+    level = table(t)
+    alpha_bar = torch.as_tensor(level.alpha).square()
+    assert (alpha_bar - float(table.alpha_bars[-2]) * (1.0 - (t - 0.9) * 10)).abs().max() < 1e-14
+    assert (torch.as_tensor(table.at(level.log_snr).t) - t).abs().max() < 1e-9
+    assert table.at(-math.inf) == table(1.0)
+
+
+def test_rectified_flow() -> None:
+    schedule = schedules.RectifiedFlow()
+    level = schedule(0.3)
+    assert (level.alpha, level.sigma) == (0.7, 0.3)
+    assert schedule.at(0.0).t == 0.5 and schedule.at(-math.inf).t == 1.0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_slope_is_the_derivative_of_the_log_snr(name: str) -> None:
+    schedule, h = ALL[name](), 1e-6
+    steps = getattr(schedule, "steps", 7)
+    # between the steps of a table
+    for t in (0.5 / steps, 0.4 + 0.3 / steps, 1.0 - 0.5 / steps):
+        numeric = (schedule(t + h).log_snr - schedule(t - h).log_snr) / (2 * h)
+        assert schedule.slope(t) == pytest.approx(numeric, rel=1e-4)
+    many = schedule.slope(torch.tensor([0.5, 0.9], dtype=torch.float64))
+    assert float(many[0]) == pytest.approx(schedule.slope(0.5), rel=1e-12)
+
+
+def test_the_slope_at_a_step_is_that_of_its_beta() -> None:
+    table = schedules.linear(100)
+    beta, bar = float(table.betas[49]), float(table.alpha_bars[49])
+    assert table.slope(0.5) == pytest.approx(100 * math.log(1 - beta) / (1 - bar), rel=1e-10)
+
+
+def test_previous_steps_of_a_table() -> None:
+    table = schedules.linear(7)
+    levels = table.previous(table(torch.arange(8, dtype=torch.float64) / 7))
+    expected = table(torch.tensor([0, 0, 1, 2, 3, 4, 5, 6], dtype=torch.float64) / 7)
+    assert torch.equal(torch.as_tensor(levels.alpha), torch.as_tensor(expected.alpha))
+    assert table.previous(table(1 / 7)).sigma == 0.0
 
 
 def test_every_step_of_a_table_is_exact_at_its_time() -> None:
@@ -138,6 +221,12 @@ def test_tables_survive_a_cast_of_the_model() -> None:
         (lambda: schedules.Discrete([]), "at least one number"),
         (lambda: schedules.Discrete([0.1, 1.0]), "below 1"),
         (lambda: schedules.Discrete([0.1, float("nan")]), "below 1"),
+        (lambda: schedules.Discrete([1.0, 0.1], zero_end=True), "the last may be 1"),
+        (lambda: schedules.Discrete([0.1, 1.1], zero_end=True), "the last may be 1"),
+        (lambda: schedules.sigmoid(0), "at least 1 step"),
+        (lambda: schedules.sigmoid(10, 3.0, -3.0), "start < end"),
+        (lambda: schedules.sigmoid(10, tau=0.0), "tau > 0"),
+        (lambda: schedules.zero_terminal_snr(schedules.cosine(1)), "at least 2"),
         (lambda: schedules.Discrete([1e-4] * 10).require_noise(), "leaves signal"),
         (lambda: schedules.Karras(2.0).require_noise(), "leaves signal"),
         (lambda: schedules.linear()(1.5), "from 0"),

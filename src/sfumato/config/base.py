@@ -137,3 +137,24 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"The configuration file {path} must hold groups of settings.")
     return values["config"] if "format" in values and "config" in values else values
+
+
+def read_numbers(path: str | Path) -> list[float]:
+    """The numbers of a file: a NumPy array, a JSON list, or text with numbers between spaces, commas or lines.
+
+    Raises:
+        InputError: if the file is missing or is none of these.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            import numpy as np
+
+            return np.load(path, allow_pickle=False).astype(float).reshape(-1).tolist()
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return [float(number) for number in json.loads(text)]
+        return [float(number) for number in text.replace(",", " ").split()]
+    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"Could not read numbers from {path} (.npy, .json or text): {reason}.") from None

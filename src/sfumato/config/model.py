@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from sfumato.config.base import Component
+from sfumato.config.schedule import Cosine, ScheduleConfig, has_empty_step, has_steps
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,81 +18,12 @@ if TYPE_CHECKING:
     from sfumato.diffusion.schedule import Schedule
 
 
-class Linear(Component):
-    """The linear beta table of DDPM (Ho et al. 2020)."""
-
-    kind: Literal["linear"] = "linear"
-    steps: int = Field(default=1000, ge=2, description="Number of steps T; the betas are scaled by 1000 / T.")
-    beta_start: float = Field(default=1e-4, gt=0, description="The first beta, at T = 1000.")
-    beta_end: float = Field(default=0.02, gt=0, description="The last beta, at T = 1000.")
-
-    def build(self) -> Schedule:
-        from sfumato.diffusion import schedule
-
-        return schedule.linear(self.steps, self.beta_start, self.beta_end)
-
-
-class Cosine(Component):
-    """The cosine beta table of Improved DDPM (Nichol and Dhariwal 2021)."""
-
-    kind: Literal["cosine"] = "cosine"
-    steps: int = Field(default=1000, ge=1, description="Number of steps T.")
-    s: float = Field(default=0.008, gt=0, description="The offset near the data.")
-
-    def build(self) -> Schedule:
-        from sfumato.diffusion import schedule
-
-        return schedule.cosine(self.steps, self.s)
-
-
-class ContinuousLinear(Component):
-    """The variance-preserving SDE with linear beta(t) (Song et al. 2021)."""
-
-    kind: Literal["continuous_linear"] = "continuous_linear"
-    beta_min: float = Field(default=0.1, ge=0, description="beta(0).")
-    beta_max: float = Field(default=20.0, gt=0, description="beta(1).")
-
-    def build(self) -> Schedule:
-        from sfumato.diffusion import schedule
-
-        return schedule.ContinuousLinear(self.beta_min, self.beta_max)
-
-
-class ContinuousCosine(Component):
-    """The cosine schedule in continuous time."""
-
-    kind: Literal["continuous_cosine"] = "continuous_cosine"
-    s: float = Field(default=0.008, gt=0, description="The offset near the data.")
-    log_snr_min: float = Field(default=-20.0, ge=-100, le=0, description="The log-SNR where the schedule ends.")
-
-    def build(self) -> Schedule:
-        from sfumato.diffusion import schedule
-
-        return schedule.ContinuousCosine(self.s, self.log_snr_min)
-
-
-class Karras(Component):
-    """The variance-exploding schedule of EDM (Karras et al. 2022)."""
-
-    kind: Literal["edm"] = "edm"
-    sigma_max: float = Field(default=80.0, gt=0, description="The largest noise.")
-    rho: float = Field(default=7.0, gt=0, description="The power that relates noise and time.")
-
-    def build(self) -> Schedule:
-        from sfumato.diffusion import schedule
-
-        return schedule.Karras(self.sigma_max, self.rho)
-
-
-ScheduleConfig = Annotated[Linear | Cosine | ContinuousLinear | ContinuousCosine | Karras, Field(discriminator="kind")]
-
-
 class Eps(Component):
     """The network predicts the noise."""
 
     kind: Literal["eps"] = "eps"
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.eps
@@ -102,7 +34,7 @@ class X0(Component):
 
     kind: Literal["x0"] = "x0"
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.x0
@@ -113,10 +45,46 @@ class V(Component):
 
     kind: Literal["v"] = "v"
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.v
+
+
+class Score(Component):
+    """The network predicts the score, -eps / sigma."""
+
+    kind: Literal["score"] = "score"
+
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.score
+
+
+class Velocity(Component):
+    """The network predicts the direction of rectified flow, eps - x0 (Liu et al. 2023)."""
+
+    kind: Literal["velocity"] = "velocity"
+
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
+        from sfumato.diffusion import parameterization
+
+        return parameterization.velocity
+
+
+class Mean(Component):
+    """The network predicts the posterior mean of one step of a table of betas (Ho et al. 2020, sec. 3.2)."""
+
+    kind: Literal["mean"] = "mean"
+
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
+        from sfumato.diffusion import parameterization
+        from sfumato.diffusion.schedule import Discrete
+
+        if not isinstance(schedule, Discrete):
+            raise InputError("A posterior mean is that of a step, and this schedule has none; take a table of betas.")
+        return parameterization.mean(schedule.previous)
 
 
 class Edm(Component):
@@ -127,13 +95,13 @@ class Edm(Component):
         default=None, gt=0, description="Standard deviation of the data; measured when not given."
     )
 
-    def build(self, data_std: float) -> Parameterization:
+    def build(self, data_std: float, schedule: Schedule) -> Parameterization:
         from sfumato.diffusion import parameterization
 
         return parameterization.edm(self.sigma_data or data_std)
 
 
-ParameterizationConfig = Annotated[Eps | X0 | V | Edm, Field(discriminator="kind")]
+ParameterizationConfig = Annotated[Eps | X0 | V | Score | Velocity | Mean | Edm, Field(discriminator="kind")]
 
 
 class UNetConfig(Component):
@@ -165,8 +133,11 @@ class UNetConfig(Component):
     )
     time_scale: float = Field(default=1.0, gt=0, description="Largest frequency of the sinusoidal time features.")
 
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any."""
+    def build(self, shape: tuple[int, ...], classes: int, outputs: int | None = None) -> nn.Module:
+        """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any.
+
+        It returns ``outputs`` channels, by default as many as the data have.
+        """
         from sfumato.conditioning.encoders import Conditioned, LabelEncoder
         from sfumato.networks.unet import UNet
 
@@ -174,7 +145,7 @@ class UNetConfig(Component):
             raise InputError(f"A U-Net takes signals (C, L) or images (C, H, W); the data have shape {shape}.")
         network = UNet(
             shape[0],
-            shape[0],
+            outputs or shape[0],
             self.channels,
             blocks=self.blocks,
             attention=self.attention,
@@ -202,8 +173,38 @@ class ModelConfig(Component):
     time: Literal["auto", "index", "thousand", "log_sigma"] = Field(
         default="auto",
         description="What the network is told of the noise level: the step index, 1000 t, or log(sigma / alpha) / 4; "
-        "auto is the index for a table of betas, log_sigma for edm, else 1000 t.",
+        "auto is the index for a table of betas, log_sigma for edm and learned, else 1000 t.",
     )
+    learned_variance: bool = Field(
+        default=False,
+        description="The network also learns the reverse variance, by the hybrid loss (Nichol and Dhariwal 2021).",
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> ModelConfig:
+        schedule, output = self.schedule, self.parameterization.kind
+        table = has_steps(schedule)
+        empty = has_empty_step(schedule) or schedule.kind == "flow"
+        if empty and output in ("eps", "score"):
+            raise ValueError(
+                f"model.parameterization is {output}, which says nothing of the data where alpha = 0, the end of this "
+                "schedule; use v, x0 or velocity"
+            )
+        if output == "mean" and not table:
+            raise ValueError(
+                f"model.parameterization is mean, but the schedule {schedule.kind} has no steps; use linear, cosine, "
+                "sigmoid, table or zero_terminal_snr"
+            )
+        if self.learned_variance and not table:
+            raise ValueError(
+                f"model.learned_variance is that of the steps of a table, but the schedule {schedule.kind} has none; "
+                "use linear, cosine, sigmoid, table or zero_terminal_snr"
+            )
+        if self.time == "log_sigma" and empty:
+            raise ValueError(
+                "model.time is log_sigma, which is not finite at the end of this schedule, where alpha = 0; use auto"
+            )
+        return self
 
     def build(self, shape: tuple[int, ...], classes: int = 0, data_std: float = 1.0) -> Denoiser:
         """The denoiser, with fresh weights, for data of ``shape`` ``(C, *space)`` and standard deviation ``data_std``.
@@ -215,16 +216,20 @@ class ModelConfig(Component):
 
         schedule = self.schedule.build()
         schedule.require_noise(data_std)
-        parameterization = self.parameterization.build(data_std)
-        return Denoiser(self.network.build(shape, classes), schedule, parameterization, self._embed())
+        parameterization = self.parameterization.build(data_std, schedule)
+        network = self.network.build(shape, classes, 2 * shape[0] if self.learned_variance else None)
+        return Denoiser(
+            network, schedule, parameterization, self._embed(schedule), learned_variance=self.learned_variance
+        )
 
-    def _embed(self) -> Embed:
+    def _embed(self, schedule: Schedule) -> Embed:
         from sfumato.diffusion import denoiser
+        from sfumato.diffusion.schedule import Discrete
 
-        table = self.schedule.steps if isinstance(self.schedule, Linear | Cosine) else None
+        table = schedule.steps if isinstance(schedule, Discrete) else None
         time = self.time
         if time == "auto":
-            time = "index" if table else "log_sigma" if isinstance(self.schedule, Karras) else "thousand"
+            time = "index" if table else "log_sigma" if self.schedule.kind in ("edm", "learned") else "thousand"
         if time == "index":
             if table is None:
                 raise InputError("model.time is index, but the schedule has no steps; use thousand or log_sigma.")

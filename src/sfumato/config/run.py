@@ -8,6 +8,7 @@ from sfumato.config.base import Component
 from sfumato.config.data import DataConfig
 from sfumato.config.model import ModelConfig
 from sfumato.config.sampling import EvaluationConfig, SamplingConfig
+from sfumato.config.schedule import has_empty_step, has_steps
 from sfumato.config.training import EmaConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 
 
@@ -30,4 +31,21 @@ class Config(Component):
                 f"training.batch_size {self.training.batch_size} does not divide into "
                 f"training.accumulate {self.training.accumulate} parts"
             )
+        schedule, weight = self.model.schedule, self.objective.weight.kind
+        if weight == "vlb" and not has_steps(schedule):
+            raise ValueError(
+                f"objective.weight is vlb, but the schedule {schedule.kind} has no steps; use vlb_continuous"
+            )
+        if has_empty_step(schedule) and weight != "output":
+            raise ValueError(
+                "the last step of the schedule has alpha = 0, where the error of the noise teaches nothing; use "
+                "objective.weight output"
+            )
+        if schedule.kind == "learned" and (weight != "vlb_continuous" or self.objective.times.kind != "uniform"):
+            raise ValueError(
+                "a learned schedule is trained by the bound: use objective.weight vlb_continuous and objective.times "
+                "uniform"
+            )
+        if self.model.learned_variance and self.objective.times.kind != "uniform":
+            raise ValueError("model.learned_variance needs objective.times uniform: its bound is a sum over all steps")
         return self

@@ -9,8 +9,9 @@ from pydantic import Field
 from sfumato.config.base import Component
 
 if TYPE_CHECKING:
-    from sfumato.diffusion.objective import TimeLaw, Weight
+    from sfumato.diffusion.objective import TimeLaw
     from sfumato.diffusion.schedule import Schedule
+    from sfumato.diffusion.weighting import OfDenoiser, Weight
     from sfumato.training.ema import EmaLaw
 
 
@@ -23,9 +24,9 @@ class Simple(Component):
     kind: Literal["simple"] = "simple"
 
     def build(self, data_std: float) -> Weight:
-        from sfumato.diffusion import objective
+        from sfumato.diffusion import weighting
 
-        return objective.simple
+        return weighting.simple
 
 
 class EdmWeight(Component):
@@ -37,9 +38,94 @@ class EdmWeight(Component):
     )
 
     def build(self, data_std: float) -> Weight:
-        from sfumato.diffusion import objective
+        from sfumato.diffusion import weighting
 
-        return objective.edm_weight(self.sigma_data or data_std)
+        return weighting.edm_weight(self.sigma_data or data_std)
+
+
+class OutputWeight(Component):
+    """Every error of the network's output counts alike: the loss on v, on the velocity, and so on."""
+
+    kind: Literal["output"] = "output"
+
+    def build(self, data_std: float) -> OfDenoiser:
+        from sfumato.diffusion import weighting
+
+        return weighting.OfDenoiser(lambda denoiser: weighting.OutputWeight(denoiser.parameterization))
+
+
+class Vlb(Component):
+    """The weight of the variational bound, for a table of betas (Ho et al. 2020)."""
+
+    kind: Literal["vlb"] = "vlb"
+    variance: Literal["small", "large"] = Field(
+        default="small", description="The reverse variance of the bound: beta tilde, or beta."
+    )
+
+    def build(self, data_std: float) -> OfDenoiser:
+        from sfumato.diffusion import weighting
+
+        return weighting.OfDenoiser(lambda denoiser: weighting.vlb(denoiser.schedule, large=self.variance == "large"))
+
+
+class VlbContinuous(Component):
+    """The weight of the variational bound in continuous time (Kingma et al. 2021); for uniform times."""
+
+    kind: Literal["vlb_continuous"] = "vlb_continuous"
+
+    def build(self, data_std: float) -> OfDenoiser:
+        from sfumato.diffusion import weighting
+
+        return weighting.OfDenoiser(lambda denoiser: weighting.vlb_continuous(denoiser.schedule))
+
+
+class SigmoidWeight(Component):
+    """The continuous bound weighted by a sigmoid of the log-SNR (Kingma and Gao 2023); for uniform times."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    bias: float = Field(default=2.0, description="The log-SNR where the weight has fallen to half.")
+
+    def build(self, data_std: float) -> OfDenoiser:
+        from sfumato.diffusion import weighting
+
+        return weighting.OfDenoiser(lambda denoiser: weighting.sigmoid_weight(denoiser.schedule, self.bias))
+
+
+class P2(Component):
+    """Perception prioritized weighting, 1 / (k + SNR)^gamma (Choi et al. 2022)."""
+
+    kind: Literal["p2"] = "p2"
+    k: float = Field(default=1.0, gt=0, description="Holds the weight finite where there is only noise.")
+    gamma: float = Field(default=1.0, ge=0, description="How much the levels near the data count less.")
+
+    def build(self, data_std: float) -> Weight:
+        from sfumato.diffusion import weighting
+
+        return weighting.p2(self.k, self.gamma)
+
+
+class MinSnr(Component):
+    """The data error weighted by min(SNR, gamma) (Hang et al. 2023)."""
+
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: float = Field(default=5.0, gt=0, description="The signal-to-noise ratio from which the weight is constant.")
+
+    def build(self, data_std: float) -> Weight:
+        from sfumato.diffusion import weighting
+
+        return weighting.min_snr(self.gamma)
+
+
+class SoftMinSnr(Component):
+    """The data error weighted by SNR gamma / (SNR + gamma) (Crowson et al. 2024)."""
+
+    kind: Literal["soft_min_snr"] = "soft_min_snr"
+    gamma: float = Field(default=4.0, gt=0, description="The signal-to-noise ratio around which the weight levels off.")
+
+    def build(self, data_std: float) -> Weight:
+        from sfumato.diffusion import weighting
+
+        return weighting.soft_min_snr(self.gamma)
 
 
 class Uniform(Component):
@@ -69,7 +155,10 @@ class LogNormal(Component):
 class ObjectiveConfig(Component):
     """What is minimized."""
 
-    weight: Annotated[Simple | EdmWeight, Field(discriminator="kind")] = Simple()
+    weight: Annotated[
+        Simple | EdmWeight | OutputWeight | Vlb | VlbContinuous | SigmoidWeight | P2 | MinSnr | SoftMinSnr,
+        Field(discriminator="kind"),
+    ] = Simple()
     times: Annotated[Uniform | LogNormal, Field(discriminator="kind")] = Uniform()
     stratified: bool = Field(default=True, description="Spread the times of a batch evenly, which lowers the variance.")
     label_dropout: float = Field(

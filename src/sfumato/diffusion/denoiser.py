@@ -21,8 +21,8 @@ class Prediction:
     (:meth:`mix`) and pays for one linear combination of ``x`` and ``F``.
 
     Attributes:
-        variance_fraction: for networks that learn the reverse variance, the interpolation in [0, 1] between the
-            logarithms of the small and the large one (Nichol and Dhariwal 2021, eq. 15); else None.
+        variance_fraction: for networks that learn the reverse variance, the interpolation between the logarithms of
+            the small (0) and the large one (1), not held within them (Nichol and Dhariwal 2021, eq. 15); else None.
     """
 
     __slots__ = ("_f", "_out", "_x", "variance_fraction")
@@ -44,6 +44,18 @@ class Prediction:
     @property
     def eps(self) -> Float[Tensor, "batch *shape"]:
         return _combine(self._x, self._f, self._out.c, self._out.d)
+
+    def output_error(
+        self, x0: Float[Tensor, "batch *shape"], eps: Float[Tensor, "batch *shape"]
+    ) -> Float[Tensor, "batch *shape"]:
+        r"""The error of the network's output, :math:`F - F^*`, for the true data and noise.
+
+        Both :math:`\hat x_0 - x_0 = b (F - F^*)` and :math:`\hat\epsilon - \epsilon = d (F - F^*)`; together they
+        are never both blind.
+        """
+        b, d = self._out.b, self._out.d
+        norm = b * b + d * d
+        return broadcast(b / norm, x0) * (self.x0 - x0) + broadcast(d / norm, x0) * (self.eps - eps)
 
     def mix(self, k0: Scalar, k_eps: Scalar, *, consume: bool = False) -> Float[Tensor, "batch *shape"]:
         r"""The combination :math:`k_0 \hat x_0 + k_\epsilon \hat\epsilon`.
@@ -98,22 +110,32 @@ class Denoiser(nn.Module):
         schedule: the noise schedule it is trained on; samplers and losses take their levels from it.
         parameterization: what the network's output means.
         embed: the number that stands for the level in ``time``.
+        learned_variance: whether the network returns twice the channels of ``x``: its output, and :math:`2 v - 1` of
+            the fraction :math:`v` of the reverse variance.
     """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, parameterization: Parameterization, embed: Embed
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        embed: Embed,
+        *,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.schedule = schedule
         self.parameterization = parameterization
         self.embed = embed
+        self.learned_variance = learned_variance
 
     def forward(self, x: Float[Tensor, "batch *shape"], level: Level, **cond: Tensor) -> Prediction:
         """The prediction for ``x`` at ``level``, one for the batch or one per sample.
 
         Raises:
-            InputError: at ``sigma = 0``, where there is nothing to denoise.
+            InputError: at ``sigma = 0``, where there is nothing to denoise, and if a variance is to be learned of a
+                network without the channels for it.
         """
         if not isinstance(level.sigma, Tensor) and level.sigma == 0.0:
             raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
@@ -122,7 +144,16 @@ class Denoiser(nn.Module):
             seen = broadcast(out.c_in, x) * x
         else:
             seen = x
-        return Prediction(x, self.network(seen, self._time(x, level), **cond), out)
+        output: Tensor = self.network(seen, self._time(x, level), **cond)
+        if not self.learned_variance:
+            return Prediction(x, output, out)
+        if output.shape[1] != 2 * x.shape[1]:
+            raise InputError(
+                f"A network that learns the variance returns {2 * x.shape[1]} channels for {x.shape[1]}; "
+                f"this one returns {output.shape[1]}."
+            )
+        f, fraction = output.chunk(2, dim=1)
+        return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0))
 
     def _time(self, x: Tensor, level: Level) -> Float[Tensor, "batch"]:
         value = self.embed(level)

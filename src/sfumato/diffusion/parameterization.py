@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
+from sfumato.diffusion.gaussian import posterior_coefficients
 from sfumato.diffusion.level import Level, Scalar, broadcast, sqrt
 from sfumato.errors import InputError
 
@@ -44,8 +45,35 @@ def _unit(level: Level) -> Scalar:
 
 
 def eps(level: Level) -> Output:
-    r"""The network predicts the noise: :math:`\hat\epsilon = F` (Ho et al. 2020, sec. 3.2)."""
+    r"""The network predicts the noise: :math:`\hat\epsilon = F` (Ho et al. 2020, sec. 3.2).
+
+    Raises:
+        InputError: where :math:`\alpha = 0`.
+    """
+    _require_signal(level, "noise")
     return Output(_unit(level), 1.0 / level.alpha, -level.sigma / level.alpha, 0.0, 1.0)
+
+
+def score(level: Level) -> Output:
+    r"""The network predicts the score: :math:`\nabla_x \log q_t(x) \approx F = -\hat\epsilon / \sigma`.
+
+    (Song et al. 2021, sec. 3.3.)
+
+    Raises:
+        InputError: where :math:`\alpha = 0`.
+    """
+    _require_signal(level, "score")
+    sigma = level.sigma
+    return Output(_unit(level), 1.0 / level.alpha, sigma * sigma / level.alpha, 0.0, -sigma)
+
+
+def _require_signal(level: Level, kind: str) -> None:
+    none = bool((level.alpha == 0.0).any()) if isinstance(level.alpha, Tensor) else level.alpha == 0.0
+    if none:
+        raise InputError(
+            f"A {kind} prediction says nothing of the data where alpha = 0, the end of this schedule; "
+            "use v, x0, velocity or mean."
+        )
 
 
 def x0(level: Level) -> Output:
@@ -61,6 +89,37 @@ def v(level: Level) -> Output:
     """
     norm = level.alpha * level.alpha + level.sigma * level.sigma
     return Output(_unit(level), level.alpha / norm, -level.sigma / norm, level.sigma / norm, level.alpha / norm)
+
+
+def velocity(level: Level) -> Output:
+    r"""The network predicts :math:`F = \epsilon - x_0`, the direction of rectified flow (Liu et al. 2023, eq. 1).
+
+    For any level, :math:`\hat x_0 = (x - \sigma F) / (\alpha + \sigma)` and
+    :math:`\hat\epsilon = (x + \alpha F) / (\alpha + \sigma)`; with :math:`\alpha = 1 - t` and :math:`\sigma = t`,
+    :math:`F = dx/dt` and the divisor is 1.
+    """
+    total = level.alpha + level.sigma
+    return Output(1.0, 1.0 / total, -level.sigma / total, 1.0 / total, level.alpha / total)
+
+
+def mean(previous: Callable[[Level], Level]) -> Parameterization:
+    r"""The network predicts the mean of the posterior of one step, :math:`F = \tilde\mu(\hat x_0, x)`.
+
+    With the coefficients of :func:`~sfumato.diffusion.gaussian.posterior` from ``t`` to ``s = previous(t)``,
+    :math:`F = k_0 \hat x_0 + k_t x` (Ho et al. 2020, sec. 3.2), so that
+    :math:`\hat x_0 = (F - k_t x) / k_0` and :math:`\hat\epsilon = ((k_0 + \alpha k_t) x - \alpha F) / (k_0 \sigma)`.
+    The step belongs to the meaning of the output: samplers on any other grid read it all the same.
+
+    Args:
+        previous: the level one step nearer to the data, such as ``schedule.previous`` of a table.
+    """
+    return partial(_mean, previous=previous)
+
+
+def _mean(level: Level, previous: Callable[[Level], Level]) -> Output:
+    k0, kt, _ = posterior_coefficients(level, previous(level))
+    scale = k0 * level.sigma
+    return Output(1.0, -kt / k0, 1.0 / k0, (k0 + level.alpha * kt) / scale, -level.alpha / scale)
 
 
 def edm(sigma_data: float) -> Parameterization:

@@ -31,8 +31,11 @@ class Schedule(nn.Module):
         r"""The inverse of :math:`t \mapsto \log(\alpha^2(t) / \sigma^2(t))`."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def forward(self, t: Scalar) -> Level:
         """The level at time ``t`` in [0, 1], of any shape; a float gives a level of floats.
+
+        Levels carry no gradients; those of a schedule with parameters are had from :meth:`kernel`.
 
         Raises:
             InputError: if a time lies outside [0, 1].
@@ -43,6 +46,7 @@ class Schedule(nn.Module):
         alpha, sigma = self.kernel(times)
         return Level(times, alpha, sigma) if isinstance(t, Tensor) else _floats(times, alpha, sigma)
 
+    @torch.no_grad()
     def at(self, log_snr: Scalar) -> Level:
         """The level with that log signal-to-noise ratio (infinite at the data).
 
@@ -56,6 +60,20 @@ class Schedule(nn.Module):
         t = self.time(wanted.clamp(min=lowest)).clamp(0.0, 1.0)
         alpha, sigma = self.kernel(t)
         return Level(t, alpha, sigma) if isinstance(log_snr, Tensor) else _floats(t, alpha, sigma)
+
+    def slope(self, t: Scalar) -> Scalar:
+        r"""The derivative :math:`d\lambda / dt` of the log signal-to-noise ratio, which is never positive.
+
+        At a step of a table it is that of the step which ends there.
+        """
+        times = torch.as_tensor(t, dtype=torch.float64)
+        found = self._slope(times).detach()
+        return found if isinstance(t, Tensor) else float(found)
+
+    def _slope(self, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+        with torch.enable_grad():
+            times = t.detach().requires_grad_()
+            return torch.autograd.grad(_log_snr(*self.kernel(times)).sum(), times)[0]
 
     def require_noise(self, data_std: float = 1.0) -> None:
         r"""Check that almost nothing of the data is left at ``t = 1``.
@@ -95,22 +113,27 @@ class Discrete(Schedule):
     r"""A table of betas, :math:`\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)` (Ho et al. 2020, sec. 2).
 
     Step ``i`` of ``T`` is the time ``t = i / T``, and :math:`\bar\alpha(0) = 1`. Between two steps,
-    :math:`\log \bar\alpha` is linear in ``t``, so that the schedule is continuous and has an exact inverse.
+    :math:`\log \bar\alpha` is linear in ``t``, so that the schedule is continuous and has an exact inverse; in a
+    last step to :math:`\bar\alpha = 0`, whose logarithm is not finite, :math:`\bar\alpha` itself is linear.
 
     Args:
         betas: ``T`` numbers in (0, 1).
+        zero_end: whether the last may be 1, which leaves nothing of the data (see :func:`zero_terminal_snr`).
 
     Raises:
-        InputError: if the table is empty or a beta lies outside (0, 1).
+        InputError: if the table is empty, not a row of numbers, or a beta lies outside (0, 1).
     """
 
     log_alpha_bar: Float64[Tensor, "T+1"]
 
-    def __init__(self, betas: ArrayLike | Tensor) -> None:
+    def __init__(self, betas: ArrayLike | Tensor, *, zero_end: bool = False) -> None:
         super().__init__()
         table = torch.as_tensor(np.asarray(betas, dtype=np.float64)).reshape(-1)
-        if len(table) == 0 or not bool(((table > 0.0) & (table < 1.0)).all()):
-            raise InputError("A beta table needs at least one number, each above 0 and below 1.")
+        most = torch.full_like(table, 1.0)
+        most[-1:] = math.nextafter(1.0, 2.0) if zero_end else 1.0
+        if len(table) == 0 or not bool(((table > 0.0) & (table < most)).all()):
+            last = " (the last may be 1)" if zero_end else ""
+            raise InputError(f"A beta table needs at least one number, each above 0 and below 1{last}.")
         start = torch.zeros(1, dtype=torch.float64)
         self.register_buffer("log_alpha_bar", torch.cat([start, torch.log1p(-table).cumsum(0)]), persistent=False)
 
@@ -134,14 +157,37 @@ class Discrete(Schedule):
         whole = position.round()
         position = torch.where((position - whole).abs() < 1e-9, whole, position)
         left = position.floor().long().clamp(max=self.steps - 1)
-        return _variance_preserving(torch.lerp(table[left], table[left + 1], position - left))
+        start, end, fraction = table[left], table[left + 1], position - left
+        to_zero = end.isinf()
+        # each branch sees finite numbers only, so that the derivative is finite too
+        falling = torch.log1p(-torch.where(to_zero, fraction, 0.0))
+        return _variance_preserving(torch.lerp(start, torch.where(to_zero, start, end), fraction) + falling)
 
     def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         table = -self.log_alpha_bar.to(log_snr.device)
         wanted = -_log_alpha_bar(log_snr)
         left = (torch.searchsorted(table, wanted.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
-        fraction = (wanted - table[left]) / (table[left + 1] - table[left])
+        start, end = table[left], table[left + 1]
+        fraction = torch.where(end.isinf(), -torch.expm1(start - wanted), (wanted - start) / (end - start))
         return (left + fraction) / self.steps
+
+    def _slope(self, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+        table = self.log_alpha_bar.to(t.device)
+        left = ((t * self.steps - 1e-9).ceil().long() - 1).clamp(0, self.steps - 1)
+        falling = table[left + 1] - table[left]
+        alpha, sigma = self.kernel(t)
+        # in a last step to zero it is alpha_bar that is linear
+        falling = torch.where(falling.isinf(), -table[left].exp() / (alpha * alpha), falling)
+        return self.steps * falling / (sigma * sigma)
+
+    def previous(self, level: Level) -> Level:
+        """The level one step nearer to the data: at ``t - 1 / T``, and the data itself from the first step."""
+        t = level.t - 1.0 / self.steps
+        return self(t.clamp(min=0.0) if isinstance(t, Tensor) else max(t, 0.0))
+
+    def last_steps(self) -> Level:
+        """The end of the table's own grid: the levels of its first two steps (one, if it has no more) and the data."""
+        return self(torch.arange(min(2, self.steps), -1, -1, dtype=torch.float64) / self.steps)
 
     def _apply(self, fn: object, recurse: bool = True) -> Discrete:
         # .half() or .float() of a model must not round the table
@@ -179,6 +225,46 @@ def cosine(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Disc
         raise InputError(f"A schedule needs at least 1 step; got {steps}.")
     f = np.cos((np.arange(steps + 1) / steps + s) / (1.0 + s) * math.pi / 2.0) ** 2
     return Discrete((1.0 - f[1:] / f[:-1]).clip(max=max_beta))
+
+
+def sigmoid(
+    steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+) -> Discrete:
+    r"""The sigmoid table (Jabri et al. 2023; Chen 2023, algorithm 1).
+
+    :math:`\bar\alpha_t = \frac{\varsigma(e / \tau) - \varsigma((s + (e - s)\, t / T) / \tau)}{\varsigma(e / \tau)
+    - \varsigma(s / \tau)}` with the logistic function :math:`\varsigma`, and
+    :math:`\beta_t = \min(1 - \bar\alpha_t / \bar\alpha_{t-1},\ 0.999)`.
+
+    Raises:
+        InputError: if ``steps < 1``, ``start >= end`` or ``tau <= 0``.
+    """
+    if steps < 1:
+        raise InputError(f"A schedule needs at least 1 step; got {steps}.")
+    if not start < end or tau <= 0.0:
+        raise InputError(f"A sigmoid schedule needs start < end and tau > 0; got {start}, {end} and {tau}.")
+    curve = 1.0 / (1.0 + np.exp(-(start + (end - start) * np.arange(steps + 1) / steps) / tau))
+    alpha_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
+    return Discrete((1.0 - alpha_bar[1:] / alpha_bar[:-1]).clip(max=max_beta))
+
+
+def zero_terminal_snr(table: Discrete) -> Discrete:
+    r"""The table shifted and scaled so that nothing of the data is left at its end (Lin et al. 2024, algorithm 1).
+
+    .. math::
+        \sqrt{\bar\alpha_t'} = \left(\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}\right)
+        \frac{\sqrt{\bar\alpha_1}}{\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T}}
+
+    Then :math:`\beta_T = 1`, so that only v, x0, velocity and mean can be predicted.
+
+    Raises:
+        InputError: if the table has one step.
+    """
+    root = table.alpha_bars.sqrt()
+    if len(root) < 2:
+        raise InputError("A table of one step can't be scaled to zero terminal SNR; it needs at least 2.")
+    scaled = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
+    return Discrete(torch.cat([1.0 - scaled[:1], 1.0 - scaled[1:] / scaled[:-1]]), zero_end=True)
 
 
 class ContinuousLinear(Schedule):
@@ -250,3 +336,16 @@ class Karras(Schedule):
 
     def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         return ((-0.5 * log_snr).exp() / self.sigma_max) ** (1.0 / self.rho)
+
+
+class RectifiedFlow(Schedule):
+    r"""Straight lines from data to noise: :math:`\alpha = 1 - t`, :math:`\sigma = t` (Liu et al. 2023, sec. 2.1).
+
+    At ``t = 1`` nothing of the data is left, so that only velocity, v, x0 and EDM's output can be predicted there.
+    """
+
+    def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        return 1.0 - t, t
+
+    def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+        return (-0.5 * log_snr).sigmoid()

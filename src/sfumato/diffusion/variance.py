@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.gaussian import posterior_coefficients, transition
-from sfumato.diffusion.level import Level, Scalar
+from sfumato.diffusion.level import Level, Scalar, broadcast
+from sfumato.errors import InputError
 
 ReverseVariance = Callable[[Prediction, Level, Level], Scalar]
 r"""The variance of :math:`p_\theta(x_s | x_t)`, from the prediction at ``t`` and the levels ``t`` and ``s``."""
@@ -23,3 +27,59 @@ def large(prediction: Prediction, t: Level, s: Level) -> Scalar:
     In the last step, to ``s = 0``, no noise is added (their algorithm 2).
     """
     return transition(t, s)[1] if s.sigma != 0.0 else 0.0
+
+
+def floor(levels: Level) -> float:
+    r"""What stands for the zero :math:`\tilde\beta` of the last step of a grid: that of the step before it.
+
+    (Nichol and Dhariwal 2021, code, there of the table's own steps.) A grid of one step has no step before:
+    there it is :math:`\beta` itself.
+    """
+    *_, first, data = list(levels)
+    if len(levels) < 3:
+        return float(transition(first, data)[1])
+    return float(posterior_coefficients(list(levels)[-3], first)[2])
+
+
+def floored(variance: Scalar, s: Level, lowest: float) -> Scalar:
+    """``variance``, and ``lowest`` for those steps that end at the data."""
+    if isinstance(s.sigma, Tensor):
+        return torch.where(s.sigma == 0.0, lowest, torch.as_tensor(variance))
+    return lowest if s.sigma == 0.0 else variance
+
+
+def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None = None) -> Scalar:
+    r"""The variance that the network learned, between the small and the large one in the logarithm.
+
+    :math:`\Sigma = \exp(v \log \beta + (1 - v) \log \tilde\beta)` (Nichol and Dhariwal 2021, eq. 15), with
+    :math:`\beta` and :math:`\tilde\beta` those of the step at hand, one number per dimension.
+
+    Args:
+        prediction: that of a denoiser with ``learned_variance``.
+        t: the level of ``x``.
+        s: the level that is stepped to.
+        lowest: the :math:`\tilde\beta` of a step to the data, :func:`floor` of the grid in use; by default that step
+            has no noise, as in sampling.
+
+    Raises:
+        InputError: if the network did not learn the variance.
+    """
+    if prediction.variance_fraction is None:
+        raise InputError(
+            "This network did not learn its reverse variance; train with model.learned_variance, or use small or large."
+        )
+    fraction = prediction.variance_fraction
+    start, width = (broadcast(k, fraction) for k in log_range(t, s, 1.0 if lowest is None else lowest))
+    variance = (start + fraction * width).exp()
+    if lowest is not None:
+        return variance
+    if not isinstance(s.sigma, Tensor):
+        return variance if s.sigma != 0.0 else 0.0
+    return variance * broadcast((s.sigma != 0.0).double(), variance)
+
+
+def log_range(t: Level, s: Level, lowest: float) -> tuple[Scalar, Scalar]:
+    r""":math:`\log\tilde\beta` and :math:`\log\beta - \log\tilde\beta`, with ``lowest`` in the step to the data."""
+    tilde = torch.as_tensor(floored(posterior_coefficients(t, s)[2], s, lowest), dtype=torch.float64).log()
+    width = torch.as_tensor(transition(t, s)[1], dtype=torch.float64).log() - tilde
+    return (tilde, width) if isinstance(t.sigma, Tensor) else (float(tilde), float(width))

@@ -19,7 +19,8 @@ from sfumato.conditioning.encoders import drop
 from sfumato.data import Batch, Loader
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.level import Level
-from sfumato.diffusion.objective import TimeLaw, Weight, denoising_loss
+from sfumato.diffusion.objective import TimeLaw, Weight, training_loss
+from sfumato.diffusion.weighting import OfDenoiser
 from sfumato.errors import InputError
 from sfumato.training.ema import Ema, EmaLaw
 from sfumato.training.optimization import LearningRate
@@ -64,14 +65,14 @@ class Objective:
 
     Attributes:
         law: the law of the levels.
-        weight: the weighting of the squared error of the noise.
+        weight: the weighting of the squared error of the noise, or how to make it for the denoiser at hand.
         label_dropout: the fraction of samples whose condition is dropped.
         stratified: spread the levels of a batch evenly over their law (Kingma et al. 2021, app. I.1), instead of
             drawing them independently.
     """
 
     law: TimeLaw
-    weight: Weight
+    weight: Weight | OfDenoiser
     label_dropout: float = 0.0
     stratified: bool = True
 
@@ -89,12 +90,12 @@ class Objective:
 class _Loss(nn.Module):
     """The loss as a module, so that data-parallel wrappers see a forward pass from tensors to a tensor."""
 
-    def __init__(self, denoiser: Denoiser, weight: Weight) -> None:
+    def __init__(self, denoiser: Denoiser, weight: Weight | OfDenoiser) -> None:
         super().__init__()
         self.denoiser, self.weight = denoiser, weight
 
     def forward(self, x0: Tensor, level: Level, noise: Tensor, cond: dict[str, Tensor]) -> Float[Tensor, "batch"]:
-        return denoising_loss(self.denoiser, x0, level, noise, self.weight, **cond)
+        return training_loss(self.denoiser, x0, level, noise, self.weight, **cond)
 
 
 def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""Analytic-DPM against closed forms and the paper's own expressions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from tests.oracles import GaussianOracle
+
+from sfumato.diffusion import schedule as schedules
+from sfumato.diffusion import variance
+from sfumato.diffusion.analytic import Gamma, analytic, estimate
+from sfumato.diffusion.denoiser import Prediction
+from sfumato.diffusion.level import Level
+from sfumato.errors import InputError
+from sfumato.sampling import grids
+from sfumato.sampling.ancestral import ancestral
+from sfumato.sampling.sample import initial, sample, seeded_noise
+
+SCHEDULES = {
+    "linear": schedules.linear(1000),
+    "cosine": schedules.cosine(50),
+    "continuous": schedules.ContinuousLinear(),
+    "karras": schedules.Karras(),
+}
+
+
+def exact(levels: Level, std: float) -> Gamma:
+    """Gamma of Gaussian data: eps_hat = sigma (x - alpha m) / (alpha^2 s^2 + sigma^2), so its mean square is this."""
+    rows = sorted(
+        (float(level.log_snr), level.sigma**2 / (level.alpha**2 * std**2 + level.sigma**2))
+        for level in levels
+        if level.sigma > 0.0 and level.alpha > 0.0
+    )
+    return Gamma(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
+
+
+def nothing() -> Prediction:
+    return Prediction.of_x0(torch.zeros(1, 1), torch.zeros(1, 1), Level(0.5, 0.8, 0.6))
+
+
+def pairs(levels: Level) -> Iterator[tuple[Level, Level]]:
+    several = list(levels)
+    return itertools.pairwise(several)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+@pytest.mark.parametrize("std", [0.3, 1.0])
+def test_gaussian_data_in_closed_form(name: str, steps: int, std: float) -> None:
+    """x_s given x_t is Gaussian with variance s_s^2 - c^2 / s_t^2 by the rule of conditioning: the optimum exactly."""
+    levels = grids.uniform(SCHEDULES[name], steps)
+    spread = analytic(exact(levels, std), radius=10.0, to_data=True)
+    for t, s in pairs(levels):
+        marginal_t = t.alpha**2 * std**2 + t.sigma**2
+        marginal_s = s.alpha**2 * std**2 + s.sigma**2
+        covariance = t.alpha / s.alpha * marginal_s
+        closed = marginal_s - covariance**2 / marginal_t
+        assert float(spread(nothing(), t, s)) == pytest.approx(closed, abs=1e-10)
+
+
+@pytest.mark.parametrize("steps", [5, 50])
+def test_the_expressions_of_the_paper(steps: int) -> None:
+    """Bao et al. 2022, eqs. 8 and 9 with lambda_n^2 = beta-tilde, in their alpha_bar and beta_bar, on a spaced grid."""
+    levels, std = grids.uniform(schedules.linear(1000), steps), 0.5
+    table = exact(levels, std)
+    for t, s in list(pairs(levels))[:-1]:
+        bar, bar_before = t.alpha**2, s.alpha**2
+        alpha, beta_bar, beta_bar_before = bar / bar_before, 1 - bar, 1 - bar_before
+        squared = beta_bar_before / beta_bar * (1 - alpha)
+        of_score = 1.0 / (bar * std**2 + beta_bar)
+        root = math.sqrt(beta_bar / alpha) - math.sqrt(beta_bar_before - squared)
+        published = squared + root**2 * (1 - beta_bar * of_score)
+        assert float(analytic(table)(nothing(), t, s)) == pytest.approx(published, abs=1e-10)
+        # theorem 2, the bound of data in [-1, 1]
+        bound = (
+            squared + (math.sqrt(bar_before) - math.sqrt(beta_bar_before - squared) * math.sqrt(bar / beta_bar)) ** 2
+        )
+        noisy = Gamma(table.log_snr, tuple(0.0 for _ in table.gamma))
+        widest = squared + root**2
+        assert float(analytic(noisy)(nothing(), t, s)) == pytest.approx(min(bound, widest), abs=1e-10)
+
+
+@pytest.mark.parametrize("std", [0.2, 0.7, 1.0])
+def test_it_lies_between_small_and_large(std: float) -> None:
+    levels = grids.uniform(schedules.linear(1000), 20)
+    spread = analytic(exact(levels, std))
+    for t, s in list(pairs(levels))[:-1]:
+        low, high = (float(kind(nothing(), t, s)) for kind in (variance.small, variance.large))
+        assert low < float(spread(nothing(), t, s)) <= high * (1 + 1e-9)
+    # large is optimal for standard normal data, small for a point
+    t, s = list(pairs(levels))[3]
+    assert float(analytic(exact(levels, 1.0))(nothing(), t, s)) == pytest.approx(
+        float(variance.large(nothing(), t, s)), rel=1e-9
+    )
+    point = Gamma(spread.keywords["gamma"].log_snr, (1.0,) * 20)  # type: ignore[attr-defined]
+    assert float(analytic(point)(nothing(), t, s)) == pytest.approx(float(variance.small(nothing(), t, s)), rel=1e-6)
+
+
+def test_between_the_levels_of_the_table_gaussian_data_stay_exact() -> None:
+    table = exact(grids.uniform(schedules.linear(1000), 7), 0.6)
+    for level in list(grids.uniform(schedules.ContinuousLinear(), 40))[1:30]:
+        closed = level.sigma**2 * 0.36 / (level.alpha**2 * 0.36 + level.sigma**2)
+        assert float(table.data_variance(level)) == pytest.approx(closed, abs=1e-10)
+
+
+def test_a_batch_of_levels_is_the_single_levels() -> None:
+    schedule = schedules.linear(1000)
+    table = exact(grids.uniform(schedule, 10), 0.6)
+    t = schedule(torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64))
+    s = schedule(torch.tensor([0.0, 0.1, 0.6], dtype=torch.float64))
+    for options in ({}, {"to_data": True}, {"last": schedule(0.1)}):
+        spread = analytic(table, **options)  # type: ignore[arg-type]
+        together = torch.as_tensor(spread(nothing(), t, s))
+        alone = [float(spread(nothing(), *pair)) for pair in zip(t, s, strict=True)]
+        assert together.tolist() == pytest.approx(alone, rel=1e-12)
+
+
+def test_the_noise_of_the_last_noisy_step_is_clipped() -> None:
+    schedule = schedules.linear(1000)
+    levels = grids.uniform(schedule, 10)
+    table, several = exact(levels, 0.6), list(levels)
+    spread = analytic(table, last=several[-2], pixels=1.0)
+    t, s = several[-3], several[-2]
+    found = math.sqrt(float(spread(nothing(), t, s)))
+    # by quadrature, the mean of |sigma z| is one grey value of 255 over [-1, 1]
+    z = np.linspace(-12, 12, 200_001)
+    mean = float(np.sum(np.abs(found * z) * np.exp(-z * z / 2)) / np.sum(np.exp(-z * z / 2)))
+    assert mean == pytest.approx(2 / 255, rel=1e-6)
+    before = several[-4], several[-3]
+    assert spread(nothing(), *before) == analytic(table)(nothing(), *before)
+    assert spread(nothing(), several[-2], several[-1]) == 0.0
+
+
+def test_estimated_from_a_denoiser() -> None:
+    oracle = GaussianOracle(0.0, 0.5)
+    levels = grids.uniform(schedules.linear(1000), 6)
+    data = 0.5 * torch.randn(4000, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+    found = estimate(oracle, data.split(1000), levels, progress=seen.append)
+    assert seen == [1000, 2000, 3000, 4000] and found.samples == 4000
+    assert found.gamma == pytest.approx(exact(levels, 0.5).gamma, rel=0.03)
+    assert found.log_snr == pytest.approx(exact(levels, 0.5).log_snr, abs=1e-12)
+    # whatever the batches and with conditions, which the oracle ignores
+    again = estimate(oracle, [(part, {"label": torch.zeros(len(part))}) for part in data.split(1700)], levels)
+    assert again.gamma == pytest.approx(found.gamma, rel=1e-12)
+    assert estimate(oracle, [data], levels, seed=1).gamma != found.gamma
+
+
+def test_it_survives_json() -> None:
+    table = exact(grids.uniform(schedules.linear(100), 5), 0.4)
+    assert Gamma.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+
+
+def test_few_steps_of_ancestral_sampling_have_the_spread_of_the_data() -> None:
+    """With the optimal variance the spread of Gaussian data is exact in any number of steps; with the small one not."""
+    oracle = GaussianOracle(0.0, 0.6)
+    levels = grids.uniform(schedules.linear(1000), 8)
+    x = initial(levels, (4, 5), 0, count=2000).double()
+    stds: list[float] = []
+    for kind in (analytic(exact(levels, 0.6)), variance.small):
+        *_, frame = sample(oracle, x, levels, partial(ancestral, variance=kind), noise=seeded_noise(0))
+        stds.append(float(frame.x.std()))
+    # the last step has no noise: what is lost there is known
+    first, data = list(levels)[-2], list(levels)[-1]
+    lost = first.sigma**2 * 0.36 / (first.alpha**2 * 0.36 + first.sigma**2)
+    assert data.sigma == 0.0
+    assert stds[0] == pytest.approx(math.sqrt(0.36 - lost), rel=0.01)
+    assert stds[1] < 0.95 * stds[0]
+
+
+TABLE = Gamma((-5.0, 0.0, 5.0), (0.99, 0.8, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Gamma((), ()), "one number per level"),
+        (lambda: Gamma((0.0, 1.0), (0.5,)), "one number per level"),
+        (lambda: Gamma((1.0, 0.0), (0.5, 0.5)), "rise strictly"),
+        (lambda: Gamma((0.0, 1.0), (0.5, math.nan)), "finite"),
+        (lambda: Gamma((0.0, 1.0), (0.5, -0.1)), "not negative"),
+        (lambda: Gamma.from_dict({"gamma": [1.0]}), "not the values"),
+        (lambda: Gamma.from_dict({"gamma": ["x"], "log_snr": [1.0], "samples": 1}), "not the values"),
+        (lambda: TABLE.data_variance(schedules.linear()(1.0)), "log-SNR -5 to 5"),
+        (lambda: TABLE.data_variance(schedules.linear()(0.001)), "estimate it"),
+        (lambda: analytic(TABLE, radius=0.0), "must be positive"),
+        (lambda: estimate(GaussianOracle(), [], grids.uniform(schedules.linear(), 3)), "without data"),
+        (lambda: estimate(GaussianOracle(), [torch.zeros(1, 1)], schedules.RectifiedFlow()(1.0)), "with signal"),
+        (lambda: estimate(GaussianOracle(), [torch.zeros(1, 1)], schedules.linear()(0.0)), "with noise"),
+    ],
+)
+def test_bad_input(make: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make()  # type: ignore[operator]
