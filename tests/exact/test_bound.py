@@ -13,8 +13,8 @@ from torch import Tensor
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.bound import (
     Bound,
-    decoder_floor,
     discretized_gaussian,
+    floor,
     gaussian_kl,
     mean_and_error,
     prior_variance,
@@ -78,7 +78,7 @@ def gap(oracle: Quantized, levels: Level, variance: object = None, count: int = 
             k0 = posterior_coefficients(t, s)[0]
             excess.add_(k0**2 * ((x0 - prediction.x0) ** 2 - oracle.spread) / (2.0 * v))
         else:
-            used = v if isinstance(v, Tensor) else torch.full_like(x0, v or decoder_floor(list(levels)))
+            used = v if isinstance(v, Tensor) else torch.full_like(x0, v or floor(list(levels)))
             values = oracle.values.expand(*x0.shape, -1)
             costs = -discretized_gaussian(values, prediction.x0[..., None].expand_as(values), used[..., None])
             cost = -discretized_gaussian(x0, prediction.x0, used)
@@ -273,8 +273,8 @@ def test_the_floor_is_that_of_the_grid_in_use() -> None:
     schedule = schedules.linear(1000)
     spaced = list(grids.uniform(schedule, 50))
     bar1, bar2 = spaced[-2].alpha ** 2, spaced[-3].alpha ** 2
-    assert decoder_floor(spaced) == pytest.approx((1 - bar2 / bar1) * (1 - bar1) / (1 - bar2), rel=1e-9)
-    assert decoder_floor(spaced) > 2.0 * decoder_floor(list(grids.uniform(schedule, 1000)))
+    assert floor(spaced) == pytest.approx((1 - bar2 / bar1) * (1 - bar1) / (1 - bar2), rel=1e-9)
+    assert floor(spaced) > 2.0 * floor(list(grids.uniform(schedule, 1000)))
 
 
 def test_single_pixels_and_constant_images() -> None:
@@ -290,7 +290,7 @@ def test_single_pixels_and_constant_images() -> None:
     # a model that knows the one image there is pays for the width of its decoder alone
     bound = variational_bound(point, torch.ones(2, 5, dtype=torch.float64), levels)
     assert float(bound.steps.abs().max()) < 1e-12
-    inside = stats.norm.cdf(1.0 / 255.0 / math.sqrt(decoder_floor(list(levels))))
+    inside = stats.norm.cdf(1.0 / 255.0 / math.sqrt(floor(list(levels))))
     assert bound.decoder.tolist() == pytest.approx([-math.log2(inside)] * 2, rel=1e-9)
 
 

@@ -15,7 +15,7 @@ from sfumato import random
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients
 from sfumato.diffusion.level import Level, Scalar, broadcast
-from sfumato.diffusion.variance import ReverseVariance, small
+from sfumato.diffusion.variance import ReverseVariance, floor, small
 from sfumato.errors import InputError
 
 _OFF_GRID = 1e-3
@@ -105,19 +105,6 @@ def prior_variance(level: Level) -> float:
     return 1.0 if abs(alpha * alpha + sigma * sigma - 1.0) < 1e-6 else sigma * sigma
 
 
-def decoder_floor(levels: Sequence[Level]) -> float:
-    r"""The variance of the decoder where the reverse variance of the last step, to ``sigma = 0``, is 0.
-
-    It is the small variance :math:`\tilde\beta` of the step before, on the grid in use, as in the code of Ho et al.
-    2020. A grid of one step has none before it; there it is the variance of :math:`x_0` given :math:`x_t` for
-    standard normal data, :math:`\sigma^2 / (\alpha^2 + \sigma^2)`.
-    """
-    if len(levels) >= 3:
-        return float(posterior_coefficients(levels[-3], levels[-2])[2])
-    alpha2, sigma2 = float(levels[-2].alpha) ** 2, float(levels[-2].sigma) ** 2
-    return sigma2 / (alpha2 + sigma2)
-
-
 def mean_and_error(values: Float[Tensor, "batch"]) -> tuple[float, float]:
     r"""The mean over images and its standard error :math:`s / \sqrt B`; the error of one image is not known (NaN)."""
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -190,7 +177,7 @@ def variational_bound(
         L_0 = -\log p_\theta(x_0 | x_1)
 
     where the means of the two in the middle differ by :math:`k_0 (x_0 - \hat x_0)`, the prior is that of
-    :func:`prior_variance`, and the last is :func:`discretized_gaussian`, with :func:`decoder_floor` as its variance
+    :func:`prior_variance`, and the last is :func:`discretized_gaussian`, with :func:`floor` as its variance
     where ``variance`` gives 0 there. Each term is estimated with one draw of the noise, which depends on
     the seed, the image and the step alone.
 
@@ -317,5 +304,5 @@ def _decoder(
     t, s = grid[-2:]
     prediction: Prediction = denoiser(diffuse(x0, t, noise), t, **cond)
     spread = _spread(variance(prediction, t, s), exact)
-    spread = torch.where(spread > 0.0, spread, decoder_floor(grid))
+    spread = torch.where(spread > 0.0, spread, floor(grid))
     return _bits(-discretized_gaussian(exact, prediction.x0.double(), spread, bins))

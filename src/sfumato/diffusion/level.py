@@ -19,6 +19,9 @@ def broadcast(value: Scalar, x: Tensor) -> float | Tensor:
     """``value`` made ready for arithmetic with data ``x``: shape ``(B, 1, ..., 1)``, dtype and device of ``x``."""
     if isinstance(value, float | int) or value.ndim == 0:
         return value
+    if value.ndim == x.ndim and value.ndim > 1:
+        # already a number per dimension, such as a learned variance
+        return value.to(x.dtype).to(x.device, non_blocking=True)
     return value.to(x.dtype).to(x.device, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from sfumato.diffusion.bound import discretized_gaussian
 from sfumato.diffusion.continuous import Learned, prior_nats
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients
@@ -190,16 +191,8 @@ def learned_schedule_loss(
 
 
 def _bin_nats(x0: Tensor, error: Tensor, log_std: Tensor) -> Tensor:
-    r""":math:`-\log \int p` over the bin of ``x0``, the outermost of the 256 open to the outside."""
-    scale, half = (-log_std).exp(), 1.0 / 255.0
-    upper, lower = (half - error) * scale, (-half - error) * scale
-    # a difference of two tails is taken on the side where both are small
-    flip = (upper + lower) > 0.0
-    large, small = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    top, bottom = torch.special.log_ndtr(large), torch.special.log_ndtr(small)
-    inside = top + torch.log(-torch.expm1((bottom - top).clamp(max=-1e-6)))
-    inside = torch.where(x0 < -1.0 + half, torch.special.log_ndtr(upper), inside)
-    return -torch.where(x0 > 1.0 - half, torch.special.log_ndtr(-lower), inside)
+    r""":math:`-\log \int p` over the bin of ``x0``, for a normal distribution with mean ``x0 + error``."""
+    return -discretized_gaussian(x0, x0 + error, (2.0 * log_std).exp()).to(x0.dtype)
 
 
 TimeLaw = Callable[[Float64[Tensor, "batch"]], Level]

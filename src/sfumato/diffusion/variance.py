@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,19 +26,21 @@ def large(prediction: Prediction, t: Level, s: Level) -> Scalar:
 
     In the last step, to ``s = 0``, no noise is added (their algorithm 2).
     """
-    return transition(t, s)[1] if s.sigma != 0.0 else 0.0
+    return floored(transition(t, s)[1], s, 0.0)
 
 
-def floor(levels: Level) -> float:
+def floor(levels: Level | Sequence[Level]) -> float:
     r"""What stands for the zero :math:`\tilde\beta` of the last step of a grid: that of the step before it.
 
-    (Nichol and Dhariwal 2021, code, there of the table's own steps.) A grid of one step has no step before:
-    there it is :math:`\beta` itself.
+    (Nichol and Dhariwal 2021, code, there of the table's own steps.) A grid of one step has no step before: there
+    it is the variance of :math:`x_0` given :math:`x_t` for standard normal data,
+    :math:`\sigma^2 / (\alpha^2 + \sigma^2)`, which is :math:`\beta` where the variance is preserved.
     """
-    *_, first, data = list(levels)
-    if len(levels) < 3:
-        return float(transition(first, data)[1])
-    return float(posterior_coefficients(list(levels)[-3], first)[2])
+    nodes = list(levels)
+    if len(nodes) >= 3:
+        return float(posterior_coefficients(nodes[-3], nodes[-2])[2])
+    alpha2, sigma2 = float(nodes[-2].alpha) ** 2, float(nodes[-2].sigma) ** 2
+    return sigma2 / (alpha2 + sigma2)
 
 
 def floored(variance: Scalar, s: Level, lowest: float) -> Scalar:
