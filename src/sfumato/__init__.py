@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         linear,
     )
     from sfumato.errors import InputError
+    from sfumato.likelihoods import bits_per_dim
     from sfumato.model import Model, load
     from sfumato.networks.unet import UNet
     from sfumato.run import evaluate, train
@@ -49,6 +50,7 @@ _HOMES = {
     "Schedule": "diffusion.schedule",
     "UNet": "networks.unet",
     "ancestral": "sampling.ancestral",
+    "bits_per_dim": "likelihoods",
     "cosine": "diffusion.schedule",
     "ddim": "sampling.ddim",
     "denoising_loss": "diffusion.objective",
@@ -76,6 +78,7 @@ __all__ = [
     "Schedule",
     "UNet",
     "ancestral",
+    "bits_per_dim",
     "cosine",
     "ddim",
     "denoising_loss",

@@ -37,11 +37,11 @@ Parameterization = Callable[[Level], Output]
 
 
 def _unit(level: Level) -> Scalar:
-    """What brings the input to unit scale: 1 for variance-preserving schedules, for data of about unit variance."""
+    r"""What keeps inputs from exploding with the noise: 1 unless :math:`\alpha^2 + \sigma^2 > 1`."""
     norm = level.alpha * level.alpha + level.sigma * level.sigma
-    if not isinstance(norm, Tensor) and abs(norm - 1.0) < 1e-9:
-        return 1.0
-    return 1.0 / sqrt(norm)
+    if isinstance(norm, Tensor):
+        return norm.clamp(min=1.0).rsqrt()
+    return 1.0 if norm < 1.0 + 1e-9 else 1.0 / sqrt(norm)
 
 
 def eps(level: Level) -> Output:
@@ -99,7 +99,7 @@ def velocity(level: Level) -> Output:
     :math:`F = dx/dt` and the divisor is 1.
     """
     total = level.alpha + level.sigma
-    return Output(1.0, 1.0 / total, -level.sigma / total, 1.0 / total, level.alpha / total)
+    return Output(_unit(level), 1.0 / total, -level.sigma / total, 1.0 / total, level.alpha / total)
 
 
 def mean(previous: Callable[[Level], Level]) -> Parameterization:
@@ -119,7 +119,7 @@ def mean(previous: Callable[[Level], Level]) -> Parameterization:
 def _mean(level: Level, previous: Callable[[Level], Level]) -> Output:
     k0, kt, _ = posterior_coefficients(level, previous(level))
     scale = k0 * level.sigma
-    return Output(1.0, -kt / k0, 1.0 / k0, (k0 + level.alpha * kt) / scale, -level.alpha / scale)
+    return Output(_unit(level), -kt / k0, 1.0 / k0, (k0 + level.alpha * kt) / scale, -level.alpha / scale)
 
 
 def edm(sigma_data: float) -> Parameterization:
