@@ -432,7 +432,10 @@ def evaluate(
 
 def _images(data: Dataset, model: Model) -> tuple[Tensor, Tensor | None]:
     """All images of a data set, in the windows that the model was trained on, with their labels."""
-    whole = Loader(data, SPLIT_SEED, crop=model.config.data.random_crop).batch(0, len(data))
+    crop = model.config.data.random_crop
+    if crop is None:
+        return data.batch(range(len(data))), None if data.labels is None else torch.from_numpy(data.labels)
+    whole = Loader(data, SPLIT_SEED, crop=crop).batch(0, len(data))
     return whole.x0, whole.labels
 
 
