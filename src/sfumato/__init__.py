@@ -26,10 +26,11 @@ if TYPE_CHECKING:
         linear,
     )
     from sfumato.errors import InputError
+    from sfumato.evaluation import evaluate
     from sfumato.likelihoods import bits_per_dim
     from sfumato.model import Model, load
     from sfumato.networks.unet import UNet
-    from sfumato.run import evaluate, train
+    from sfumato.run import train
     from sfumato.sampling.ancestral import ancestral
     from sfumato.sampling.ddim import ddim
     from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
@@ -55,7 +56,7 @@ _HOMES = {
     "ddim": "sampling.ddim",
     "denoising_loss": "diffusion.objective",
     "dpm_solver_pp_2m": "sampling.dpm_solver",
-    "evaluate": "run",
+    "evaluate": "evaluation",
     "heun": "sampling.heun",
     "linear": "diffusion.schedule",
     "load": "model",

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,18 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
-from sfumato import metrics, random
-from sfumato.config import Config, SamplingConfig
+from sfumato import random
+from sfumato.config import Config
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
-from sfumato.metrics import Evaluation
-from sfumato.model import Facts, Model, load, read_config, save, write_config
+from sfumato.evaluation import evaluate, read_data
+from sfumato.model import Facts, Model, read_config, save, write_config
 from sfumato.pictures import save_grid
 from sfumato.reporting import Reporter, Silent
-from sfumato.training.checkpoint import Checkpoints, atomic_write, write_json
+from sfumato.training.checkpoint import Checkpoints, atomic_write
 from sfumato.training.loop import Diverged, Objective, Record, Trainer
 from sfumato.training.optimization import adamw, learning_rate
 from sfumato.training.precision import supports_bf16
-
-SPLIT_SEED = 0
-"""The split into training and held-out images belongs to the data, not to the run: every run has the same."""
 
 
 class Interrupted(Exception):
@@ -101,11 +98,6 @@ def _check_same(stored: Config, wanted: Config) -> None:
         changed = [k for k in old if old[k] != new[k] and not (group == "training" and k in free)]
         if changed:
             raise InputError(f"{group}.{changed[0]} differs from that of the run; start another run, or leave it out.")
-
-
-def read_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The training and the held-out images of a configuration, with the labels that the source has."""
-    return config.data.build().split(config.data.holdout, SPLIT_SEED)
 
 
 def describe(loader: Loader, heldout: int) -> Facts:
@@ -388,55 +380,6 @@ def _tensorboard() -> Any:
         return SummaryWriter(str(folder / "tensorboard"))
 
     return writer
-
-
-def evaluate(
-    model: Model | str | Path,
-    *,
-    samples: int | None = None,
-    seed: int | None = None,
-    sampling: SamplingConfig | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Evaluation:
-    """Draw samples and compare them with the training and the held-out images; the same job as ``sfumato evaluate``.
-
-    The result is also written to ``evaluation.json`` in the run directory.
-
-    Args:
-        model: a model, or its run directory.
-        samples: how many images to draw; by default as the configuration says.
-        seed: which images.
-        sampling: the sampler; by default that of the configuration.
-        progress: called with the number of images drawn so far.
-
-    Raises:
-        InputError: if the data hold out fewer than 2 images, or there are fewer than 2 samples.
-    """
-    if not isinstance(model, Model):
-        model = load(model)
-    options = model.config.evaluation
-    count = options.samples if samples is None else samples
-    train_set, heldout = read_data(model.config)
-    if len(heldout) < 2:
-        raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
-    sampling = sampling or model.config.sampling
-    which = options.seed if seed is None else seed
-    images = model.sample(count, seed=which, sampling=sampling, progress=progress)
-    (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(heldout, model)
-    result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)
-    if model.run is not None:
-        value = {"step": model.step, "seed": which, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
-        write_json(model.run / "evaluation.json", value)
-    return result
-
-
-def _images(data: Dataset, model: Model) -> tuple[Tensor, Tensor | None]:
-    """All images of a data set, in the windows that the model was trained on, with their labels."""
-    crop = model.config.data.random_crop
-    if crop is None:
-        return data.batch(range(len(data))), None if data.labels is None else torch.from_numpy(data.labels)
-    whole = Loader(data, SPLIT_SEED, crop=crop).batch(0, len(data))
-    return whole.x0, whole.labels
 
 
 __all__ = ["Diverged", "Interrupted", "default_name", "evaluate", "read_data", "train"]

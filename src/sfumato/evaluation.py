@@ -1,0 +1,74 @@
+"""Evaluating a model on the data of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato import metrics
+from sfumato.config import Config, SamplingConfig
+from sfumato.data import Dataset, Loader
+from sfumato.errors import InputError
+from sfumato.metrics import Evaluation
+from sfumato.model import Model, load
+from sfumato.training.checkpoint import write_json
+
+SPLIT_SEED = 0
+"""The split into training and held-out images belongs to the data, not to the run: every run has the same."""
+
+
+def read_data(config: Config) -> tuple[Dataset, Dataset]:
+    """The training and the held-out images of a configuration, with the labels that the source has."""
+    return config.data.build().split(config.data.holdout, SPLIT_SEED)
+
+
+def evaluate(
+    model: Model | str | Path,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    sampling: SamplingConfig | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Draw samples and compare them with the training and the held-out images; the same job as ``sfumato evaluate``.
+
+    The result is also written to ``evaluation.json`` in the run directory.
+
+    Args:
+        model: a model, or its run directory.
+        samples: how many images to draw; by default as the configuration says.
+        seed: which images.
+        sampling: the sampler; by default that of the configuration.
+        progress: called with the number of images drawn so far.
+
+    Raises:
+        InputError: if the data hold out fewer than 2 images, or there are fewer than 2 samples.
+    """
+    if not isinstance(model, Model):
+        model = load(model)
+    options = model.config.evaluation
+    count = options.samples if samples is None else samples
+    train_set, heldout = read_data(model.config)
+    if len(heldout) < 2:
+        raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
+    sampling = sampling or model.config.sampling
+    which = options.seed if seed is None else seed
+    images = model.sample(count, seed=which, sampling=sampling, progress=progress)
+    (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(heldout, model)
+    result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)
+    if model.run is not None:
+        value = {"step": model.step, "seed": which, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
+        write_json(model.run / "evaluation.json", value)
+    return result
+
+
+def _images(data: Dataset, model: Model) -> tuple[Tensor, Tensor | None]:
+    """All images of a data set, in the windows that the model was trained on, with their labels."""
+    crop = model.config.data.random_crop
+    if crop is None:
+        return data.batch(range(len(data))), None if data.labels is None else torch.from_numpy(data.labels)
+    whole = Loader(data, SPLIT_SEED, crop=crop).batch(0, len(data))
+    return whole.x0, whole.labels
