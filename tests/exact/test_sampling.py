@@ -187,6 +187,22 @@ def test_a_full_uniform_grid_visits_every_step_of_a_table() -> None:
     assert alphas[:-1] == pytest.approx(schedule.alpha_bars.flip(0).tolist(), abs=1e-14)
 
 
+@pytest.mark.parametrize("step", [ddim, heun, dpm_solver_pp_2m, ancestral])
+def test_steps_start_where_nothing_of_the_data_is_left(step: object) -> None:
+    """Rectified flow begins at alpha = 0: the first step is first order, and the exact flow is followed."""
+    schedule, oracle = schedules.RectifiedFlow(), GaussianOracle()
+    levels = grids.uniform(schedule, 200)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    found = last(sample(oracle, x, levels, step))  # type: ignore[arg-type]
+    assert found.isfinite().all()
+    if step is not ancestral:
+        exact = oracle.flow(x, schedule(1.0), schedule(0.0))
+        assert (found - exact).abs().max() < 0.02
+    with pytest.raises(InputError, match="say where the grid starts"):
+        grids.karras(schedule, 5)
+    assert len(grids.karras(schedule, 5, sigma_max=50.0)) == 6
+
+
 def test_one_step_is_enough_for_a_grid() -> None:
     for levels in (grids.uniform(schedules.cosine(10), 1), grids.karras(schedules.Karras(), 1)):
         assert len(levels) == 2

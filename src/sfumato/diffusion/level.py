@@ -59,6 +59,8 @@ class Level:
     @property
     def noise_to_signal(self) -> Scalar:
         r"""The ratio :math:`\sigma / \alpha`: the ``sigma`` of EDM, in units of the data."""
+        if not isinstance(self.alpha, Tensor) and self.alpha == 0.0:
+            return math.inf
         return self.sigma / self.alpha
 
     def like(self, x: Tensor) -> Level:

@@ -42,7 +42,9 @@ def karras(
     _check_steps(steps)
     end = float(schedule(1.0).noise_to_signal)
     top = end if sigma_max is None else sigma_max
-    if not 0.0 < sigma_min < top or not math.isfinite(top):
+    if not math.isfinite(top):
+        raise InputError("This schedule ends where nothing of the data is left: say where the grid starts (sigma_max).")
+    if not 0.0 < sigma_min < top:
         raise InputError(f"A grid needs 0 < sigma_min < sigma_max; got {sigma_min:.4g} and {top:.4g}.")
     if top > end * (1.0 + 1e-9):
         raise InputError(f"The schedule ends at sigma / alpha = {end:.4g}; a grid can't start at {top:.4g}.")
