@@ -30,7 +30,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("command", ["", "--help", "help", "--version", "train --help", "sample -h", "info --help"])
+@pytest.mark.parametrize(
+    "command", ["", "--help", "help", "--version", "train --help", "sample -h", "evaluate -h", "info --help", "explain"]
+)
 def test_help_is_fast_and_imports_no_torch(command: str) -> None:
     code = (
         "import sys, time; began = time.perf_counter()\n"
