@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
     from sfumato.sampling.heun import heun
     from sfumato.sampling.sample import sample
+    from sfumato.tuning import tune
 
 _HOMES = {
     "Config": "config",
@@ -63,6 +64,7 @@ _HOMES = {
     "posterior": "diffusion.gaussian",
     "sample": "sampling.sample",
     "train": "run",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -91,6 +93,7 @@ __all__ = [
     "posterior",
     "sample",
     "train",
+    "tune",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,14 @@ SPLIT_SEED = 0
 def read_data(config: Config) -> tuple[Dataset, Dataset]:
     """The training and the held-out images of a configuration, with the labels that the source has."""
     return config.data.build().split(config.data.holdout, SPLIT_SEED)
+
+
+def training_data(config: Config) -> tuple[Loader, Dataset]:
+    """The stream of training samples of a configuration, with labels if it asks for them, and the held-out images."""
+    train_set, heldout = read_data(config)
+    if not config.data.labels:
+        train_set = dataclasses.replace(train_set, labels=None, classes=())
+    return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
 
 
 def evaluate(

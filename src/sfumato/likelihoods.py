@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, distributed, nn
 
+from sfumato.config.sampling import Variance, reverse_variance
 from sfumato.data.dataset import Dataset
 from sfumato.diffusion.bound import Bound, mean_and_error, quantized, variational_bound
 from sfumato.diffusion.denoiser import Denoise
@@ -85,6 +87,28 @@ class Likelihood:
     dimensions: int
     bins: int | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: means with standard errors, values per image, and the ledger averaged over images."""
+        value: dict[str, Any] = {"dimensions": self.dimensions, "bins": self.bins}
+        if self.bound is not None:
+            terms = {"prior": self.bound.prior, "steps": self.bound.steps.sum(1), "decoder": self.bound.decoder}
+            value["bound"] = {
+                "bits_per_dim": self.bound.mean,
+                "standard_error": self.bound.standard_error,
+                **{name: float(term.mean()) for name, term in terms.items()},
+            }
+            value["ledger"] = {
+                "t": torch.as_tensor(self.bound.levels.t).tolist(),
+                "steps": self.bound.steps.mean(0).tolist(),
+                "images": self.bound.total.tolist(),
+            }
+        if self.flow is not None:
+            flow = dataclasses.asdict(self.flow)
+            value["flow"] = {"bits_per_dim": self.flow.mean, "standard_error": self.flow.standard_error}
+            value["flow"] |= {key: v for key, v in flow.items() if key not in ("nats", "bits")}
+            value.setdefault("ledger", {})["flow_images"] = self.flow.bits.tolist()
+        return value
+
 
 def default_levels(schedule: Schedule, steps: int | None = None, bins: int = 256) -> Level:
     """The grid of a bound: the full one of a discrete schedule, 1000 steps of another.
@@ -113,7 +137,7 @@ def bits_per_dim(
     schedule: Schedule | None = None,
     levels: Level | None = None,
     steps: int | None = None,
-    variance: ReverseVariance = small,
+    variance: ReverseVariance | Variance | None = None,
     draws: int | None = None,
     probes: int | None = None,
     integrator: Integrator = rk4,
@@ -131,9 +155,11 @@ def bits_per_dim(
         found = bits_per_dim(model, digits, bins=17)
         found.bound.mean, found.bound.standard_error, found.flow.mean, found.flow.bits
 
-    Both are functions of the seed and the number of an image, whatever the batch size (an adaptive integrator shares
-    its steps within a batch, so there it holds to its tolerance). Under several processes (a process group of
-    ``torch.distributed``) each computes its share of the images, and all return the whole.
+    The bound of a model is that of the reverse process that it samples from, with its estimates of the data clipped
+    where ``sampling.clip`` says so; the flow is that of its network as it is. Both are functions of the seed and the
+    number of an image, whatever the batch size (an adaptive integrator shares its steps within a batch, so there it
+    holds to its tolerance). Under several processes (a process group of ``torch.distributed``) each computes its share
+    of the images, and all return the whole.
 
     Args:
         model: a model or a denoiser.
@@ -145,7 +171,8 @@ def bits_per_dim(
         schedule: the schedule, for denoisers that do not carry one.
         levels: the grid of the bound; by default :func:`default_levels`.
         steps: the number of steps of the default grid.
-        variance: the reverse variance of the bound.
+        variance: the reverse variance of the bound; of a model also by its name: small, large, learned or analytic
+            (which needs :func:`sfumato.tune`). By default the learned one of a model that learned it, else the small.
         draws: a Monte-Carlo estimate of the bound from this many steps for each image; None computes all steps.
         probes: Hutchinson probes of the flow's divergence; 0 for the exact one. By default exact up to 16
             dimensions, else 1 probe.
@@ -165,6 +192,7 @@ def bits_per_dim(
             images or has no labels.
     """
     denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
+    process = model.config.sampling.wrap(model.denoiser) if isinstance(model, Model) else model
     schedule = _schedule(denoiser, schedule)
     shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
     count, dimensions = len(data), math.prod(shape)
@@ -173,6 +201,7 @@ def bits_per_dim(
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
     if levels is None and bound and bins is not None:
         levels = default_levels(schedule, steps, bins)
+    reverse = _variance(model, variance, levels) if levels is not None and bound else small
     device = next((p.device for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
     number = (0 if dimensions <= _EXACT_UP_TO else 1) if probes is None else probes
     lowest = first_noise(schedule) if sigma_min is None else sigma_min
@@ -184,7 +213,7 @@ def bits_per_dim(
         index, ledger, found = first + rows.start, None, None
         if levels is not None and bound and bins is not None:
             on_device = variational_bound(
-                denoiser, images, levels, variance, bins=bins, seed=seed, first=index, draws=draws, **given
+                process, images, levels, reverse, bins=bins, seed=seed, first=index, draws=draws, **given
             )
             ledger = Bound.join([on_device])
         if flow:
@@ -264,6 +293,17 @@ def _fit(model: Model, data: Dataset | Tensor, shape: tuple[int, ...], cond: dic
     if model.facts.classes and isinstance(data, Dataset) and data.labels is not None and "label" not in cond:
         return {**cond, "label": torch.from_numpy(data.labels)}
     return cond
+
+
+def _variance(model: Model | Denoise, wanted: ReverseVariance | Variance | None, levels: Level) -> ReverseVariance:
+    if callable(wanted):
+        return wanted
+    if isinstance(model, Model):
+        kind = wanted or ("learned" if model.denoiser.learned_variance else "small")
+        return reverse_variance(kind, model.denoiser, levels, model.fitted, decoder=True)
+    if wanted is None:
+        return small
+    raise InputError(f"A denoiser without its model has no variance by name ({wanted!r}); pass a ReverseVariance.")
 
 
 def _schedule(denoiser: Denoise, schedule: Schedule | None) -> Schedule:

@@ -18,6 +18,7 @@ import sfumato
 from sfumato import random
 from sfumato.config import Component, Config, SamplingConfig, parse
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.sampling.fitted import Fitted
 from sfumato.sampling.sample import initial, sample, seeded_noise
 from sfumato.training.checkpoint import Checkpoints, read_tensors, write_json, write_tensors
 
@@ -45,11 +46,13 @@ class Model:
         facts: what it knows of its data.
         step: the optimizer steps it was trained for.
         run: its run directory, if it has one.
+        fitted: what was fitted to its weights after the training (:func:`sfumato.tune`).
     """
 
     def __init__(self, config: Config, facts: Facts, *, run: Path | None = None, step: int = 0) -> None:
         self.config, self.facts, self.run, self.step = config, facts, run, step
         self.denoiser = config.model.build(facts.shape, len(facts.classes), facts.std)
+        self.fitted = Fitted()
 
     @property
     def device(self) -> torch.device:
@@ -99,9 +102,7 @@ class Model:
                 f"got {count}, {size} and {first}."
             )
         given = self._labels(labels, sampling.classes, seed, first, count)
-        schedule = self.denoiser.schedule
-        levels = sampling.grid.build(schedule, sampling.steps)
-        step = sampling.sampler.build()
+        denoise, levels, step = sampling.build(self.denoiser, self.fitted)
         was_training = self.denoiser.training
         self.denoiser.eval()
         done: list[Tensor] = []
@@ -111,7 +112,7 @@ class Model:
             noise, cond = seeded_noise(seed, first + start), dict[str, Any]()
             if given is not None:
                 cond["label"] = given[start : start + number].to(self.device)
-            for frame in sample(self.denoiser, x, levels, step, noise=noise, reuse=True, **cond):
+            for frame in sample(denoise, x, levels, step, noise=noise, reuse=True, **cond):
                 x = frame.x
             done.append(x.clamp(-1.0, 1.0).float().cpu())
             if progress is not None:
@@ -150,6 +151,24 @@ class Model:
 def save(model: Model, run: Path, weights: dict[str, Tensor]) -> None:
     """Write ``model.safetensors``: the averaged weights of the model."""
     write_tensors(run / "model.safetensors", weights, {"format": FORMAT, "step": model.step})
+
+
+def save_fitted(model: Model, run: Path) -> None:
+    """Write ``fitted.json``: what was fitted to the weights of the model, with their step."""
+    write_json(run / "fitted.json", {"format": FORMAT, "step": model.step, **model.fitted.to_dict()})
+
+
+def _read_fitted(run: Path, step: int) -> Fitted:
+    """What :func:`save_fitted` wrote, if it is of the weights of this step."""
+    path = run / "fitted.json"
+    if not path.is_file():
+        return Fitted()
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        found, of = Fitted.from_dict(values), int(values["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+        raise InputError(f"{path} can't be read ({error}); delete it and fit again: sfumato tune {run}") from None
+    return found if of == step else Fitted(stale=of)
 
 
 def write_config(run: Path, config: Config, facts: Facts) -> None:
@@ -216,6 +235,7 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
         if (run / "model.safetensors").exists():
             warnings.warn(f"{error} Using the checkpoint of step {meta['step']}.", SfumatoWarning, stacklevel=2)
     model.step = int(meta.get("step", 0))
+    model.fitted = _read_fitted(run, model.step)
     _take(model, weights, run)
     return model.to(device)
 

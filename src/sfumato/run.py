@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.config import Config
-from sfumato.data import Dataset, Loader
+from sfumato.data import Loader
 from sfumato.errors import InputError
-from sfumato.evaluation import evaluate, read_data
+from sfumato.evaluation import evaluate, read_data, training_data
 from sfumato.model import Facts, Model, read_config, save, write_config
 from sfumato.pictures import save_grid
 from sfumato.reporting import Reporter, Silent
@@ -30,6 +30,7 @@ from sfumato.training.checkpoint import Checkpoints, atomic_write
 from sfumato.training.loop import Diverged, Objective, Record, Trainer
 from sfumato.training.optimization import adamw, learning_rate
 from sfumato.training.precision import supports_bf16
+from sfumato.tuning import tune
 
 
 class Interrupted(Exception):
@@ -118,14 +119,6 @@ def describe(loader: Loader, heldout: int) -> Facts:
     )
 
 
-def training_data(config: Config) -> tuple[Loader, Dataset]:
-    """The stream of training samples of a configuration, with labels if it asks for them, and the held-out images."""
-    train_set, heldout = read_data(config)
-    if not config.data.labels:
-        train_set = dataclasses.replace(train_set, labels=None, classes=())
-    return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
-
-
 def engine() -> Accelerator:
     """Accelerate's engine, without what its configuration may say of precision and accumulation: ours says it."""
     once = GradientAccumulationPlugin(num_steps=1)
@@ -195,7 +188,7 @@ class _Run:
             model = Model(config, facts, run=self.folder)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         # what can fail for a wrong setting fails now, not after the training
-        config.sampling.grid.build(model.denoiser.schedule, config.sampling.steps)
+        config.sampling.untuned().build(model.denoiser, model.fitted)
         tensorboard = _tensorboard() if config.training.tensorboard and self.main else None
         self._prepare(trainer, facts, resume, overwrite)
         self.reporter.start(config, facts, model, trainer, self.folder)
@@ -204,6 +197,9 @@ class _Run:
         model.step = trainer.step
         self._adopt(model, trainer)
         self.accelerator.wait_for_everyone()
+        if self.main and config.sampling.needs_gamma:
+            self.reporter.say("estimating Gamma for the analytic variance ...")
+            tune(model)
         if self.main and config.evaluation.samples > 0 and len(heldout) < 2:
             self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
         elif self.main and config.evaluation.samples > 0:
@@ -322,7 +318,7 @@ class _Run:
 
     def _preview(self, model: Model, trainer: Trainer) -> None:
         with trainer.ema.applied():
-            images = model.sample(self.config.training.sample_count, seed=0)
+            images = model.sample(self.config.training.sample_count, sampling=self.config.sampling.untuned())
         save_grid(images, self.folder / "samples" / f"step-{trainer.step:07d}.png")
 
     def _adopt(self, model: Model, trainer: Trainer) -> None:
@@ -382,4 +378,4 @@ def _tensorboard() -> Any:
     return writer
 
 
-__all__ = ["Diverged", "Interrupted", "default_name", "evaluate", "read_data", "train"]
+__all__ = ["Diverged", "Interrupted", "default_name", "evaluate", "read_data", "train", "training_data"]

@@ -18,6 +18,8 @@ commands:
   train [DATA]   train a model on data by name or path (default: digits, nothing to download)
   sample RUN     draw images from a trained model
   evaluate RUN   compare samples with training and held-out images
+  likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
+  tune RUN       fit to a trained model what samples and bounds gain from
   info RUN       say what a run is: data, model, settings, progress, evaluation
   explain TOPIC  draw a figure of the lecture from a run, from data or in closed form
 
@@ -66,11 +68,14 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     from sfumato.cli import commands
     from sfumato.cli.explain import explain
+    from sfumato.cli.likelihood import likelihood
 
     known: dict[str, Callable[[list[str]], int]] = {
         "train": commands.train,
         "sample": commands.sample,
         "evaluate": commands.evaluate,
+        "likelihood": likelihood,
+        "tune": commands.tune,
         "info": commands.info,
         "explain": explain,
     }

@@ -179,7 +179,7 @@ def sample(arguments: list[str]) -> int:
 
     if options.out is not None and options.out.suffix not in ("", ".png", ".npz"):
         raise InputError(f"Images are written as .png, .npz or into a folder; got {options.out}.")
-    model = _load(options.run, options.device)
+    model = load_model(options.run, options.device)
     with bar("sampling", options.count) as advance:
         images = model.sample(
             options.count,
@@ -206,7 +206,7 @@ def _label(text: str | None, classes: tuple[str, ...]) -> int | str | None:
     return int(text) if text is not None and text not in classes and re.fullmatch("-?[0-9]+", text) else text
 
 
-def _load(run: Path, device: str | None) -> Model:
+def load_model(run: Path, device: str | None) -> Model:
     """The model of a run, on the device that was asked for or on the best there is."""
     import torch
 
@@ -239,7 +239,7 @@ def evaluate(arguments: list[str]) -> int:
     from sfumato.reporting import bar
     from sfumato.run import evaluate as run_evaluation
 
-    model = _load(options.run, options.device)
+    model = load_model(options.run, options.device)
     count = options.samples if options.samples is not None else model.config.evaluation.samples
     with bar("sampling", count) as advance:
         result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)
@@ -247,6 +247,38 @@ def evaluate(arguments: list[str]) -> int:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         Console().print(metrics.table(result))
+    return 0
+
+
+@dataclasses.dataclass
+class _Tune:
+    run: Run
+    images: Annotated[int, tyro.conf.arg(help="Training images that are looked at, at most.")] = 500
+    levels: Annotated[int, tyro.conf.arg(help="Noise levels, evenly spread in log-SNR.")] = 100
+    seed: Annotated[int, tyro.conf.arg(help="Which noise.")] = 0
+    device: Annotated[
+        str | None, tyro.conf.arg(help="Where to compute (default: a GPU if there is one).", help_behavior_hint="")
+    ] = None
+
+
+def tune(arguments: list[str]) -> int:
+    options = flags.parse(
+        _Tune,
+        arguments,
+        prog="sfumato tune",
+        description="Fit to a trained model what samples and bounds gain from, and keep it in the run.\n\n"
+        "This is the Gamma of Analytic-DPM, estimated in one pass over training images: the optimal variance "
+        "of the reverse process follows from it, on any grid (--sampler.variance analytic).",
+    )
+    from sfumato import tuning
+    from sfumato.reporting import bar
+
+    model = load_model(options.run, options.device)
+    count = min(options.images, model.facts.train)
+    with bar("estimating Gamma", count) as advance:
+        tuning.tune(model, images=count, levels=options.levels, seed=options.seed, progress=advance)
+    print(f"Gamma at {options.levels} levels, from {count} images: {options.run / 'fitted.json'}")
+    print(f"use it    sfumato sample {options.run} --sampler.kind ancestral --sampler.variance analytic")
     return 0
 
 

@@ -147,17 +147,17 @@ def _of_run(run: Path, options: Any) -> Subject:
     cond: dict[str, Any] = {}
     if model.facts.classes and labels is not None:
         cond["label"] = torch.as_tensor(labels[: len(images)]).to(model.device)
-    schedule = model.denoiser.schedule
+    denoise, levels, step = config.sampling.build(model.denoiser, model.fitted)
     return topics.Subject(
         loader.dataset.name,
         True,
         images.to(model.device),
         cond,
         training,
-        model.denoiser,
+        denoise,
         f"run {run.resolve().name}",
-        schedule,
-        config.sampling.grid.build(schedule, config.sampling.steps),
-        config.sampling.sampler.build(),
+        model.denoiser.schedule,
+        levels,
+        step,
         options.seed,
     )

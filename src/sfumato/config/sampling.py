@@ -8,26 +8,63 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator
 
 from sfumato.config.base import Component
+from sfumato.errors import InputError
 
 if TYPE_CHECKING:
+    from sfumato.diffusion.denoiser import Denoise, Denoiser
     from sfumato.diffusion.level import Level
-    from sfumato.diffusion.schedule import Schedule
+    from sfumato.diffusion.variance import ReverseVariance
+    from sfumato.sampling.fitted import Fitted
     from sfumato.sampling.sample import Step
+
+Variance = Literal["small", "large", "learned", "analytic"]
+"""A reverse variance by name."""
+
+
+def reverse_variance(
+    kind: Variance, denoiser: Denoiser, levels: Level, fitted: Fitted, *, decoder: bool = False
+) -> ReverseVariance:
+    """The reverse variance of that name on a grid.
+
+    Args:
+        kind: its name.
+        denoiser: what it belongs to.
+        levels: the grid in use.
+        fitted: what was fitted to the denoiser: the analytic variance needs its Gamma.
+        decoder: whether the step to the data has a variance too, as in a bound; samplers add no noise there.
+
+    Raises:
+        InputError: if the denoiser did not learn the variance, or its Gamma was not estimated.
+    """
+    from sfumato.diffusion import variance
+    from sfumato.diffusion.analytic import analytic
+
+    if kind == "learned":
+        if not denoiser.learned_variance:
+            raise InputError(
+                "This model did not learn its reverse variance; train it with model.learned_variance, or take small, "
+                "large or analytic."
+            )
+        return partial(variance.learned, lowest=variance.floor(levels) if decoder else None)
+    if kind == "analytic":
+        gamma = fitted.require_gamma()
+        return analytic(gamma, to_data=True) if decoder else analytic(gamma, last=list(levels)[-2])
+    return variance.small if kind == "small" else variance.large
 
 
 class Ancestral(Component):
     """The reverse process of DDPM."""
 
     kind: Literal["ancestral"] = "ancestral"
-    variance: Literal["small", "large"] = Field(
-        default="small", description="The reverse variance: beta tilde, or beta."
+    variance: Variance = Field(
+        default="small",
+        description="The reverse variance: beta tilde, beta, what the network learned, or the optimum (sfumato tune).",
     )
 
-    def build(self) -> Step:
-        from sfumato.diffusion import variance
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
         from sfumato.sampling.ancestral import ancestral
 
-        return partial(ancestral, variance=variance.small if self.variance == "small" else variance.large)
+        return partial(ancestral, variance=reverse_variance(self.variance, denoiser, levels, fitted))
 
 
 class Ddim(Component):
@@ -35,11 +72,15 @@ class Ddim(Component):
 
     kind: Literal["ddim"] = "ddim"
     eta: float = Field(default=0.0, ge=0, le=1, description="Noise: 0 is deterministic, 1 is ancestral.")
+    variance: Variance = Field(
+        default="small",
+        description="What is known of the data's variance adds to the noise: nothing (small), or as for ancestral.",
+    )
 
-    def build(self) -> Step:
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
         from sfumato.sampling.ddim import ddim
 
-        return partial(ddim, eta=self.eta)
+        return partial(ddim, eta=self.eta, variance=reverse_variance(self.variance, denoiser, levels, fitted))
 
 
 class Heun(Component):
@@ -47,7 +88,7 @@ class Heun(Component):
 
     kind: Literal["heun"] = "heun"
 
-    def build(self) -> Step:
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
         from sfumato.sampling.heun import heun
 
         return heun
@@ -58,7 +99,7 @@ class DpmSolver(Component):
 
     kind: Literal["dpm_solver"] = "dpm_solver"
 
-    def build(self) -> Step:
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
         from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 
         return dpm_solver_pp_2m
@@ -69,10 +110,10 @@ class UniformGrid(Component):
 
     kind: Literal["uniform"] = "uniform"
 
-    def build(self, schedule: Schedule, steps: int) -> Level:
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
         from sfumato.sampling import grids
 
-        return grids.uniform(schedule, steps)
+        return grids.uniform(denoiser.schedule, steps)
 
 
 class KarrasGrid(Component):
@@ -85,10 +126,10 @@ class KarrasGrid(Component):
     )
     rho: float = Field(default=7.0, gt=0, description="Larger puts more steps near the data.")
 
-    def build(self, schedule: Schedule, steps: int) -> Level:
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
         from sfumato.sampling import grids
 
-        return grids.karras(schedule, steps, self.sigma_min, self.sigma_max, self.rho)
+        return grids.karras(denoiser.schedule, steps, self.sigma_min, self.sigma_max, self.rho)
 
 
 class SamplingConfig(Component):
@@ -101,7 +142,40 @@ class SamplingConfig(Component):
         default="frequency",
         description="Which classes a model with labels draws: as often as in the training data, or each alike.",
     )
+    clip: bool | None = Field(
+        default=None,
+        description="Hold estimates of the data in [-1, 1]; by default where the network predicts the noise or the "
+        "score, whose errors are large ones of the data in much noise.",
+    )
     batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")
+
+    @property
+    def needs_gamma(self) -> bool:
+        """Whether it needs what is only known once the training is over: the Gamma of Analytic-DPM."""
+        return isinstance(self.sampler, Ancestral | Ddim) and self.sampler.variance == "analytic"
+
+    def untuned(self) -> SamplingConfig:
+        """The nearest sampling that needs nothing fitted, for previews during the training."""
+        if not self.needs_gamma:
+            return self
+        return self.model_copy(update={"sampler": self.sampler.model_copy(update={"variance": "small"})})
+
+    def wrap(self, denoiser: Denoiser) -> Denoise:
+        """The denoiser as it is sampled from, with its estimates clipped where they are to be."""
+        from sfumato.diffusion import parameterization
+        from sfumato.sampling.guidance import Clipped
+
+        of_noise = denoiser.parameterization in (parameterization.eps, parameterization.score)
+        return Clipped(denoiser) if self.clip or (self.clip is None and of_noise) else denoiser
+
+    def build(self, denoiser: Denoiser, fitted: Fitted) -> tuple[Denoise, Level, Step]:
+        """The denoiser as it is sampled from, the grid and the step, given what was fitted to it.
+
+        Raises:
+            InputError: if they do not fit, or something was not fitted.
+        """
+        levels = self.grid.build(denoiser, self.steps, fitted)
+        return self.wrap(denoiser), levels, self.sampler.build(denoiser, levels, fitted)
 
 
 class EvaluationConfig(Component):

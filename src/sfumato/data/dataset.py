@@ -86,6 +86,23 @@ class Dataset:
         """``(C, *space)`` of one image."""
         return tuple(int(side) for side in self.images.shape[1:])
 
+    @property
+    def bins(self) -> int | None:
+        """The number of grey values: 256 for uint8; for float32 the fewest on whose grid from -1 to 1 the images lie.
+
+        None for float images that lie on no grid of at most 256 values, which are continuous.
+        """
+        if self.images.dtype == np.uint8:
+            return 256
+        values = np.unique(self.images)
+        if len(values) < 2 or len(values) > 256:
+            return None
+        for bins in range(len(values), 257):
+            places = (values.astype(np.float64) + 1.0) * (0.5 * (bins - 1))
+            if float(np.abs(places - places.round()).max()) < _SLACK:
+                return bins
+        return None
+
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float[Tensor, "batch channels *space"]:
         """The images of these indices as a new float32 tensor in [-1, 1]."""
         return as_tensor(self.images[np.asarray(indices, dtype=np.int64)])

@@ -78,7 +78,8 @@ class Gamma:
         r"""The mean posterior variance of the data, :math:`\tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x]`.
 
         It is :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)`, never negative. Between the levels of the table the logit
-        of :math:`1 - \Gamma` is linear in the log-SNR, as it is for Gaussian data everywhere.
+        of :math:`1 - \Gamma` is linear in the log-SNR, as it is for Gaussian data everywhere. Where nothing of the data
+        is left, :math:`\alpha = 0`, it is that of the noisiest level of the table.
 
         Raises:
             InputError: outside the levels of the table.
@@ -86,6 +87,7 @@ class Gamma:
         wanted = torch.as_tensor(level.log_snr, dtype=torch.float64)
         known = torch.tensor(self.log_snr, dtype=torch.float64, device=wanted.device)
         low, high = self.log_snr[0], self.log_snr[-1]
+        wanted = torch.where(wanted == -math.inf, low, wanted)
         slack = 1e-6 * max(1.0, abs(low), abs(high))
         if bool(((wanted < low - slack) | (wanted > high + slack)).any()):
             raise InputError(

@@ -1,0 +1,85 @@
+"""Fitting to a trained model what samples and bounds gain from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato.data import Loader
+from sfumato.diffusion.analytic import Batch, estimate
+from sfumato.diffusion.level import Level
+from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.errors import InputError
+from sfumato.evaluation import training_data
+from sfumato.model import Model, load, save_fitted
+from sfumato.sampling.fitted import Fitted
+
+_MOST_LOG_SNR = 14.0
+"""How near to the data Gamma is known: a noise of a thousandth of their unit, less than any grid's last level."""
+
+_LEAST_LOG_SNR = -20.0
+"""Where a schedule that ends at ``alpha = 0`` is left: data of unit scale have 5e-5 of theirs there."""
+
+
+def tune(
+    model: Model | str | Path,
+    *,
+    images: int = 500,
+    levels: int = 100,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Fitted:
+    """Estimate the Gamma of a model (Bao et al. 2022) in one pass over training images, as ``sfumato tune`` does.
+
+    The optimal reverse variance follows from it on every grid. It becomes part of the model, and ``fitted.json`` of its
+    run if it has one.
+
+    Args:
+        model: a model, or its run directory.
+        images: how many training images, at most all of them.
+        levels: at how many levels, evenly spread in log-SNR over the schedule.
+        seed: which noise.
+        progress: called after each batch with the number of images done.
+
+    Raises:
+        InputError: if a number is not positive.
+    """
+    if not isinstance(model, Model):
+        model = load(model)
+    if images < 1 or levels < 2:
+        raise InputError(f"Gamma needs at least 1 image and 2 levels; got {images} and {levels}.")
+    loader, _ = training_data(model.config)
+    count = min(images, len(loader.dataset))
+    was_training = model.denoiser.training
+    model.denoiser.eval()
+    batches = _batches(loader, count, model.config.sampling.batch_size, model.device)
+    found = estimate(model.denoiser, batches, _spread(model.denoiser.schedule, levels), seed=seed, progress=progress)
+    model.denoiser.train(was_training)
+    model.fitted = dataclasses.replace(model.fitted, gamma=found, stale=None)
+    if model.run is not None:
+        save_fitted(model, model.run)
+    return model.fitted
+
+
+def _spread(schedule: Schedule, count: int) -> Level:
+    """Levels evenly spread in log-SNR over all that samplers reach; of a table, those of its steps that are nearest."""
+    low = max(float(schedule(1.0).log_snr), _LEAST_LOG_SNR)
+    if not isinstance(schedule, Discrete):
+        return schedule.at(torch.linspace(low, _MOST_LOG_SNR, count, dtype=torch.float64))
+    high = float(schedule(1.0 / schedule.steps).log_snr)
+    wanted = torch.as_tensor(schedule.at(torch.linspace(low, high, count, dtype=torch.float64)).t)
+    steps = (wanted * schedule.steps).round().clamp(min=1.0).unique()
+    kept = schedule(steps / schedule.steps)
+    seen = torch.as_tensor(kept.alpha) > 0.0
+    return Level(*(torch.as_tensor(value)[seen] for value in (kept.t, kept.alpha, kept.sigma)))
+
+
+def _batches(loader: Loader, count: int, size: int, device: torch.device) -> Iterator[Batch]:
+    for start in range(0, count, size):
+        batch = loader.batch(start, min(size, count - start))
+        cond: dict[str, Tensor] = {} if batch.labels is None else {"label": batch.labels.to(device)}
+        yield batch.x0.to(device), cond

@@ -1,0 +1,153 @@
+"""What is fitted to a model after its training, kept in its run, and used by samplers and bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato
+from sfumato.cli import main
+from sfumato.config import Config, SamplingConfig, merge, parse
+from sfumato.diffusion.analytic import Gamma
+from sfumato.errors import InputError
+from sfumato.evaluation import read_data
+from sfumato.run import train
+from tests.training.tiny import tiny
+
+TABLE: dict[str, Any] = {
+    "model": {"schedule": {"kind": "linear", "steps": 50}, "parameterization": {"kind": "eps"}},
+    "objective": {"weight": {"kind": "simple"}, "times": {"kind": "uniform"}},
+    "sampling": {"sampler": {"kind": "ancestral"}, "grid": {"kind": "uniform"}, "steps": 4},
+}
+
+
+def config(**over: Any) -> Config:
+    values = tiny().model_dump()
+    for group in (TABLE, over):
+        values = merge(values, group)
+    return parse(Config, values)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "table"
+    train(config(), run=folder)
+    return folder
+
+
+def sampling(**values: Any) -> SamplingConfig:
+    base = {"sampler": {"kind": "ancestral"}, "grid": {"kind": "uniform"}, "steps": 4}
+    return parse(SamplingConfig, {**base, **values})
+
+
+ANALYTIC = sampling(sampler={"kind": "ancestral", "variance": "analytic"})
+
+
+def test_gamma_is_kept_with_the_run(run: Path) -> None:
+    model = sfumato.load(run)
+    with pytest.raises(InputError, match=r"has none: estimate it with sfumato tune"):
+        model.sample(2, sampling=ANALYTIC)
+    fitted = sfumato.tune(run, images=40, levels=20)
+    assert fitted.gamma is not None and fitted.gamma.samples == 40
+    again = sfumato.load(run)
+    assert again.fitted == fitted
+    images = again.sample(3, sampling=ANALYTIC)
+    assert images.shape == (3, 1, 8, 8) and not torch.equal(images, again.sample(3, sampling=sampling()))
+    # image i is the same whatever the batch
+    assert (again.sample(2, first=1, sampling=ANALYTIC) - images[1:]).abs().max() < 1e-5
+    generalized = sampling(sampler={"kind": "ddim", "eta": 0.0, "variance": "analytic"})
+    assert not torch.equal(
+        again.sample(3, sampling=generalized), again.sample(3, sampling=sampling(sampler={"kind": "ddim"}))
+    )
+
+
+def test_the_optimum_gives_the_lowest_bound(run: Path) -> None:
+    sfumato.tune(run, images=200, levels=30)
+    model = sfumato.load(run)
+    _, heldout = read_data(model.config)
+    data = heldout.subset(range(40))
+    bits: dict[str, float] = {}
+    for kind in ("small", "large", "analytic"):
+        found = sfumato.bits_per_dim(model, data, bins=17, flow=False, steps=10, variance=kind)  # type: ignore[arg-type]
+        assert found.bound is not None
+        bits[kind] = found.bound.mean
+    assert bits["analytic"] < min(bits["small"], bits["large"])
+    with pytest.raises(InputError, match="did not learn its reverse variance"):
+        sfumato.bits_per_dim(model, data, bins=17, flow=False, variance="learned")
+    with pytest.raises(InputError, match="no variance by name"):
+        sfumato.bits_per_dim(model.denoiser, data, bins=17, flow=False, variance="small")
+
+
+def test_of_other_weights_it_is_refused(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    train(config(), run=folder)
+    sfumato.tune(folder, images=10, levels=5)
+    train(config(training={"steps": 14}), run=folder, resume=True)
+    with pytest.raises(InputError, match="of its weights of step 12"):
+        sfumato.load(folder).sample(1, sampling=ANALYTIC)
+    (folder / "fitted.json").write_text('{"gamma": {"log_snr": "no"}}')
+    with pytest.raises(InputError, match="fit again"):
+        sfumato.load(folder)
+
+
+def test_of_another_schedule_it_is_refused(run: Path) -> None:
+    model = sfumato.load(run)
+    model.fitted = dataclasses.replace(model.fitted, gamma=Gamma((-2.0, 2.0), (0.9, 0.1)))
+    with pytest.raises(InputError, match="Gamma is known from log-SNR -2 to 2"):
+        model.sample(1, sampling=ANALYTIC)
+
+
+def test_a_training_that_samples_with_it_estimates_it(tmp_path: Path) -> None:
+    over = {"sampling": {"sampler": {"variance": "analytic"}}, "training": {"sample_count": 2, "sample_every": 6}}
+    model = train(config(evaluation={"samples": 4}, **over), run=tmp_path / "run")
+    assert model.fitted.gamma is not None
+    assert json.loads((tmp_path / "run" / "fitted.json").read_text())["step"] == 12
+    assert (
+        json.loads((tmp_path / "run" / "evaluation.json").read_text())["sampling"]["sampler"]["variance"] == "analytic"
+    )
+
+
+def test_a_learned_variance_is_asked_only_of_who_learned_it(tmp_path: Path) -> None:
+    learned = {"sampler": {"variance": "learned"}}
+    with pytest.raises(InputError, match=r"train it with model\.learned_variance"):
+        train(config(sampling=learned), run=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    model = train(config(sampling=learned, model={"learned_variance": True}), run=tmp_path / "b")
+    assert model.sample(2).isfinite().all()
+    found = sfumato.bits_per_dim(model, read_data(model.config)[1].subset(range(4)), bins=17, flow=False)
+    assert found.bound is not None and found.bound.total.isfinite().all()
+
+
+def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            main(list(arguments))
+        out = capsys.readouterr()
+        return int(exit_.value.code or 0), out.out, out.err
+
+    code, out, _ = command("tune", str(run), "--images", "30", "--levels", "12")
+    assert code == 0 and "from 30 images" in out
+    code, out, _ = command("likelihood", str(run), "--images", "6", "--steps", "10", "--variance", "analytic", "--json")
+    value = json.loads(out)
+    assert code == 0 and value["bins"] == 17 and value["images"] == 6
+    bound = value["bound"]
+    assert bound["bits_per_dim"] == pytest.approx(bound["prior"] + bound["steps"] + bound["decoder"])
+    written = json.loads((run / "likelihood.json").read_text())
+    assert len(written["ledger"]["images"]) == 6 and len(written["ledger"]["steps"]) == 9
+    assert value["flow"]["probes"] == 1
+    code, out, _ = command("likelihood", str(run), "--images", "4", "--steps", "5", "--what", "bound")
+    assert code == 0 and "variational bound" in out and "probability flow" not in out
+    for arguments, words in {
+        ("likelihood", str(run), "--images", "0"): "at least 1 image",
+        ("likelihood", str(run), "--variance", "learned"): "did not learn",
+        ("likelihood", str(run), "--bins", "16"): "grid of 16 values",
+        ("tune", str(run), "--levels", "1"): "2 levels",
+        ("tune", "nowhere"): "no run directory",
+    }.items():
+        code, _, err = command(*arguments)
+        assert code == 2 and words in err
