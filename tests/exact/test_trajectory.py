@@ -57,7 +57,7 @@ SCHEDULES = {
     "linear": schedules.linear(1000),
     "cosine": schedules.cosine(50),
     "continuous": schedules.ContinuousLinear(),
-    "flow": schedules.Karras(20.0, rho=3.0),
+    "karras": schedules.Karras(20.0, rho=3.0),
 }
 
 
@@ -172,11 +172,11 @@ def test_never_worse_than_the_other_grids(steps: int) -> None:
     totals = [float(trajectory.costs(grid, gamma, bins=256).sum()) for grid in (best, uniform)]
     assert totals[0] < totals[1]
     # and that of EDM where the candidates hold it
-    flow = schedules.Karras()
-    fine = grids.karras(flow, 4 * (steps - 1) + 1, sigma_min=0.01)
+    karras = schedules.Karras()
+    fine = grids.karras(karras, 4 * (steps - 1) + 1, sigma_min=0.01)
     table = exact(fine)
-    best = trajectory.optimal(flow, steps, table, candidates=fine)
-    edm = grids.karras(flow, steps, sigma_min=0.01)
+    best = trajectory.optimal(karras, steps, table, candidates=fine)
+    edm = grids.karras(karras, steps, sigma_min=0.01)
     totals = [float(trajectory.costs(grid, table).sum()) for grid in (best, edm)]
     assert totals[0] <= totals[1] + 1e-12
 
