@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -73,6 +74,22 @@ class Gamma:
             raise InputError(
                 f"These are not the values of a table of Gamma ({type(error).__name__}: {error})."
             ) from None
+
+    def monotone(self) -> Gamma:
+        r"""The table in which the posterior variance of the data does not rise from a level to one of less noise.
+
+        It is the isotonic regression of :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)` with weights
+        :math:`\mathrm{SNR}^2`, the inverse of its variance when all of Gamma is as uncertain, by pooling adjacent
+        violators (Ayer et al. 1955). The error of a Gamma near 1 is divided by the SNR: where almost nothing of the
+        data is left an estimate says nothing, and what is known nearer to the data stands for it. Exact expectations
+        stay as they are.
+        """
+        from scipy.optimize import isotonic_regression
+
+        snr = np.exp(self.log_snr)
+        fit = isotonic_regression((1.0 - np.array(self.gamma)) / snr, weights=snr**2, increasing=False)
+        gamma = tuple(max(0.0, float(number)) for number in 1.0 - snr * fit.x)
+        return Gamma(self.log_snr, gamma, self.samples)
 
     def data_variance(self, level: Level) -> Scalar:
         r"""The mean posterior variance of the data, :math:`\tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x]`.
