@@ -16,7 +16,9 @@ from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.diffusion.analytic import Gamma
 from sfumato.errors import InputError
 from sfumato.evaluation import read_data
+from sfumato.model import Model
 from sfumato.run import train
+from sfumato.sampling.fitted import Fitted
 from tests.training.tiny import tiny
 
 TABLE: dict[str, Any] = {
@@ -66,9 +68,10 @@ def test_gamma_is_kept_with_the_run(run: Path) -> None:
     )
 
 
-def test_the_optimum_gives_the_lowest_bound(run: Path) -> None:
-    sfumato.tune(run, images=200, levels=30)
-    model = sfumato.load(run)
+def test_the_optimum_gives_the_lowest_bound(tmp_path: Path) -> None:
+    """Of a model that has learned something: the published estimate of its variance is that of a good one."""
+    model = train(config(training={"steps": 250, "batch_size": 64}), run=tmp_path / "run")
+    sfumato.tune(model, images=200, levels=30)
     _, heldout = read_data(model.config)
     data = heldout.subset(range(40))
     bits: dict[str, float] = {}
@@ -81,6 +84,23 @@ def test_the_optimum_gives_the_lowest_bound(run: Path) -> None:
         sfumato.bits_per_dim(model, data, bins=17, flow=False, variance="learned")
     with pytest.raises(InputError, match="no variance by name"):
         sfumato.bits_per_dim(model.denoiser, data, bins=17, flow=False, variance="small")
+
+
+def test_the_optimal_trajectory_is_a_grid(run: Path) -> None:
+    optimal = sampling(grid={"kind": "optimal"})
+    model = sfumato.load(run)
+    model.fitted = Fitted()
+    with pytest.raises(InputError, match="optimal trajectory need Gamma"):
+        model.sample(1, sampling=optimal)
+    sfumato.tune(model, images=50, levels=20)
+    _, levels, _ = optimal.build(model.denoiser, model.fitted)
+    assert len(levels) == 5 and levels.t[0] == 1.0 and levels.t[-2] == 1 / 50 and levels.t[-1] == 0.0  # type: ignore[index]
+    assert model.sample(2, sampling=optimal).isfinite().all()
+    for schedule in ({"kind": "edm"}, {"kind": "flow"}, {"kind": "zero_terminal_snr"}):
+        over = {"schedule": schedule, "parameterization": {"kind": "v"}}
+        other = Model(config(model=over, objective={"weight": {"kind": "output"}}), model.facts)
+        other.fitted = Fitted(Gamma((-20.0, 0.0, 14.0), (1.0, 0.6, 1e-6)))
+        assert other.sample(1, sampling=optimal).isfinite().all()
 
 
 def test_of_other_weights_it_is_refused(run: Path, tmp_path: Path) -> None:

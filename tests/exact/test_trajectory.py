@@ -281,11 +281,6 @@ TABLE = exact(grids.uniform(schedules.linear(10), 10))
         (lambda: trajectory.optimal(FULL, 5, TABLE, bins=256), "Gamma is known from"),
         (lambda: trajectory.optimal(schedules.linear(10), 3, TABLE, bins=1), "at least 2 values"),
         (lambda: trajectory.optimal(schedules.linear(10), 3, TABLE, radius=0.0), "radius must be positive"),
-        (lambda: trajectory.optimal(schedules.RectifiedFlow(), 3, TABLE), "Nothing of the data is left"),
-        (
-            lambda: trajectory.optimal(schedules.zero_terminal_snr(schedules.linear(10)), 3, TABLE),
-            "start the trajectory at a level",
-        ),
         (lambda: trajectory.optimal(schedules.linear(10), 2, TABLE, candidates=repeated()), "fall strictly"),
         (lambda: trajectory.costs(repeated(), TABLE), "fall strictly"),
         (lambda: trajectory.costs(schedules.linear(10)(0.5), TABLE), "at least two"),

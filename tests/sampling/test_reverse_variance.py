@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -44,7 +45,7 @@ def test_ddim_at_eta_one_is_ancestral(kind: str) -> None:
     levels = list(grids.uniform(schedules.cosine(1000), 20))
     table = exact_gamma(grids.uniform(schedules.cosine(1000), 20))
     spread = {"small": variance.small, "large": variance.large, "analytic": analytic(table, last=levels[-2])}[kind]
-    for t, s in zip(levels, levels[1:], strict=False):
+    for t, s in itertools.pairwise(levels):
         for noise in (0.0, 1.0):
             found = one(partial(ddim, eta=1.0, variance=spread), t, s, noise)
             assert found == pytest.approx(one(partial(ancestral, variance=spread), t, s, noise), abs=1e-10)
@@ -55,7 +56,7 @@ def test_the_published_optimum_of_generalized_ddim(eta: float) -> None:
     """Bao et al. 2022, eq. 8, with their lambda, alpha, alpha_bar and beta_bar, on a spaced grid."""
     levels = grids.uniform(schedules.linear(1000), 10)
     spread = analytic(exact_gamma(levels))
-    for t, s in list(zip(list(levels), list(levels)[1:], strict=False))[:-1]:
+    for t, s in list(itertools.pairwise(list(levels)))[:-1]:
         bar, before = t.alpha**2, s.alpha**2
         alpha, beta_bar, beta_before = bar / before, 1 - bar, 1 - before
         squared = eta**2 * beta_before / beta_bar * (1 - alpha)

@@ -268,7 +268,8 @@ def tune(arguments: list[str]) -> int:
         prog="sfumato tune",
         description="Fit to a trained model what samples and bounds gain from, and keep it in the run.\n\n"
         "This is the Gamma of Analytic-DPM, estimated in one pass over training images: the optimal variance "
-        "of the reverse process follows from it, on any grid (--sampler.variance analytic).",
+        "of the reverse process follows from it, on any grid (--sampler.variance analytic), and so does the grid of "
+        "the lowest bound (--grid.kind optimal).",
     )
     from sfumato import tuning
     from sfumato.reporting import bar

@@ -24,6 +24,7 @@ from sfumato.config.sampling import (
     EvaluationConfig,
     Heun,
     KarrasGrid,
+    OptimalGrid,
     SamplingConfig,
     UniformGrid,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "MinSnr",
     "ModelConfig",
     "ObjectiveConfig",
+    "OptimalGrid",
     "OptimizerConfig",
     "OutputWeight",
     "RectifiedFlow",

@@ -47,7 +47,8 @@ def reverse_variance(
             )
         return partial(variance.learned, lowest=variance.floor(levels) if decoder else None)
     if kind == "analytic":
-        gamma = fitted.require_gamma()
+        # an average over few images may tell of no variance where there is almost no data left
+        gamma = fitted.require_gamma().monotone()
         return analytic(gamma, to_data=True) if decoder else analytic(gamma, last=list(levels)[-2])
     return variance.small if kind == "small" else variance.large
 
@@ -132,11 +133,25 @@ class KarrasGrid(Component):
         return grids.karras(denoiser.schedule, steps, self.sigma_min, self.sigma_max, self.rho)
 
 
+class OptimalGrid(Component):
+    """The steps whose variational bound is the lowest, by Analytic-DPM (Bao et al. 2022); needs sfumato tune."""
+
+    kind: Literal["optimal"] = "optimal"
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        from sfumato.diffusion.schedule import Discrete
+        from sfumato.sampling import grids, trajectory
+
+        schedule = denoiser.schedule
+        count = schedule.steps if isinstance(schedule, Discrete) else trajectory.CANDIDATES
+        return trajectory.optimal(schedule, steps, fitted.require_gamma(), candidates=grids.fine(schedule, count))
+
+
 class SamplingConfig(Component):
     """How images are drawn from the model."""
 
     sampler: Annotated[Ancestral | Ddim | Heun | DpmSolver, Field(discriminator="kind")] = Ddim()
-    grid: Annotated[UniformGrid | KarrasGrid, Field(discriminator="kind")] = UniformGrid()
+    grid: Annotated[UniformGrid | KarrasGrid | OptimalGrid, Field(discriminator="kind")] = UniformGrid()
     steps: int = Field(default=50, ge=1, description="Sampling steps.")
     classes: Literal["frequency", "uniform"] = Field(
         default="frequency",
@@ -152,13 +167,17 @@ class SamplingConfig(Component):
     @property
     def needs_gamma(self) -> bool:
         """Whether it needs what is only known once the training is over: the Gamma of Analytic-DPM."""
-        return isinstance(self.sampler, Ancestral | Ddim) and self.sampler.variance == "analytic"
+        return self.grid.kind == "optimal" or getattr(self.sampler, "variance", "small") == "analytic"
 
     def untuned(self) -> SamplingConfig:
         """The nearest sampling that needs nothing fitted, for previews during the training."""
         if not self.needs_gamma:
             return self
-        return self.model_copy(update={"sampler": self.sampler.model_copy(update={"variance": "small"})})
+        plain = self.sampler
+        if isinstance(plain, Ancestral | Ddim):
+            plain = plain.model_copy(update={"variance": "small"})
+        grid = UniformGrid() if self.grid.kind == "optimal" else self.grid
+        return self.model_copy(update={"sampler": plain, "grid": grid})
 
     def wrap(self, denoiser: Denoiser) -> Denoise:
         """The denoiser as it is sampled from, with its estimates clipped where they are to be."""

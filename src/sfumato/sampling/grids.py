@@ -7,7 +7,7 @@ import math
 import torch
 
 from sfumato.diffusion.level import Level
-from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 
 
@@ -54,3 +54,19 @@ def karras(
     data = schedule(torch.zeros(1, dtype=torch.float64))
     pairs = ((levels.t, data.t), (levels.alpha, data.alpha), (levels.sigma, data.sigma))
     return Level(*(torch.cat([torch.as_tensor(a), torch.as_tensor(b)]) for a, b in pairs))
+
+
+def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
+    r"""Many steps over a whole schedule: uniform in time, but not much nearer to the data than ``sigma_min``.
+
+    Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that, it is the
+    grid of :func:`karras` down to there: at less noise the data are certain, and a network has not learned to be.
+
+    Args:
+        sigma_min: the least level of interest, :math:`\hat\sigma` in units of the data.
+    """
+    _check_steps(steps)
+    end = float(schedule(1.0).noise_to_signal)
+    if not isinstance(schedule, Discrete) and float(schedule(1.0 / steps).noise_to_signal) < 0.5 * sigma_min < end:
+        return karras(schedule, steps, sigma_min)
+    return uniform(schedule, steps)

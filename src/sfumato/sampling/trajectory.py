@@ -46,8 +46,8 @@ def optimal(
             time of another.
 
     Raises:
-        InputError: if there are not 1 to as many steps as the candidates make, these do not fall to the data, nothing
-            of the data is left at the first, or Gamma does not cover them.
+        InputError: if there are not 1 to as many steps as the candidates make, these do not fall to the data, or Gamma
+            does not cover them.
     """
     if candidates is None:
         candidates = uniform(schedule, schedule.steps if isinstance(schedule, Discrete) else CANDIDATES)
@@ -102,8 +102,7 @@ def costs(levels: Level, gamma: Gamma, *, radius: float = 1.0, bins: int | None 
         bins: the number of values of the data, to count the decoder too.
 
     Raises:
-        InputError: if the levels do not fall to the data, nothing of the data is left at the first, or Gamma does not
-            cover them.
+        InputError: if the levels do not fall to the data, or Gamma does not cover them.
     """
     snr = _noisy(levels).exp()
     spread = _spread(levels, gamma, radius, len(snr) if bins is not None else len(snr) - 1)
@@ -113,19 +112,11 @@ def costs(levels: Level, gamma: Gamma, *, radius: float = 1.0, bins: int | None 
 
 def _noisy(levels: Level) -> Float64[Tensor, "noisy"]:
     """The log-SNR of the noisy levels of a grid that is fit for a trajectory."""
-    alpha, sigma, log_snr = (
-        torch.as_tensor(value, dtype=torch.float64).reshape(-1)
-        for value in (levels.alpha, levels.sigma, levels.log_snr)
-    )
+    sigma, log_snr = (torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in (levels.sigma, levels.log_snr))
     if len(sigma) < 2 or float(sigma[-1]) != 0.0 or not bool((log_snr.diff() > 0.0).all()):
         raise InputError(
             "A trajectory needs levels that fall strictly from noise to the data: "
             "at least two, the last with sigma = 0."
-        )
-    if float(alpha[0]) == 0.0:
-        raise InputError(
-            "Nothing of the data is left at the first level, where Gamma does not tell their variance; "
-            "start the trajectory at a level with alpha above 0."
         )
     return log_snr[:-1]
 
