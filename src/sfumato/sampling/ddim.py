@@ -21,7 +21,7 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Tensor:
-    r"""The step of DDIM (Song et al. 2021, eq. 12).
+    r"""The step of DDIM (J. Song et al. 2021, eqs. 12 and 16).
 
     :math:`x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - \varsigma^2}\, \hat\epsilon + \varsigma z` with
     :math:`\varsigma^2 = \eta^2 \tilde\beta`; deterministic at :math:`\eta = 0`, ancestral with the small variance at 1.
