@@ -140,7 +140,7 @@ def test_the_bound_is_the_expectation_of_the_logarithm_of_the_ratio() -> None:
 
 
 def test_the_weight_of_likelihood_is_large_near_the_data() -> None:
-    """Of the linear schedule with variance beta it is 1 / (2 (1 - beta_1)) in the first step, and 49 times less in the last."""
+    """Of the linear schedule with variance beta: 1 / (2 (1 - beta_1)) in the first step, 49 times less in the last."""
     weight = weighting.vlb(TABLE, large=True)
     found = [float(weight(TABLE(i / STEPS))) for i in (1, 10, 100, STEPS)]
     assert found[0] == pytest.approx(0.5 / (1.0 - 1e-4), rel=1e-9)

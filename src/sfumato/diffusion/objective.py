@@ -157,9 +157,10 @@ def learned_schedule_loss(
         L = D_{KL}(q(x_1 | x_0) \| p(x_1)) - \log p(x_0 | x_{t_0})
         + \tfrac{1 - t_0}{2}\, |\lambda'(t)|\, \lVert \hat\epsilon - \epsilon \rVert^2
 
-    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of 8-bit data (the paper has the density at each of
-    the values, normalized). The network and the ends of the schedule descend its gradient. Its mean does not depend on what lies between the ends, but its variance does:
-    there the gradient is that of the square of the last term, :math:`2 \ell\, \partial \ell` (there, app. I).
+    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of 8-bit data (the paper's is the density at each
+    of the values, normalized). The network and the ends of the schedule descend its gradient. Its mean does not depend
+    on what lies between the ends, but its variance does: there the gradient is that of the square of the last term,
+    :math:`2 \ell\, \partial \ell` (there, app. I).
 
     Args:
         denoiser: the denoiser.
