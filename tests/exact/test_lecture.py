@@ -165,7 +165,7 @@ def test_the_gradient_is_that_of_algorithm_1() -> None:
     denoiser = Denoiser(network, TABLE, parameterization.eps, embed_index(STEPS))
     x0, eps = (random.normal(k, "lecture", 0, 4, (2, 3)).double() for k in range(2))
     steps = torch.tensor([1, 40, 500, STEPS], dtype=torch.float64)
-    loss = objective.training_loss(denoiser, x0, TABLE(steps / STEPS), eps)
+    loss = objective.training_loss(denoiser, x0, TABLE(steps / STEPS), eps, weighting.simple)
     bars = np.cumprod(1.0 - np.linspace(1e-4, 0.02, STEPS))[steps.long().numpy() - 1]
     for i, bar in enumerate(bars):
         x = math.sqrt(bar) * x0[i] + math.sqrt(1.0 - bar) * eps[i]
