@@ -91,7 +91,7 @@ def test_the_continuous_bound_of_known_schedules() -> None:
 
 @pytest.mark.parametrize(("k", "gamma"), [(1.0, 1.0), (1.0, 0.5), (2.0, 0.0)])
 def test_p2(k: float, gamma: float) -> None:
-    """Choi et al. 2022, eq. 8, relative to L_simple: 1 / (k + SNR)^gamma with SNR = alpha_bar / (1 - alpha_bar)."""
+    """Choi et al. 2022, relative to L_simple: 1 / (k + SNR)^gamma with SNR = alpha_bar / (1 - alpha_bar)."""
     expected = 1.0 / (k + BARS / (1 - BARS)) ** gamma
     found = numbers(weighting.p2(k, gamma), TABLE, [i / STEPS for i in range(1, STEPS + 1)])
     assert found == pytest.approx(expected.tolist(), rel=1e-10)

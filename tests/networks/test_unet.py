@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sfumato.conditioning.encoders import Conditioned, LabelEncoder, drop
 from sfumato.errors import InputError
-from sfumato.networks.embeddings import Sinusoidal
+from sfumato.networks.embeddings import RandomFourier, Sinusoidal
 from sfumato.networks.layers import Attention, ResBlock
 from sfumato.networks.unet import UNet
 
@@ -110,6 +110,36 @@ def test_sinusoidal_features() -> None:
     out = Sinusoidal(6, period=1000.0, scale=2.0)(torch.tensor([0.7]))
     w = 2.0 * torch.tensor([1.0, 0.1, 0.01])
     assert torch.allclose(out, torch.cat([(0.7 * w).cos(), (0.7 * w).sin()])[None], atol=1e-6)
+
+
+def test_random_fourier_features_are_those_of_a_gaussian_kernel() -> None:
+    """Their products are exp(-s^2 (t - t')^2 / 2), to the error of Monte Carlo."""
+    count, scale = 20_000, 2.5
+    features = RandomFourier(2 * count, scale)
+    times = torch.tensor([0.0, 0.1, 0.35, 1.0])
+    out = features(times)
+    expected = torch.exp(-0.5 * scale**2 * (times[:, None] - times).square())
+    assert (out @ out.T / count - expected).abs().max() < 5.0 / count**0.5
+    assert torch.equal(RandomFourier(6).frequencies, RandomFourier(6).frequencies)
+    assert not features.state_dict()
+
+
+def test_an_additive_embedding_is_the_same_at_every_position() -> None:
+    block = randomized(ResBlock(2, 4, 4, 6, 2, "additive"))
+    x, embedding = torch.randn(2, 4, 5, 5), torch.randn(2, 6)
+    h = block.conv1(functional.silu(block.norm1(x)))  # type: ignore[operator]
+    h = block.norm2(h + block.modulation(embedding)[:, :, None, None])  # type: ignore[operator, index]
+    assert torch.allclose(block(x, embedding), x + block.conv2(functional.silu(h)), atol=1e-5)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "fourier"])
+@pytest.mark.parametrize("modulation", ["adaptive", "additive"])
+def test_every_way_to_tell_the_time(kind: str, modulation: str) -> None:
+    options = {"time_kind": kind, "modulation": modulation}
+    network = randomized(UNet(1, 1, (8, 8), blocks=1, groups=4, **options))  # type: ignore[arg-type]
+    x = torch.randn(2, 1, 4, 4)
+    one, other = network(x, torch.tensor([0.1, 0.1])), network(x, torch.tensor([0.1, 0.9]))
+    assert torch.allclose(one[0], other[0], atol=1e-6) and not torch.allclose(one[1], other[1], atol=1e-3)
 
 
 def test_labels() -> None:

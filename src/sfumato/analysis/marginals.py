@@ -87,7 +87,7 @@ def spiral(arms: int = 2, points: int = 48) -> Mixture:
 
 
 def smoothed(points: Float[Tensor, "n d"]) -> Mixture:
-    """The kernel density of points in one or two dimensions, its width by Silverman's rule (1986, eq. 4.14).
+    """The kernel density of points in one or two dimensions, its width by Silverman's rule (1986, sec. 4.3).
 
     Raises:
         InputError: for fewer than two points, or points that do not differ.

@@ -28,7 +28,7 @@ _EDGE = 1e-12
 class Gamma:
     r"""A table of :math:`\Gamma(\lambda) = \tfrac1D \mathbb E \lVert \hat\epsilon(x, \lambda) \rVert^2` by log-SNR.
 
-    It is :math:`\sigma^2` times the :math:`\Gamma` of Bao et al. 2022, eq. 9, which is of the score. As a function of
+    It is :math:`\sigma^2` times the :math:`\Gamma` of Bao et al. 2022, sec. 3, which is of the score. As a function of
     the log-SNR it belongs to the denoiser and its data, and to no schedule or grid.
 
     Attributes:
@@ -136,7 +136,7 @@ def estimate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Gamma:
-    r"""Gamma of a denoiser in one pass over data (Bao et al. 2022, eq. 9 and algorithm 1).
+    r"""Gamma of a denoiser in one pass over data (Bao et al. 2022, sec. 3).
 
     Every image is seen once at every level. The noise of image ``i`` at level ``k`` is a function of the seed alone,
     so that the result does not depend on the batches, to rounding.
@@ -178,8 +178,8 @@ def analytic(
     .. math::
         \sigma^2 = \tilde\beta + k_0^2 \min\left(\frac{\sigma_t^2}{\alpha_t^2} (1 - \Gamma_t),\ r^2\right)
 
-    (Bao et al. 2022, eq. 8, with the bounds of theorem 2: the posterior variance of data is not negative, and that of
-    data in an interval of half-width ``r`` at most :math:`r^2`), for any pair of levels.
+    (Bao et al. 2022, theorem 1, with the bounds of theorem 2: the posterior variance of data is not negative, and that
+    of data in an interval of half-width ``r`` at most :math:`r^2`), for any pair of levels.
 
     Args:
         gamma: the table of the denoiser.
@@ -188,7 +188,7 @@ def analytic(
             step adds no noise.
         last: the last noisy level of the grid in use. In the step that ends there, the noise is clipped so that it
             moves a value by at most ``pixels`` of 255 parts of the range on average,
-            :math:`\mathbb E |\sigma z| \le 2 r p / 255` (there, app. F.2).
+            :math:`\mathbb E |\sigma z| \le 2 r p / 255` (there, app. F).
         pixels: see ``last``; 1 or 2 there.
 
     Raises:

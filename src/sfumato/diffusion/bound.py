@@ -99,7 +99,7 @@ def prior_variance(level: Level) -> float:
     r"""The variance of the prior :math:`p(x_T) = \mathcal N(0, v I)` at the first level of a grid.
 
     1 where the variance is preserved, :math:`\alpha^2 + \sigma^2 = 1` (Ho et al. 2020); :math:`\sigma^2` where it is
-    not, as in variance-exploding schedules (Song et al. 2021, app. C).
+    not, as in variance-exploding schedules (Y. Song et al. 2021, app. C).
     """
     alpha, sigma = float(level.alpha), float(level.sigma)
     return 1.0 if abs(alpha * alpha + sigma * sigma - 1.0) < 1e-6 else sigma * sigma

@@ -107,9 +107,10 @@ def _inverse_softplus(value: Tensor) -> Tensor:
 
 
 def prior_nats(x0: Tensor, log_snr: Tensor) -> Float64[Tensor, "batch"]:
-    r""":math:`D_{KL}(q(x_1 | x_0) \| \mathcal N(0, I))` per dimension, by the log-SNR at the end (VDM, eq. 11).
+    r""":math:`D_{KL}(q(x_1 | x_0) \| \mathcal N(0, I))` per dimension, by the log-SNR at the end.
 
-    :math:`\tfrac12 (\sigma^2 + \alpha^2 x_0^2 - 1 - \log \sigma^2)` with :math:`\alpha^2 = 1 - \sigma^2`.
+    :math:`\tfrac12 (\sigma^2 + \alpha^2 x_0^2 - 1 - \log \sigma^2)` with :math:`\alpha^2 = 1 - \sigma^2`, the prior
+    loss of Kingma et al. 2021.
     """
     alpha2, log_sigma2 = log_snr.sigmoid(), functional.logsigmoid(-log_snr)
     return 0.5 * (alpha2 * (x0.double().square().flatten(1).mean(1) - 1.0) - log_sigma2)

@@ -93,7 +93,7 @@ def embed_index(steps: int) -> Embed:
 
 
 def embed_thousand(level: Level) -> Scalar:
-    """1000 t, as continuous-time models with DDPM's embedding use (Song et al. 2021, code)."""
+    """1000 t: DDPM's step index for models in continuous time (Y. Song et al. 2021, code, where it is 999 t)."""
     return level.t * 1000.0
 
 

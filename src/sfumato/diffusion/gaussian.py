@@ -47,7 +47,7 @@ def transition(t: Level, s: Level) -> tuple[Scalar, Scalar]:
     r"""Scale and variance of :math:`q(x_t | x_s) = \mathcal N(\alpha_{t|s} x_s, \sigma^2_{t|s} I)`, ``s`` before ``t``.
 
     :math:`\alpha_{t|s} = \alpha_t / \alpha_s` and :math:`\sigma^2_{t|s} = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2`
-    (Kingma et al. 2021, eq. 20).
+    (Kingma et al. 2021, app. A).
     Between neighbouring steps of a discrete schedule these are :math:`\sqrt{1 - \beta_t}` and :math:`\beta_t`.
     """
     scale = t.alpha / s.alpha
@@ -135,7 +135,7 @@ def posterior(x0: Float[Tensor, "batch *shape"], x_t: Float[Tensor, "batch *shap
         k_t = \frac{\alpha_{t|s} \sigma_s^2}{\sigma_t^2}, \qquad
         \tilde\beta = \frac{\sigma_{t|s}^2 \sigma_s^2}{\sigma_t^2}
 
-    (Ho et al. 2020, eqs. 6 and 7, for neighbouring steps; Kingma et al. 2021, app. A.2, for any pair.)
+    (Ho et al. 2020, eqs. 6 and 7, for neighbouring steps; Kingma et al. 2021, app. A, for any pair.)
     At ``s = 0`` the mean is :math:`x_0` and the variance 0.
     """
     k0, kt, variance = (broadcast(k, x_t) for k in posterior_coefficients(t, s))

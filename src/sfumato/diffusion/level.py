@@ -48,7 +48,10 @@ class Level:
 
     @property
     def log_snr(self) -> Scalar:
-        r"""The logarithm of the signal-to-noise ratio, :math:`\lambda = \log(\alpha^2 / \sigma^2)` (VDM, eq. 2)."""
+        r"""The logarithm of the signal-to-noise ratio, :math:`\lambda = \log(\alpha^2 / \sigma^2)`.
+
+        (The ratio: Kingma et al. 2021, eq. 2.)
+        """
         if isinstance(self.alpha, Tensor) or isinstance(self.sigma, Tensor):
             alpha, sigma = torch.as_tensor(self.alpha), torch.as_tensor(self.sigma)
             return 2.0 * (alpha.log() - sigma.log())

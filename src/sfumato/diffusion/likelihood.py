@@ -239,7 +239,7 @@ def log_density(
     sigma_min: float | None = None,
     **cond: Tensor,
 ) -> LogDensity:
-    r"""The log-density of data under the probability-flow ODE (Song et al. 2021, eq. 39).
+    r"""The log-density of data under the probability-flow ODE (Y. Song et al. 2021, app. D.2).
 
     In the angle :math:`\tan\varphi = \sigma / \alpha` and the normalized :math:`y = x / \sqrt{\alpha^2 + \sigma^2}`,
     the flow of every schedule is :math:`dy / d\varphi = \hat v = \cos\varphi\, \hat\epsilon - \sin\varphi\, \hat x_0`.
@@ -314,7 +314,8 @@ def dequantize(
     A density ``p`` of such data bounds the probability of the bins,
     :math:`\log P(x_0) \ge E[\log p(x_0 + u)] + D \log w` (Theis et al. 2016, sec. 3.1). The bins touch: for 8-bit
     data, ``w = 1 / 127.5`` is the width of the bins of the discretized decoder, so that the two likelihoods are
-    comparable. (Data laid on 256 bins *within* [-1, 1] have ``w = 1 / 128``, the 7 bits of Song et al. 2021.)
+    comparable. (Data laid on 256 bins *within* [-1, 1] have ``w = 1 / 128``, the 7 bits in the code of Y. Song et al.
+    2021.)
     """
     u = random.uniform(seed, "dequantize", first, len(x0), tuple(x0.shape[1:])).to(x0)
     return x0 + (u - 0.5 + 2.0**-33) * (2.0 / (bins - 1))

@@ -74,6 +74,8 @@ def training_loss(
 
     The hybrid loss is :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16): one
     pass of the network serves both, and :math:`T L_{t-1}` at a uniform step is an unbiased :math:`L_{\text{vlb}}`.
+    Both are per dimension, the first a squared error and the second in bits, as in the authors' code. In nats the share
+    would be :math:`0.001 / \log 2 = 0.00144`.
 
     Raises:
         InputError: if a variance is to be learned on a schedule that has no steps.
@@ -155,9 +157,10 @@ def learned_schedule_loss(
         L = D_{KL}(q(x_1 | x_0) \| p(x_1)) - \log p(x_0 | x_{t_0})
         + \tfrac{1 - t_0}{2}\, |\lambda'(t)|\, \lVert \hat\epsilon - \epsilon \rVert^2
 
-    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of 8-bit data. The network and the ends of the
-    schedule descend its gradient. Its mean does not depend on what lies between the ends, but its variance does:
-    there the gradient is that of the square of the last term, :math:`2 \ell\, \partial \ell` (app. I.2).
+    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of 8-bit data (the paper's is the density at each
+    of the values, normalized). The network and the ends of the schedule descend its gradient. Its mean does not depend
+    on what lies between the ends, but its variance does: there the gradient is that of the square of the last term,
+    :math:`2 \ell\, \partial \ell` (there, app. I).
 
     Args:
         denoiser: the denoiser.

@@ -57,7 +57,7 @@ def eps(level: Level) -> Output:
 def score(level: Level) -> Output:
     r"""The network predicts the score: :math:`\nabla_x \log q_t(x) \approx F = -\hat\epsilon / \sigma`.
 
-    (Song et al. 2021, sec. 3.3.)
+    (Y. Song et al. 2021, sec. 3.3.)
 
     Raises:
         InputError: where :math:`\alpha = 0`.

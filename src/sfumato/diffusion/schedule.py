@@ -268,7 +268,7 @@ def zero_terminal_snr(table: Discrete) -> Discrete:
 
 
 class ContinuousLinear(Schedule):
-    r"""The variance-preserving SDE with linear :math:`\beta(t)` (Song et al. 2021, eq. 33): the limit of ``linear``.
+    r"""The variance-preserving SDE with linear :math:`\beta(t)` (Y. Song et al. 2021, app. C): the limit of ``linear``.
 
     :math:`\log\bar\alpha(t) = -\beta_{\min} t - \tfrac12 (\beta_{\max} - \beta_{\min}) t^2`.
     """

@@ -103,7 +103,9 @@ def _vlb(level: Level, schedule: Discrete, lowest: float, large: bool) -> Scalar
 
 
 def vlb_continuous(schedule: Schedule) -> Weight:
-    r"""The weight of the variational bound in continuous time, :math:`w = -\tfrac12 \frac{d\lambda}{dt}` (VDM, eq. 15).
+    r"""The weight of the variational bound in continuous time, :math:`w = -\tfrac12 \frac{d\lambda}{dt}`.
+
+    (Kingma et al. 2021, eq. 15, there on the error of the data.)
 
     Under uniform times the loss is the diffusion part of the bound as a whole, in nats per dimension: the limit of
     :math:`T \lambda_t` of :func:`vlb`.
@@ -114,7 +116,7 @@ def vlb_continuous(schedule: Schedule) -> Weight:
 def sigmoid_weight(schedule: Schedule, bias: float = 2.0) -> Weight:
     r"""The bound weighted by a sigmoid: :math:`w = -\tfrac12 \frac{d\lambda}{dt}\, \varsigma(b - \lambda)`.
 
-    Here :math:`\lambda` is the log-SNR (Kingma and Gao 2023, sec. 4 and table 1; meant for uniform times.)
+    Here :math:`\lambda` is the log-SNR (Kingma and Gao 2023; meant for uniform times).
     """
     return partial(_sigmoid, schedule=schedule, bias=bias)
 
@@ -128,7 +130,7 @@ def _sigmoid(level: Level, schedule: Schedule, bias: float) -> Scalar:
 
 
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
-    r"""Perception prioritized weighting, :math:`w = (k + \mathrm{SNR})^{-\gamma}` (Choi et al. 2022, eq. 8).
+    r"""Perception prioritized weighting, :math:`w = (k + \mathrm{SNR})^{-\gamma}` (Choi et al. 2022).
 
     Raises:
         InputError: if ``k`` is not positive or ``gamma`` negative.
@@ -139,7 +141,7 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
-    r"""Min-SNR weighting (Hang et al. 2023, sec. 3.4): :math:`\min(\mathrm{SNR}, \gamma)` on the error of the data.
+    r"""Min-SNR weighting (Hang et al. 2023): :math:`\min(\mathrm{SNR}, \gamma)` on the error of the data.
 
     On the error of the noise it is :math:`\min(1, \gamma / \mathrm{SNR})`.
 
@@ -152,7 +154,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 
 def soft_min_snr(gamma: float = 4.0) -> Weight:
-    r"""Soft min-SNR weighting (Crowson et al. 2024, sec. 3.3): the min of min-SNR made smooth.
+    r"""Soft min-SNR weighting (Crowson et al. 2024): the min of min-SNR made smooth.
 
     On the error of the data it is :math:`(\mathrm{SNR}^{-1} + \gamma^{-1})^{-1}`, on that of the noise
     :math:`\gamma / (\mathrm{SNR} + \gamma)`.

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sfumato import random
+
+TimeFeatures = Literal["sinusoidal", "fourier"]
 
 
 class Sinusoidal(nn.Module):
@@ -34,12 +39,35 @@ class Sinusoidal(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-class TimeEmbedding(nn.Module):
-    """Sinusoidal features and two linear layers with SiLU between (Ho et al. 2020, app. B)."""
+class RandomFourier(nn.Module):
+    r"""Random Fourier features: :math:`\cos(\omega_i t), \sin(\omega_i t)`, :math:`\omega_i \sim \mathcal N(0, s^2)`.
 
-    def __init__(self, features: int, width: int, scale: float = 1.0) -> None:
+    Products of the features of two times, over half their number, approach :math:`\exp(-s^2 (t - t')^2 / 2)`
+    (Rahimi and Recht 2007; for noise levels, Y. Song et al. 2021). The frequencies are the same in every network.
+
+    Args:
+        width: number of features, even.
+        scale: the standard deviation ``s`` of the frequencies.
+    """
+
+    frequencies: Float[Tensor, "half"]
+
+    def __init__(self, width: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.features = Sinusoidal(features, scale=scale)
+        drawn = random.normal(0, "random Fourier features", 0, 1, (width // 2,))[0]
+        self.register_buffer("frequencies", scale * drawn, persistent=False)
+
+    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
+        angle = time[:, None] * self.frequencies
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Features of time and two linear layers with SiLU between (Ho et al. 2020, app. B)."""
+
+    def __init__(self, features: int, width: int, scale: float = 1.0, kind: TimeFeatures = "sinusoidal") -> None:
+        super().__init__()
+        self.features = (Sinusoidal if kind == "sinusoidal" else RandomFourier)(features, scale=scale)
         self.first = nn.Linear(features, width)
         self.second = nn.Linear(width, width)
 

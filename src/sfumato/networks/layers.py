@@ -12,6 +12,7 @@ from torch.nn import functional
 from sfumato.errors import InputError
 
 Dims = Literal[1, 2]
+Modulation = Literal["adaptive", "additive"]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -35,18 +36,23 @@ def group_norm(channels: int, groups: int, affine: bool = True) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """A residual block whose second normalization is scaled and shifted by the embedding (adaptive group norm).
+    """A residual block: two times normalization, SiLU and convolution, the last one zero at the start.
 
-    Two times normalization, SiLU and convolution, the last one zero at the start (Dhariwal and Nichol 2021, sec. 3).
-    The second normalization has no gain and bias of its own: those of the embedding are all it needs.
+    The embedding scales and shifts the second normalization (adaptive group norm, Dhariwal and Nichol 2021, sec. 3),
+    which has no gain and bias of its own then: those of the embedding are all it needs. Or it is added to every
+    position before the second normalization (Ho et al. 2020, app. B).
     """
 
-    def __init__(self, dims: Dims, inputs: int, outputs: int, embedding: int, groups: int) -> None:
+    def __init__(
+        self, dims: Dims, inputs: int, outputs: int, embedding: int, groups: int, modulation: Modulation = "adaptive"
+    ) -> None:
         super().__init__()
+        self.adaptive = modulation == "adaptive"
         self.norm1 = group_norm(inputs, groups)
         self.conv1 = conv(dims, inputs, outputs)
-        self.modulation = zero(nn.Linear(embedding, 2 * outputs))
-        self.norm2 = group_norm(outputs, groups, affine=False)
+        linear = nn.Linear(embedding, 2 * outputs if self.adaptive else outputs)
+        self.modulation = zero(linear) if self.adaptive else linear
+        self.norm2 = group_norm(outputs, groups, affine=not self.adaptive)
         self.conv2 = zero(conv(dims, outputs, outputs))
         self.skip = nn.Identity() if inputs == outputs else conv(dims, inputs, outputs, kernel=1)
 
@@ -54,10 +60,12 @@ class ResBlock(nn.Module):
         self, x: Float[Tensor, "batch inputs *space"], embedding: Float[Tensor, "batch embedding"]
     ) -> Float[Tensor, "batch outputs *space"]:
         h = self.conv1(functional.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding).chunk(2, dim=1)
-        ones = [1] * (x.ndim - 2)
-        scale, shift = scale.reshape(*scale.shape, *ones), shift.reshape(*shift.shape, *ones)
-        h = torch.addcmul(shift, self.norm2(h), scale + 1.0)
+        told = self.modulation(embedding).reshape(len(x), -1, *[1] * (x.ndim - 2))
+        if self.adaptive:
+            scale, shift = told.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), scale + 1.0)
+        else:
+            h = self.norm2(h + told)
         return self.skip(x) + self.conv2(functional.silu(h))
 
 

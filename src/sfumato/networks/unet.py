@@ -11,16 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.networks.embeddings import TimeEmbedding
-from sfumato.networks.layers import Attention, Dims, Downsample, ResBlock, Upsample, conv, group_norm, zero
+from sfumato.networks.embeddings import TimeEmbedding, TimeFeatures
+from sfumato.networks.layers import Attention, Dims, Downsample, Modulation, ResBlock, Upsample, conv, group_norm, zero
 
 
 class _Block(nn.Module):
     """A residual block and, where asked, attention."""
 
-    def __init__(self, dims: Dims, inputs: int, outputs: int, embedding: int, groups: int, heads: int | None) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        groups: int,
+        heads: int | None,
+        modulation: Modulation,
+    ) -> None:
         super().__init__()
-        self.res = ResBlock(dims, inputs, outputs, embedding, groups)
+        self.res = ResBlock(dims, inputs, outputs, embedding, groups, modulation)
         self.attention = Attention(outputs, heads, groups) if heads else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -46,8 +55,11 @@ class UNet(nn.Module):
         heads: attention heads.
         groups: groups of the normalizations, at most.
         embedding: width of the time embedding; by default four times the first width.
-        time_features: number of sinusoidal time features; by default the first width.
-        time_scale: the largest frequency of the sinusoidal time features.
+        time_features: number of time features; by default the first width.
+        time_scale: the largest frequency of sinusoidal time features, the standard deviation of random ones.
+        time_kind: ``"sinusoidal"`` or random ``"fourier"`` features of time.
+        modulation: how blocks take in the embedding: ``"adaptive"`` group normalization, or ``"additive"``, the same
+            numbers at every position.
         dims: 1 for signals, 2 for images.
 
     Raises:
@@ -71,6 +83,8 @@ class UNet(nn.Module):
         embedding: int | None = None,
         time_features: int | None = None,
         time_scale: float = 1.0,
+        time_kind: TimeFeatures = "sinusoidal",
+        modulation: Modulation = "adaptive",
         dims: Dims = 2,
     ) -> None:
         super().__init__()
@@ -82,10 +96,10 @@ class UNet(nn.Module):
             )
         self.inputs, self.dims, self.factor = inputs, dims, 2 ** (len(channels) - 1)
         self.width = width = embedding or 4 * channels[0]
-        self.time = TimeEmbedding(time_features or 2 * (channels[0] // 2), width, time_scale)
+        self.time = TimeEmbedding(time_features or 2 * (channels[0] // 2), width, time_scale, time_kind)
 
         def block(before: int, after: int, attend: bool) -> _Block:
-            return _Block(dims, before, after, width, groups, heads if attend else None)
+            return _Block(dims, before, after, width, groups, heads if attend else None, modulation)
 
         self.every = skips == "all"
         learned = resample == "learned"

@@ -24,7 +24,7 @@ def ddim(
     eta: float = 0.0,
     variance: ReverseVariance = small,
 ) -> Tensor:
-    r"""The step of DDIM (Song et al. 2021, eq. 12), generalized to any reverse variance (Bao et al. 2022, eq. 8).
+    r"""The step of DDIM (J. Song et al. 2021, eqs. 12 and 16), of any reverse variance (Bao et al. 2022, sec. 3).
 
     With :math:`\varsigma^2 = \eta^2 \tilde\beta` and the weight of the data in the mean,
     :math:`k = \alpha_s - \alpha_t \sqrt{\sigma_s^2 - \varsigma^2} / \sigma_t`,

@@ -250,7 +250,7 @@ class GaussianOracle(MixtureOracle):
         r"""The exact solution of the probability flow from ``t`` to ``s``, which deterministic samplers approach.
 
         :math:`x_s = \alpha_s \mu + S_s^{1/2} S_t^{-1/2} (x_t - \alpha_t \mu)`, since :math:`S_t` and :math:`S_s` share
-        their eigenvectors (Song et al. 2021, eq. 13, solved).
+        their eigenvectors (the ODE of Y. Song et al. 2021, eq. 13, solved).
 
         Raises:
             InputError: if ``x`` or a level have another shape, or ``t`` is at ``sigma = 0`` and ``C`` singular.
