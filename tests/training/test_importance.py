@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfumato import random
 from sfumato.config import Config
 from sfumato.data import Dataset, Loader
 from sfumato.diffusion.importance import LossSecondMoment
@@ -100,6 +102,23 @@ def test_it_learns() -> None:
     found = np.array([record.loss for record in run.run(150)])
     assert history(run).adapted and len(history(run).seen) == 100
     assert found[-20:].mean() < 0.8 * found[:10].mean()
+
+
+def test_a_rare_level_of_great_importance_is_no_divergence() -> None:
+    """A stratum that seemed settled is drawn once in thousands of steps, and then weighs a hundred thousandfold."""
+    run = trainer(table({**TIMES, "uniform_share": 1e-5}, "simple"))
+    list(run.run(25))
+    calm = torch.ones(8, 2, dtype=torch.float64)
+    calm[0] = 1e-12
+    law = replace(history(run), losses=calm)
+    shifts = random.uniform(0, "time", 0, 1_000_000)
+    # the first step whose draws, a sixteenth apart, begin within that stratum
+    run.step = int(((shifts % (1.0 / 16.0)) < law.probabilities[0]).nonzero()[0, 0])
+    run.objective = replace(run.objective, law=law)
+    usual = run._usual_loss
+    record = next(run.run(run.step + 1))
+    assert record.loss > 1e3 * usual
+    assert int((history(run).seen - law.seen)[0]) == 1
 
 
 def test_a_step_that_is_not_applied_is_not_remembered() -> None:

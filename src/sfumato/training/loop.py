@@ -212,15 +212,17 @@ class Trainer:
             total[0] += loss.detach()
         mean, stop = self.accelerator.reduce(total, reduction="mean").tolist()  # pyright: ignore
         self.stopping = stop > 0.0
-        self._judge(mean, "loss")
+        recorded = self._gathered(plain) if isinstance(law, LossSecondMoment) else None
+        # a rare level with a large importance is no divergence
+        self._judge(mean if recorded is None else min(mean, float(recorded.mean())), "loss")
         limit = math.inf if self.clip is None else self.clip
         norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit, foreach=True))
         if not math.isfinite(norm):
             raise Diverged(f"The gradient is {norm} at step {self.step + 1} (loss {mean:.4g}).")
         self.optimizer.step()
-        if isinstance(law, LossSecondMoment):
+        if isinstance(law, LossSecondMoment) and recorded is not None:
             u = self.objective.uniforms(self.seed, self.step * self.batch_size, self.batch_size, self.batch_size)
-            self.objective = replace(self.objective, law=law.update(u, self._gathered(plain)))
+            self.objective = replace(self.objective, law=law.update(u, recorded))
         return mean, norm, rate
 
     def _gathered(self, parts: list[Tensor]) -> Float[Tensor, "batch"]:
