@@ -49,7 +49,9 @@ def test_bounds_of_a_mixture_fitted_to_the_digits() -> None:
             assert found is not None
             gap = found.total - exact
             error = float(gap.std()) / math.sqrt(len(gap))
-            print(f"T = {steps}, {name}: {found.mean:.4f}, exact {float(exact.mean()):.4f}, gap {float(gap.mean()):.4f}")
+            print(
+                f"T = {steps}, {name}: {found.mean:.4f}, exact {float(exact.mean()):.4f}, gap {float(gap.mean()):.4f}"
+            )
             assert float(gap.mean()) > -3.0 * error
             gaps[name].append(float(gap.mean()))
     # the small variance decodes with that of the step before (its own is 0), half of what it should be at any T

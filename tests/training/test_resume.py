@@ -25,10 +25,10 @@ def losses(run: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in map(json.loads, lines)}
 
 
-def assert_same_bytes(one: Path, two: Path) -> None:
+def assert_same_bytes(one: Path, two: Path, *more: str) -> None:
     a, b = state(one), state(two)
     assert a.keys() == b.keys()
-    assert {name.split("/")[0] for name in a} == {"weights", "ema", "optimizer"}
+    assert {name.split("/")[0] for name in a} == {"weights", "ema", "optimizer", *more}
     differ = [name for name in a if a[name].numpy().tobytes() != b[name].numpy().tobytes()]
     assert not differ
     same = (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()

@@ -46,6 +46,9 @@ class Config(Component):
                 "a learned schedule is trained by the bound: use objective.weight vlb_continuous and objective.times "
                 "uniform"
             )
-        if self.model.learned_variance and self.objective.times.kind != "uniform":
-            raise ValueError("model.learned_variance needs objective.times uniform: its bound is a sum over all steps")
+        if self.model.learned_variance and self.objective.times.kind not in ("uniform", "loss_second_moment"):
+            raise ValueError(
+                "model.learned_variance needs objective.times uniform or loss_second_moment: its bound is a sum over "
+                "all steps"
+            )
         return self

@@ -9,6 +9,7 @@ from pydantic import Field
 from sfumato.config.base import Component
 
 if TYPE_CHECKING:
+    from sfumato.diffusion import importance
     from sfumato.diffusion.objective import TimeLaw
     from sfumato.diffusion.schedule import Schedule
     from sfumato.diffusion.weighting import OfDenoiser, Weight
@@ -152,6 +153,27 @@ class LogNormal(Component):
         return objective.log_normal_sigma(schedule, self.mean, self.std)
 
 
+class LossSecondMoment(Component):
+    """Times drawn in proportion to the root mean square of their last losses (Nichol and Dhariwal 2021).
+
+    The losses are divided by that probability, so that what is minimized is the same as with uniform times.
+    """
+
+    kind: Literal["loss_second_moment"] = "loss_second_moment"
+    history: int = Field(
+        default=10, ge=1, description="Losses remembered per part of the time; until all are there, times are uniform."
+    )
+    uniform_share: float = Field(default=0.001, gt=0, le=1, description="The share of uniform times that stays.")
+    strata: int | None = Field(
+        default=None, ge=1, description="Parts of the time; the steps of a table of betas, or 100, when not given."
+    )
+
+    def build(self, schedule: Schedule) -> importance.LossSecondMoment:
+        from sfumato.diffusion.importance import loss_second_moment
+
+        return loss_second_moment(schedule, history=self.history, uniform_share=self.uniform_share, strata=self.strata)
+
+
 class ObjectiveConfig(Component):
     """What is minimized."""
 
@@ -159,7 +181,7 @@ class ObjectiveConfig(Component):
         Simple | EdmWeight | OutputWeight | Vlb | VlbContinuous | SigmoidWeight | P2 | MinSnr | SoftMinSnr,
         Field(discriminator="kind"),
     ] = Simple()
-    times: Annotated[Uniform | LogNormal, Field(discriminator="kind")] = Uniform()
+    times: Annotated[Uniform | LogNormal | LossSecondMoment, Field(discriminator="kind")] = Uniform()
     stratified: bool = Field(default=True, description="Spread the times of a batch evenly, which lowers the variance.")
     label_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Fraction of samples that are trained without label."

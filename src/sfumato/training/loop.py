@@ -6,19 +6,20 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from sfumato import random
 from sfumato.conditioning.encoders import drop
 from sfumato.data import Batch, Loader
 from sfumato.diffusion.denoiser import Denoiser
-from sfumato.diffusion.level import Level
+from sfumato.diffusion.importance import LossSecondMoment
+from sfumato.diffusion.level import Level, broadcast
 from sfumato.diffusion.objective import TimeLaw, Weight, training_loss
 from sfumato.diffusion.weighting import OfDenoiser
 from sfumato.errors import InputError
@@ -64,27 +65,31 @@ class Objective:
     """What is minimized.
 
     Attributes:
-        law: the law of the levels.
+        law: the law of the levels; one that adapts to the losses is replaced after each step.
         weight: the weighting of the squared error of the noise, or how to make it for the denoiser at hand.
         label_dropout: the fraction of samples whose condition is dropped.
         stratified: spread the levels of a batch evenly over their law (Kingma et al. 2021, app. I.1), instead of
             drawing them independently.
     """
 
-    law: TimeLaw
+    law: TimeLaw | LossSecondMoment
     weight: Weight | OfDenoiser
     label_dropout: float = 0.0
     stratified: bool = True
 
-    def levels(self, seed: int, start: int, count: int, batch: int) -> Level:
-        """The levels of samples ``start ... start + count - 1``, in batches of ``batch``."""
+    def uniforms(self, seed: int, start: int, count: int, batch: int) -> Float64[Tensor, "count"]:
+        """What the law maps to the levels of samples ``start ... start + count - 1``, in batches of ``batch``."""
         if not self.stratified:
-            return self.law(random.uniform(seed, "time", start, count))
+            return random.uniform(seed, "time", start, count)
         index = torch.arange(start, start + count)
         steps = index.div(batch, rounding_mode="floor")
         first, last = int(steps[0]), int(steps[-1])
         shift = random.uniform(seed, "time", first, last - first + 1)[steps - first]
-        return self.law((shift + (index % batch) / batch) % 1.0)
+        return (shift + (index % batch) / batch) % 1.0
+
+    def levels(self, seed: int, start: int, count: int, batch: int) -> Level:
+        """The levels of these samples."""
+        return self.law(self.uniforms(seed, start, count, batch))
 
 
 class _Loss(nn.Module):
@@ -189,6 +194,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad()
         share = self.batch_size // (self.accumulate * self.accelerator.num_processes)
+        law, plain = self.objective.law, list[Tensor]()
         # the wish to stop travels with the loss, so that all processes end after the same step
         total = torch.tensor([0.0, float(self.stop)], device=self.accelerator.device)
         for part in range(self.accumulate):
@@ -196,18 +202,35 @@ class Trainer:
             start = self.step * self.batch_size + place * share
             last = part == self.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self._loss(self.loader.batch(start, share)).mean() / self.accumulate
+                losses = self._loss(self.loader.batch(start, share))
+                if isinstance(law, LossSecondMoment):
+                    plain.append(losses.detach())
+                    u = self.objective.uniforms(self.seed, start, share, self.batch_size)
+                    losses = losses * broadcast(law.importance(u), losses)
+                loss = losses.mean() / self.accumulate
                 self.accelerator.backward(loss)
             total[0] += loss.detach()
         mean, stop = self.accelerator.reduce(total, reduction="mean").tolist()  # pyright: ignore
         self.stopping = stop > 0.0
-        self._judge(mean, "loss")
+        recorded = self._gathered(plain) if isinstance(law, LossSecondMoment) else None
+        # a rare level with a large importance is no divergence
+        self._judge(mean if recorded is None else min(mean, float(recorded.mean())), "loss")
         limit = math.inf if self.clip is None else self.clip
         norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit, foreach=True))
         if not math.isfinite(norm):
             raise Diverged(f"The gradient is {norm} at step {self.step + 1} (loss {mean:.4g}).")
         self.optimizer.step()
+        if isinstance(law, LossSecondMoment) and recorded is not None:
+            u = self.objective.uniforms(self.seed, self.step * self.batch_size, self.batch_size, self.batch_size)
+            self.objective = replace(self.objective, law=law.update(u, recorded))
         return mean, norm, rate
+
+    def _gathered(self, parts: list[Tensor]) -> Float[Tensor, "batch"]:
+        """The numbers per sample of the whole batch, in the order of the samples, from the parts of each process."""
+        found = self.accelerator.gather(torch.stack(parts)[None])
+        assert isinstance(found, Tensor)
+        # process, part, sample: the processes share each part
+        return found.transpose(0, 1).flatten()
 
     def _loss(self, batch: Batch) -> Float[Tensor, "batch"]:
         device, count, start = self.accelerator.device, len(batch.x0), batch.start
@@ -235,6 +258,8 @@ class Trainer:
             tensors[f"ema/{name}"] = self.ema.average[name]
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        if isinstance(self.objective.law, LossSecondMoment):
+            tensors |= {"times/losses": self.objective.law.losses, "times/seen": self.objective.law.seen}
         return tensors, {"step": self.step, "usual_loss": self._usual_loss}
 
     @torch.no_grad()
@@ -264,5 +289,8 @@ class Trainer:
             }
             if state:
                 self.optimizer.state[parameter] = state
+        if isinstance(self.objective.law, LossSecondMoment):
+            law = self.objective.law.restored(tensors.get("times/losses"), tensors.get("times/seen"))
+            self.objective = replace(self.objective, law=law)
         self.ema.load({name: tensors[f"ema/{name}"] for name in names})
         self.step, self._usual_loss = int(facts["step"]), float(facts["usual_loss"])
