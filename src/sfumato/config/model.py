@@ -131,7 +131,17 @@ class UNetConfig(Component):
     time_features: int | None = Field(
         default=None, ge=2, multiple_of=2, description="Sinusoidal time features; as many as the first width."
     )
-    time_scale: float = Field(default=1.0, gt=0, description="Largest frequency of the sinusoidal time features.")
+    time_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="Largest frequency of sinusoidal time features, spread of that of random ones.",
+    )
+    time_kind: Literal["sinusoidal", "fourier"] = Field(
+        default="sinusoidal", description="Features of the noise level: sinusoids, or those of random frequencies."
+    )
+    modulation: Literal["adaptive", "additive"] = Field(
+        default="adaptive", description="The embedding scales and shifts the normalized activations, or adds to them."
+    )
 
     def build(self, shape: tuple[int, ...], classes: int, outputs: int | None = None) -> nn.Module:
         """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any.
@@ -158,6 +168,8 @@ class UNetConfig(Component):
             embedding=self.embedding,
             time_features=self.time_features,
             time_scale=self.time_scale,
+            time_kind=self.time_kind,
+            modulation=self.modulation,
             dims=1 if len(shape) == 2 else 2,
         )
         network.check(shape)
