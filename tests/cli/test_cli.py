@@ -134,8 +134,9 @@ def test_bad_input_is_one_sentence_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if words == "None":
-        # one step is a legal cosine schedule: it trains
+        # one step is a legal cosine schedule: it trains, with a warning
         assert run(*arguments.split(), *flags(steps=1), "--sampling.steps", "1") == 0
+        assert "sfumato: alpha_bar_T = 0.001 is not near zero" in capsys.readouterr().err
         return
     assert run(*arguments.split()) == 2
     said = capsys.readouterr()
