@@ -298,20 +298,26 @@ def hierarchy(view: Hierarchy, gaussian: Hierarchy, title: str, who: str) -> Fig
     ):
         if term is not None:
             left.bar([place], [term], width=0.85, color=colour, label=f"{name}, {term:.2g}")
-    left.set(ylabel="bits per dimension", xlabel="time $t$ of the latent   (left data, right noise)")
-    left.set_xlim(-0.8, steps + 1.8)
-    shown = _spread(steps, 7)
-    left.set_xticks([int(places[i]) for i in shown], [f"{float(view.times[i]):.2g}" for i in shown])
     left.set_title(title)
     top = float(torch.cat([view.bits, gaussian.bits, torch.tensor([view.decoder or 0.0])]).max())
     left.set_ylim(0.0, 1.45 * top)
-    left.legend(loc="upper left", fontsize=8.0)
-    right.plot(view.times.numpy(), view.known.numpy(), color=COLOURS[0], label=who)
-    right.plot(gaussian.times.numpy(), gaussian.known.numpy(), color=INK, linewidth=1.2, label="Gaussian, closed form")
+    # the line of the Gaussian last
+    handles, labels = left.get_legend_handles_labels()
+    left.legend(handles[1:] + handles[:1], labels[1:] + labels[:1], loc="upper left", fontsize=8.0)
+    # what is known of a latent stands between the step that ends there and the next
+    between = np.arange(steps, -1, -1) + 0.5
+    right.plot(between, view.known.numpy(), color=COLOURS[0], label=who)
+    right.plot(between, gaussian.known.numpy(), color=INK, linewidth=1.2, label="Gaussian, closed form")
     if view.decoder is not None:
-        right.scatter([0.0], [view.total], color=COLOURS[1], zorder=3, label=f"with the decoder: {view.total:.2f}")
-    right.set(ylabel="bits per dimension", ylim=(0.0, None))
+        last = float(view.known[-1])
+        right.plot([0.5, -0.5], [last, view.total], color=COLOURS[1], linewidth=1.2)
+        right.scatter([-0.5], [view.total], color=COLOURS[1], zorder=3, label=f"with the decoder: {view.total:.2f}")
+    right.set_ylim(bottom=0.0)
     right.set_title("Known once the latents down to $t$ are drawn")
-    _time_axis(right)
-    right.legend(loc="best")
+    right.legend(loc="best", fontsize=8.0)
+    for axes, count in ((left, 7), (right, 5)):
+        shown = _spread(steps, count)
+        axes.set_xticks([int(places[i]) for i in shown], [f"{float(view.times[i]):.2g}" for i in shown])
+        axes.set(ylabel="bits per dimension", xlabel="time $t$ of the latent   (left data, right noise)")
+        axes.set_xlim(-1.5, steps + 1.8)
     return drawn

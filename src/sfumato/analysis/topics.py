@@ -220,7 +220,8 @@ def explain_stitch(subject: Subject) -> Drawn:
     picks = sorted({0.0, 1.0, *(float(columns[i]) for i in _starts(subject.levels, 12))})
     view = stitching(subject.denoiser, detail, x, subject.levels, subject.step, picks, seed=subject.seed, **cond)
     turns = [_turn(view, i) for i in (0, -1)]
-    return draw.stitching(view, f"{subject.who} above the time of switching, {name} below", subject.who, name), (
+    title = f"Above the time of switching {subject.who}, below it {name}"
+    return draw.stitching(view, title, subject.who, name), (
         f"With {subject.who} above the time of switching and {name} below, the sample turns from the first one's to "
         f"the second one's {turns[0]} in its coarse and {turns[1]} in its fine content."
     )

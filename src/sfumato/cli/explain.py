@@ -181,5 +181,7 @@ def _other(run: Path, first: Model) -> Other:
     model = load(run, first.device)
     model.denoiser.eval()
     facts = model.facts
-    same = facts.classes == first.facts.classes
-    return topics.Other(f"run {run.resolve().name}", facts.shape, model.denoiser, model.denoiser.schedule, same)
+    same, name = facts.classes == first.facts.classes, run.resolve().name
+    # of two runs with one name, the second is told by its path
+    who = f"run {run}" if first.run is not None and first.run.resolve().name == name else f"run {name}"
+    return topics.Other(who, facts.shape, model.denoiser, model.denoiser.schedule, same)
