@@ -1,28 +1,30 @@
-"""A denoiser that is known in closed form."""
+"""Denoisers for tests, made of the public oracles."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from sfumato.diffusion.denoiser import Prediction
+from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.level import Level
+from sfumato.diffusion.oracle import Covariances, GaussianOracle
+
+MEAN, STD = 0.4, 0.6
 
 
-class GaussianOracle:
-    """The exact denoiser of data N(mean, std^2 I), and the exact solution of its probability flow."""
+def gaussian(mean: float = MEAN, std: float = STD, shape: tuple[int, ...] = (1,)) -> GaussianOracle:
+    """Data N(mean, std^2 I)."""
+    centre = torch.full(shape, mean, dtype=torch.float64)
+    return GaussianOracle(centre, Covariances.isotropic(torch.tensor([std * std]).double(), centre.numel()))
 
-    def __init__(self, mean: float = 0.4, std: float = 0.6) -> None:
-        self.mean, self.std = mean, std
+
+class Counted:
+    """A denoiser that keeps the sigma of each call."""
+
+    def __init__(self, denoiser: Denoise) -> None:
+        self.denoiser = denoiser
         self.calls: list[float] = []
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
-        self.calls.append(level.sigma)
-        assert level.sigma > 0.0
-        gain = level.alpha * self.std**2 / (level.alpha**2 * self.std**2 + level.sigma**2)
-        return Prediction.of_x0(x, self.mean + gain * (x - level.alpha * self.mean), level)
-
-    def spread(self, level: Level) -> float:
-        return (level.alpha**2 * self.std**2 + level.sigma**2) ** 0.5
-
-    def flow(self, x: Tensor, t: Level, s: Level) -> Tensor:
-        return s.alpha * self.mean + self.spread(s) / self.spread(t) * (x - t.alpha * self.mean)
+        self.calls.append(float(level.sigma))
+        return self.denoiser(x, level, **cond)

@@ -10,11 +10,13 @@ import torch
 
 from sfumato.analysis.content_detail import (
     Stitched,
+    Translated,
     band_correlation,
     band_masks,
     content_detail,
     gaussian_correlation,
     stitching,
+    translated,
 )
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Prediction
@@ -25,7 +27,7 @@ from sfumato.sampling.ancestral import ancestral
 from sfumato.sampling.ddim import ddim
 from sfumato.sampling.heun import heun
 from sfumato.sampling.sample import initial, sample
-from tests.oracles import GaussianOracle
+from tests.oracles import Counted, gaussian
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -60,13 +62,13 @@ def test_a_band_that_is_empty_or_constant_has_no_correlation() -> None:
 @pytest.mark.parametrize(("step", "power"), [(heun, 1), (ancestral, 2)])
 def test_white_gaussian_data_survive_as_the_closed_form_says(step: object, power: int) -> None:
     r"""The flow keeps a correlation of alpha s / sqrt(alpha^2 s^2 + sigma^2), a draw of the posterior its square."""
-    oracle, schedule = GaussianOracle(0.3, 0.7), schedules.ContinuousCosine()
-    images = oracle.mean + oracle.std * draw(500, 1, 8, 8)
+    oracle, schedule = gaussian(0.3, 0.7, (1, 8, 8)), schedules.ContinuousCosine()
+    images = 0.3 + 0.7 * draw(500, 1, 8, 8)
     levels = grids.uniform(schedule, 200)
     view = content_detail(oracle, images, levels, step, starts=[60, 120, 180])  # type: ignore[arg-type]
     for t, found in zip(view.times.tolist(), view.correlation, strict=True):
         level = schedule(t)
-        rho = level.alpha * oracle.std / oracle.spread(level)
+        rho = level.alpha * 0.7 / math.hypot(level.alpha * 0.7, level.sigma)
         # a correlation of n pairs is known to (1 - rho^2) / sqrt(n); 0.01 is for the finite steps
         error = (1.0 - rho ** (2 * power)) / (500 * band_masks((8, 8)).sum((1, 2))).double().sqrt()
         assert bool(((found - rho**power).abs() < 4.0 * error + 0.01).all())
@@ -90,7 +92,7 @@ def test_the_closed_form_of_coloured_data() -> None:
 
 
 def test_stitched_denoisers_take_turns() -> None:
-    one, two = GaussianOracle(-1.0, 0.1), GaussianOracle(1.0, 0.1)
+    one, two = (Counted(gaussian(mean, 0.1, (1, 4, 4))) for mean in (-1.0, 1.0))
     both = Stitched(one, two, 0.5)
     levels, x = grids.uniform(schedules.ContinuousCosine(), 50), torch.zeros(3, 1, 4, 4)
     list(sample(both, x, levels, ddim))
@@ -99,7 +101,7 @@ def test_stitched_denoisers_take_turns() -> None:
 
 
 def test_stitching_at_the_ends_is_one_denoiser_alone() -> None:
-    one, two = GaussianOracle(-0.5, 0.4), GaussianOracle(0.5, 0.7)
+    one, two = gaussian(-0.5, 0.4, (1, 8, 8)), gaussian(0.5, 0.7, (1, 8, 8))
     levels = grids.uniform(schedules.linear(100), 20)
     x = initial(levels, (1, 8, 8), 0, count=6).double()
     view = stitching(one, two, x, levels, partial(ddim, eta=0.5), [0.0, 0.5, 1.0])
@@ -122,8 +124,52 @@ def test_levels_on_both_sides_of_the_switch_in_one_batch() -> None:
     assert found.x0[:, 0].tolist() == pytest.approx([12.0, 21.0, 32.0])
 
 
+SCHEDULES = [schedules.linear(1000), schedules.ContinuousCosine(), schedules.Karras(), schedules.RectifiedFlow()]
+
+
+@pytest.mark.parametrize("own", SCHEDULES)
+@pytest.mark.parametrize("other", SCHEDULES)
+def test_a_translated_denoiser_is_the_same_denoiser(own: schedules.Schedule, other: schedules.Schedule) -> None:
+    """The oracle is exact at the levels of any schedule, so that translation must change nothing."""
+    oracle, x = gaussian(0.3, 0.7, (2, 3)), draw(4, 2, 3)
+    for log_snr in (6.0, 0.5, -4.0):
+        level = other.at(log_snr)
+        found, expected = Translated(oracle, own)(x, level), oracle(x, level)
+        assert torch.allclose(found.x0, expected.x0, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(found.eps, expected.eps, rtol=1e-9, atol=1e-9)
+    # one level per image
+    level = other.at(torch.tensor([2.0, 1.0, 0.0, -1.0], dtype=torch.float64))
+    assert torch.allclose(Translated(oracle, own)(x, level).x0, oracle(x, level).x0, rtol=1e-9, atol=1e-9)
+
+
+def test_a_translated_denoiser_is_asked_at_its_own_times() -> None:
+    asked: list[Level] = []
+
+    class Spy:
+        def __call__(self, x: torch.Tensor, level: Level, **cond: torch.Tensor) -> Prediction:
+            asked.append(level)
+            return Prediction.of_x0(x, x, level)
+
+    flow, table = schedules.RectifiedFlow(), schedules.linear(1000)
+    denoiser = translated(Spy(), flow, table)
+    level = table(0.4)
+    denoiser(torch.zeros(1, 2), level)
+    assert asked[0].alpha + asked[0].sigma == pytest.approx(1.0, abs=1e-12)
+    assert asked[0].alpha / asked[0].sigma == pytest.approx(level.alpha / level.sigma, rel=1e-9)
+
+
+def test_denoisers_of_equal_schedules_are_not_translated() -> None:
+    oracle = gaussian()
+    assert translated(oracle, schedules.linear(1000), schedules.linear(1000)) is oracle
+    assert translated(oracle, schedules.linear(500), schedules.linear(1000)) is not oracle
+    # the flow begins with pure noise, of which the table saw none
+    with pytest.raises(InputError, match="in the other order"):
+        translated(oracle, schedules.linear(1000), schedules.RectifiedFlow())
+    assert isinstance(translated(oracle, schedules.RectifiedFlow(), schedules.linear(1000)), Translated)
+
+
 def test_bad_input() -> None:
-    oracle, levels = GaussianOracle(), grids.uniform(schedules.linear(10), 5)
+    oracle, levels = gaussian(shape=(1, 4, 4)), grids.uniform(schedules.linear(10), 5)
     with pytest.raises(InputError, match="at least 2 images"):
         content_detail(oracle, torch.zeros(1, 1, 4, 4), levels, ddim)
     with pytest.raises(InputError, match=r"levels 0 \.\.\. 4"):

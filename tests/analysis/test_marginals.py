@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from sfumato.analysis.marginals import bumps, marginals, mixture, smoothed, spiral
+from sfumato.analysis.marginals import bumps, marginals, smoothed, spiral
 from sfumato.diffusion import schedule as schedules
+from sfumato.diffusion.oracle import GaussianOracle
 from sfumato.errors import InputError
 
 SCHEDULES = [schedules.ContinuousCosine(), schedules.linear(1000), schedules.Karras(10.0)]
@@ -28,7 +29,7 @@ def test_the_density_is_the_convolution_with_the_kernel(schedule: schedules.Sche
 
     at = torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64)
     expected = [integrate.quad(integrand, -4, 4, args=(float(x),), limit=200, points=[-1.7, 0.6, 2.1])[0] for x in at]
-    assert bumps().density(at[:, None], level).tolist() == pytest.approx(expected, rel=1e-6)
+    assert bumps().marginal_log_prob(at[:, None], level).exp().tolist() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -49,7 +50,7 @@ def test_the_distribution_function_is_that_of_scipy() -> None:
     expected = sum(
         w * stats.norm.cdf(x.numpy(), level.alpha * m, math.hypot(level.alpha * s, level.sigma)) for w, m, s in parts
     )
-    assert bumps().cdf(x, level).numpy() == pytest.approx(expected, abs=1e-12)
+    assert bumps().marginal_cdf(x, level).numpy() == pytest.approx(expected, abs=1e-12)
 
 
 def test_densities_in_the_plane_have_mass_one_and_flow_ends_on_the_data() -> None:
@@ -64,7 +65,7 @@ def test_densities_in_the_plane_have_mass_one_and_flow_ends_on_the_data() -> Non
 
 def test_the_first_axis_of_a_plane_is_horizontal() -> None:
     view = marginals(
-        mixture([1.0], [(1.5, 0.0)], [0.1]),
+        GaussianOracle(torch.tensor([1.5, 0.0]), 0.01 * torch.eye(2)),
         schedules.linear(100),
         torch.zeros(1).double(),
         positions=41,
@@ -77,30 +78,29 @@ def test_the_first_axis_of_a_plane_is_horizontal() -> None:
     )
 
 
-def test_the_score_of_the_denoiser_is_the_gradient_of_the_log_density() -> None:
-    level = schedules.ContinuousCosine()(0.3)
-    x = torch.tensor([[0.3, -0.4], [1.0, 0.1]], dtype=torch.float64, requires_grad=True)
-    density = spiral()
-    (gradient,) = torch.autograd.grad(density.density(x, level).log().sum(), x)
-    assert torch.allclose(-density(x, level).eps / level.sigma, gradient, atol=1e-10)
-
-
 def test_a_kernel_density_is_that_of_scipy() -> None:
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = smoothed(points)
     width = float(points.std(0).mean()) * stats.gaussian_kde(points.T.numpy()).silverman_factor()
-    assert found.stds.tolist() == pytest.approx([width] * 50)
+    assert found.covariances.rest.sqrt().tolist() == pytest.approx([width] * 50)
+    at = torch.tensor([[0.3, -0.2], [2.0, 1.0]], dtype=torch.float64)
+    expected = [stats.multivariate_normal(p, width**2).pdf(at.numpy()) for p in points.numpy()]
+    assert found.log_prob(at).exp().tolist() == pytest.approx(np.mean(expected, 0).tolist())
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: mixture([], [], []),
-        lambda: mixture([1.0], [(0.0, 0.0, 0.0)], [1.0]),
-        lambda: mixture([1.0, 1.0], [(0.0,)], [1.0, 1.0]),
-        lambda: mixture([-1.0], [(0.0,)], [1.0]),
         lambda: smoothed(torch.zeros(5, 1)),
         lambda: smoothed(torch.zeros(1, 1)),
+        # three dimensions, images, and points without a density of their own
+        lambda: marginals(GaussianOracle(torch.zeros(3), torch.eye(3)), schedules.linear(10), torch.ones(1).double()),
+        lambda: marginals(
+            GaussianOracle(torch.zeros(1, 2), torch.eye(2)), schedules.linear(10), torch.ones(1).double()
+        ),
+        lambda: marginals(
+            GaussianOracle(torch.zeros(1), torch.zeros(1, 1)), schedules.linear(10), torch.zeros(1).double()
+        ),
     ],
 )
 def test_bad_input(make: object) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sfumato.cli import main
+from sfumato.errors import SfumatoWarning
 from sfumato.run import train
 from tests.training.tiny import flags, tiny
 
@@ -134,8 +136,11 @@ def test_bad_input_is_one_sentence_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if words == "None":
-        # one step is a legal cosine schedule: it trains
-        assert run(*arguments.split(), *flags(steps=1), "--sampling.steps", "1") == 0
+        # one step is a legal cosine schedule: it trains, with a warning
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", SfumatoWarning)
+            assert run(*arguments.split(), *flags(steps=1), "--sampling.steps", "1") == 0
+        assert "sfumato: alpha_bar_T = 0.001 is not near zero" in capsys.readouterr().err
         return
     assert run(*arguments.split()) == 2
     said = capsys.readouterr()

@@ -24,6 +24,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of other schedules, labels and image shapes, next to each other."""
+    folder = tmp_path_factory.mktemp("others")
+    v = {"parameterization": {"kind": "v"}, "schedule": {"kind": "linear"}}
+    plain = {"weight": {"kind": "simple"}, "times": {"kind": "uniform"}}
+    train(tiny(training={"steps": 2}, model=v, objective=plain), run=folder / "linear")
+    cosine = {**v, "schedule": {"kind": "continuous_cosine"}, "learned_variance": False}
+    train(tiny(training={"steps": 2}, model=cosine, objective=plain), run=folder / "cosine")
+    np.save(folder / "colour.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    train(tiny(data={"source": str(folder / "colour.npy"), "holdout": 8}, training={"steps": 2}), run=folder / "colour")
+    learned = {**v, "learned_variance": True}
+    train(tiny(training={"steps": 2}, model=learned, objective=plain), run=folder / "learned")
+    return folder
+
+
 def drawn(folder: Path, topic: str, said: str) -> None:
     """A PNG with something on it, an SVG that is XML, and a sentence with a number after their names."""
     with Image.open(folder / f"{topic}.png") as picture:
@@ -60,6 +76,33 @@ def test_every_topic_that_is_listed_can_be_drawn() -> None:
 def test_a_topic_of_a_run(topic: str, trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("explain", topic, trained, "--count", "30", "--out", str(tmp_path), "--device", "cpu") == 0
     drawn(tmp_path, topic, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("second", ["linear", "cosine"])
+def test_two_runs_are_stitched(
+    second: str, trained: str, others: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two schedules and with other conditions."""
+    first = str(others / "linear") if second == "cosine" else trained
+    assert run("explain", "stitch", first, str(others / second), "--count", "20", "--out", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    drawn(tmp_path, "stitch", said)
+    assert f"and run {second} below" in said
+
+
+def test_the_hierarchy_of_a_learned_variance(others: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain", "hierarchy", str(others / "learned"), "--count", "20", "--out", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    drawn(tmp_path, "hierarchy", said)
+    assert "for the 17 values of the data: the bound is" in said
+
+
+def test_the_hierarchy_of_data_that_are_not_quantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "float.npy", np.random.default_rng(0).uniform(-1, 1, (30, 6, 6)).astype(np.float32))
+    assert run("explain", "hierarchy", str(tmp_path / "float.npy"), "--out", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    drawn(tmp_path, "hierarchy", said)
+    assert "these data are not quantized, so that there is no decoder and no bound" in said
 
 
 @pytest.mark.parametrize("topic", ["marginals", "flow", "reverse", "hierarchy"])
@@ -107,12 +150,18 @@ def test_drawing_leaves_the_settings_of_the_session_alone(tmp_path: Path) -> Non
         ("explain stitch digits", "Give a run"),
         ("explain spectrum digits --data.size 0", "size"),
         ("explain content RUN --data.size 16", "A run has its own data"),
+        ("explain content RUN RUN", "There is one source too many"),
+        ("explain stitch RUN RUN RUN", "There is one source too many"),
+        ("explain stitch RUN nowhere", "no run directory nowhere"),
+        ("explain stitch digits RUN", "digits is not one; give the directories of two runs"),
+        ("explain stitch RUN OTHERS/colour", "(1, 8, 8), those of run colour (3, 8, 8)"),
+        ("explain stitch OTHERS/cosine OTHERS/linear", "give the two in the other order"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
-    arguments: str, words: str, trained: str, capsys: pytest.CaptureFixture[str]
+    arguments: str, words: str, trained: str, others: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments.replace("RUN", trained).split()) == 2
+    assert run(*arguments.replace("RUN", trained).replace("OTHERS", str(others)).split()) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
 
@@ -126,7 +175,25 @@ def test_single_pixels(topic: str, words: str | None, tmp_path: Path, capsys: py
         assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("topic", ["content", "loss", "marginals"])
+@pytest.mark.parametrize("topic", ["content", "loss", "marginals", "hierarchy", "reverse"])
+def test_a_single_image(topic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).integers(0, 256, (1, 8, 8), dtype=np.uint8))
+    assert run("explain", topic, str(tmp_path / "one.npy"), "--out", str(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "at least 2 images; one has 1" in said and said.count("\n") == 1
+
+
+def test_two_images_have_no_flow_in_the_plane(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "two.npy", np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8))
+    assert run("explain", "flow", str(tmp_path / "two.npy"), "--out", str(tmp_path)) == 2
+    assert "two vary in one" in capsys.readouterr().err
+    # one direction is enough for the others, whose Gaussian is singular in all but that
+    for topic in ("marginals", "loss", "hierarchy", "content", "reverse"):
+        assert run("explain", topic, str(tmp_path / "two.npy"), "--out", str(tmp_path)) == 0
+        drawn(tmp_path, topic, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("topic", ["content", "loss", "marginals", "hierarchy"])
 def test_constant_images_are_refused(topic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "flat.npy", np.full((9, 8, 8), 200, dtype=np.uint8))
     assert run("explain", topic, str(tmp_path / "flat.npy"), "--out", str(tmp_path)) == 2

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from tests.oracles import GaussianOracle
+from tests.oracles import gaussian
 
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion import variance
@@ -139,7 +139,7 @@ def test_the_noise_of_the_last_noisy_step_is_clipped() -> None:
 
 
 def test_estimated_from_a_denoiser() -> None:
-    oracle = GaussianOracle(0.0, 0.5)
+    oracle = gaussian(0.0, 0.5, (8,))
     levels = grids.uniform(schedules.linear(1000), 6)
     data = 0.5 * torch.randn(4000, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     seen: list[int] = []
@@ -160,7 +160,7 @@ def test_it_survives_json() -> None:
 
 def test_few_steps_of_ancestral_sampling_have_the_spread_of_the_data() -> None:
     """With the optimal variance the spread of Gaussian data is exact in any number of steps; with the small one not."""
-    oracle = GaussianOracle(0.0, 0.6)
+    oracle = gaussian(0.0, 0.6, (4, 5))
     levels = grids.uniform(schedules.linear(1000), 8)
     x = initial(levels, (4, 5), 0, count=2000).double()
     stds: list[float] = []
@@ -191,9 +191,9 @@ TABLE = Gamma((-5.0, 0.0, 5.0), (0.99, 0.8, 0.1))
         (lambda: TABLE.data_variance(schedules.linear()(1.0)), "log-SNR -5 to 5"),
         (lambda: TABLE.data_variance(schedules.linear()(0.001)), "estimate it"),
         (lambda: analytic(TABLE, radius=0.0), "must be positive"),
-        (lambda: estimate(GaussianOracle(), [], grids.uniform(schedules.linear(), 3)), "without data"),
-        (lambda: estimate(GaussianOracle(), [torch.zeros(1, 1)], schedules.RectifiedFlow()(1.0)), "with signal"),
-        (lambda: estimate(GaussianOracle(), [torch.zeros(1, 1)], schedules.linear()(0.0)), "with noise"),
+        (lambda: estimate(gaussian(), [], grids.uniform(schedules.linear(), 3)), "without data"),
+        (lambda: estimate(gaussian(), [torch.zeros(1, 1)], schedules.RectifiedFlow()(1.0)), "with signal"),
+        (lambda: estimate(gaussian(), [torch.zeros(1, 1)], schedules.linear()(0.0)), "with noise"),
     ],
 )
 def test_bad_input(make: object, words: str) -> None:

@@ -16,6 +16,7 @@ from sfumato.diffusion.bound import (
     discretized_gaussian,
     floor,
     gaussian_kl,
+    latent_terms,
     mean_and_error,
     prior_variance,
     quantized,
@@ -24,6 +25,7 @@ from sfumato.diffusion.bound import (
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.gaussian import posterior_coefficients
 from sfumato.diffusion.level import Level
+from sfumato.diffusion.oracle import GaussianOracle
 from sfumato.diffusion.variance import large, small
 from sfumato.errors import InputError
 from sfumato.sampling import grids
@@ -336,3 +338,23 @@ def test_impossible_estimates_are_refused() -> None:
 def test_one_image_has_no_standard_error() -> None:
     bound = variational_bound(Quantized(), torch.ones(1, 2), grids.uniform(schedules.linear(10), 10))
     assert math.isnan(bound.standard_error) and math.isfinite(bound.mean)
+
+
+def test_the_latents_alone_have_the_terms_of_the_bound() -> None:
+    oracle, schedule = GaussianOracle(torch.zeros(1, 2, 2), 0.09 * torch.eye(4)), schedules.linear(100)
+    x0 = (torch.arange(40).reshape(10, 1, 2, 2).double() * 6 / 127.5 - 1).clamp(max=1.0)
+    x0 = ((x0 + 1) * 127.5).round() / 127.5 - 1
+    grid = grids.uniform(schedule, 8)
+    latents = Level(*(torch.as_tensor(v)[:-1] for v in (grid.t, grid.alpha, grid.sigma)))
+    whole = variational_bound(oracle, x0, grid, seed=2, first=5)
+    prior, steps = latent_terms(oracle, x0, latents, seed=2, first=5)
+    assert torch.allclose(prior, whole.prior, rtol=1e-9, atol=1e-15)
+    assert torch.allclose(steps, whole.steps, rtol=1e-9)
+    # off the grid of 8 bits there is no decoder, and the latents carry what they carry
+    assert bool(latent_terms(oracle, x0 + 0.003, latents)[1].isfinite().all())
+    with pytest.raises(InputError, match="A latent has noise"):
+        latent_terms(oracle, x0, grid)
+    with pytest.raises(InputError, match="fall strictly"):
+        latent_terms(oracle, x0, schedule(torch.tensor([0.2, 0.5]).double()))
+    with pytest.raises(InputError, match="no data"):
+        latent_terms(oracle, x0[:0], latents)

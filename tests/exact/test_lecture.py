@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from tests.oracles import GaussianOracle
+from tests.oracles import gaussian
 from torch import Tensor, nn
 
 from sfumato import random
@@ -116,7 +116,7 @@ def test_the_posterior_mean_by_the_noise(i: int) -> None:
 
 def test_the_bound_is_the_expectation_of_the_logarithm_of_the_ratio() -> None:
     """L = E[-log p(x_{0:T}) / q(x_{1:T} | x_0)] over chains of the forward process, joint density by joint density."""
-    schedule, oracle, count, bins = schedules.linear(6), GaussianOracle(0.1, 0.4), 60_000, 17
+    schedule, oracle, count, bins = schedules.linear(6), gaussian(0.1, 0.4), 60_000, 17
     levels = grids.uniform(schedule, 6)
     x0 = (random.normal(0, "lecture", 0, count, (1,)).double() * 0.4 + 0.1).clamp(-1.0, 1.0)
     x0 = ((x0 + 1.0) * 8.0).round() / 8.0 - 1.0

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tests.oracles import GaussianOracle
+from tests.oracles import MEAN, STD, gaussian
 from torch import nn
 
 from sfumato.diffusion import objective, parameterization
@@ -27,14 +27,14 @@ def stratified(count: int) -> torch.Tensor:
 
 def test_the_loss_of_the_optimal_denoiser_is_the_posterior_variance() -> None:
     """E|eps_hat - eps|^2 = (alpha/sigma)^2 Var[x_0 | x_t] = alpha^2 s^2 / (alpha^2 s^2 + sigma^2) for Gaussian data."""
-    oracle, schedule = GaussianOracle(), schedules.linear(1000)
+    oracle, schedule = gaussian(), schedules.linear(1000)
     generator = torch.Generator().manual_seed(0)
-    x0 = oracle.mean + oracle.std * torch.randn(200_000, 1, generator=generator, dtype=torch.float64)
+    x0 = MEAN + STD * torch.randn(200_000, 1, generator=generator, dtype=torch.float64)
     noise = torch.randn(200_000, 1, generator=generator, dtype=torch.float64)
     for t in (0.1, 0.4, 0.8):
         level = schedule(t)
         found = objective.denoising_loss(oracle, x0, level, noise).mean()
-        signal = level.alpha**2 * oracle.std**2
+        signal = level.alpha**2 * STD**2
         assert float(found) == pytest.approx(signal / (signal + level.sigma**2), rel=0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.continuous import Learned
 from sfumato.diffusion.level import Level
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 
 ALL = {
     "linear": lambda: schedules.linear(1000),
@@ -184,7 +185,20 @@ def test_the_data_are_free_of_noise_and_snr_falls(name: str) -> None:
     assert level.alpha == 1.0 and level.sigma == 0.0 and level.log_snr == math.inf
     log_snr = torch.as_tensor(schedule(torch.linspace(0.001, 1.0, 500, dtype=torch.float64)).log_snr)
     assert (log_snr.diff() < 0).all()
-    schedule.require_noise()
+    # one step leaves the 0.001 of the last beta's clip
+    with pytest.warns(SfumatoWarning, match=r"alpha_bar_T = 0\.001 ") if name.endswith("-1") else nullcontext():
+        schedule.require_noise()
+
+
+def test_a_schedule_that_ends_with_some_signal_passes_with_a_warning() -> None:
+    """The scaled linear table of latent diffusion: alpha_bar_T is neither near zero nor a mistake."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    left = np.prod(1.0 - betas)
+    assert 1e-4 < left < 1e-2
+    with pytest.warns(SfumatoWarning, match=rf"alpha_bar_T = {left:.3g} is not near zero"):
+        schedules.Discrete(betas).require_noise()
+    # rescaled, nothing is left
+    schedules.zero_terminal_snr(schedules.Discrete(betas)).require_noise()
 
 
 @pytest.mark.parametrize("name", ALL)

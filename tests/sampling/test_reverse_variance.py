@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.oracles import GaussianOracle
+from tests.oracles import gaussian
 
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion import variance
@@ -37,7 +37,7 @@ def exact_gamma(levels: Level, std: float = STD) -> Gamma:
 def one(step: object, t: Level, s: Level, noise: float) -> float:
     memory = Memory(lambda x: torch.full_like(x, noise))
     x = torch.full((1, 1), 0.3, dtype=torch.float64)
-    return float(step(GaussianOracle(0.2, STD), x, t, s, memory))  # type: ignore[operator]
+    return float(step(gaussian(0.2, STD), x, t, s, memory))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("kind", ["small", "large", "analytic"])
@@ -75,7 +75,7 @@ def test_few_steps_keep_the_spread_of_gaussian_data(eta: float) -> None:
     levels = grids.uniform(schedules.linear(1000), 6)
     x = initial(levels, (5,), 0, count=4000).double()
     step = partial(ddim, eta=eta, variance=analytic(exact_gamma(levels)))
-    frames = list(sample(GaussianOracle(0.0, STD), x, levels, step, noise=seeded_noise(0)))
+    frames = list(sample(gaussian(0.0, STD, (5,)), x, levels, step, noise=seeded_noise(0)))
     for frame in frames[:-1]:
         expected = math.sqrt(frame.level.alpha**2 * STD**2 + frame.level.sigma**2)
         assert float(frame.x.std()) == pytest.approx(expected, rel=0.015)
@@ -108,11 +108,11 @@ def test_pure_noise_has_the_variance_of_the_noisiest_level() -> None:
 def test_clipping_holds_the_data_and_keeps_x() -> None:
     level = Level(0.9, 0.1, math.sqrt(0.99))
     x = torch.linspace(-3, 3, 8)[:, None]
-    plain, clipped = GaussianOracle(3.0, 5.0)(x, level), Clipped(GaussianOracle(3.0, 5.0))(x, level)
+    plain, clipped = gaussian(3.0, 5.0)(x, level), Clipped(gaussian(3.0, 5.0))(x, level)
     assert torch.equal(clipped.x0, plain.x0.clamp(-1, 1)) and plain.x0.abs().max() > 1.0
     assert (level.alpha * clipped.x0 + level.sigma * clipped.eps - x).abs().max() < 1e-6
     with pytest.raises(InputError, match="empty"):
-        Clipped(GaussianOracle(), 1.0, 1.0)
+        Clipped(gaussian(), 1.0, 1.0)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])

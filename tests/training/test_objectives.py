@@ -122,7 +122,7 @@ def test_a_run_with_learned_variance_resumes_and_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["npy", "json", "txt"])
 def test_a_table_from_a_file_is_kept_by_the_run(tmp_path: Path, suffix: str) -> None:
-    betas = np.linspace(0.001, 0.2, 40)
+    betas = np.linspace(0.001, 0.5, 40)
     path = tmp_path / f"betas.{suffix}"
     if suffix == "npy":
         np.save(path, betas)

@@ -14,7 +14,9 @@ from sfumato import random
 from sfumato.analysis.spectrum import radius
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.gaussian import diffuse
-from sfumato.diffusion.level import Level
+from sfumato.diffusion.level import Level, broadcast
+from sfumato.diffusion.parameterization import v
+from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.sampling.sample import Step, sample, seeded_noise
 
@@ -169,6 +171,49 @@ class Stitched:
             at = rows.to(x.device)
             x0[at] = denoiser(x[at], part, **{k: v[at.to(v.device)] for k, v in cond.items()}).x0
         return Prediction.of_x0(x, x0, level)
+
+
+class Translated:
+    r"""A denoiser of one schedule, asked at the levels of another.
+
+    Two levels of one log-SNR differ in scale alone: if :math:`x = \alpha x_0 + \sigma \epsilon`, then
+    :math:`x' = (\sigma' / \sigma)\, x = \alpha' x_0 + \sigma' \epsilon`, of the same data and noise. So the translation
+    is exact wherever the denoiser's schedule has the log-SNR that it is asked at.
+
+    Args:
+        denoiser: the denoiser.
+        schedule: its own schedule.
+    """
+
+    def __init__(self, denoiser: Denoise, schedule: Schedule) -> None:
+        self.denoiser, self.schedule = denoiser, schedule
+
+    def __call__(self, x: Float[Tensor, "batch *shape"], level: Level, **cond: Tensor) -> Prediction:
+        own = self.schedule.at(level.log_snr)
+        found = self.denoiser(x * broadcast(own.sigma / level.sigma, x), own, **cond)
+        return Prediction(x, found.mix(-level.sigma, level.alpha), v(level), found.variance_fraction)
+
+
+def translated(denoiser: Denoise, own: Schedule, other: Schedule) -> Denoise:
+    """A denoiser of the schedule ``own``, for samplers that walk down the schedule ``other``.
+
+    It is the denoiser itself where the two agree.
+
+    Raises:
+        InputError: if ``own`` ends at less noise than ``other``, where the denoiser was not trained.
+    """
+    times = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)
+    one, two = own(times), other(times)
+    pairs = ((one.alpha, two.alpha), (one.sigma, two.sigma))
+    if all(torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-9, atol=1e-12) for a, b in pairs):
+        return denoiser
+    end, wanted = float(own(1.0).log_snr), float(other(1.0).log_snr)
+    if wanted < end - 1e-9 * max(1.0, abs(end)):
+        raise InputError(
+            f"The second denoiser's schedule ends at a log-SNR of {end:.4g}, but the first one's at {wanted:.4g}, with "
+            "more noise than the second was trained on; give the two in the other order."
+        )
+    return Translated(denoiser, own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,22 +276,48 @@ def _pictures_and_curve(tiles: Tensor, names: list[str], title: str) -> tuple[Fi
 
 
 @styled
-def hierarchy(views: Mapping[str, Hierarchy], title: str) -> Figure:
-    """The bits that each latent carries per unit of time, and how they add up."""
-    drawn = figure(9.5, 3.8)
-    left, right = drawn.subplots(1, 2)
-    for i, (name, view) in enumerate(views.items()):
-        t = view.times
-        # the ledger does not say where its lowest step ends: as far down as the next one up is wide
-        width = t.diff(prepend=2.0 * t[:1] - t[1:2] if len(t) > 1 else torch.zeros_like(t))
-        colour = NOISE if i else COLOURS[0]
-        left.plot(t.numpy(), (view.bits / width).numpy(), color=colour, label=name)
-        right.plot(view.times.numpy(), view.below.numpy(), color=colour, label=name)
-    left.set(yscale="log", ylabel="bits/dim per unit of time")
+def hierarchy(view: Hierarchy, gaussian: Hierarchy, title: str, who: str) -> Figure:
+    """The bits of each latent, the prior and the decoder, and how they add up from the noise to the data."""
+    drawn = figure(10.0, 4.0)
+    left, right = drawn.subplots(1, 2, width_ratios=(1.5, 1.0))
+    # the data are on the left, as on every axis of time: place 0 is the decoder's, the last one the prior's
+    steps = len(view.bits)
+    places = np.arange(steps, 0, -1)
+    left.bar(places, view.bits.numpy(), width=0.85, color=COLOURS[0], alpha=0.8, label=f"$L_{{t-1}}$: {who}")
+    left.step(
+        np.concatenate([places + 0.5, [0.5]]),
+        np.concatenate([gaussian.bits.numpy(), gaussian.bits[-1:].numpy()]),
+        where="post",
+        color=INK,
+        linewidth=1.2,
+        label="the same of the Gaussian fitted to the data, closed form",
+    )
+    for place, term, name, colour in (
+        (steps + 1, view.prior, "$L_T$: the prior", COLOURS[2]),
+        (0, view.decoder, "$L_0$: the decoder", COLOURS[1]),
+    ):
+        if term is not None:
+            left.bar([place], [term], width=0.85, color=colour, label=f"{name}, {term:.2g}")
     left.set_title(title)
-    right.set(yscale="log", ylabel="bits/dim")
-    right.set_title("Carried by the latents above $t$")
-    for axes in (left, right):
-        _time_axis(axes)
-    right.legend(loc="best")
+    top = float(torch.cat([view.bits, gaussian.bits, torch.tensor([view.decoder or 0.0])]).max())
+    left.set_ylim(0.0, 1.45 * top)
+    # the line of the Gaussian last
+    handles, labels = left.get_legend_handles_labels()
+    left.legend(handles[1:] + handles[:1], labels[1:] + labels[:1], loc="upper left", fontsize=8.0)
+    # what is known of a latent stands between the step that ends there and the next
+    between = np.arange(steps, -1, -1) + 0.5
+    right.plot(between, view.known.numpy(), color=COLOURS[0], label=who)
+    right.plot(between, gaussian.known.numpy(), color=INK, linewidth=1.2, label="Gaussian, closed form")
+    if view.decoder is not None:
+        last = float(view.known[-1])
+        right.plot([0.5, -0.5], [last, view.total], color=COLOURS[1], linewidth=1.2)
+        right.scatter([-0.5], [view.total], color=COLOURS[1], zorder=3, label=f"with the decoder: {view.total:.2f}")
+    right.set_ylim(bottom=0.0)
+    right.set_title("Known once the latents down to $t$ are drawn")
+    right.legend(loc="best", fontsize=8.0)
+    for axes, count in ((left, 7), (right, 5)):
+        shown = _spread(steps, count)
+        axes.set_xticks([int(places[i]) for i in shown], [f"{float(view.times[i]):.2g}" for i in shown])
+        axes.set(ylabel="bits per dimension", xlabel="time $t$ of the latent   (left data, right noise)")
+        axes.set_xlim(-1.5, steps + 1.8)
     return drawn

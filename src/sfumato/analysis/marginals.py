@@ -10,8 +10,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato import random
-from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
+from sfumato.diffusion.oracle import Covariances, MixtureOracle
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.sampling import grids
@@ -19,63 +19,14 @@ from sfumato.sampling.heun import heun
 from sfumato.sampling.sample import sample
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    r"""A mixture of round Gaussians, :math:`q(x_0) = \sum_k w_k \mathcal N(x_0; m_k, s_k^2 I)`, and its denoiser.
-
-    Diffused, it is :math:`q(x_t) = \sum_k w_k \mathcal N(x_t; \alpha m_k, (\alpha^2 s_k^2 + \sigma^2) I)`: the
-    convolution with the diffusion kernel, in closed form. Levels are those of floats.
-    """
-
-    weights: Float64[Tensor, "k"]
-    means: Float64[Tensor, "k d"]
-    stds: Float64[Tensor, "k"]
-
-    def _parts(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """The logarithm of each component's share of the density at ``x``, its centre and its variance."""
-        centres = float(level.alpha) * self.means
-        variances = (float(level.alpha) * self.stds).square() + float(level.sigma) ** 2
-        squares = (x[:, None] - centres).square().sum(-1)
-        logs = self.weights.log() - 0.5 * (squares / variances + x.shape[1] * (2.0 * math.pi * variances).log())
-        return logs, centres, variances
-
-    def density(self, x: Float64[Tensor, "n d"], level: Level) -> Float64[Tensor, "n"]:
-        """The density of ``q(x_t)`` at ``x``."""
-        return self._parts(x, level)[0].logsumexp(1).exp()
-
-    def cdf(self, x: Float64[Tensor, "n"], level: Level) -> Float64[Tensor, "n"]:
-        """The distribution function of ``q(x_t)`` in one dimension."""
-        _, centres, variances = self._parts(x[:, None], level)
-        return torch.special.ndtr((x[:, None] - centres[:, 0]) / variances.sqrt()) @ self.weights
-
-    def __call__(self, x: Float[Tensor, "n d"], level: Level, **cond: Tensor) -> Prediction:
-        logs, centres, variances = self._parts(x, level)
-        shares = logs.softmax(1)
-        gains = float(level.alpha) * self.stds.square() / variances
-        inside = self.means + gains[:, None] * (x[:, None] - centres)
-        return Prediction.of_x0(x, (shares[..., None] * inside).sum(1), level)
-
-
-def mixture(weights: list[float], means: list[tuple[float, ...]], stds: list[float]) -> Mixture:
-    """A mixture from plain numbers; the weights need not add up to one.
-
-    Raises:
-        InputError: if the numbers do not make a density in one or two dimensions.
-    """
-    w, m, s = (torch.tensor(values, dtype=torch.float64) for values in (weights, means, stds))
-    if not len(w) or w.shape != s.shape or m.ndim != 2 or len(m) != len(w) or m.shape[1] not in (1, 2):
-        raise InputError("A mixture needs as many weights as means and widths, and means of 1 or 2 numbers each.")
-    if bool((w <= 0.0).any() or (s < 0.0).any()):
-        raise InputError("The weights of a mixture must be positive, and its widths not negative.")
-    return Mixture(w / w.sum(), m, s)
-
-
-def bumps() -> Mixture:
+def bumps() -> MixtureOracle:
     """The example in one dimension: a broad, a narrow and a small bump."""
-    return mixture([0.5, 0.35, 0.15], [(-1.7,), (0.6,), (2.1,)], [0.45, 0.18, 0.12])
+    rows = [(0.5, -1.7, 0.45), (0.35, 0.6, 0.18), (0.15, 2.1, 0.12)]
+    weights, means, stds = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    return MixtureOracle(means[:, None], Covariances.isotropic(stds.square(), 1), weights)
 
 
-def spiral(arms: int = 2, points: int = 48) -> Mixture:
+def spiral(arms: int = 2, points: int = 48) -> MixtureOracle:
     """The example in two dimensions: a spiral of narrow Gaussians."""
     means: list[tuple[float, float]] = []
     for arm in range(arms):
@@ -83,10 +34,11 @@ def spiral(arms: int = 2, points: int = 48) -> Mixture:
             radius = 0.35 + 1.75 * i / (points - 1)
             angle = 2.0 * math.pi * (arm / arms + 0.85 * i / (points - 1))
             means.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return mixture([1.0] * len(means), list(means), [0.11] * len(means))
+    variances = torch.full((len(means),), 0.11**2, dtype=torch.float64)
+    return MixtureOracle(torch.tensor(means, dtype=torch.float64), Covariances.isotropic(variances, 2))
 
 
-def smoothed(points: Float[Tensor, "n d"]) -> Mixture:
+def smoothed(points: Float[Tensor, "n d"]) -> MixtureOracle:
     """The kernel density of points in one or two dimensions, its width by Silverman's rule (1986, sec. 4.3).
 
     Raises:
@@ -98,7 +50,7 @@ def smoothed(points: Float[Tensor, "n d"]) -> Mixture:
     if spread == 0.0:
         raise InputError("A density needs at least two points that differ.")
     width = spread * (4.0 / (dims + 2.0) / count) ** (1.0 / (dims + 4.0))
-    return Mixture(torch.full((count,), 1.0 / count).double(), x, torch.full((count,), width).double())
+    return MixtureOracle(x, Covariances.isotropic(torch.full((count,), width * width, dtype=torch.float64), dims))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +78,7 @@ class Marginals:
 
 
 def marginals(
-    density: Mixture,
+    density: MixtureOracle,
     schedule: Schedule,
     times: Float64[Tensor, "times"],
     *,
@@ -140,27 +92,39 @@ def marginals(
     In one dimension the lines start at evenly spread quantiles of the noise, in two at random points of it.
 
     Args:
-        density: what is diffused.
+        density: what is diffused, in one or two dimensions.
         schedule: how.
         times: where the density is wanted.
         positions: points along an axis.
         lines: how many lines of flow.
         steps: steps of the flow.
         seed: which random points.
+
+    Raises:
+        InputError: if the density is not in one or two dimensions, or there is none at a time that is wanted.
     """
-    dims = density.means.shape[1]
+    if density.shape not in ((1,), (2,)):
+        raise InputError(f"Marginals are drawn of vectors of 1 or 2 numbers; these samples have shape {density.shape}.")
+    dims = density.dimensions
     levels = grids.uniform(schedule, steps)
     first = next(iter(levels))
-    widest = float((density.means.abs().amax(1) + 3.0 * density.stds).max())
+    c = density.covariances
+    deviations = torch.cat([c.values, c.rest[:, None]], 1).amax(1).sqrt()
+    widest = float((density.means.abs().amax(1) + 3.0 * deviations).max())
     axis = torch.linspace(-1.0, 1.0, positions, dtype=torch.float64) * max(3.2, widest)
     grid = axis[:, None] if dims == 1 else torch.cartesian_prod(axis, axis).flip(1)
-    values = [density.density(grid * _scale(level), level) * _scale(level) ** dims for level in schedule(times)]
+    values = [
+        density.marginal_log_prob(grid * _scale(level), level).exp() * _scale(level) ** dims
+        for level in schedule(times)
+    ]
     starts = _starts(dims, lines, seed) * _scale(first)
     path = [starts, *(frame.x for frame in sample(density, starts, levels, heun))]
     stops = list(levels)
     along = None
     if dims == 1:
-        along = torch.stack([density.cdf(x[:, 0], level) for x, level in zip(path, stops, strict=True)]).flip(0)
+        along = torch.stack([density.marginal_cdf(x[:, 0], level) for x, level in zip(path, stops, strict=True)]).flip(
+            0
+        )
     return Marginals(
         times,
         axis,

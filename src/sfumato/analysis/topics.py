@@ -13,22 +13,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.analysis import draw
-from sfumato.analysis._gaussian import FittedGaussian, fit
-from sfumato.analysis.content_detail import content_detail, stitching
+from sfumato.analysis.content_detail import Stitching, content_detail, stitching, translated
 from sfumato.analysis.forward import forward_chain, reverse_chain
-from sfumato.analysis.hierarchy import gaussian_ledger, hierarchy, loss_ledger
+from sfumato.analysis.hierarchy import gaussian_hierarchy, gaussian_variance, grey_values, hierarchy, latent_levels
 from sfumato.analysis.marginals import bumps, marginals, smoothed, spiral
 from sfumato.analysis.schedules import curves, loss_over_time
 from sfumato.analysis.spectrum import spectrum
 from sfumato.diffusion import schedule as schedules
-from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.level import Level
+from sfumato.diffusion.oracle import GaussianOracle
 from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.variance import floor, learned
 from sfumato.errors import InputError
 from sfumato.sampling.sample import Step, initial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Other:
+    """A second denoiser, of another run.
+
+    Attributes:
+        who: the denoiser in words.
+        shape: the images that it denoises.
+        denoiser: the denoiser.
+        schedule: its own schedule.
+        same_classes: whether it takes the conditions of the subject.
+    """
+
+    who: str
+    shape: tuple[int, ...]
+    denoiser: Denoise
+    schedule: Schedule
+    same_classes: bool
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,7 @@ class Subject:
         levels: the grid of the sampler.
         step: the sampler.
         seed: of all noise.
+        other: a second denoiser, for the topic that takes one.
     """
 
     name: str
@@ -60,11 +81,14 @@ class Subject:
     levels: Level
     step: Step
     seed: int
+    other: Other | None = None
 
     @functools.cached_property
-    def gaussian(self) -> FittedGaussian:
+    def gaussian(self) -> GaussianOracle:
         """The Gaussian of the training data: fitted when it is first asked for, since not every topic needs it."""
-        found = fit(self.training)
+        if len(self.training) < 2:
+            raise InputError(f"A Gaussian is fitted to at least 2 images; {self.name} has {len(self.training)}.")
+        found = GaussianOracle.fit(self.training)
         if float(found.variances.max()) < 1e-12:
             raise InputError(f"All images of {self.name} are the same, so that there is nothing to denoise.")
         return found
@@ -93,8 +117,7 @@ def _times(subject: Subject, count: int) -> Tensor:
 def explain_marginals(subject: Subject) -> Drawn:
     times = torch.linspace(0.0, 1.0, 161, dtype=torch.float64)
     if subject.given:
-        flat = subject.images.detach().cpu().flatten(1).double()
-        along = (flat - subject.gaussian.mean) @ subject.gaussian.axes[:1].mT
+        along = subject.gaussian.principal_coordinates(subject.images.detach().cpu().double(), 1)
         density, name = smoothed(along), f"{subject.name} along their first principal axis"
     else:
         density, name = bumps(), "a mixture of three bumps"
@@ -112,10 +135,12 @@ def explain_flow(subject: Subject) -> Drawn:
     times = torch.as_tensor(schedule.at(torch.tensor([9.0, 3.0, 1.0, -1.0, -4.0], dtype=torch.float64)).t)
     times[0] = 0.0
     if subject.given:
-        flat = subject.images.detach().cpu().flatten(1).double()
-        if len(subject.gaussian.axes) < 2:
-            raise InputError("A flow in the plane needs data of at least 2 dimensions; see the topic 'marginals'.")
-        along = (flat - subject.gaussian.mean) @ subject.gaussian.axes[:2].mT
+        if int((subject.gaussian.variances > 0.0).sum()) < 2:
+            raise InputError(
+                f"A flow in the plane needs data that vary in at least 2 directions, and {subject.name} vary in one; "
+                "see the topic 'marginals'."
+            )
+        along = subject.gaussian.principal_coordinates(subject.images.detach().cpu().double(), 2)
         density, name = smoothed(along), f"{subject.name} along their first two principal axes"
     else:
         density, name = spiral(), "a spiral"
@@ -184,37 +209,48 @@ def explain_content(subject: Subject) -> Drawn:
 def explain_stitch(subject: Subject) -> Drawn:
     if subject.network is None:
         raise InputError(
-            "Two denoisers are stitched: one of a run, one in closed form. Give a run, such as runs/digits."
+            "Two denoisers are stitched: one of a run, one of another run or in closed form. Give a run, such as "
+            "runs/digits."
         )
     _, cond = subject.some(64)
     shape = tuple(subject.images.shape[1:])
+    detail, name = _detail(subject, shape)
     x = initial(subject.levels, shape, subject.seed, count=min(64, len(subject.images))).to(subject.images)
     columns = torch.as_tensor(subject.levels.t)
     picks = sorted({0.0, 1.0, *(float(columns[i]) for i in _starts(subject.levels, 12))})
-    view = stitching(
-        subject.denoiser, subject.gaussian, x, subject.levels, subject.step, picks, seed=subject.seed, **cond
+    view = stitching(subject.denoiser, detail, x, subject.levels, subject.step, picks, seed=subject.seed, **cond)
+    turns = [_turn(view, i) for i in (0, -1)]
+    title = f"Above the time of switching {subject.who}, below it {name}"
+    return draw.stitching(view, title, subject.who, name), (
+        f"With {subject.who} above the time of switching and {name} below, the sample turns from the first one's to "
+        f"the second one's {turns[0]} in its coarse and {turns[1]} in its fine content."
     )
-    coarse, fine = (
-        next(
-            (
-                float(t)
-                for t, c, d in zip(view.switches, view.to_content[:, i], view.to_detail[:, i], strict=True)
-                if d > c
-            ),
-            1.0,
+
+
+def _detail(subject: Subject, shape: tuple[int, ...]) -> tuple[Denoise, str]:
+    """The denoiser of the detail, and its name: that of the other run, or the Gaussian."""
+    other = subject.other
+    if other is None:
+        return subject.gaussian, f"the Gaussian of {subject.name}"
+    if other.shape != shape:
+        raise InputError(
+            f"Two denoisers are stitched if their images have one shape; those of {subject.who} have {shape}, those of "
+            f"{other.who} {other.shape}."
         )
-        for i in (0, -1)
-    )
-    return draw.stitching(
-        view,
-        f"{subject.who} above the time of switching, a Gaussian below",
-        "the network",
-        "the Gaussian",
-    ), (
-        f"With {subject.who} above the time of switching and the Gaussian fitted to {subject.name} below, the sample "
-        f"turns from the network's to the Gaussian's at t = {coarse:.2f} in its coarse and at t = {fine:.2f} in its "
-        "fine content."
-    )
+    found = translated(other.denoiser, other.schedule, subject.schedule)
+    if other.same_classes:
+        return found, other.who
+
+    def unconditional(x: Tensor, level: Level, **cond: Tensor) -> Prediction:
+        return found(x, level)
+
+    return unconditional, other.who
+
+
+def _turn(view: Stitching, band: int) -> str:
+    """Where a sample of stitched denoisers begins to follow the second, in words."""
+    follows = view.to_detail[:, band] > view.to_content[:, band]
+    return f"at t = {float(view.switches[follows][0]):.2f}" if bool(follows.any()) else "nowhere"
 
 
 def explain_schedules(subject: Subject) -> Drawn:
@@ -276,19 +312,29 @@ def explain_reverse(subject: Subject) -> Drawn:
 
 
 def explain_hierarchy(subject: Subject) -> Drawn:
-    top = max(float(subject.schedule(1.0).log_snr), -9.0)
-    lowest, highest = (float(subject.schedule.at(value).t) for value in (9.0, top))
-    levels = subject.schedule(torch.linspace(lowest, highest, 61, dtype=torch.float64))
-    views = {"the Gaussian fitted to the data (closed form)": hierarchy(gaussian_ledger(subject.gaussian, levels))}
-    if subject.network is not None:
-        curve = loss_over_time(
-            subject.denoiser, subject.images, levels, subject.gaussian, seed=subject.seed, **subject.cond
+    images, cond = subject.some(256)
+    bins = grey_values(images)
+    levels = latent_levels(subject.schedule, 64, bins)
+    denoiser, variance = subject.denoiser, gaussian_variance(subject.gaussian)
+    if isinstance(denoiser, Denoiser) and denoiser.learned_variance:
+        variance = functools.partial(learned, lowest=floor([*levels, Level(0.0, 1.0, 0.0)]))
+    view = hierarchy(denoiser, images, levels, bins=bins, variance=variance, seed=subject.seed, **cond)
+    gaussian = gaussian_hierarchy(subject.gaussian, levels)
+    carried = f"half of them above t = {view.half():.2g}"
+    latents = f"the latents carry {float(view.known[-1]):.2f} bits per dimension, {carried}"
+    assert view.prior is not None
+    if view.decoder is not None:
+        said = (
+            f"{latents}, and the decoder {view.decoder:.2f} for the {bins} values of the data: the bound is "
+            f"{view.total:.2f}, of which the prior is {view.prior:.2g}"
         )
-        views = {subject.who: hierarchy(loss_ledger(curve)), **views}
-    name, view = next(iter(views.items()))
-    return draw.hierarchy(views, f"Bits of each latent: {subject.name}"), (
-        f"By {name}, the latents down to t = {lowest:.2g} (log-SNR 9) carry {view.total:.2f} bits per dimension, half "
-        f"of them above t = {view.half():.2f}."
+    else:
+        said = (
+            f"{latents}, of which the prior is {view.prior:.2g}; these data are not quantized, so that there is no "
+            "decoder and no bound"
+        )
+    return draw.hierarchy(view, gaussian, f"Bits of each latent: {subject.name}", subject.who), (
+        f"By {subject.who}, on {len(images)} images of {subject.name}, {said}."
     )
 
 

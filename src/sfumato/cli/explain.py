@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,8 @@ from sfumato.config import Config, DataConfig, parse
 from sfumato.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from sfumato.analysis.topics import Subject
+    from sfumato.analysis.topics import Other, Subject
+    from sfumato.model import Model
 
 TOPICS = {
     "forward": "an image on its way to noise, step by step",
@@ -25,8 +27,8 @@ TOPICS = {
     "loss": "the loss at each time, beside the closed form of a Gaussian fitted to the data",
     "spectrum": "which frequencies of the data drown in the noise, and when",
     "content": "what of an image survives when it is diffused and drawn anew",
-    "stitch": "one denoiser for the content, another for the detail (needs a run)",
-    "hierarchy": "the bits that each latent carries",
+    "stitch": "one denoiser for the content, another for the detail (needs a run; a second one may follow)",
+    "hierarchy": "the bits that each latent carries: the terms of the variational bound",
 }
 """Every topic, and what it shows; here, so that listing them costs no torch."""
 
@@ -35,6 +37,7 @@ Draw a figure of the lecture as PNG and SVG, and say what it shows.
 
 SOURCE is a run, or data by name or path as for train (default: digits; a drawn density for marginals and flow).
 Without a run, the denoiser is that of a Gaussian fitted to the data, in closed form, on the cosine schedule.
+The topic stitch takes a second run, which draws the detail: sfumato explain stitch RUN RUN2.
 """
 
 
@@ -43,14 +46,21 @@ def explain(arguments: list[str]) -> int:
         _list()
         return 0
     asked = any(a in ("-h", "--help") for a in arguments)
-    words = [a for a in arguments[:2] if not a.startswith("-")] if not arguments[0].startswith("-") else []
+    words = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
     if not asked and not words:
         raise InputError("Say which topic before any option: sfumato explain TOPIC. See sfumato explain.")
     if words and words[0] not in TOPICS:
         raise InputError(f"There is no topic {words[0]!r}{nearest(words[0], TOPICS)}")
+    if len(words) > (3 if words[:1] == ["stitch"] else 2):
+        raise InputError(
+            f"There is one source too many, {words[-1]!r}: a topic takes one run or data, and stitch up to two runs."
+        )
     source = words[1] if len(words) > 1 else None
     options = _options(source, arguments[len(words) :])
     run = Path(source) if source is not None and (Path(source) / "config.json").is_file() else None
+    second = Path(words[2]) if len(words) > 2 else None
+    if second is not None and run is None:
+        raise InputError(f"Two runs are stitched, and {source} is not one; give the directories of two runs.")
     if run is not None and any(a.startswith("--data.") for a in arguments):
         raise InputError("A run has its own data; leave the options of data out.")
     if options.count < 2:
@@ -58,7 +68,7 @@ def explain(arguments: list[str]) -> int:
 
     from sfumato.analysis import style, topics
 
-    subject = _of_run(run, options) if run is not None else _of_data(source, options)
+    subject = _of_run(run, options, second) if run is not None else _of_data(source, options)
     drawn, sentence = topics.TOPICS[words[0]](subject)
     folder: Path = options.out or (run / "explain" if run is not None else Path("explain"))
     for path in style.save(drawn, folder, words[0]):
@@ -125,7 +135,7 @@ def _of_data(source: str | None, options: Any) -> Subject:
     )
 
 
-def _of_run(run: Path, options: Any) -> Subject:
+def _of_run(run: Path, options: Any, second: Path | None = None) -> Subject:
     import torch
 
     from sfumato.analysis import topics
@@ -160,4 +170,18 @@ def _of_run(run: Path, options: Any) -> Subject:
         levels,
         step,
         options.seed,
+        None if second is None else _other(second, model),
     )
+
+
+def _other(run: Path, first: Model) -> Other:
+    from sfumato.analysis import topics
+    from sfumato.model import load
+
+    model = load(run, first.device)
+    model.denoiser.eval()
+    facts = model.facts
+    same, name = facts.classes == first.facts.classes, run.resolve().name
+    # of two runs with one name, the second is told by its path
+    who = f"run {run}" if first.run is not None and first.run.resolve().name == name else f"run {name}"
+    return topics.Other(who, facts.shape, model.denoiser, model.denoiser.schedule, same)

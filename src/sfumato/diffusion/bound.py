@@ -200,13 +200,13 @@ def variational_bound(
     """
     exact = quantized(x0, bins)
     grid = list(levels)
-    _check_levels(grid)
+    _check_reaches_data(grid)
     if draws is not None and draws < 1:
         raise InputError(f"A Monte-Carlo estimate needs at least 1 draw of a step for each image; got {draws}.")
     shape, count = tuple(x0.shape[1:]), len(grid) - 2
 
     def noise(step: int, start: int = first, number: int = len(x0)) -> Tensor:
-        return random.normal(seed, "bound", start, number, shape, step=step)
+        return _noise(seed, start, number, shape, step)
 
     def term(t: Level, s: Level, fresh: Tensor) -> Tensor:
         return _step(denoiser, x0, exact, t, s, variance, fresh.to(x0), cond)
@@ -214,8 +214,7 @@ def variational_bound(
     with torch.no_grad():
         steps = torch.zeros(len(x0), count, dtype=torch.float64, device=x0.device)
         if draws is None:
-            for index, (t, s) in enumerate(itertools.pairwise(grid[:-1])):
-                steps[:, index] = term(t, s, noise(index))
+            steps = _steps(denoiser, x0, exact, grid[:-1], variance, seed, first, cond)
         elif count:
             chosen = _draw_steps(seed, first, len(x0), draws, count)
             for column in chosen.unbind(1):
@@ -228,13 +227,79 @@ def variational_bound(
     return Bound(levels, prior, steps, decoder, draws)
 
 
-def _check_levels(grid: list[Level]) -> None:
+def latent_terms(
+    denoiser: Denoise,
+    x0: Float[Tensor, "batch *shape"],
+    levels: Level,
+    variance: ReverseVariance = small,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    **cond: Tensor,
+) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "batch steps"]]:
+    r"""The terms of the bound that belong to the latents: :math:`L_T`, and :math:`L_{t-1}` of the steps between them.
+
+    They are those of :func:`variational_bound`, number by number, without the decoder :math:`L_0`. They need no
+    quantized data, and say what the latents carry of any; without a decoder they bound no likelihood.
+
+    Args:
+        denoiser: any denoiser; it is called once per step.
+        x0: the data.
+        levels: ``N`` levels that fall from noise to the last latent, which still has noise.
+        variance: the variance of the reverse process.
+        seed: which noise.
+        first: the number of the first image.
+        cond: conditions, passed on to the denoiser.
+
+    Returns:
+        The prior and the ``N - 1`` steps, in bits per dimension, for each image.
+
+    Raises:
+        InputError: if there are no data, the levels do not fall or reach the data, or the variance is not positive.
+    """
+    if x0.numel() == 0:
+        raise InputError(f"There is no data to evaluate: its shape is {tuple(x0.shape)}.")
+    grid, exact = list(levels), x0.double()
+    if float(grid[-1].sigma) == 0.0:
+        raise InputError("A latent has noise: leave the data, sigma = 0, out of these levels.")
+    _check_falling(grid)
+    with torch.no_grad():
+        return _prior(exact, grid[0]), _steps(denoiser, x0, exact, grid, variance, seed, first, cond)
+
+
+def _steps(
+    denoiser: Denoise,
+    x0: Tensor,
+    exact: Tensor,
+    grid: list[Level],
+    variance: ReverseVariance,
+    seed: int,
+    first: int,
+    cond: dict[str, Tensor],
+) -> Tensor:
+    """The terms of all steps of a grid of noisy levels."""
+    terms = torch.zeros(len(x0), len(grid) - 1, dtype=torch.float64, device=x0.device)
+    for index, (t, s) in enumerate(itertools.pairwise(grid)):
+        noise = _noise(seed, first, len(x0), tuple(x0.shape[1:]), index).to(x0)
+        terms[:, index] = _step(denoiser, x0, exact, t, s, variance, noise, cond)
+    return terms
+
+
+def _noise(seed: int, first: int, count: int, shape: tuple[int, ...], step: int) -> Tensor:
+    return random.normal(seed, "bound", first, count, shape, step=step)
+
+
+def _check_reaches_data(grid: list[Level]) -> None:
     sigma = [float(level.sigma) for level in grid]
     if len(grid) < 2 or sigma[-1] != 0.0:
         raise InputError(
             f"A bound needs a grid that reaches the data: at least two levels, the last with sigma = 0; this one has "
             f"{len(grid)} and ends at sigma = {sigma[-1]:.4g}."
         )
+    _check_falling(grid)
+
+
+def _check_falling(grid: list[Level]) -> None:
     snr = [float(level.log_snr) for level in grid]
     if any(math.isnan(value) for value in snr) or any(a >= b for a, b in itertools.pairwise(snr)):
         raise InputError("The grid of a bound must fall strictly from noise to the data, without a level repeated.")

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from sfumato.diffusion.gaussian import warn_of_signal
 from sfumato.diffusion.level import Level, Scalar
 from sfumato.errors import InputError
 
@@ -80,6 +81,11 @@ class Schedule(nn.Module):
 
         Raises:
             InputError: if :math:`\alpha(1)^2 s^2 / \sigma(1)^2` exceeds 0.01, for data of standard deviation ``s``.
+
+        Warns:
+            SfumatoWarning: less than that is left, but :math:`\bar\alpha_T` exceeds 1e-4
+                (:func:`sfumato.diffusion.gaussian.warn_of_signal`). A schedule with parameters is spared: its end is
+                learned.
         """
         last = self(1.0)
         assert isinstance(last.alpha, float) and isinstance(last.sigma, float)
@@ -90,6 +96,8 @@ class Schedule(nn.Module):
                 f"a signal-to-noise ratio of {snr:.3g} where at most {TERMINAL_SNR} is noise; "
                 "raise the last betas, the number of steps or sigma_max."
             )
+        if next(self.parameters(), None) is None:
+            warn_of_signal(last)
 
 
 def _log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:

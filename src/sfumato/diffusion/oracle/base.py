@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato.diffusion.denoiser import Prediction
-from sfumato.diffusion.level import Level, broadcast
+from sfumato.diffusion.level import Level
 from sfumato.diffusion.parameterization import v
 from sfumato.errors import InputError
 
@@ -52,6 +52,18 @@ class Oracle(ABC):
         loses digits of the noise near the data, and of the data in the noise.
         """
 
+    def combine_rows(
+        self,
+        x: Float64[Tensor, "rows dims"],
+        alpha: Float64[Tensor, "levels"],
+        sigma: Float64[Tensor, "levels"],
+        k0: Float64[Tensor, "levels"],
+        k_eps: Float64[Tensor, "levels"],
+    ) -> Float64[Tensor, "rows dims"]:
+        r""":math:`k_0 E[x_0 | x_t] + k_\epsilon E[\epsilon | x_t]`, for oracles that get it cheaper than the two."""
+        x0, eps = self.posterior_rows(x, alpha, sigma)
+        return k0[:, None] * x0 + k_eps[:, None] * eps
+
     @abstractmethod
     def trace_rows(
         self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
@@ -89,11 +101,9 @@ class Oracle(ABC):
         Raises:
             InputError: at ``sigma = 0``, or if ``x`` or the level have another shape than the data.
         """
-        x0, eps = self._posterior(x, level)
-        at = Level(*(torch.as_tensor(value, dtype=torch.float64) for value in (level.t, level.alpha, level.sigma)))
-        wide = at.like(x0)
+        parts = self._noisy_parts(x, level)
         # v holds both the data and the noise to rounding at every level, where either of them would lose the other
-        target = wide.alpha * eps - wide.sigma * x0
+        target = torch.cat([self.combine_rows(rows, alpha, sigma, -sigma, alpha) for rows, alpha, sigma in parts])
         return Prediction(x, target.to(x).reshape(x.shape), v(level))
 
     def score(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch *shape"]:
@@ -102,8 +112,9 @@ class Oracle(ABC):
         Raises:
             InputError: as calling the oracle does.
         """
-        _, eps = self._posterior(x, level)
-        return (-eps / broadcast(torch.as_tensor(level.sigma, dtype=torch.float64), eps)).to(x).reshape(x.shape)
+        parts = self._noisy_parts(x, level)
+        found = [self.combine_rows(rows, alpha, sigma, 0.0 * sigma, -1.0 / sigma) for rows, alpha, sigma in parts]
+        return torch.cat(found).to(x).reshape(x.shape)
 
     def posterior_covariance_trace(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch"]:
         r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the squared error that no denoiser can avoid at ``x``.
@@ -134,10 +145,6 @@ class Oracle(ABC):
             InputError: if the data have no density.
         """
         return self.marginal_log_prob(x0, Level(0.0, 1.0, 0.0))
-
-    def _posterior(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        parts = [self.posterior_rows(*part) for part in self._noisy_parts(x, level)]
-        return torch.cat([x0 for x0, _ in parts]), torch.cat([eps for _, eps in parts])
 
     def _noisy_parts(self, x: Tensor, level: Level) -> list[tuple[Tensor, Tensor, Tensor]]:
         rows, alpha, sigma = self._rows(x, level)

@@ -14,13 +14,10 @@ from sfumato.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Vectors in the eigenbases of their components: coordinates along a basis, and what lies across it.
+    """Vectors, and their coordinates along the eigenbases of their components."""
 
-    ``across`` is None where the basis spans the whole space.
-    """
-
+    whole: Float64[Tensor, "rows components dims"]
     along: Float64[Tensor, "rows components rank"]
-    across: Float64[Tensor, "rows components dims"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,31 +131,39 @@ class Covariances:
 
     def split(self, z: Float64[Tensor, "rows components dims"]) -> Split:
         """Vectors of each component in its own basis."""
-        if self.basis is None:
-            return Split(z, None)
-        along = torch.einsum("bkd,kdr->bkr", z, self.basis)
-        if self.codimension == 0:
-            return Split(along, None)
-        return Split(along, z - torch.einsum("bkr,kdr->bkd", along, self.basis))
+        return Split(z, z if self.basis is None else torch.einsum("bkd,kdr->bkr", z, self.basis))
+
+    def across(self, z: Split) -> Float64[Tensor, "rows components dims"] | None:
+        """What of vectors lies across the basis; None where it spans the whole space."""
+        if self.basis is None or self.codimension == 0:
+            return None
+        if self.codimension == self.dimensions:
+            return z.whole
+        return z.whole - torch.einsum("bkr,kdr->bkd", z.along, self.basis)
 
     def apply(self, matrix: Eigenvalues, z: Split) -> Float64[Tensor, "rows components dims"]:
         """The product of the matrices of those eigenvalues with vectors, back in the space of the data."""
-        along = matrix.along * z.along
+        along = self._beyond(matrix) * z.along
         if self.basis is not None:
             along = torch.einsum("bkr,kdr->bkd", along, self.basis)
-        return along if z.across is None else along + matrix.across[..., None] * z.across
+        return along + matrix.across[..., None] * z.whole if self.codimension else along
 
     def mix(
         self, weights: Float64[Tensor, "rows components"], matrix: Eigenvalues, z: Split
     ) -> Float64[Tensor, "rows dims"]:
         """The weighted sum over components of what :meth:`apply` gives, without the terms."""
-        along = weights[..., None] * matrix.along * z.along
+        along = weights[..., None] * self._beyond(matrix) * z.along
         if self.basis is None:
             return along.sum(1)
-        total = along.flatten(1) @ self.basis.mT.reshape(-1, self.dimensions)
-        if z.across is None:
-            return total
-        return total + torch.einsum("bk,bkd->bd", weights * matrix.across, z.across)
+        inside = along.flatten(1) @ self.basis.mT.reshape(-1, self.dimensions)
+        if not self.codimension:
+            return inside
+        return inside + torch.einsum("bk,bkd->bd", weights * matrix.across, z.whole)
+
+    def _beyond(self, matrix: Eigenvalues) -> Float64[Tensor, "levels components rank"]:
+        r"""The eigenvalues along the basis, less that of the rest: :math:`U M U^\top + m (I - U U^\top)` is
+        :math:`U (M - m I) U^\top + m I`, which spares a product with the basis."""
+        return matrix.along - matrix.across[..., None] if self.codimension else matrix.along
 
     def trace(self, matrix: Eigenvalues) -> Float64[Tensor, "levels components"]:
         """The traces of the matrices of those eigenvalues."""

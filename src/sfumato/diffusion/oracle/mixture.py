@@ -160,18 +160,49 @@ class MixtureOracle(Oracle):
         self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
     ) -> tuple[Float64[Tensor, "rows dims"], Float64[Tensor, "rows dims"]]:
         c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
-        weights = self._log_joint(z, s).softmax(1)
+        weights = self._responsibilities(z, s)
         x0 = weights @ self.means + alpha[:, None] * c.mix(weights, self._shrink(s), z)
         return x0, sigma[:, None] * c.mix(weights, Eigenvalues(1.0 / s.along, 1.0 / s.across), z)
+
+    def combine_rows(
+        self,
+        x: Float64[Tensor, "rows dims"],
+        alpha: Float64[Tensor, "levels"],
+        sigma: Float64[Tensor, "levels"],
+        k0: Float64[Tensor, "levels"],
+        k_eps: Float64[Tensor, "levels"],
+    ) -> Float64[Tensor, "rows dims"]:
+        c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
+        weights = self._responsibilities(z, s)
+        signal, noise = (k0 * alpha)[:, None], (k_eps * sigma)[:, None]
+        along = (signal[..., None] * c.values + noise[..., None]) / s.along
+        matrix = Eigenvalues(along, (signal * c.rest + noise) / s.across)
+        return k0[:, None] * (weights @ self.means) + c.mix(weights, matrix, z)
 
     def trace_rows(
         self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
     ) -> Float64[Tensor, "rows"]:
         c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
-        weights, shrink = self._log_joint(z, s).softmax(1), self._shrink(s)
+        weights, shrink = self._responsibilities(z, s), self._shrink(s)
         means = self.means + alpha[:, None, None] * c.apply(shrink, z)
         between = (means - torch.einsum("bk,bkd->bd", weights, means)[:, None]).square().sum(2)
         return (weights * (sigma.square()[:, None] * c.trace(shrink) + between)).sum(1)
+
+    def marginal_cdf(self, x: Float[Tensor, "rows"], level: Level) -> Float[Tensor, "rows"]:
+        r"""The distribution function of diffused data of one dimension,
+        :math:`\sum_k w_k \Phi\!\left((x - \alpha \mu_k) / S_k^{1/2}\right)`.
+
+        Raises:
+            InputError: if the data have more than one dimension, or the level another shape than ``x``.
+        """
+        if self.dimensions != 1:
+            raise InputError(f"A distribution function is of one dimension; these data have {self.dimensions}.")
+        rows, alpha, sigma = self._rows(x.reshape(len(x), *self.shape), level)
+        apart = rows - alpha[:, None] * self.means[:, 0]
+        variance = self.covariances.trace(self.covariances.at(alpha, sigma)).expand_as(apart)
+        # a component without spread is a step
+        step = torch.where(apart < 0.0, -torch.inf, torch.inf)
+        return (torch.special.ndtr(torch.where(variance > 0.0, apart / variance.sqrt(), step)) @ self.weights).to(x)
 
     def sample(
         self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
@@ -199,12 +230,17 @@ class MixtureOracle(Oracle):
         """:math:`C_k S_k^{-1}`."""
         return Eigenvalues(self.covariances.values / s.along, self.covariances.rest / s.across)
 
+    def _responsibilities(self, z: Split, s: Eigenvalues) -> Float64[Tensor, "rows components"]:
+        # a single component has no need of its density
+        return self._log_joint(z, s).softmax(1) if len(self.weights) > 1 else torch.ones_like(z.whole[..., 0])
+
     def _log_joint(self, z: Split, s: Eigenvalues) -> Float64[Tensor, "rows components"]:
         r""":math:`\log w_k + \log \mathcal N(x_t; \alpha \mu_k, S_k)`."""
         distance = (z.along.square() / s.along).sum(2)
         log_det = s.along.log().sum(2)
-        if z.across is not None:
-            distance = distance + z.across.square().sum(2) / s.across
+        across = self.covariances.across(z)
+        if across is not None:
+            distance = distance + across.square().sum(2) / s.across
             log_det = log_det + self.covariances.codimension * s.across.log()
         return self.weights.log() - 0.5 * (distance + log_det + self.dimensions * math.log(2.0 * math.pi))
 
@@ -245,6 +281,26 @@ class GaussianOracle(MixtureOracle):
         values = singular[:rank].square()[None]
         covariance = Covariances(basis[:rank].mT.contiguous()[None], values, values.new_zeros(1), rows.shape[1])
         return GaussianOracle((rows[0] + offset).reshape(images.shape[1:]), covariance)
+
+    @property
+    def variances(self) -> Float64[Tensor, "dims"]:
+        """The variances along all principal axes, falling."""
+        c = self.covariances
+        return torch.cat([c.values[0], c.rest.expand(c.codimension)]).sort(descending=True).values
+
+    def principal_coordinates(self, x0: Float[Tensor, "batch *shape"], count: int) -> Float64[Tensor, "batch count"]:
+        """The coordinates of clean data, less the mean, along the principal axes of largest variance.
+
+        Raises:
+            InputError: if ``x0`` has another shape, or the data vary along fewer than ``count`` axes.
+        """
+        c = self.covariances
+        rows, alpha, _ = self._rows(x0, Level(0.0, 1.0, 0.0))
+        order = c.values[0].argsort(descending=True, stable=True)[:count]
+        if len(order) < count or not bool((c.values[0][order] > 0.0).all()):
+            varied = int((c.values[0] > 0.0).sum())
+            raise InputError(f"These data vary along {varied} principal axes; {count} were asked for.")
+        return self._split(rows, alpha).along[:, 0, order]
 
     def flow(self, x: Float[Tensor, "batch *shape"], t: Level, s: Level) -> Float[Tensor, "batch *shape"]:
         r"""The exact solution of the probability flow from ``t`` to ``s``, which deterministic samplers approach.
