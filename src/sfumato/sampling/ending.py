@@ -14,8 +14,8 @@ from sfumato.errors import InputError
 from sfumato.sampling.coordinate import Numbers, ratio
 from sfumato.sampling.sample import Memory
 
-STEEPEST = 20.0
-"""The greatest sum of the absolute weights with which the last step extrapolates predictions to the data."""
+APART = 1.3
+r"""The least ratio of the :math:`\sigma / \alpha` of predictions that are extrapolated to the data."""
 
 Estimate = tuple[Level, Prediction]
 """A prediction and where it was made."""
@@ -36,8 +36,8 @@ def to_data(estimates: Sequence[Estimate], s: Level, most: int) -> Tensor:
     Along the flow :math:`\hat x_0` is a smooth function of :math:`\hat\sigma^2`, whose value at 0 is the sample:
     :math:`x = \sum_j w_j \hat x_0^{(j)}` with :math:`w_j = \prod_{k \ne j} \hat\sigma_k^2 / (\hat\sigma_k^2 -
     \hat\sigma_j^2)`. With one prediction it is the step of DDIM, which stays :math:`O(\hat\sigma^2)` from the data.
-    Fewer are taken where levels so close to each other would multiply the errors of predictions: the sum of
-    :math:`|w_j|` is at most ``STEEPEST``.
+    Those are left out whose level is within a factor ``APART`` of one that is taken, since levels close to each other
+    would multiply the errors of predictions: the sum of :math:`|w_j|` is at most 13.
 
     Args:
         estimates: the last predictions of one trajectory, the latest first.
@@ -48,29 +48,38 @@ def to_data(estimates: Sequence[Estimate], s: Level, most: int) -> Tensor:
         InputError: if ``most`` is out of range.
     """
     check_ending(most)
-    squares = [ratio(level) ** 2 for level, _ in estimates]
-    weights, zero = [1.0], np.zeros(1)
-    for count in range(2, min(most, len(squares)) + 1):
-        if not squares[count - 1] < math.inf:
-            break
-        trial = [float(lagrange(squares[:count], j, zero)[0]) for j in range(count)]
-        if math.fsum(map(abs, trial)) > STEEPEST:
-            break
-        weights = trial
-    if len(weights) == 1:
-        return estimates[0][1].mix(s.alpha, 0.0)
+    taken = [estimates[0]]
+    for level, prediction in estimates[1:]:
+        if len(taken) < most and APART * ratio(taken[-1][0]) <= ratio(level) < math.inf:
+            taken.append((level, prediction))
+    if len(taken) == 1:
+        return taken[0][1].mix(s.alpha, 0.0)
+    squares, zero = [ratio(level) ** 2 for level, _ in taken], np.zeros(1)
+    weights = [float(s.alpha) * float(lagrange(squares, j, zero)[0]) for j in range(len(taken))]
     # a new tensor: an estimate may be the network's own output, or be shown to the user
-    out = estimates[0][1].x0.mul(float(s.alpha) * weights[0])
-    for (_, prediction), weight in zip(estimates[1:], weights[1:], strict=False):
-        out.add_(prediction.x0, alpha=float(s.alpha) * weight)
+    out = taken[0][1].x0.mul(weights[0])
+    for (_, prediction), weight in zip(taken[1:], weights[1:], strict=True):
+        out.add_(prediction.x0, alpha=weight)
     return out
 
 
-def remember(memory: Memory, level: Level, prediction: Prediction, count: int) -> list[Estimate]:
-    """The last ``count`` predictions of a step that remembers no others, with this one as the first."""
-    estimates: list[Estimate] = [(level, prediction), *memory.state.get("estimates", ())][:count]
-    memory.state["estimates"] = estimates
-    return estimates
+def remember(memory: Memory, level: Level, prediction: Prediction, most: int) -> list[Estimate]:
+    """The predictions that the step to the data may extrapolate, this one first: of small steps not all are kept.
+
+    Args:
+        memory: where they are kept from step to step.
+        level: the level of the prediction.
+        prediction: the latest.
+        most: how many are kept.
+    """
+    before: list[Estimate] = memory.state.get("estimates", [])
+    kept = [(level, prediction)]
+    for k, one in enumerate(before):
+        # one is not needed between two neighbours that are not far from each other
+        if k + 1 == len(before) or ratio(before[k + 1][0]) > APART**2 * ratio(kept[-1][0]):
+            kept.append(one)
+    memory.state["estimates"] = kept[:most]
+    return kept[:most]
 
 
 def check_ending(most: int) -> None:

@@ -14,7 +14,7 @@ from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 from sfumato.sampling.coordinate import Coordinate, Data, Numbers, Variable, half_log_snr, ratio
-from sfumato.sampling.ending import check_ending, lagrange, to_data
+from sfumato.sampling.ending import check_ending, lagrange, remember, to_data
 from sfumato.sampling.sample import Memory
 
 _ROOTS, _WEIGHTS = (np.asarray(values, dtype=np.float64) for values in np.polynomial.legendre.leggauss(20))
@@ -145,11 +145,10 @@ class Unified:
 
 @dataclass(slots=True)
 class Past:
-    """A prediction of a step that was taken: its level, what the coordinate makes of it, and itself."""
+    """What a coordinate made of a prediction, and where."""
 
     level: Level
     value: Tensor
-    prediction: Prediction
 
 
 @dataclass(slots=True)
@@ -200,13 +199,15 @@ def multistep(
         ending = order if coordinate.deterministic else 1
     check_order(order, corrector, ending)
     prediction = denoise(x, t)
+    estimates = remember(memory, t, prediction, ending)
+    if s.sigma == 0.0:
+        return to_data(estimates, s, ending)
     k0, k_eps = coordinate.prediction(t)
     value = prediction.x0 if k_eps == 0.0 else prediction.eps if k0 == 0.0 else prediction.mix(k0, k_eps)
     before: _Before | None = memory.state.get("before")
-    history: list[Past] = [Past(t, value, prediction), *memory.state.get("history", ())]
-    if s.sigma == 0.0:
-        return to_data([(past.level, past.prediction) for past in history], s, ending)
-    memory.state["history"] = history[: max(order - 1, corrector, ending - 1)]
+    history: list[Past] = [Past(t, value), *memory.state.get("history", ())]
+    # a correction takes back what the predictor made of its oldest prediction too
+    memory.state["history"] = history[: max(order, corrector) if corrector else order - 1]
     if t.alpha == 0.0 and not coordinate.starts_at_noise:
         memory.state["before"] = None
         return prediction.mix(s.alpha, s.sigma)
