@@ -5,29 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
-from sfumato.sampling.coordinate import Numbers, ratio
+from sfumato.sampling.coordinate import ratio
 from sfumato.sampling.sample import Memory
 
 APART = 1.3
 r"""The least ratio of the :math:`\sigma / \alpha` of predictions that are extrapolated to the data."""
 
-Estimate = tuple[Level, Prediction]
-"""A prediction and where it was made."""
-
-
-def lagrange(places: Sequence[float], j: int, at: Numbers) -> Numbers:
-    """The polynomial that is 1 at the ``j``-th of the places and 0 at the others."""
-    found = np.ones_like(at)
-    for k, place in enumerate(places):
-        if k != j:
-            found *= (at - place) / (places[j] - place)
-    return found
+Estimate = tuple[Level, Prediction | Tensor]
+"""Where a prediction was made, and it or its estimate of the data."""
 
 
 def to_data(estimates: Sequence[Estimate], s: Level, most: int) -> Tensor:
@@ -49,31 +39,33 @@ def to_data(estimates: Sequence[Estimate], s: Level, most: int) -> Tensor:
     """
     check_ending(most)
     taken = [estimates[0]]
-    for level, prediction in estimates[1:]:
+    for level, estimate in estimates[1:]:
         if len(taken) < most and APART * ratio(taken[-1][0]) <= ratio(level) < math.inf:
-            taken.append((level, prediction))
-    if len(taken) == 1:
-        return taken[0][1].mix(s.alpha, 0.0)
-    squares, zero = [ratio(level) ** 2 for level, _ in taken], np.zeros(1)
-    weights = [float(s.alpha) * float(lagrange(squares, j, zero)[0]) for j in range(len(taken))]
+            taken.append((level, estimate))
+    squares = [ratio(level) ** 2 for level, _ in taken]
+    weights = [
+        float(s.alpha) * math.prod(other / (other - own) for k, other in enumerate(squares) if k != j)
+        for j, own in enumerate(squares)
+    ]
     # a new tensor: an estimate may be the network's own output, or be shown to the user
-    out = taken[0][1].x0.mul(weights[0])
-    for (_, prediction), weight in zip(taken[1:], weights[1:], strict=True):
-        out.add_(prediction.x0, alpha=weight)
+    data = (one if isinstance(one, Tensor) else one.x0 for _, one in taken)
+    out = next(data).mul(weights[0])
+    for x0, weight in zip(data, weights[1:], strict=True):
+        out.add_(x0, alpha=weight)
     return out
 
 
-def remember(memory: Memory, level: Level, prediction: Prediction, most: int) -> list[Estimate]:
+def remember(memory: Memory, level: Level, estimate: Prediction | Tensor, most: int) -> list[Estimate]:
     """The predictions that the step to the data may extrapolate, this one first: of small steps not all are kept.
 
     Args:
         memory: where they are kept from step to step.
-        level: the level of the prediction.
-        prediction: the latest.
+        level: the level of the latest.
+        estimate: the latest.
         most: how many are kept.
     """
     before: list[Estimate] = memory.state.get("estimates", [])
-    kept = [(level, prediction)]
+    kept: list[Estimate] = [(level, estimate)]
     for k, one in enumerate(before):
         # one is not needed between two neighbours that are not far from each other
         if k + 1 == len(before) or ratio(before[k + 1][0]) > APART**2 * ratio(kept[-1][0]):

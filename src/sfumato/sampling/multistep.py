@@ -14,7 +14,7 @@ from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 from sfumato.sampling.coordinate import Coordinate, Data, Numbers, Variable, half_log_snr, ratio
-from sfumato.sampling.ending import check_ending, lagrange, remember, to_data
+from sfumato.sampling.ending import check_ending, remember, to_data
 from sfumato.sampling.sample import Memory
 
 _ROOTS, _WEIGHTS = (np.asarray(values, dtype=np.float64) for values in np.polynomial.legendre.leggauss(20))
@@ -89,11 +89,16 @@ class Adams:
             at, density = start + 0.5 * (end - start) * (1.0 + _ROOTS), 0.5 * total * _WEIGHTS
         else:
             start, end = math.log(ratio(t)), math.log(ratio(s))
-            within = np.exp(start + 0.5 * (end - start) * (1.0 + _ROOTS))
-            at = self._at(within)
-            density = self.coordinate.density(s, within) * (0.5 * (start - end) * _WEIGHTS)
-        places: list[float] = self._at([ratio(node) for node in nodes]).tolist()
-        weights = [float(density @ lagrange(places, j, at)) for j in range(1, len(places))]
+            ratios = np.exp(start + 0.5 * (end - start) * (1.0 + _ROOTS))
+            at = self._at(ratios)
+            density = self.coordinate.density(s, ratios) * (0.5 * (start - end) * _WEIGHTS)
+        # the weights whose sums over the nodes' powers are the integrals of those powers
+        places = self._at([ratio(node) for node in nodes])
+        width = places[1] - places[0]
+        of_nodes, within = (
+            np.vander((where - places[0]) / width, len(nodes), increasing=True) for where in (places, at)
+        )
+        weights: list[float] = np.linalg.solve(of_nodes.T, density @ within).tolist()[1:]
         # the sum is known, so that a constant prediction is integrated to the last digit
         return [total - math.fsum(weights), *weights]
 
@@ -199,11 +204,13 @@ def multistep(
         ending = order if coordinate.deterministic else 1
     check_order(order, corrector, ending)
     prediction = denoise(x, t)
-    estimates = remember(memory, t, prediction, ending)
+    k0, k_eps = coordinate.prediction(t)
+    of_data = k_eps == 0.0
+    value = prediction.x0 if of_data else prediction.eps if k0 == 0.0 else prediction.mix(k0, k_eps)
+    # a prediction holds on to its x, which its data alone leave free
+    estimates = remember(memory, t, value if of_data else prediction, ending)
     if s.sigma == 0.0:
         return to_data(estimates, s, ending)
-    k0, k_eps = coordinate.prediction(t)
-    value = prediction.x0 if k_eps == 0.0 else prediction.eps if k0 == 0.0 else prediction.mix(k0, k_eps)
     before: _Before | None = memory.state.get("before")
     history: list[Past] = [Past(t, value), *memory.state.get("history", ())]
     # a correction takes back what the predictor made of its oldest prediction too
@@ -220,7 +227,7 @@ def multistep(
     if corrector and before is not None:
         for j, change in enumerate(_correction(rule, nodes, before, min(corrector + 1, len(nodes)))):
             combined[j] += carry * change
-    out = x.mul(carry)
+    out = x.mul_(carry) if memory.reuse and of_data and value.data_ptr() != x.data_ptr() else x.mul(carry)
     for past, weight in zip(history, combined, strict=True):
         if weight != 0.0:
             out.add_(past.value, alpha=weight)
