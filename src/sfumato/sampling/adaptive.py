@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 from sfumato.sampling.sample import Memory
 
@@ -41,7 +41,7 @@ def adaptive(
     rtol: float = 1e-2,
     atol: float = 1e-3,
     scale: float = 1.0,
-    sigma_min: float = 0.002,
+    sigma_min: float | None = None,
     most: int = 1000,
     count: Count | None = None,
 ) -> Tensor:
@@ -61,13 +61,17 @@ def adaptive(
         rtol: the tolerated error of a step relative to the sample, root mean square over its elements.
         atol: the tolerated error in units of the data.
         scale: the standard deviation of the data.
-        sigma_min: the :math:`\sigma / \alpha` from which :math:`\hat x_0` is taken for the sample.
+        sigma_min: the :math:`\sigma / \alpha` from which :math:`\hat x_0` is taken for the sample; by default 0.002, or
+            that of the first step of a table, below which nothing was trained.
         most: how many steps a sample may try.
         count: counts evaluations and rejected steps, if given.
 
     Raises:
         InputError: if a number is out of range, or ``most`` steps do not suffice.
     """
+    if sigma_min is None:
+        first = schedule(1.0 / schedule.steps).noise_to_signal if isinstance(schedule, Discrete) else 0.0
+        sigma_min = max(0.002, float(first))
     if not (rtol >= 0.0 and atol > 0.0 and scale > 0.0 and sigma_min > 0.0 and most >= 1):
         raise InputError(
             "An adaptive step needs rtol >= 0 and positive atol, scale, sigma_min and most; "

@@ -208,7 +208,8 @@ class Rotation:
     :math:`dy / d\varphi = N` for :math:`y = x / R`. The prediction is the output of EDM's network (Karras et al. 2022,
     table 1, with :math:`\sigma_{data} = d`) up to its sign, and that of v for :math:`d = 1`. It vanishes for Gaussian
     data of mean 0 and standard deviation ``d``, whose flow is exact then. A small ``d`` leads to :class:`Data`, a large
-    one to :class:`Noise`.
+    one to :class:`Noise`. The scale is a number and not estimated from a batch, so that an image does not depend on its
+    neighbours.
 
     Attributes:
         scale: the standard deviation of the data, ``d``.

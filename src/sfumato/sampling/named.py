@@ -43,7 +43,9 @@ def deis(schedule: Schedule, order: int = 3, ending: int | None = None) -> Step:
 def dpm_solver_pp(order: int = 3, ending: int | None = None) -> Step:
     """The multistep of DPM-Solver++ (Lu et al. 2022): data, a polynomial of log-SNR.
 
-    Of order 2 it is algorithm 2 of the paper, see :func:`~sfumato.sampling.dpm_solver.dpm_solver_pp_2m`.
+    Of order 2 it is algorithm 2 of the paper, see :func:`~sfumato.sampling.dpm_solver.dpm_solver_pp_2m`. Of order 3 the
+    polynomial is integrated exactly; where only half of the integral of its quadratic term is counted, as in diffusers
+    0.42, the method is of order 2.
 
     Args:
         order: from 1 to 4; the paper goes to 3.
