@@ -59,7 +59,7 @@ def measure(name: str, problem: Problem, nfe: int) -> Result:
     """Run one of the configurations. What it raises is a fault of ours, and not caught."""
     levels, step = CONFIGURATIONS[name](problem.schedule, nfe)
     model = problem.counted()
-    x = final(model, problem.noise * list(levels)[0].sigma, levels, step)
+    x = final(model, problem.noise * next(iter(levels)).sigma, levels, step)
     if model.calls > nfe:
         raise AssertionError(f"{name} made {model.calls} evaluations where {nfe} were allowed.")
     rms, median = problem.errors(x)

@@ -60,7 +60,7 @@ def _own(target: Target, schedule_name: str, nfe: int, seed: int, count: int, *,
     schedule: Schedule = SCHEDULES[schedule_name]
     levels = grid(schedule, nfe)
     noise = target.noise(seed, count)
-    return own.final(Counted(target, schedule), noise * list(levels)[0].sigma, levels, step)
+    return own.final(Counted(target, schedule), noise * next(iter(levels)).sigma, levels, step)
 
 
 def own_draws() -> dict[str, Draw]:
