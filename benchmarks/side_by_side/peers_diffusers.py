@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.level import Level
 from side_by_side.peers import Peer
 from side_by_side.problem import Counted, Problem
 
@@ -120,14 +121,13 @@ def _set_timesteps(scheduler: Any, nfe: int) -> None:
     raise ValueError(f"no number of steps makes at most {nfe} evaluations")
 
 
-def _start(scheduler: Any, problem: Problem) -> Tensor:
+def _start(scheduler: Any, noise: Tensor, last: Level) -> Tensor:
     """The noise at the scheduler's first level, from the same draw; at t = 1 where it starts there."""
     scale = float(scheduler.init_noise_sigma)
     if scale == 1.0:
-        return problem.start
-    first = float(scheduler.sigmas[0])
-    end = float(problem.schedule(1.0).noise_to_signal)
-    return problem.noise * (end if abs(first / end - 1.0) < 1e-3 else scale)
+        return noise * last.sigma
+    first, end = float(scheduler.sigmas[0]), float(last.noise_to_signal)
+    return noise * (end if abs(first / end - 1.0) < 1e-3 else scale)
 
 
 @torch.no_grad()
@@ -138,18 +138,48 @@ def _run_vp(
     _set_timesteps(scheduler, nfe)
     if begin:
         scheduler.set_begin_index(0)
-    x = _start(scheduler, problem)
+    return _walk(scheduler, _start(scheduler, problem.noise, problem.schedule(1.0)), model)
+
+
+def _walk(scheduler: Any, x: Tensor, model: Counted, **options: Any) -> Tensor:
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t)
-        x = scheduler.step(model.noise_at(seen.double(), float(t)), t, x).prev_sample
+        x = scheduler.step(model.noise_at(seen.double(), float(t)), t, x, **options).prev_sample
     return x
+
+
+STOCHASTIC: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "diffusers DDPM(trailing)": ("DDPM", {"timestep_spacing": "trailing", "clip_sample": False}, {}),
+    "diffusers DDIM(trailing, eta=1)": ("DDIM", {"timestep_spacing": "trailing", "clip_sample": False}, {"eta": 1.0}),
+    "diffusers EulerAncestralDiscrete(trailing)": ("EulerAncestralDiscrete", {"timestep_spacing": "trailing"}, {}),
+    "diffusers DPMSolverMultistep(sde-dpmsolver++, karras)": (
+        "DPMSolverMultistep",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        {},
+    ),
+}
+"""Samplers that add noise: the scheduler, its options, and those of its steps."""
+
+
+@torch.no_grad()
+def draw(name: str, schedule: str, noise: Tensor, model: Counted, nfe: int, seed: int) -> Tensor:
+    """Samples of one of :data:`STOCHASTIC`."""
+    import diffusers
+
+    kind, options, of_step = STOCHASTIC[name]
+    scheduler = getattr(diffusers, f"{kind}Scheduler")(num_train_timesteps=1000, **BETAS[schedule], **options)
+    _set_timesteps(scheduler, nfe)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    generator = torch.Generator().manual_seed(seed)
+    return _walk(scheduler, _start(scheduler, noise, model.schedule(1.0)), model, generator=generator, **of_step)
 
 
 @torch.no_grad()
 def _run_edm(kind: Any, options: dict[str, Any], problem: Problem, model: Counted, nfe: int) -> Tensor:
     scheduler = kind(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, **options)
     _set_timesteps(scheduler, nfe)
-    x = _start(scheduler, problem)
+    x = _start(scheduler, problem.noise, problem.schedule(1.0))
     for t in scheduler.timesteps:
         scheduler.scale_model_input(x, t)
         sigma = float(scheduler.sigmas[scheduler.step_index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +18,13 @@ from sfumato.sampling import grids
 from sfumato.sampling.ancestral import ancestral
 from sfumato.sampling.ddim import ddim
 from sfumato.sampling.sample import Step
-from side_by_side import own
+from side_by_side import own, peers_diffusers
+from side_by_side.peers_k_diffusion import sampling
 from side_by_side.problem import SCHEDULES, Counted
 from side_by_side.targets import Target
 
-Draw = Callable[[Target, str, int, int, int], Tensor]
-"""``(target, schedule, nfe, seed, count)`` to samples."""
+Draw = Callable[[Target, str, int, int, int], Tensor | None]
+"""``(target, schedule, nfe, seed, count)`` to samples, or None for a schedule that it does not know."""
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: int = 0) -> float:
@@ -78,35 +80,45 @@ def own_draws() -> dict[str, Draw]:
 
 
 def peer_draws() -> dict[str, Draw]:
-    """Those of k-diffusion, on EDM's grid."""
-    from side_by_side.peers_k_diffusion import sampling
+    """Those of the peers that are installed; k-diffusion's on EDM's grid."""
+    found: dict[str, Draw] = {}
+    if importlib.util.find_spec("diffusers") is not None:
+        found |= {name: partial(_diffusers, name=name) for name in peers_diffusers.STOCHASTIC}
+    if importlib.util.find_spec("k_diffusion") is not None:
+        names = ("euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+        found |= {f"k-diffusion {name}(karras)": partial(_k_diffusion, sampler=name) for name in names}
+    return found
 
+
+def _diffusers(target: Target, schedule: str, nfe: int, seed: int, count: int, *, name: str) -> Tensor | None:
+    if schedule not in peers_diffusers.VP:
+        return None
+    model = Counted(target, SCHEDULES[schedule])
+    return peers_diffusers.draw(name, schedule, target.noise(seed, count), model, nfe, seed)
+
+
+def _k_diffusion(target: Target, schedule: str, nfe: int, seed: int, count: int, *, sampler: str) -> Tensor:
     k = sampling()
+    model = Counted(target, SCHEDULES[schedule])
+    steps = (nfe + 1) // 2 if sampler in ("dpmpp_sde", "dpmpp_2s_ancestral") else nfe
+    sigmas = k.get_sigmas_karras(steps, 0.002, float(model.schedule(1.0).noise_to_signal)).double()
+    start, draws = target.noise(seed, count) * sigmas[0], 0
 
-    def run(target: Target, schedule_name: str, nfe: int, seed: int, count: int, *, sampler: str) -> Tensor:
-        schedule = SCHEDULES[schedule_name]
-        end = float(schedule(1.0).noise_to_signal)
-        steps = nfe // 2 + 1 if sampler in ("dpmpp_sde", "dpmpp_2s_ancestral") else nfe
-        sigmas = k.get_sigmas_karras(steps, 0.002, end).double()
-        model, draws = Counted(target, schedule), 0
+    def noise(*levels: Any) -> Tensor:
+        nonlocal draws
+        draws += 1
+        return random.normal(seed, "peer", 0, count, tuple(start.shape[1:]), step=draws).double()
 
-        def noise(*levels: Any) -> Tensor:
-            nonlocal draws
-            draws += 1
-            return random.normal(seed, "peer", 0, count, target.noise(seed, 1).shape[1:], step=draws).double()
+    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        return model.denoised(x, float(sigma[0]))
 
-        start = target.noise(seed, count) * sigmas[0]
-        function = getattr(k, f"sample_{sampler}")
-        return function(
-            lambda x, sigma: model.denoised(x, float(sigma[0])), start, sigmas, noise_sampler=noise, disable=True
-        )
-
-    names = ("euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
-    return {f"k-diffusion {name}, karras": partial(run, sampler=name) for name in names}
+    return getattr(k, f"sample_{sampler}")(denoised, start, sigmas, noise_sampler=noise, disable=True)
 
 
-def measure(draw: Draw, target: Target, schedule: str, nfe: int, count: int) -> float:
-    """The distance of the samples of seed 0 to exact ones."""
+def measure(draw: Draw, target: Target, schedule: str, nfe: int, count: int) -> float | None:
+    """The distance of the samples of seed 0 to exact ones, or None where the sampler does not know the schedule."""
     with torch.no_grad():
         samples = draw(target, schedule, nfe, 0, count)
+    if samples is None:
+        return None
     return sliced_wasserstein(samples, target.oracle.sample(count, 99, dtype=torch.float64))

@@ -11,11 +11,10 @@ from sfumato.training.checkpoint import atomic_write
 from side_by_side.peers import Peer, Result, measure
 from side_by_side.problem import Problem
 
-WIDE = 20
-"""Up to so many evaluations every configuration is tried."""
+KEPT = {20: 40, 50: 20}
+"""After so many evaluations, so many of the best go on to more, with the best of each of :data:`SAMPLERS` samplers."""
 
-KEPT = 60
-"""Of more evaluations, the best of the number before, and the best of each sampler."""
+SAMPLERS = 10
 
 
 class Store:
@@ -57,10 +56,13 @@ def best(
     found: dict[int, Ranked] = {}
     for nfe in sorted(numbers):
         ranked = _ranked((peer, store.get(peer, small, nfe)) for peer in candidates)
-        leaders = {_family(peer): peer for peer, _ in reversed(ranked)}
         found[nfe] = _ranked((peer, store.get(peer, problem, nfe)) for peer, _ in ranked[:finalists])
-        if nfe >= WIDE:
-            names = {peer.name for peer, _ in ranked[:KEPT]} | {peer.name for peer in leaders.values()}
+        kept = [count for number, count in KEPT.items() if nfe >= number]
+        if kept:
+            leaders: dict[str, Peer] = {}
+            for peer, _ in ranked:
+                leaders.setdefault(_family(peer), peer)
+            names = {peer.name for peer in [*(p for p, _ in ranked[: min(kept)]), *list(leaders.values())[:SAMPLERS]]}
             candidates = [peer for peer in candidates if peer.name in names]
         store.save()
     return found
