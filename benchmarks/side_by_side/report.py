@@ -115,7 +115,7 @@ def draw(cells: list[Cell], folder: Path) -> tuple[Path, Path]:
     """The error of each number of evaluations: a panel per target, a colour per schedule, peers dashed."""
     targets = list(dict.fromkeys(cell.target for cell in cells))
     schedules = list(dict.fromkeys(cell.schedule for cell in cells))
-    drawn = style.figure(3.2 * len(targets) + 0.8, 3.4)
+    drawn = style.figure(3.2 * len(targets) + 0.8, 4.0)
     panels = drawn.subplots(1, len(targets), squeeze=False)[0]
     for panel, target in zip(panels, targets, strict=True):
         for colour, schedule in zip(style.COLOURS, schedules, strict=False):
@@ -129,5 +129,6 @@ def draw(cells: list[Cell], folder: Path) -> tuple[Path, Path]:
         panel.set_xticks(ticks := sorted({cell.nfe for cell in cells}), [str(n) for n in ticks], rotation=60)
         panel.minorticks_off()
     panels[0].set_ylabel("RMS per dimension to the exact flow")
-    panels[0].legend()
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(targets) + 1))
     return style.save(drawn, folder, "solvers")
