@@ -13,6 +13,10 @@ from rich.table import Table
 from sfumato.analysis import style
 from side_by_side.peers import Result
 
+EXACT = 1e-6
+"""An error of a few times the uncertainty of the references. Where the data are points, samplers end at one of them:
+the median is zero to rounding, and the RMS is that of the few samples that ended at another point."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -35,10 +39,10 @@ class Cell:
 
     @property
     def ratio(self) -> float | None:
-        """Our RMS over that of the best peer."""
+        """Our RMS over that of the best peer, neither taken for less than :data:`EXACT`."""
         if self.peer is None or self.peer[1].rms is None or self.ours[1].rms is None:
             return None
-        return self.ours[1].rms / self.peer[1].rms
+        return max(self.ours[1].rms, EXACT) / max(self.peer[1].rms, EXACT)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
