@@ -1,10 +1,12 @@
-"""What the sampling loop costs beside arithmetic: a network that returns zeros, DDIM, one process.
+"""What the sampling loop costs beside arithmetic: a network that returns zeros, deterministic steps, one process.
 
 The baselines are loops written by hand, without any abstraction: ``in place (2)`` folds the update of DDIM into one
 multiplication and one addition with numbers computed beforehand, the least that is possible; ``in place (3)`` is the
 update as one would write it. ``sfumato`` is the loop as ``Model.sample`` runs it, ``frames kept`` the loop whose frames
-may all be kept. Interleaved, median of many.
+may all be kept. Where they are installed, diffusers' DDIM and k-diffusion's ``sample_dpmpp_2m`` run beside them, each
+in its own loop, as its users write it. Interleaved, median of many.
 
+    pip install -e ".[bench]" && pip install --no-deps k-diffusion
     python benchmarks/sampler_overhead.py
 """
 
@@ -25,7 +27,9 @@ from sfumato.diffusion.parameterization import eps
 from sfumato.diffusion.schedule import linear
 from sfumato.sampling import grids
 from sfumato.sampling.ddim import ddim
-from sfumato.sampling.sample import initial, sample
+from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
+from sfumato.sampling.heun import heun
+from sfumato.sampling.sample import Step, initial, sample
 
 
 class Zero(nn.Module):
@@ -35,6 +39,37 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.zeros
+
+
+def peers(start: Tensor, network: nn.Module, steps: int) -> dict[str, Callable[[], Tensor]]:
+    """The loops of other libraries, of those that are installed."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    try:
+        from diffusers import DDIMScheduler
+    except ImportError:
+        print("diffusers: left out, it is not installed")
+    else:
+        scheduler = DDIMScheduler(num_train_timesteps=1000, clip_sample=False)
+        scheduler.set_timesteps(steps)
+
+        @torch.no_grad()
+        def diffusers_ddim() -> Tensor:
+            x = start
+            for t in scheduler.timesteps:
+                x = scheduler.step(network(x, t), t, x).prev_sample
+            return x
+
+        found["diffusers DDIM"] = diffusers_ddim
+    try:
+        from side_by_side.peers_k_diffusion import sampling
+
+        k = sampling()
+    except ImportError:
+        print("k-diffusion: left out, it is not installed")
+    else:
+        sigmas = k.get_sigmas_karras(steps, 0.002, 80.0)
+        found["k-diffusion 2M"] = lambda: k.sample_dpmpp_2m(network, start * sigmas[0], sigmas, disable=True)
+    return found
 
 
 def main() -> None:
@@ -67,20 +102,25 @@ def main() -> None:
             x.sub_(noise, alpha=t.sigma).mul_(s.alpha / t.alpha).add_(noise, alpha=s.sigma)
         return x
 
-    def ours(reuse: bool) -> Tensor:
+    def ours(step: Step, reuse: bool = True) -> Tensor:
         x = start
-        for frame in sample(denoiser, start, levels, ddim, reuse=reuse):
+        for frame in sample(denoiser, start, levels, step, reuse=reuse):
             x = frame.x
         return x
 
     runs: dict[str, Callable[[], Tensor]] = {
         "in place (2)": folded,
         "in place (3)": plain,
-        "sfumato, frames kept": lambda: ours(reuse=False),
-        "sfumato": lambda: ours(reuse=True),
+        "sfumato, frames kept": lambda: ours(ddim, reuse=False),
+        "sfumato": lambda: ours(ddim),
     }
     results = [run() for run in runs.values()]
     assert all((result - results[0]).abs().max() < 1e-4 for result in results)
+    runs |= {
+        "sfumato 2M": lambda: ours(dpm_solver_pp_2m),
+        "sfumato Heun": lambda: ours(heun),
+        **peers(start, network, options.steps),
+    }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.repeats):
         for name, run in runs.items():
@@ -92,7 +132,7 @@ def main() -> None:
         name: statistics.median(a / b for a, b in zip(times["sfumato"], times[name], strict=True)) for name in runs
     }
     for name, value in median.items():
-        print(f"{name:22} {value * 1e3:6.1f} us per step   sfumato is {ratios[name]:.2f} x")
+        print(f"{name:22} {value * 1e3:6.1f} us per step   sfumato (DDIM) is {ratios[name]:.2f} x")
     print(json.dumps({"ms_per_step": median, "sfumato_over": ratios}))
 
 

@@ -1,0 +1,1 @@
+"""Samplers of several libraries on data whose exact denoiser and exact probability flow are known."""
