@@ -110,7 +110,7 @@ def sdedit(
         start = top if strength == 1.0 else model.denoiser.schedule(strength * float(top.t))
         # the same noise at every strength: that of the seed
         noise = draw.x / float(top.sigma)
-        x = diffuse(_part(images, draw).to(draw.x), start, noise)
+        x = diffuse(_part(images, draw).to(draw.x).expand_as(noise), start, noise)
         return dataclasses.replace(draw, x=x, levels=below(draw.levels, start))
 
     return _drawn(model, count, edit, seed, first, labels, sampling, batch_size, progress)

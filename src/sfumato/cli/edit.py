@@ -39,14 +39,15 @@ _COUNT = option(int, "How many answers.", 15)
 
 def edit(arguments: list[str]) -> int:
     asked = any(a in ("-h", "--help") for a in arguments)
+    # RUN HOW or HOW RUN
     how = next((a for a in arguments[:2] if a in HOW), None)
     if not arguments or (asked and how is None):
         print(HELP, end="")
         return 0
     if how is None and len(arguments) > 1 and not arguments[1].startswith("-"):
         raise InputError(f"There is no edit {arguments[1]!r}{nearest(arguments[1], HOW)}")
-    if how is None or (arguments[0] == how and not asked):
-        raise InputError(f"Say which run, then how: sfumato edit RUN {how or '|'.join(HOW)}. See sfumato edit --help.")
+    if how is None:
+        raise InputError(f"Say which run, then how: sfumato edit RUN {'|'.join(HOW)}. See sfumato edit --help.")
     rest = list(arguments)
     rest.remove(how)
     return HOW[how](rest)
@@ -54,7 +55,7 @@ def edit(arguments: list[str]) -> int:
 
 def _options(how: str, arguments: list[str], fields: dict[str, tuple[Any, Any]], text: str) -> tuple[Any, Any]:
     text += "\n\nThe options of sampling start from those the run was trained with."
-    options, sampling = with_sampling(f"sfumato edit RUN {how}", arguments, fields, text)
+    options, sampling = with_sampling(f"sfumato edit {how}", arguments, fields, text)
     check_out(options.out)
     return options, sampling
 

@@ -170,6 +170,11 @@ def invert(
         InputError: if the grid does not go down to the data, or the step draws noise.
     """
     check_grid(levels)
+    # a step that draws noise has no variance to draw it with on the way up: ask one on the way down
+    top, next_ = list(levels)[:2]
+    with torch.no_grad():
+        one = {name: value[:1] for name, value in cond.items()}
+        step(lambda x, level: denoiser(x, level, **one), x0[:1], top, next_, Memory(refuse_noise))
     up = Level(*(torch.as_tensor(value).flip(0) for value in (levels.t, levels.alpha, levels.sigma)))
     noise = x0
     for frame in walk(denoiser, x0, up, Ascending(step), noise=refuse_noise, previews=False, reuse=False, **cond):
