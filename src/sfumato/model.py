@@ -242,6 +242,11 @@ class Model:
     def classes_of(
         self, labels: Int[Tensor, "count"] | int | str | None, law: str, seed: int, first: int, count: int
     ) -> Int[Tensor, "count"] | None:
+        """The number of the class of each image, given or drawn by the law "uniform" or "frequency"; None without.
+
+        Raises:
+            InputError: if a label is unknown or given to a model without labels.
+        """
         classes = self.facts.classes
         if not classes:
             if labels is not None:
