@@ -53,11 +53,11 @@ def test_labels(model: sfumato.Model) -> None:
     assert torch.allclose(sevens, model.sample(4, labels="7"))
     assert torch.allclose(sevens, model.sample(4, labels=torch.tensor([7, 7, 7, 7])))
     assert not torch.allclose(sevens, model.sample(4, labels=1))
-    drawn = model._labels(None, "frequency", 0, 0, 1000)
+    drawn = model.classes_of(None, "frequency", 0, 0, 1000)
     assert drawn is not None
     expected = torch.tensor(model.facts.frequencies) * 1000
     assert (drawn.bincount() - expected).abs().max() < 5
-    uniform = model._labels(None, "uniform", 0, 7, 1000)
+    uniform = model.classes_of(None, "uniform", 0, 7, 1000)
     assert (
         uniform is not None and uniform[:4].tolist() == [7, 8, 9, 0] and uniform.bincount().unique().tolist() == [100]
     )

@@ -36,6 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(generator.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     np.savez(place / "images.npz", images=generator.integers(0, 255, (20, 16, 16, 3), dtype=np.uint8))
     np.save(place / "signals.npy", generator.uniform(-1, 1, (20, 2, 32)).astype(np.float32))
+    Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(place / "seven.png")
+    Image.fromarray(np.array([[255], [0]], dtype=np.uint8).repeat(4, axis=0).repeat(8, axis=1)).save(place / "mask.png")
     train(tiny(data={"labels": True}, evaluation={"samples": 50}), run=place / "runs/digits")
     return place
 
@@ -71,7 +73,8 @@ def test_the_commands_of_the_readme_run(
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "train" and "--resume" not in words:
         extra = [word for word in flags(steps=2) if word != "--data.no-labels"]
-        words += [*extra, "--overwrite", "--run", "runs/mine", "--model.network.attention", "1"]
+        where = [] if "--run" in words else ["--run", "runs/mine"]
+        words += [*extra, "--overwrite", *where, "--model.network.attention", "1"]
     if words[0] == "sample" and "250" in words:
         words[words.index("250")] = "3"
     with pytest.raises(SystemExit) as exit_:

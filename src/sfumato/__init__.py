@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         cosine,
         linear,
     )
+    from sfumato.edits import inpaint, interpolate, invert, sdedit
     from sfumato.errors import InputError
     from sfumato.evaluation import evaluate
     from sfumato.likelihoods import bits_per_dim
@@ -59,10 +60,14 @@ _HOMES = {
     "dpm_solver_pp_2m": "sampling.dpm_solver",
     "evaluate": "evaluation",
     "heun": "sampling.heun",
+    "inpaint": "edits",
+    "interpolate": "edits",
+    "invert": "edits",
     "linear": "diffusion.schedule",
     "load": "model",
     "posterior": "diffusion.gaussian",
     "sample": "sampling.sample",
+    "sdedit": "edits",
     "train": "run",
     "tune": "tuning",
 }
@@ -88,10 +93,14 @@ __all__ = [
     "dpm_solver_pp_2m",
     "evaluate",
     "heun",
+    "inpaint",
+    "interpolate",
+    "invert",
     "linear",
     "load",
     "posterior",
     "sample",
+    "sdedit",
     "train",
     "tune",
 ]

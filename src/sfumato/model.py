@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch import Tensor
 import sfumato
 from sfumato import random
 from sfumato.config import Component, Config, SamplingConfig, parse
+from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.sampling.fitted import Fitted
-from sfumato.sampling.sample import initial, sample, seeded_noise
+from sfumato.sampling.sample import Frame, Noise, Step, check_grid, initial, seeded_noise, walk
 from sfumato.training.checkpoint import Checkpoints, read_tensors, write_json, write_tensors
 
 FORMAT = 1
@@ -35,6 +38,46 @@ class Facts(Component):
     std: float = Field(gt=0, description="Standard deviation of the training data.")
     train: int = Field(description="Number of training images.")
     heldout: int = Field(description="Number of held-out images.")
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A batch of images before it is drawn: all that the loop needs, for editing to change what it likes.
+
+    Attributes:
+        denoise: the denoiser as it is sampled from.
+        x: the start, pure noise at the first level.
+        levels: the levels to walk.
+        step: what is done between two levels.
+        noise: the source of noise of these images.
+        cond: their conditions.
+        start: the place of the first of them among all that are drawn, from 0.
+    """
+
+    denoise: Denoise
+    x: Float[Tensor, "batch channels *space"]
+    levels: Level
+    step: Step
+    noise: Noise
+    cond: dict[str, Tensor]
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def frames(self, *, previews: bool = False, reuse: bool = False) -> Iterator[Frame]:
+        """Walk the levels."""
+        noise, cond = self.noise, self.cond
+        yield from walk(
+            self.denoise, self.x, self.levels, self.step, noise=noise, previews=previews, reuse=reuse, **cond
+        )
+
+    def images(self) -> Float[Tensor, "batch channels *space"]:
+        """Walk to the end: float32 images in [-1, 1], on the processor."""
+        x = self.x
+        for frame in self.frames(reuse=True):
+            x = frame.x
+        return x.clamp(-1.0, 1.0).float().cpu()
 
 
 class Model:
@@ -94,6 +137,56 @@ class Model:
         Raises:
             InputError: if a number is not positive, or a label is unknown or given to a model without labels.
         """
+        done: list[Tensor] = []
+        draws = self.draws(count, seed=seed, first=first, labels=labels, sampling=sampling, batch_size=batch_size)
+        for draw in draws:
+            done.append(draw.images())
+            if progress is not None:
+                progress(draw.start + len(draw))
+        return torch.cat(done)
+
+    def frames(
+        self,
+        count: int = 1,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        labels: Int[Tensor, "count"] | int | str | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> Iterator[Frame]:
+        """The way of the images that :meth:`sample` draws: the noise, then a frame per step with its estimate of them.
+
+        All are computed at once. Arguments are those of :meth:`sample`.
+
+        ::
+
+            for frame in model.frames(16, seed=0):
+                print(frame.level.sigma, frame.x.shape, frame.x0)
+
+        Raises:
+            InputError: as :meth:`sample` does.
+        """
+        for draw in self.draws(count, seed=seed, first=first, labels=labels, sampling=sampling, batch_size=count):
+            yield Frame(draw.x, next(iter(draw.levels)))
+            yield from draw.frames(previews=True)
+
+    def draws(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        labels: Int[Tensor, "count"] | int | str | None = None,
+        sampling: SamplingConfig | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Draw]:
+        """The batches that :meth:`sample` walks, one after the other; the network is in evaluation mode meanwhile.
+
+        Arguments are those of :meth:`sample`.
+
+        Raises:
+            InputError: as :meth:`sample` does.
+        """
         sampling = sampling or self.config.sampling
         size = sampling.batch_size if batch_size is None else batch_size
         if count < 1 or size < 1 or first < 0:
@@ -101,28 +194,59 @@ class Model:
                 f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 on; "
                 f"got {count}, {size} and {first}."
             )
-        given = self._labels(labels, sampling.classes, seed, first, count)
-        denoise, levels, step = sampling.build(self.denoiser, self.fitted)
+        given = self.classes_of(labels, sampling.classes, seed, first, count)
+        denoise, levels, step = self.sampler(sampling)
+        if sampling.guidance.by_label and given is not None and bool((given == -1).any()):
+            raise InputError("A guidance scale needs a condition to guide by, but the label is -1, none; give a class.")
+        check_grid(levels)
         was_training = self.denoiser.training
         self.denoiser.eval()
-        done: list[Tensor] = []
-        for start in range(0, count, size):
-            number = min(size, count - start)
-            x = initial(levels, self.facts.shape, seed, first=first + start, count=number).to(self.device)
-            noise, cond = seeded_noise(seed, first + start), dict[str, Any]()
-            if given is not None:
-                cond["label"] = given[start : start + number].to(self.device)
-            for frame in sample(denoise, x, levels, step, noise=noise, reuse=True, **cond):
-                x = frame.x
-            done.append(x.clamp(-1.0, 1.0).float().cpu())
-            if progress is not None:
-                progress(start + number)
-        self.denoiser.train(was_training)
-        return torch.cat(done)
+        try:
+            for start in range(0, count, size):
+                number = min(size, count - start)
+                x = initial(levels, self.facts.shape, seed, first=first + start, count=number).to(self.device)
+                cond = {} if given is None else {"label": given[start : start + number].to(self.device)}
+                yield Draw(denoise, x, levels, step, seeded_noise(seed, first + start), cond, start)
+        finally:
+            self.denoiser.train(was_training)
 
-    def _labels(
+    def sampler(self, sampling: SamplingConfig | None = None) -> tuple[Denoise, Level, Step]:
+        """The denoiser as it is sampled from, with its guidance, the grid and the step.
+
+        Args:
+            sampling: what to build; by default as the configuration says.
+
+        Raises:
+            InputError: if they do not fit this model, or the model can't be guided so.
+        """
+        sampling = sampling or self.config.sampling
+        guidance = sampling.guidance
+        guidance.require(len(self.facts.classes), self.config.objective.label_dropout)
+        weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run)
+        return sampling.build(self.denoiser, self.fitted, weak)
+
+    def _weaker(self, run: Path) -> Denoise:
+        """The denoiser of a weaker run of the same task, for autoguidance."""
+        other = load(run, self.device)
+        mine, its = self.facts, other.facts
+        if its.shape != mine.shape or its.classes != mine.classes:
+            raise InputError(
+                f"The weaker run {run} draws {'x'.join(map(str, its.shape))} with {len(its.classes)} classes, and this "
+                f"model {'x'.join(map(str, mine.shape))} with {len(mine.classes)}; autoguidance needs one task."
+            )
+        if other.config.model.schedule != self.config.model.schedule or self.config.model.schedule.kind == "learned":
+            raise InputError(f"The weaker run {run} has another noise schedule; autoguidance needs the same.")
+        other.denoiser.eval()
+        return other.denoiser
+
+    def classes_of(
         self, labels: Int[Tensor, "count"] | int | str | None, law: str, seed: int, first: int, count: int
     ) -> Int[Tensor, "count"] | None:
+        """The number of the class of each image, given or drawn by the law "uniform" or "frequency"; None without.
+
+        Raises:
+            InputError: if a label is unknown or given to a model without labels.
+        """
         classes = self.facts.classes
         if not classes:
             if labels is not None:

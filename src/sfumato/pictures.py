@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from sfumato.data.dataset import as_tensor
+from sfumato.data.options import CHANNELS, Options
+from sfumato.data.pictures import Encoded, decode
 from sfumato.errors import InputError
 from sfumato.training.checkpoint import atomic_write
 
@@ -93,11 +97,107 @@ def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, firs
         atomic_write(folder / f"{first + i:06d}.png", lambda temporary, p=drawn: p.save(temporary, format="PNG"))
 
 
-def save_array(images: Float[Tensor, "batch channels *space"], path: Path) -> None:
-    """Write images as the float32 array ``images`` of an .npz file, ``(N, C, *space)`` in [-1, 1]."""
+def save_array(images: Float[Tensor, "batch channels *space"], path: Path, **more: Tensor) -> None:
+    """Write images as the float32 array ``images`` of an .npz file, ``(N, C, *space)`` in [-1, 1], and more by name."""
+    arrays = {name: value.detach().float().cpu().numpy() for name, value in {"images": images, **more}.items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, images=images.detach().float().cpu().numpy())
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
     atomic_write(path, write)
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one height and mode side by side, as one."""
+    sheet = Image.new(pictures[0].mode, (sum(picture.width for picture in pictures), pictures[0].height))
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    return sheet
+
+
+FILMS = {".gif": "GIF", ".webp": "WEBP"}
+"""The formats of films."""
+
+
+def save_film(pictures: Sequence[Image.Image], path: Path, milliseconds: int = 80, hold: int = 2000) -> None:
+    """Write pictures of one size as an animation that runs forever, .gif or .webp, whole or not at all.
+
+    Args:
+        pictures: its pictures in order.
+        path: where.
+        milliseconds: how long each is shown.
+        hold: how long the last one is.
+
+    Raises:
+        InputError: if there is no picture, or the name ends in something else.
+    """
+    if path.suffix not in FILMS:
+        raise InputError(f"A film is written as {' or '.join(FILMS)}; got {path}.")
+    if not pictures:
+        raise InputError("A film needs at least one picture.")
+    times = [milliseconds] * (len(pictures) - 1) + [hold]
+    first, *rest = pictures
+    atomic_write(
+        path,
+        lambda temporary: first.save(
+            temporary, format=FILMS[path.suffix], save_all=True, append_images=rest, duration=times, loop=0
+        ),
+    )
+
+
+def read(path: Path, shape: tuple[int, ...], *, fit: bool = False) -> Float[Tensor, "channels *space"]:
+    """An image for a model: a picture, or an .npy array of its shape in [-1, 1].
+
+    Args:
+        path: the file.
+        shape: ``(C, *space)`` of the images of the model.
+        fit: scale, crop and recolour a picture to that; else another size or number of channels is refused.
+
+    Raises:
+        InputError: if the file can't be read or does not fit.
+    """
+    kinds = {count: name for name, count in CHANNELS.items()}
+    if path.suffix == ".npy":
+        values = _array(path)
+    elif len(shape) == 3 and shape[0] in kinds:
+        size = (shape[1], shape[2]) if fit else None
+        values = _decoded(path, Options(size=size, channels=kinds[shape[0]] if fit else None, workers=1))
+    else:
+        raise InputError(f"This model draws no pictures but arrays of shape {shape}; give one as .npy.")
+    if tuple(values.shape) != shape:
+        hint = "; --fit makes a picture fit" if path.suffix != ".npy" else ""
+        raise InputError(f"{path} has shape {_sides(values.shape)}, and this model draws {_sides(shape)}{hint}.")
+    return values
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
+    """A mask for images of ``shape``, true where it is white: a picture of their height and width, or an .npy array.
+
+    Raises:
+        InputError: if the file can't be read or does not fit.
+    """
+    space = shape[1:]
+    values = _array(path) if path.suffix == ".npy" else _decoded(path, Options(channels="grey", workers=1))[0] / 2 + 0.5
+    if tuple(values.shape) not in (space, (1, *space), shape):
+        raise InputError(f"The mask {path} has shape {_sides(values.shape)}, and the images have {_sides(space)}.")
+    return values > 0.5
+
+
+def _decoded(path: Path, options: Options) -> Float[Tensor, "channels height width"]:
+    images, _ = decode([Encoded(path.name, path.absolute)], options, str(path.parent))
+    return as_tensor(images)[0]
+
+
+def _array(path: Path) -> Tensor:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Could not read {path}: {error}.") from None
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -188,7 +188,7 @@ class _Run:
             model = Model(config, facts, run=self.folder)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         # what can fail for a wrong setting fails now, not after the training
-        config.sampling.untuned().build(model.denoiser, model.fitted)
+        model.sampler(config.sampling.untuned())
         tensorboard = _tensorboard() if config.training.tensorboard and self.main else None
         self._prepare(trainer, facts, resume, overwrite)
         self.reporter.start(config, facts, model, trainer, self.folder)

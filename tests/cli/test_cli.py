@@ -33,7 +33,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "--help", "help", "--version", "train --help", "sample -h", "evaluate -h", "info --help", "explain"]
+    "command",
+    [
+        "",
+        "--help",
+        "help",
+        "--version",
+        "train --help",
+        "sample -h",
+        "evaluate -h",
+        "info --help",
+        "explain",
+        "edit",
+        "edit invert -h",
+    ],
 )
 def test_help_is_fast_and_imports_no_torch(command: str) -> None:
     code = (
@@ -225,6 +238,12 @@ def test_sample(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("--out x.jpg", "written as .png, .npz"),
         ("--grid.sigma-max 1e9", "can't start"),
         ("--sed 3", "did you mean --seed?"),
+        ("--guidance.scale 2", "trained with objective.label_dropout 0 and knows no null condition"),
+        ("--guidance.scale -1", "guidance.scale is -1.0"),
+        ("--guidance.scale 2 --guidance.weak-run nowhere", "There is no run directory nowhere"),
+        ("--film x.mp4", "A film is written as .gif or .webp"),
+        ("--film-x0", "name one"),
+        ("--film x.gif --count 501", "A film shows one batch"),
     ],
 )
 def test_sample_refuses(

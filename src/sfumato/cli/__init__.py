@@ -17,6 +17,7 @@ Train, sample, evaluate and understand denoising diffusion models.
 commands:
   train [DATA]   train a model on data by name or path (default: digits, nothing to download)
   sample RUN     draw images from a trained model
+  edit RUN HOW   paint what is missing in an image, redraw it, find its noise, go between two
   evaluate RUN   compare samples with training and held-out images
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
   tune RUN       fit to a trained model what samples and bounds gain from
@@ -67,12 +68,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sfumato {__version__}")
         return 0
     from sfumato.cli import commands
+    from sfumato.cli.edit import edit
     from sfumato.cli.explain import explain
     from sfumato.cli.likelihood import likelihood
 
     known: dict[str, Callable[[list[str]], int]] = {
         "train": commands.train,
         "sample": commands.sample,
+        "edit": edit,
         "evaluate": commands.evaluate,
         "likelihood": likelihood,
         "tune": commands.tune,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +17,9 @@ from sfumato.config import Component, Config, SamplingConfig, merge, parse, read
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
     from sfumato.model import Model
 
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run directory, such as runs/digits.")]
@@ -27,7 +32,7 @@ with --config comes between: recipe, then file, then options.
 """
 
 
-def _option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
+def option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
     hint = "" if default is None or default is False else f"(default: {default})"
     return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)], dataclasses.field(default=default)
 
@@ -36,11 +41,11 @@ def _train_options(config: Component) -> type[Any]:
     """The options of ``train``: where and how, then every setting of the configuration."""
 
     fields = {
-        "run": _option(Path | None, "The run directory (default: runs/ and the name of the data).", None),
-        "resume": _option(Path | None, "Go on with this run where it stopped, bit for bit.", None),
-        "overwrite": _option(bool, "Replace a run that is there.", False),
-        "config": _option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
-        "recipe": _option(str | None, "Settings to start from: digits, images or ddpm (default: as suits DATA).", None),
+        "run": option(Path | None, "The run directory (default: runs/ and the name of the data).", None),
+        "resume": option(Path | None, "Go on with this run where it stopped, bit for bit.", None),
+        "overwrite": option(bool, "Replace a run that is there.", False),
+        "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
+        "recipe": option(str | None, "Settings to start from: digits, images or ddpm (default: as suits DATA).", None),
     }
     inner = flags.mirror(config)
     made = dataclasses.make_dataclass(
@@ -132,19 +137,19 @@ def _sampling(arguments: list[str], run: Path) -> SamplingConfig:
     return parse(SamplingConfig, values)
 
 
-def _with_sampling(
-    name: str, arguments: list[str], fields: list[tuple[str, Any, Any]], description: str
+def with_sampling(
+    prog: str, arguments: list[str], fields: dict[str, tuple[Any, Any]], description: str
 ) -> tuple[Any, SamplingConfig]:
     """Options of a command that draws samples: its own fields, then those of the run's sampling."""
-    prog = f"sfumato {name}"
     asked = any(a in ("-h", "--help") for a in arguments)
     run = next((a for a in arguments[:1] if not a.startswith("-")), None)
     if run is None and not asked:
         raise InputError(f"Say which run, before the options: {prog} RUN. See {prog} --help.")
     base = _sampling(arguments, Path(run)) if run is not None and not asked else SamplingConfig()
     inner = flags.mirror(base)
+    own = [(name, kind, default) for name, (kind, default) in fields.items()]
     made = dataclasses.make_dataclass(
-        name, [("run", Run, dataclasses.field()), *fields, *[(f.name, f.type, f) for f in dataclasses.fields(inner)]]
+        "Options", [("run", Run, dataclasses.field()), *own, *[(f.name, f.type, f) for f in dataclasses.fields(inner)]]
     )
     options = flags.parse(made, arguments, prog=prog, description=description)
     given = dataclasses.asdict(options)
@@ -152,56 +157,119 @@ def _with_sampling(
     return options, sampling
 
 
+OUT = option(
+    Path | None,
+    "A .png for one grid, an .npz for the numbers, or a folder for single pictures "
+    "(default: a grid in the samples of the run).",
+    None,
+)
+DEVICE = option(str | None, "Where to compute: cpu, cuda, ... (default: a GPU if there is one).", None)
+
+
 def sample(arguments: list[str]) -> int:
     fields = {
-        "count": _option(int, "How many images.", 64),
-        "seed": _option(int, "Which images: image i of a seed is always the same.", 0),
-        "first": _option(int, "The number of the first image of the seed.", 0),
-        "label": _option(
+        "count": option(int, "How many images.", 64),
+        "seed": option(int, "Which images: image i of a seed is always the same.", 0),
+        "first": option(int, "The number of the first image of the seed.", 0),
+        "label": option(
             str | None, "The class to draw, by name or number (default: all, as often as in the data).", None
         ),
-        "out": _option(
-            Path | None,
-            "A .png for one grid, an .npz for the numbers, or a folder for single pictures "
-            "(default: a grid in the samples of the run).",
-            None,
-        ),
-        "device": _option(str | None, "Where to compute: cpu, cuda, ... (default: a GPU if there is one).", None),
+        "out": OUT,
+        "film": option(Path | None, "Also write the way from noise to images as an animation, .gif or .webp.", None),
+        "film_x0": option(bool, "In the film, show the estimate of the images beside.", False),
+        "device": DEVICE,
     }
-    options, sampling = _with_sampling(
-        "sample",
+    options, sampling = with_sampling(
+        "sfumato sample",
         arguments,
-        [(name, kind, default) for name, (kind, default) in fields.items()],
+        fields,
         "Draw images from a trained model.\n\nThe options of sampling start from those the run was trained with.",
     )
     from sfumato import pictures
     from sfumato.reporting import bar
 
-    if options.out is not None and options.out.suffix not in ("", ".png", ".npz"):
-        raise InputError(f"Images are written as .png, .npz or into a folder; got {options.out}.")
+    check_out(options.out)
+    if options.film is None and options.film_x0:
+        raise InputError("--film-x0 says what a film shows; name one, such as --film out.gif.")
+    if options.film is not None and options.film.suffix not in pictures.FILMS:
+        raise InputError(f"A film is written as {' or '.join(pictures.FILMS)}; got {options.film}.")
     model = load_model(options.run, options.device)
-    with bar("sampling", options.count) as advance:
-        images = model.sample(
-            options.count,
-            seed=options.seed,
-            first=options.first,
-            labels=_label(options.label, model.facts.classes),
-            sampling=sampling,
-            progress=advance,
-        )
-    name = f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}.png"
-    out: Path = options.out or options.run / "samples" / name
-    if out.suffix == ".png":
-        pictures.save_grid(images, out)
-    elif out.suffix == ".npz":
-        pictures.save_array(images, out)
+    asked: dict[str, Any] = {
+        "seed": options.seed,
+        "first": options.first,
+        "labels": class_label(options.label, model.facts.classes),
+        "sampling": sampling,
+    }
+    if options.film is None:
+        with bar("sampling", options.count) as advance:
+            images = model.sample(options.count, progress=advance, **asked)
     else:
-        pictures.save_each(images, out, options.first)
-    print(f"{options.count} images: {out}")
+        if options.count > sampling.batch_size:
+            raise InputError(
+                f"A film shows one batch, {sampling.batch_size} images at most; --count is {options.count}."
+            )
+        with bar("sampling", sampling.steps) as advance:
+            images, shown = _film(model, options.count, asked, options.film_x0, advance)
+        pictures.save_film(shown, options.film)
+        print(f"{len(shown)} frames: {options.film}")
+    name = f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}.png"
+    write_images(images, options.out or options.run / "samples" / name, options.first)
     return 0
 
 
-def _label(text: str | None, classes: tuple[str, ...]) -> int | str | None:
+FRAMES = 100
+"""About the most frames of a film; of more steps, every n-th is shown."""
+
+
+def _film(
+    model: Model, count: int, asked: dict[str, Any], estimates: bool, advance: Callable[[int], None]
+) -> tuple[Tensor, list[Image]]:
+    """Sampled images, and the pictures of the way there."""
+    from sfumato import pictures
+
+    steps: int = asked["sampling"].steps
+    every = math.ceil(steps / FRAMES)
+    shown: list[Image] = []
+    frame = None
+    for done, frame in enumerate(model.frames(count, **asked)):
+        if (steps - done) % every == 0 or done == 0:
+            # in units of its own size, so that the noise of every schedule looks alike
+            size = math.hypot(float(frame.level.alpha), float(frame.level.sigma))
+            sheets = [pictures.grid(frame.x / max(size, 1.0))]
+            if estimates:
+                sheets.append(pictures.grid(frame.x * 0.0 if frame.x0 is None else frame.x0))
+            shown.append(pictures.beside(sheets))
+        advance(done)
+    assert frame is not None
+    return frame.x.clamp(-1.0, 1.0).float().cpu(), shown
+
+
+def check_out(out: Path | None) -> None:
+    """Check that images can be written there.
+
+    Raises:
+        InputError: if not.
+    """
+    if out is not None and out.suffix not in ("", ".png", ".npz"):
+        raise InputError(f"Images are written as .png, .npz or into a folder; got {out}.")
+
+
+def write_images(images: Tensor, out: Path, first: int = 0, given: Tensor | None = None, **more: Tensor) -> None:
+    """Write images as :data:`OUT` says, a grid with what was ``given`` at its start, and say where."""
+    import torch
+
+    from sfumato import pictures
+
+    if out.suffix == ".png":
+        pictures.save_grid(images if given is None else torch.cat([given, images]), out)
+    elif out.suffix == ".npz":
+        pictures.save_array(images, out, **more)
+    else:
+        pictures.save_each(images, out, first)
+    print(f"{len(images)} images: {out}")
+
+
+def class_label(text: str | None, classes: tuple[str, ...]) -> int | str | None:
     """A class by its name, else by its number."""
     return int(text) if text is not None and text not in classes and re.fullmatch("-?[0-9]+", text) else text
 
@@ -222,15 +290,15 @@ def load_model(run: Path, device: str | None) -> Model:
 
 def evaluate(arguments: list[str]) -> int:
     fields = {
-        "samples": _option(int | None, "How many images to draw (default: as the run says).", None),
-        "seed": _option(int | None, "Which images (default: as the run says).", None),
-        "device": _option(str | None, "Where to compute (default: a GPU if there is one).", None),
-        "json": _option(bool, "Print JSON in place of a table.", False),
+        "samples": option(int | None, "How many images to draw (default: as the run says).", None),
+        "seed": option(int | None, "Which images (default: as the run says).", None),
+        "device": option(str | None, "Where to compute (default: a GPU if there is one).", None),
+        "json": option(bool, "Print JSON in place of a table.", False),
     }
-    options, sampling = _with_sampling(
-        "evaluate",
+    options, sampling = with_sampling(
+        "sfumato evaluate",
         arguments,
-        [(name, kind, default) for name, (kind, default) in fields.items()],
+        fields,
         "Compare samples with the training images and with images that were held out.",
     )
     from rich.console import Console

@@ -157,7 +157,7 @@ def _of_run(run: Path, options: Any, second: Path | None = None) -> Subject:
     cond: dict[str, Any] = {}
     if model.facts.classes and labels is not None:
         cond["label"] = torch.as_tensor(labels[: len(images)]).to(model.device)
-    denoise, levels, step = config.sampling.build(model.denoiser, model.fitted)
+    denoise, levels, step = model.sampler()
     return topics.Subject(
         loader.dataset.name,
         True,

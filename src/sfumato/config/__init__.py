@@ -5,6 +5,7 @@ Importing it costs no torch: the libraries that compute are imported by the ``bu
 
 from sfumato.config.base import Component, keys, merge, parse, read_file
 from sfumato.config.data import DataConfig
+from sfumato.config.guidance import GuidanceConfig
 from sfumato.config.model import (
     X0,
     Edm,
@@ -76,6 +77,7 @@ __all__ = [
     "EmaConfig",
     "Eps",
     "EvaluationConfig",
+    "GuidanceConfig",
     "Heun",
     "Karras",
     "KarrasGrid",

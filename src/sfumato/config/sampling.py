@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator
 
 from sfumato.config.base import Component
+from sfumato.config.guidance import GuidanceConfig
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ class SamplingConfig(Component):
         description="Hold estimates of the data in [-1, 1]; by default where the network predicts the noise or the "
         "score, whose errors are large ones of the data in much noise.",
     )
+    guidance: GuidanceConfig = GuidanceConfig()
     batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")
 
     @property
@@ -179,22 +181,38 @@ class SamplingConfig(Component):
         grid = UniformGrid() if self.grid.kind == "optimal" else self.grid
         return self.model_copy(update={"sampler": plain, "grid": grid})
 
-    def wrap(self, denoiser: Denoiser) -> Denoise:
-        """The denoiser as it is sampled from, with its estimates clipped where they are to be."""
+    def wrap(self, denoiser: Denoiser, guided: Denoise | None = None) -> Denoise:
+        """The denoiser as it is sampled from, with its estimates held in the range of the data where they are to be.
+
+        Args:
+            denoiser: what the configuration speaks of.
+            guided: the same with its guidance; by default without.
+        """
         from sfumato.diffusion import parameterization
-        from sfumato.sampling.guidance import Clipped
+        from sfumato.sampling.guidance import Clipped, Thresholded
 
         of_noise = denoiser.parameterization in (parameterization.eps, parameterization.score)
-        return Clipped(denoiser) if self.clip or (self.clip is None and of_noise) else denoiser
+        inner: Denoise = denoiser if guided is None else guided
+        if self.guidance.threshold is not None:
+            inner = Thresholded(inner, self.guidance.threshold)
+        elif self.clip or (self.clip is None and of_noise):
+            inner = Clipped(inner)
+        return inner
 
-    def build(self, denoiser: Denoiser, fitted: Fitted) -> tuple[Denoise, Level, Step]:
+    def build(self, denoiser: Denoiser, fitted: Fitted, weak: Denoise | None = None) -> tuple[Denoise, Level, Step]:
         """The denoiser as it is sampled from, the grid and the step, given what was fitted to it.
+
+        Args:
+            denoiser: a trained denoiser.
+            fitted: what was fitted to it.
+            weak: the denoiser of ``guidance.weak_run``, where that is given.
 
         Raises:
             InputError: if they do not fit, or something was not fitted.
         """
         levels = self.grid.build(denoiser, self.steps, fitted)
-        return self.wrap(denoiser), levels, self.sampler.build(denoiser, levels, fitted)
+        guided = self.guidance.build(denoiser, weak)
+        return self.wrap(denoiser, guided), levels, self.sampler.build(denoiser, levels, fitted)
 
 
 class EvaluationConfig(Component):

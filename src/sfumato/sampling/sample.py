@@ -141,6 +141,27 @@ def sample(
         InputError: if the grid does not go down to the data, or previews are wanted of tensors that are reused.
     """
     check_grid(levels)
+    yield from walk(denoiser, x, levels, step, noise=noise, previews=previews, reuse=reuse, **cond)
+
+
+def walk(
+    denoiser: Denoise,
+    x: Float[Tensor, "batch *shape"],
+    levels: Level,
+    step: Step,
+    *,
+    noise: Noise | None = None,
+    previews: bool = False,
+    reuse: bool = False,
+    **cond: Tensor,
+) -> Iterator[Frame]:
+    """The loop of :func:`sample` over levels in any order, for steps that know what to do between two of them.
+
+    Editing needs it: inversion goes from the data to the noise, and resampling goes back and forth.
+
+    Raises:
+        InputError: if previews are wanted of tensors that are reused.
+    """
     if previews and reuse:
         raise InputError("Previews need the tensors of the step before: sample with reuse=False.")
     if reuse:

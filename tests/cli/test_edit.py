@@ -1,0 +1,120 @@
+"""``sfumato edit`` and ``sfumato sample --film``: what they write, what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato.run import train
+from tests.cli.test_cli import run
+from tests.training.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(tiny(data={"labels": True}, objective={"label_dropout": 0.1}, training={"steps": 4}), run=folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of 8x8: something, a mask of its upper half, and a large one in colour."""
+    folder = tmp_path_factory.mktemp("files")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "image.png")
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[:4] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(np.stack([pixels] * 3, 2)).resize((40, 30)).save(folder / "large.png")
+    return folder
+
+
+def test_inpaint(trained: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(files / "image.png"), "--mask", str(files / "mask.png"), "--count", "3", "--repeats", "2"]
+    assert run("edit", trained, "inpaint", *asked, "--out", str(tmp_path / "x.npz"), "--guidance.scale", "2") == 0
+    images = np.load(tmp_path / "x.npz")["images"]
+    given = np.asarray(Image.open(files / "image.png")) / 127.5 - 1.0
+    assert images.shape == (3, 1, 8, 8) and np.abs(images[:, 0, :4] - given[:4]).max() < 1e-5
+    assert np.abs(images[:, 0, 4:] - given[4:]).max() > 0.1
+    # the command and the run may stand either way; without a place, a picture in the run
+    assert run("edit", "inpaint", trained, *asked) == 0
+    assert str(Path(trained) / "samples" / "inpaint-image.png") in capsys.readouterr().out
+    assert (Path(trained) / "samples" / "inpaint-image.png").exists()
+
+
+def test_sdedit(trained: str, files: Path, tmp_path: Path) -> None:
+    large = str(files / "large.png")
+    out = tmp_path / "answers"
+    assert run("edit", trained, "sdedit", large, "--fit", "--strength", "0.3", "--count", "2", "--out", str(out)) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["000000.png", "000001.png"]
+
+
+def test_invert(trained: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "x.npz")
+    asked = [str(files / "image.png"), "--label", "3", "--steps", "30", "--out", out]
+    assert run("edit", trained, "invert", *asked) == 0
+    found = np.load(out)
+    given = np.asarray(Image.open(files / "image.png")) / 127.5 - 1.0
+    error = float(np.sqrt(np.mean((found["images"][0, 0] - given) ** 2)))
+    assert f"RMS of reconstruction less image: {float(found['error'][0]):.4g} in 30 steps" in capsys.readouterr().out
+    assert error == pytest.approx(float(found["error"][0]), rel=1e-3) and found["noise"].shape == (1, 1, 8, 8)
+
+
+def test_interpolate(trained: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "x.npz")
+    assert run("edit", trained, "interpolate", "--seeds", "3", "5", "--count", "4", "--label", "2", "--out", out) == 0
+    images = np.load(out)["images"]
+    for seed, image in ((3, images[0]), (5, images[-1])):
+        one = str(tmp_path / "one.npz")
+        assert run("sample", trained, "--count", "1", "--seed", str(seed), "--label", "2", "--out", one) == 0
+        assert np.abs(np.load(one)["images"][0] - image).max() < 1e-4
+
+
+def test_film(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film, out, plain = tmp_path / "out.gif", tmp_path / "x.npz", tmp_path / "y.npz"
+    asked = ["--count", "4", "--seed", "2", "--steps", "7"]
+    assert run("sample", trained, *asked, "--film", str(film), "--film-x0", "--out", str(out)) == 0
+    assert "8 frames" in capsys.readouterr().out
+    with Image.open(film) as moving:
+        assert moving.n_frames == 8 and moving.size[0] == 2 * moving.size[1]  # type: ignore[attr-defined]
+    assert run("sample", trained, *asked, "--out", str(plain)) == 0
+    assert np.abs(np.load(out)["images"] - np.load(plain)["images"]).max() < 1e-5
+    capsys.readouterr()
+    # of many steps, every n-th is shown, the first and the last among them
+    assert run("sample", trained, "--count", "1", "--steps", "205", "--film", str(tmp_path / "long.webp")) == 0
+    assert "70 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("inpaint IMAGE", "--mask MASK"),
+        ("inpaint IMAGE --mask LARGE", "has shape 30x40, and the images have 8x8"),
+        ("inpaint LARGE --mask MASK", "has shape 3x30x40, and this model draws 1x8x8; --fit"),
+        ("inpaint IMAGE --mask MASK --repeats 0", "at least 1 repetition"),
+        ("inpaint nothing.png --mask MASK", "nothing.png (No such file or directory)"),
+        ("sdedit IMAGE --strength 0", "strength"),
+        ("sdedit IMAGE --strength 1.5", "strength"),
+        ("sdedit IMAGE --label eleven", "There is no class 'eleven'"),
+        ("invert IMAGE --sampler.kind ancestral", "this sampler draws noise"),
+        ("invert IMAGE --out x.jpg", "written as .png"),
+        ("interpolate --seeds 1", "--seeds"),
+        ("interpolate --count 1", "at least 2 images"),
+        ("interpolate --seed 1", "did you mean --seeds?"),
+        ("inpant IMAGE", "did you mean 'inpaint'?"),
+        ("", "inpaint|sdedit|invert|interpolate"),
+    ],
+)
+def test_edit_refuses(
+    trained: str, files: Path, arguments: str, words: str, capsys: pytest.CaptureFixture[str], unchecked: None
+) -> None:
+    for name in ("IMAGE", "MASK", "LARGE"):
+        if words != "--mask MASK" or name == "IMAGE":
+            arguments = arguments.replace(name, str(files / f"{name.lower()}.png"))
+    assert run("edit", trained, *arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
