@@ -37,6 +37,10 @@ _EXACT_UP_TO = 16
 """The most dimensions for which the divergence is exact by default: it costs a product with the Jacobian for each."""
 
 
+_HIGHEST = 80.0
+"""Where the grid of a bound enters a schedule that ends at ``alpha = 0``: EDM's end, L_T below 2e-4 bits."""
+
+
 @dataclass(frozen=True, eq=False)
 class FlowLikelihood:
     """What the probability flow says of data, for each image.
@@ -99,7 +103,7 @@ def default_levels(schedule: Schedule, steps: int | None = None, bins: int = 256
     lowest = max(0.002, 0.5 / (bins - 1))
     end = float(schedule(1.0).noise_to_signal)
     if not isinstance(schedule, Discrete) and float(schedule(1.0 / count).noise_to_signal) < 0.5 * lowest < end:
-        return grids.karras(schedule, count, sigma_min=lowest)
+        return grids.karras(schedule, count, sigma_min=lowest, sigma_max=end if math.isfinite(end) else _HIGHEST)
     return grids.uniform(schedule, count)
 
 

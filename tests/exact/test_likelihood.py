@@ -439,6 +439,10 @@ def test_the_default_grid() -> None:
     edm_grid = list(default_levels(schedules.Karras(), 50))
     assert len(edm_grid) == 51 and edm_grid[-2].sigma == pytest.approx(0.002)
     assert list(default_levels(schedules.Karras(), 50, bins=17))[-2].sigma == pytest.approx(0.125 / 4.0)
+    # a schedule without an end of its own is entered where all but nothing of the data is left
+    flow_grid = list(default_levels(schedules.RectifiedFlow(), bins=17))
+    assert flow_grid[-2].noise_to_signal == pytest.approx(0.125 / 4.0)
+    assert flow_grid[0].noise_to_signal == pytest.approx(80.0)
 
 
 def test_one_and_two_steps() -> None:
