@@ -53,7 +53,7 @@ def digits() -> Config:
                 time_scale=250.0,
             ),
         ),
-        objective=ObjectiveConfig(weight=EdmWeight(), times=LogNormal(mean=-0.6, std=0.9), label_dropout=0.0),
+        objective=ObjectiveConfig(weight=EdmWeight(), times=LogNormal(mean=-0.6, std=0.9), label_dropout=0.0, bins=17),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup=75, decay="cosine", betas=(0.9, 0.99)),
         ema=EmaConfig(gamma=12.0, limit=1.0),
         training=TrainingConfig(

@@ -70,12 +70,14 @@ class Objective:
         label_dropout: the fraction of samples whose condition is dropped.
         stratified: spread the levels of a batch evenly over their law (Kingma et al. 2021, app. I.1), instead of
             drawing them independently.
+        bins: the number of values of the data, where a learned variance or schedule is taught by their likelihood.
     """
 
     law: TimeLaw | LossSecondMoment
     weight: Weight | OfDenoiser
     label_dropout: float = 0.0
     stratified: bool = True
+    bins: int = 256
 
     def uniforms(self, seed: int, start: int, count: int, batch: int) -> Float64[Tensor, "count"]:
         """What the law maps to the levels of samples ``start ... start + count - 1``, in batches of ``batch``."""
@@ -95,12 +97,12 @@ class Objective:
 class _Loss(nn.Module):
     """The loss as a module, so that data-parallel wrappers see a forward pass from tensors to a tensor."""
 
-    def __init__(self, denoiser: Denoiser, weight: Weight | OfDenoiser) -> None:
+    def __init__(self, denoiser: Denoiser, weight: Weight | OfDenoiser, bins: int) -> None:
         super().__init__()
-        self.denoiser, self.weight = denoiser, weight
+        self.denoiser, self.weight, self.bins = denoiser, weight, bins
 
     def forward(self, x0: Tensor, level: Level, noise: Tensor, cond: dict[str, Tensor]) -> Float[Tensor, "batch"]:
-        return training_loss(self.denoiser, x0, level, noise, self.weight, **cond)
+        return training_loss(self.denoiser, x0, level, noise, self.weight, bins=self.bins, **cond)
 
 
 def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
@@ -167,7 +169,7 @@ class Trainer:
         self.step = 0
         self.stop = False
         self.stopping = False
-        self.model = self.accelerator.prepare_model(_Loss(denoiser, objective.weight))
+        self.model = self.accelerator.prepare_model(_Loss(denoiser, objective.weight, objective.bins))
         self.ema = Ema(denoiser, ema)
         self._usual_loss = math.nan
 
