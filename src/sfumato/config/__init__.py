@@ -12,7 +12,6 @@ from sfumato.config.model import (
     Mean,
     ModelConfig,
     Score,
-    UNetConfig,
     V,
     Velocity,
 )
@@ -58,6 +57,7 @@ from sfumato.config.training import (
     Vlb,
     VlbContinuous,
 )
+from sfumato.config.unet import UNetConfig
 
 __all__ = [
     "P2",

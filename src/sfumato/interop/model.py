@@ -1,0 +1,49 @@
+"""A model of settings alone, ready to take the weights of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfumato.conditioning.encoders import Conditioned
+from sfumato.config import Config, ModelConfig, SamplingConfig
+from sfumato.model import Facts, Model, save, write_config
+from sfumato.networks.unet import UNet
+
+
+def model_of(
+    config: ModelConfig, shape: tuple[int, ...], classes: int, sampling: SamplingConfig, std: float = 0.5
+) -> Model:
+    """A model whose training is not known here: of its data it knows the shape and the number of classes.
+
+    Raises:
+        InputError: if the settings do not go together.
+    """
+    facts = Facts(
+        shape=shape,
+        classes=tuple(map(str, range(classes))),
+        frequencies=(1.0 / classes,) * classes if classes else (),
+        std=std,
+        train=0,
+        heldout=0,
+    )
+    model = Model(Config(model=config, sampling=sampling), facts)
+    model.denoiser.eval()
+    return model
+
+
+def unet_of(model: Model) -> UNet:
+    """The U-Net of a model, without the encoders of its conditions."""
+    network = model.denoiser.network
+    network = network.network if isinstance(network, Conditioned) else network
+    assert isinstance(network, UNet)
+    return network
+
+
+def save_run(model: Model, run: str | Path) -> None:
+    """Write a model as a run directory, which ``sfumato sample`` and :func:`sfumato.load` take.
+
+    Its configuration is that of the network, not of its training, which is not known.
+    """
+    run = Path(run)
+    write_config(run, model.config, model.facts)
+    save(model, run, dict(model.denoiser.named_parameters()))
