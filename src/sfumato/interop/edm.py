@@ -52,7 +52,7 @@ def load_edm(weights: str | Path | Mapping[str, Tensor], settings: str | Setting
     transfer = Transfer(state, origin)
     model = model_of(published.model, published.shape, published.classes, published.sampling)
     network, song = unet_of(model), settings.get("class_name", "SongUNet") == "SongUNet"
-    require_groups(network, network.plan.groups)
+    require_groups(network, 32, at_least=4)
     _fill(transfer, network, song, published.shape[1])
     if isinstance(model.denoiser.network, Conditioned):
         table: Any = model.denoiser.network.encoders["label"].table.weight  # pyright: ignore[reportAttributeAccessIssue]

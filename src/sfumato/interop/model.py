@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfumato.conditioning.encoders import Conditioned
-from sfumato.config import Config, ModelConfig, SamplingConfig
+from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
+from sfumato.config.schedule import has_empty_step
 from sfumato.model import Facts, Model, save, write_config
 from sfumato.networks.unet import UNet
 
@@ -26,7 +27,10 @@ def model_of(
         train=0,
         heldout=0,
     )
-    model = Model(Config(model=config, sampling=sampling), facts)
+    # of the training nothing is known; but where no data are left, an error of the noise could not be a loss
+    weight = OutputWeight() if has_empty_step(config.schedule) else Simple()
+    whole = Config(model=config, sampling=sampling, objective=ObjectiveConfig(weight=weight))
+    model = Model(whole, facts)
     model.denoiser.eval()
     return model
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -37,12 +36,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         values: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, safetensors.SafetensorError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is truncated or no file of weights ({error}).") from None
-    except UnpicklingError:
+    except UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
         raise InputError(
             f"{path} holds more than tensors, and what else a pickle holds can run any code; save its state dict alone."
         ) from None
+    # what is no pickle fails in ways that nobody lists
+    except Exception as error:
+        raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
     return tensors_of(values, str(path))
 
 
@@ -181,12 +183,16 @@ def swapped(features: Tensor) -> Tensor:
     return torch.cat([second, first], dim=-1)
 
 
-def require_groups(network: nn.Module, groups: int) -> None:
-    """Check that every normalization has exactly these groups.
+def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:
+    """Check that every normalization has these groups, or as many as have ``at_least`` so many channels.
 
     Raises:
-        InputError: if they do not divide the channels of one.
+        InputError: if one has others, because they do not divide its channels or because it is narrow.
     """
     for module in network.modules():
-        if isinstance(module, nn.GroupNorm) and module.num_groups != groups:
-            raise InputError(f"{groups} groups of normalization do not divide {module.num_channels} channels.")
+        if isinstance(module, nn.GroupNorm) and module.num_groups != min(groups, module.num_channels // at_least):
+            raise InputError(
+                f"This network normalizes {module.num_channels} channels in "
+                f"{min(groups, module.num_channels // at_least)} groups, which has no equivalent here; networks whose "
+                f"widths divide by {groups} can be loaded."
+            )

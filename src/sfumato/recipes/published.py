@@ -274,8 +274,6 @@ def edm(settings: Settings) -> Published:
         "blocks": given["num_blocks"],
         "attention": _levels(numbers(given["attn_resolutions"]), size, len(channels)),
         "embedding": width * given["channel_mult_emb"],
-        # they count groups of at least 4 channels
-        "groups": min(32, min([width, *channels]) // 4),
         "dropout": given["dropout"],
     }
     if song:
