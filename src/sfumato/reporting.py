@@ -18,6 +18,7 @@ from sfumato.metrics import Evaluation, table
 from sfumato.model import Facts, Model
 from sfumato.networks.counting import count
 from sfumato.recipes.published import Published
+from sfumato.training.estimate import cost
 from sfumato.training.loop import Record, Trainer
 
 
@@ -66,6 +67,9 @@ class Terminal:
         place = f"{trainer.accelerator.num_processes} x {trainer.accelerator.device}"
         self.say(f"data      {config.data.source}: {facts.train} images of {shape}{labels}, {facts.heldout} held out")
         self.say(f"model     {size}, {precision} on {place}")
+        parts, places = config.training.accumulate, trainer.accelerator.num_processes
+        share = config.training.batch_size // (parts * places)
+        self.say(f"step      {cost(model.denoiser.network, facts.shape, share, parts, size.macs, trainer.autocast)}")
         self.say(f"run       {run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
         self._progress = Progress(
             TextColumn("training "),

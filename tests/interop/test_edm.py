@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.interop import load_edm
+from sfumato.interop import load_edm, save_run
 from sfumato.recipes.published import PRESETS
 from tests.interop.edm_reference import Reference
 
@@ -74,6 +74,13 @@ def test_from_a_file_and_sampled(tmp_path: Path) -> None:
     save_file(reference.state, tmp_path / "network.safetensors")
     model = load_edm(tmp_path / "network.safetensors", SONG)
     assert model.sample(2, sampling=model.config.sampling.model_copy(update={"steps": 2})).isfinite().all()
+
+
+def test_random_frequencies_are_not_lost_without_a_word(tmp_path: Path) -> None:
+    reference = Reference(NCSNPP)
+    reference(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+    with pytest.raises(InputError, match="random frequencies"):
+        save_run(load_edm(reference.state, NCSNPP), tmp_path / "run")
 
 
 def test_published_sizes() -> None:

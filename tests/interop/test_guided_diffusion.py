@@ -27,7 +27,9 @@ MULTIPLES = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 51
 @pytest.fixture(scope="module")
 def program() -> Any:
     return pytest.importorskip(
-        "azula.plugins.adm._src.unet", reason="azula is not installed: pip install 'sfumato[peers]'", exc_type=ImportError
+        "azula.plugins.adm._src.unet",
+        reason="azula is not installed: pip install 'sfumato[peers]'",
+        exc_type=ImportError,
     )
 
 
