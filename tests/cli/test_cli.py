@@ -272,6 +272,15 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
     assert run("evaluate", trained, "--samples", "1") == 2
 
 
+def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "ddpm-cifar10") == 0
+    said = capsys.readouterr().out
+    assert "35,746,307 parameters, 6.22 GMAC per call" in said and "images of 3x32x32" in said
+    assert "model.network.resample" in said
+    assert run("info", "adm-256") == 0
+    assert "1000 classes" in capsys.readouterr().out
+
+
 def test_a_truncated_log_does_not_break_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     log = Path(trained) / "metrics.jsonl"
     log.write_text(log.read_text()[:-20] + "garbage}\n")

@@ -15,6 +15,7 @@ import tyro
 from sfumato.cli import flags
 from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError
+from sfumato.recipes.published import PRESETS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -353,7 +354,11 @@ def tune(arguments: list[str]) -> int:
 
 @dataclasses.dataclass
 class _Info:
-    run: Run
+    run: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN", help="A run directory, or a published model by name: " + ", ".join(PRESETS) + "."),
+    ]
     settings: Annotated[
         Literal["changed", "all"], tyro.conf.arg(help="Which settings to list: those that are not defaults, or all.")
     ] = "changed"
@@ -361,12 +366,20 @@ class _Info:
 
 def info(arguments: list[str]) -> int:
     options = flags.parse(
-        _Info, arguments, prog="sfumato info", description="Say what a run is: data, model, settings, progress."
+        _Info,
+        arguments,
+        prog="sfumato info",
+        description="Say what a run is: data, model, settings, progress. Or what a published model is.",
     )
     from rich.console import Console
 
     from sfumato.model import load
-    from sfumato.reporting import summary
+    from sfumato.reporting import published_summary, summary
 
-    Console().print(summary(load(options.run), options.settings == "all"), highlight=False)
+    name, everything = str(options.run), options.settings == "all"
+    if name in PRESETS and not options.run.exists():
+        said = published_summary(name, PRESETS[name](), everything)
+    else:
+        said = summary(load(options.run), everything)
+    Console().print(said, highlight=False)
     return 0

@@ -13,7 +13,6 @@ from sfumato.config.model import (
     Mean,
     ModelConfig,
     Score,
-    UNetConfig,
     V,
     Velocity,
 )
@@ -59,6 +58,7 @@ from sfumato.config.training import (
     Vlb,
     VlbContinuous,
 )
+from sfumato.config.unet import UNetConfig
 
 __all__ = [
     "P2",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from sfumato.config.base import Component
 from sfumato.config.schedule import Cosine, ScheduleConfig, has_empty_step, has_steps
+from sfumato.config.unet import UNetConfig
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sfumato.diffusion.denoiser import Denoiser, Embed
     from sfumato.diffusion.parameterization import Parameterization
     from sfumato.diffusion.schedule import Schedule
@@ -102,78 +101,6 @@ class Edm(Component):
 
 
 ParameterizationConfig = Annotated[Eps | X0 | V | Score | Velocity | Mean | Edm, Field(discriminator="kind")]
-
-
-class UNetConfig(Component):
-    """A U-Net of residual blocks and self-attention."""
-
-    kind: Literal["unet"] = "unet"
-    channels: tuple[PositiveInt, ...] = Field(
-        default=(64, 128, 128), min_length=1, description="Width per resolution, finest first."
-    )
-    blocks: int = Field(default=2, ge=1, description="Residual blocks per resolution.")
-    attention: tuple[int, ...] = Field(
-        default=(2,), description="Resolutions with self-attention, by index from the finest."
-    )
-    middle: int = Field(default=2, ge=1, description="Residual blocks in the middle.")
-    middle_attention: bool = Field(default=True, description="Whether the middle has self-attention.")
-    skips: Literal["all", "blocks"] = Field(
-        default="all", description="What is joined on the way up: all activations (DDPM), or those of blocks only."
-    )
-    resample: Literal["learned", "fixed"] = Field(
-        default="learned", description="Change of resolution: by convolutions, or by averaging and repeating."
-    )
-    heads: int = Field(default=4, ge=1, description="Attention heads.")
-    groups: int = Field(default=32, ge=1, description="Groups of the normalizations, at most.")
-    embedding: int | None = Field(
-        default=None, ge=2, description="Width of the time embedding; four times the first width."
-    )
-    time_features: int | None = Field(
-        default=None, ge=2, multiple_of=2, description="Sinusoidal time features; as many as the first width."
-    )
-    time_scale: float = Field(
-        default=1.0,
-        gt=0,
-        description="Largest frequency of sinusoidal time features, spread of that of random ones.",
-    )
-    time_kind: Literal["sinusoidal", "fourier"] = Field(
-        default="sinusoidal", description="Features of the noise level: sinusoids, or those of random frequencies."
-    )
-    modulation: Literal["adaptive", "additive"] = Field(
-        default="adaptive", description="The embedding scales and shifts the normalized activations, or adds to them."
-    )
-
-    def build(self, shape: tuple[int, ...], classes: int, outputs: int | None = None) -> nn.Module:
-        """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any.
-
-        It returns ``outputs`` channels, by default as many as the data have.
-        """
-        from sfumato.conditioning.encoders import Conditioned, LabelEncoder
-        from sfumato.networks.unet import UNet
-
-        if len(shape) not in (2, 3):
-            raise InputError(f"A U-Net takes signals (C, L) or images (C, H, W); the data have shape {shape}.")
-        network = UNet(
-            shape[0],
-            outputs or shape[0],
-            self.channels,
-            blocks=self.blocks,
-            attention=self.attention,
-            middle=self.middle,
-            middle_attention=self.middle_attention,
-            skips=self.skips,
-            resample=self.resample,
-            heads=self.heads,
-            groups=self.groups,
-            embedding=self.embedding,
-            time_features=self.time_features,
-            time_scale=self.time_scale,
-            time_kind=self.time_kind,
-            modulation=self.modulation,
-            dims=1 if len(shape) == 2 else 2,
-        )
-        network.check(shape)
-        return Conditioned(network, {"label": LabelEncoder(classes, network.width)}) if classes else network
 
 
 class ModelConfig(Component):

@@ -63,13 +63,37 @@ class RandomFourier(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Features of time and two linear layers with SiLU between (Ho et al. 2020, app. B)."""
+    """Features of time and two linear layers with SiLU between (Ho et al. 2020, app. B).
 
-    def __init__(self, features: int, width: int, scale: float = 1.0, kind: TimeFeatures = "sinusoidal") -> None:
+    Args:
+        features: number of features of time.
+        width: width of the embedding.
+        scale: the largest frequency of sinusoidal features, the standard deviation of random ones.
+        kind: ``"sinusoidal"`` or random ``"fourier"`` features.
+        period: the ratio of the largest frequency of sinusoidal features to the smallest.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        scale: float = 1.0,
+        kind: TimeFeatures = "sinusoidal",
+        period: float = 10_000.0,
+    ) -> None:
         super().__init__()
-        self.features = (Sinusoidal if kind == "sinusoidal" else RandomFourier)(features, scale=scale)
+        if kind == "sinusoidal":
+            self.features = Sinusoidal(features, period, scale)
+        else:
+            self.features = RandomFourier(features, scale)
         self.first = nn.Linear(features, width)
         self.second = nn.Linear(width, width)
 
-    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
-        return self.second(functional.silu(self.first(self.features(time))))
+    def forward(
+        self, time: Float[Tensor, "batch"], vector: Float[Tensor, "batch features"] | None = None
+    ) -> Float[Tensor, "batch width"]:
+        """The embedding; ``vector`` is added to the features."""
+        features = self.features(time)
+        if vector is not None:
+            features = features + vector
+        return self.second(functional.silu(self.first(features)))

@@ -23,6 +23,7 @@ from sfumato.diffusion.level import Level, broadcast
 from sfumato.diffusion.objective import TimeLaw, Weight, training_loss
 from sfumato.diffusion.weighting import OfDenoiser
 from sfumato.errors import InputError
+from sfumato.networks.dropout import Dropout
 from sfumato.training.ema import Ema, EmaLaw
 from sfumato.training.optimization import LearningRate
 
@@ -172,6 +173,7 @@ class Trainer:
         self.model = self.accelerator.prepare_model(_Loss(denoiser, objective.weight, objective.bins))
         self.ema = Ema(denoiser, ema)
         self._usual_loss = math.nan
+        self._dropout = any(isinstance(module, Dropout) for module in denoiser.modules())
 
     def run(self, steps: int) -> Iterator[Record]:
         """Train until ``steps`` optimizer steps are done; yields a record after each.
@@ -243,6 +245,9 @@ class Trainer:
         if batch.labels is not None:
             dropped = random.uniform(self.seed, "drop", start, count) < self.objective.label_dropout
             cond["label"] = drop(batch.labels, dropped).to(device, non_blocking=True)
+        if self._dropout:
+            words = random.uniform(self.seed, "dropout", start, count) * 2.0**31
+            cond["keys"] = words.int().to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return self.model(x0, level, noise, cond)
 
