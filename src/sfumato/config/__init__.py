@@ -16,6 +16,7 @@ from sfumato.config.model import (
     V,
     Velocity,
 )
+from sfumato.config.network import DiTConfig, MLPConfig
 from sfumato.config.run import Config
 from sfumato.config.sampling import (
     Ancestral,
@@ -70,6 +71,7 @@ __all__ = [
     "Cosine",
     "DataConfig",
     "Ddim",
+    "DiTConfig",
     "DpmSolver",
     "Edm",
     "EdmWeight",
@@ -83,6 +85,7 @@ __all__ = [
     "Linear",
     "LogNormal",
     "LossSecondMoment",
+    "MLPConfig",
     "Mean",
     "MinSnr",
     "ModelConfig",

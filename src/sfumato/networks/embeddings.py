@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from sfumato import random
 
-TimeFeatures = Literal["sinusoidal", "fourier"]
+TimeFeatures = Literal["sinusoidal", "fourier", "learned"]
 
 
 class Sinusoidal(nn.Module):
@@ -62,12 +62,40 @@ class RandomFourier(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
+class Learned(nn.Module):
+    r"""Learned features of time, :math:`\cos(\omega_i t + \phi_i)` (Time2Vec, Kazemi et al. 2019).
+
+    They start as the sinusoidal ones.
+
+    Args:
+        width: number of features, even.
+        scale: the largest frequency at the start.
+    """
+
+    def __init__(self, width: int, scale: float = 1.0) -> None:
+        super().__init__()
+        frequencies = Sinusoidal(width, scale=scale).frequencies
+        self.frequencies = nn.Parameter(frequencies.repeat(2))
+        # sin(a) = cos(a - pi / 2)
+        self.phases = nn.Parameter(torch.tensor([0.0, -0.5 * math.pi]).repeat_interleave(width // 2))
+
+    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
+        return torch.cos(time[:, None] * self.frequencies + self.phases)
+
+
+_FEATURES: dict[TimeFeatures, type[Sinusoidal | RandomFourier | Learned]] = {
+    "sinusoidal": Sinusoidal,
+    "fourier": RandomFourier,
+    "learned": Learned,
+}
+
+
 class TimeEmbedding(nn.Module):
     """Features of time and two linear layers with SiLU between (Ho et al. 2020, app. B)."""
 
     def __init__(self, features: int, width: int, scale: float = 1.0, kind: TimeFeatures = "sinusoidal") -> None:
         super().__init__()
-        self.features = (Sinusoidal if kind == "sinusoidal" else RandomFourier)(features, scale=scale)
+        self.features = _FEATURES[kind](features, scale=scale)
         self.first = nn.Linear(features, width)
         self.second = nn.Linear(width, width)
 
