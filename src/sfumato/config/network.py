@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from sfumato.config.base import Component
+from sfumato.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,7 +112,6 @@ class MLPConfig(Component):
             InputError: if the data are no vectors.
         """
         from sfumato.conditioning.encoders import Conditioned, LabelEncoder
-        from sfumato.errors import InputError
         from sfumato.networks.mlp import MLP
 
         if len(shape) != 1:
