@@ -41,7 +41,7 @@ def _train_options(config: Component) -> type[Any]:
         "overwrite": _option(bool, "Replace a run that is there.", False),
         "config": _option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
         "recipe": _option(
-            str | None, "Settings to start from: digits, images, ddpm or vectors (default: as suits DATA).", None
+            str | None, "Settings to start from: digits, images, ddpm, vectors (default: as suits DATA).", None
         ),
     }
     inner = flags.mirror(config)

@@ -42,7 +42,6 @@ class DiTConfig(Component):
     width: int | None = Field(default=None, ge=2, description="Width of the tokens; that of the preset.")
     depth: int | None = Field(default=None, ge=1, description="Blocks; those of the preset.")
     heads: int | None = Field(default=None, ge=1, description="Attention heads; those of the preset.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Fraction of the attention left out while training.")
     checkpointing: bool = Field(
         default=False, description="Compute the blocks again in the backward pass, which saves memory and costs time."
     )
@@ -77,7 +76,6 @@ class DiTConfig(Component):
             width=self.width or width,
             depth=self.depth or depth,
             heads=self.heads or heads,
-            dropout=self.dropout,
             checkpointing=self.checkpointing,
             time_features=self.time_features,
             time_scale=self.time_scale,
@@ -90,8 +88,8 @@ class MLPConfig(Component):
     """Residual blocks of linear layers, for vectors."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int = Field(default=256, ge=1, description="Width of the layers.")
-    depth: int = Field(default=4, ge=1, description="Residual blocks.")
+    width: int = Field(default=128, ge=1, description="Width of the layers.")
+    depth: int = Field(default=3, ge=1, description="Residual blocks.")
     embedding: int | None = Field(default=None, ge=1, description="Width of the time embedding; that of the layers.")
     time_features: int = Field(default=64, ge=2, multiple_of=2, description="Features of the noise level.")
     time_scale: float = Field(

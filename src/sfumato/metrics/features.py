@@ -178,8 +178,8 @@ def train_classifier(
 ) -> ClassifierFeatures:
     """Train the small convolutional classifier whose penultimate layer serves as features.
 
-    It works for any number of channels and any size of vectors, signals or images. It belongs to the data and not to the model
-    under evaluation, so give it the training split and a pinned seed: all its randomness comes from ``seed``,
+    It works for vectors, signals and images of any size. It belongs to the data and not to the model under evaluation,
+    so give it the training split and a pinned seed: all its randomness comes from ``seed``,
     none from the global generators, which it leaves as they were. It runs on one thread, so that the features
     do not depend on the number of cores. AdamW, with a learning rate that falls along a cosine.
 

@@ -77,12 +77,11 @@ class SelfAttention(nn.Module):
     Args:
         width: width of the tokens.
         heads: attention heads, which divide the width.
-        dropout: fraction of the attention that is left out while training.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -92,21 +91,21 @@ class SelfAttention(nn.Module):
         """The attended values; tokens whose ``mask`` is False are not attended to."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of tokens to those of a condition, zero at the start.
 
-    The arguments are those of :class:`SelfAttention`.
+    Args:
+        width: width of the tokens, and of those of the condition.
+        heads: attention heads, which divide the width.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
@@ -121,9 +120,7 @@ class CrossAttention(nn.Module):
         """The attended values; those whose ``mask`` is False are not attended to."""
         q = self.q(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -134,12 +131,12 @@ class DiTBlock(nn.Module):
     stands between the two and is not modulated (Chen et al. 2024, PixArt-alpha).
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, cross: bool = False) -> None:
+    def __init__(self, width: int, heads: int, cross: bool = False) -> None:
         super().__init__()
         self.modulation = zero(nn.Linear(width, 6 * width))
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = SelfAttention(width, heads, dropout)
-        self.cross = CrossAttention(width, heads, dropout) if cross else None
+        self.attention = SelfAttention(width, heads)
+        self.cross = CrossAttention(width, heads) if cross else None
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.first = nn.Linear(width, 4 * width)
         self.second = nn.Linear(4 * width, width)
@@ -175,7 +172,7 @@ class DiT(nn.Module):
         tokens: width of the tokens of a condition; None for a network that takes none.
         conditioning: how such tokens are taken in: ``"cross"``-attention in every block, with a learned token
             beside them that says nothing; or in ``"context"``, as more tokens of the sequence (sec. 3.2 there).
-        dropout: fraction of the attention that is left out while training.
+        concatenated: channels of a condition that are concatenated to those of the input.
         checkpointing: compute the blocks again in the backward pass in place of keeping their activations.
         time_features: number of time features, even.
         time_scale: the largest frequency of sinusoidal and learned time features, the standard deviation of random
@@ -200,31 +197,31 @@ class DiT(nn.Module):
         heads: int = 6,
         tokens: int | None = None,
         conditioning: Literal["cross", "context"] = "cross",
-        dropout: float = 0.0,
+        concatenated: int = 0,
         checkpointing: bool = False,
         time_features: int = 256,
         time_scale: float = 1.0,
         time_kind: TimeFeatures = "sinusoidal",
     ) -> None:
         super().__init__()
-        if min(patch, width, depth, heads) < 1 or not 0.0 <= dropout < 1.0:
+        if min(patch, width, depth, heads) < 1 or time_features < 2 or time_features % 2:
             raise InputError(
-                "A DiT needs a patch, a width, a depth and heads of at least 1 and a dropout in [0, 1); "
-                f"got {patch}, {width}, {depth}, {heads} and {dropout}."
+                "A DiT needs a patch, a width, a depth and heads of at least 1, and an even number of time features; "
+                f"got {patch}, {width}, {depth}, {heads} and {time_features}."
             )
         if width % heads:
             raise InputError(f"{heads} attention heads do not divide a width of {width}.")
         self.inputs, self.size, self.patch, self.width = inputs, tuple(size), patch, width
-        self.checkpointing = checkpointing
+        self.checkpointing, self.concatenated = checkpointing, concatenated
         self.check((inputs, *size))
         dims, cross = len(self.size), tokens is not None and conditioning == "cross"
         grid = [side // patch for side in self.size]
         self.register_buffer("positions", positions(grid, width), persistent=False)
         self.time = TimeEmbedding(time_features, width, time_scale, time_kind)
-        self.first = nn.Linear(inputs * patch**dims, width)
+        self.first = nn.Linear((inputs + concatenated) * patch**dims, width)
         self.tokens = None if tokens is None else nn.Linear(tokens, width)
         self.nothing = nn.Parameter(torch.zeros(1, 1, width)) if cross else None
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, dropout, cross) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, cross) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero(nn.Linear(width, 2 * width))
         self.last = zero(nn.Linear(width, outputs * patch**dims))
@@ -272,6 +269,7 @@ class DiT(nn.Module):
         vector: Float[Tensor, "batch width"] | None = None,
         tokens: Float[Tensor, "batch context features"] | None = None,
         mask: Bool[Tensor, "batch context"] | None = None,
+        channels: Float[Tensor, "batch concatenated *space"] | None = None,
     ) -> Float[Tensor, "batch outputs *space"]:
         """The output for ``x`` at ``time``.
 
@@ -280,17 +278,18 @@ class DiT(nn.Module):
             time: what stands for the noise level.
             vector: added to the time embedding.
             tokens: attended to, by a network that was built for tokens.
-            mask: which of the tokens are there; False ones have no influence.
+            mask: False for the tokens that are not to be seen.
+            channels: concatenated to ``x``; zeros if they are missing.
 
         Raises:
-            InputError: if the shape of ``x`` or of the tokens does not fit.
+            InputError: if the shape of ``x`` does not fit, or the network was not made for the condition.
         """
         self.check(x.shape[1:])
         embedding = self.time(time)
         if vector is not None:
             embedding = embedding + vector
         embedding = functional.silu(embedding)
-        h = self.first(patchify(x, self.patch)) + self.positions
+        h = self.first(patchify(self._joined(x, channels), self.patch)) + self.positions
         count = h.shape[1]
         context, keep = self._context(len(x), tokens, mask)
         if context is not None and self.nothing is None:
@@ -300,12 +299,23 @@ class DiT(nn.Module):
         keep = None if keep is None else keep[:, None, None]
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, embedding, context, keep, use_reentrant=False)
+                h = checkpoint(block, h, embedding, context, keep, use_reentrant=False, preserve_rng_state=False)
             else:
                 h = block(h, embedding, context, keep)
         h = h[:, -count:]
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
         return unpatchify(self.last(modulate(self.norm(h), shift, scale)), self.patch, self.size)
+
+    def _joined(self, x: Tensor, channels: Tensor | None) -> Float[Tensor, "batch all *space"]:
+        """The input with the channels of the condition behind its own."""
+        if channels is None:
+            return torch.cat([x, x.new_zeros(len(x), self.concatenated, *self.size)], 1) if self.concatenated else x
+        if channels.shape[1:] != (self.concatenated, *self.size):
+            raise InputError(
+                f"The channels of the condition have shape {tuple(channels.shape[1:])}; this network takes "
+                f"{(self.concatenated, *self.size)}."
+            )
+        return torch.cat([x, channels], dim=1)
 
     def _context(
         self, batch: int, tokens: Tensor | None, mask: Tensor | None
@@ -314,7 +324,7 @@ class DiT(nn.Module):
         if tokens is None:
             return None if self.nothing is None else self.nothing.expand(batch, 1, -1), None
         if self.tokens is None:
-            raise InputError("This network takes no tokens; build it with their width.")
+            raise InputError("This network was not made for tokens; give it their width.")
         if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != self.tokens.in_features:
             raise InputError(
                 f"The tokens have shape {tuple(tokens.shape)}; expected ({batch}, any number, "

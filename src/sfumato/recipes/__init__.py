@@ -101,10 +101,10 @@ def vectors() -> Config:
             schedule=Karras(sigma_max=30.0), parameterization=Edm(), network=MLPConfig(time_kind="fourier")
         ),
         objective=ObjectiveConfig(weight=EdmWeight(), times=LogNormal()),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=200, decay="cosine", betas=(0.9, 0.99)),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, decay="cosine", betas=(0.9, 0.99)),
         ema=EmaConfig(gamma=12.0, limit=1.0),
         training=TrainingConfig(
-            steps=10_000, batch_size=512, precision="fp32", sample_every=2500, sample_count=2000, log_every=50
+            steps=5000, batch_size=256, precision="fp32", sample_every=2500, sample_count=2000, log_every=50
         ),
         sampling=SamplingConfig(sampler=Heun(), grid=KarrasGrid(), steps=18, batch_size=2000),
     )
