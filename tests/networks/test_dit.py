@@ -77,12 +77,8 @@ def test_positions_in_closed_form() -> None:
     found = positions((3, 5), 12)
     for row in range(3):
         for column in range(5):
-            expected = [
-                wave(place / 10_000 ** (i / 3))
-                for place in (column, row)
-                for wave in (math.sin, math.cos)
-                for i in range(3)
-            ]
+            angles = [[place / 10_000 ** (i / 3) for i in range(3)] for place in (column, row)]
+            expected = [wave(a) for angle in angles for wave in (math.sin, math.cos) for a in angle]
             assert found[5 * row + column].tolist() == pytest.approx(expected, abs=1e-6)
     line = positions((4,), 6)
     assert line[3].tolist() == pytest.approx(
@@ -193,6 +189,7 @@ def test_concatenated_channels() -> None:
 def test_checkpointing_changes_nothing_but_the_memory(options: dict[str, Any]) -> None:
     plain, saving = small(**options), small(checkpointing=True, **options)
     x, time = torch.randn(2, 2, 4, 6), torch.randn(2)
+    cond = {"tokens": torch.randn(2, 3, 4)} if options else {}
     kept: list[int] = []
     for network in (plain, saving):
         randomized(network).train()
@@ -204,7 +201,7 @@ def test_checkpointing_changes_nothing_but_the_memory(options: dict[str, Any]) -
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = network(x, time).square().mean()
+            loss = network(x, time, **cond).square().mean()
         kept.append(elements)
         loss.backward()
     for one, other in zip(plain.parameters(), saving.parameters(), strict=True):

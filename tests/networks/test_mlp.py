@@ -89,5 +89,5 @@ def test_data_that_a_network_does_not_take(network: str, shape: tuple[int, ...],
 
 
 def test_log_snr_where_there_is_no_signal() -> None:
-    with pytest.raises(InputError, match="model.time is log_snr"):
+    with pytest.raises(InputError, match=r"model\.time is log_snr"):
         parse(ModelConfig, {"schedule": {"kind": "flow"}, "time": "log_snr"})

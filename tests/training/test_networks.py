@@ -65,7 +65,7 @@ def test_points_of_the_plane(
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     np.save("points.npy", draw(20_000, generator))
-    options = "--model.network.width 64 --model.network.depth 2 --training.steps 1200 --training.threads 1"
+    options = "--model.network.width 64 --model.network.depth 2 --training.steps 700 --training.threads 1"
     options += " --training.sample-count 0 --evaluation.samples 500 --optimizer.learning-rate 4e-3"
     assert run("train", "points.npy", "--data.layout", "NC", *options.split()) == 0
     assert json.loads(Path("runs/points/config.json").read_text())["config"]["model"]["network"]["kind"] == "mlp"
