@@ -94,7 +94,7 @@ def ddpm() -> Config:
 
 
 def vectors() -> Config:
-    """Vectors and points of the plane: EDM's preconditioning and a perceptron, in a minute or two on one processor core."""
+    """Vectors and points of the plane: EDM's preconditioning and a perceptron, in two minutes on one core."""
     return Config(
         data=DataConfig(layout="NC"),
         model=ModelConfig(
