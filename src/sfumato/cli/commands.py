@@ -46,7 +46,9 @@ def _train_options(config: Component) -> type[Any]:
         "resume": option(Path | None, "Go on with this run where it stopped, bit for bit.", None),
         "overwrite": option(bool, "Replace a run that is there.", False),
         "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
-        "recipe": option(str | None, "Settings to start from: digits, images or ddpm (default: as suits DATA).", None),
+        "recipe": option(
+            str | None, "Settings to start from: digits, images, ddpm, vectors (default: as suits DATA).", None
+        ),
     }
     inner = flags.mirror(config)
     made = dataclasses.make_dataclass(
@@ -83,8 +85,9 @@ def train(arguments: list[str]) -> int:
     else:
         over = read_file(file) if file is not None else {}
         group = over.get("data", {})
-        named = source or (group.get("source") if isinstance(group, dict) else None)
-        values = merge(recipes.named(recipe, named).model_dump(), over)
+        told = group if isinstance(group, dict) else {}
+        named, layout = source or told.get("source"), _take(arguments, "data.layout") or told.get("layout")
+        values = merge(recipes.named(recipe, named, layout).model_dump(), over)
         if file is not None:
             parse(Config, values, origin=str(file))
         if source is not None:

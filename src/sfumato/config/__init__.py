@@ -16,6 +16,7 @@ from sfumato.config.model import (
     V,
     Velocity,
 )
+from sfumato.config.network import DiTConfig, MLPConfig
 from sfumato.config.run import Config
 from sfumato.config.sampling import (
     Ancestral,
@@ -71,6 +72,7 @@ __all__ = [
     "Cosine",
     "DataConfig",
     "Ddim",
+    "DiTConfig",
     "DpmSolver",
     "Edm",
     "EdmWeight",
@@ -85,6 +87,7 @@ __all__ = [
     "Linear",
     "LogNormal",
     "LossSecondMoment",
+    "MLPConfig",
     "Mean",
     "MinSnr",
     "ModelConfig",

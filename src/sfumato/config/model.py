@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from sfumato.config.base import Component
+from sfumato.config.network import DiTConfig, MLPConfig
 from sfumato.config.schedule import Cosine, ScheduleConfig, has_empty_step, has_steps
 from sfumato.config.unet import UNetConfig
 from sfumato.errors import InputError
@@ -103,16 +104,19 @@ class Edm(Component):
 ParameterizationConfig = Annotated[Eps | X0 | V | Score | Velocity | Mean | Edm, Field(discriminator="kind")]
 
 
+NetworkConfig = Annotated[UNetConfig | DiTConfig | MLPConfig, Field(discriminator="kind")]
+
+
 class ModelConfig(Component):
     """The denoiser: a schedule, what the network predicts, and the network."""
 
     schedule: ScheduleConfig = Cosine()
     parameterization: ParameterizationConfig = V()
-    network: UNetConfig = UNetConfig()
-    time: Literal["auto", "index", "thousand", "log_sigma"] = Field(
+    network: NetworkConfig = UNetConfig()
+    time: Literal["auto", "index", "thousand", "log_snr", "log_sigma"] = Field(
         default="auto",
-        description="What the network is told of the noise level: the step index, 1000 t, or log(sigma / alpha) / 4; "
-        "auto is the index for a table of betas, log_sigma for edm and learned, else 1000 t.",
+        description="What the network is told of the noise level: the step index, 1000 t, a quarter of the log-SNR, or "
+        "log(sigma / alpha) / 4; auto is the index for a table of betas, log_sigma for edm and learned, else 1000 t.",
     )
     learned_variance: bool = Field(
         default=False,
@@ -139,9 +143,9 @@ class ModelConfig(Component):
                 f"model.learned_variance is that of the steps of a table, but the schedule {schedule.kind} has none; "
                 "use linear, cosine, sigmoid, table or zero_terminal_snr"
             )
-        if self.time == "log_sigma" and empty:
+        if self.time in ("log_sigma", "log_snr") and empty:
             raise ValueError(
-                "model.time is log_sigma, which is not finite at the end of this schedule, where alpha = 0; use auto"
+                f"model.time is {self.time}, which is not finite at the end of this schedule, where alpha = 0; use auto"
             )
         return self
 
@@ -153,6 +157,11 @@ class ModelConfig(Component):
         """
         from sfumato.diffusion.denoiser import Denoiser
 
+        if len(shape) == 1 and self.network.kind != "mlp":
+            raise InputError(
+                f"The data are vectors of length {shape[0]}, and the network {self.network.kind} takes signals or "
+                "images; use model.network.kind mlp."
+            )
         schedule = self.schedule.build()
         schedule.require_noise(data_std)
         parameterization = self.parameterization.build(data_std, schedule)
@@ -171,6 +180,10 @@ class ModelConfig(Component):
             time = "index" if table else "log_sigma" if self.schedule.kind in ("edm", "learned") else "thousand"
         if time == "index":
             if table is None:
-                raise InputError("model.time is index, but the schedule has no steps; use thousand or log_sigma.")
+                raise InputError(
+                    "model.time is index, but the schedule has no steps; use thousand, log_snr or log_sigma."
+                )
             return denoiser.embed_index(table)
+        if time == "log_snr":
+            return denoiser.embed_log_snr
         return denoiser.embed_thousand if time == "thousand" else denoiser.embed_log_sigma

@@ -69,7 +69,7 @@ class UNetConfig(Component):
         gt=1,
         description="Ratio of the largest frequency of sinusoidal time features to the smallest.",
     )
-    time_kind: Literal["sinusoidal", "fourier"] = Field(
+    time_kind: Literal["sinusoidal", "fourier", "learned"] = Field(
         default="sinusoidal", description="Features of the noise level: sinusoids, or those of random frequencies."
     )
     vector_in: Literal["embedding", "features"] = Field(

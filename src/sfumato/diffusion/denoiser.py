@@ -102,6 +102,11 @@ def embed_log_sigma(level: Level) -> Scalar:
     return level.log_snr * -0.125
 
 
+def embed_log_snr(level: Level) -> Scalar:
+    r""":math:`\tfrac14 \ln(\alpha^2 / \sigma^2)`, a quarter of the log-SNR: as large as EDM's input for a variance."""
+    return level.log_snr * 0.25
+
+
 class Denoiser(nn.Module):
     """A network read as an estimate of the clean data and of the noise.
 

@@ -47,7 +47,7 @@ class Plan:
         time_features: number of time features; by default the first width.
         time_scale: the largest frequency of sinusoidal time features, the standard deviation of random ones.
         time_period: the ratio of the largest frequency of sinusoidal time features to the smallest.
-        time_kind: ``"sinusoidal"`` or random ``"fourier"`` features of time.
+        time_kind: ``"sinusoidal"``, random ``"fourier"`` or ``"learned"`` features of time.
         vector_in: whether the slot ``vector`` is added to the ``"embedding"`` or to the ``"features"`` of time.
         modulation: how blocks take in the embedding: ``"adaptive"`` group normalization, or ``"additive"``, the same
             numbers at every position.
