@@ -167,7 +167,12 @@ class ModelConfig(Component):
         parameterization = self.parameterization.build(data_std, schedule)
         network = self.network.build(shape, classes, 2 * shape[0] if self.learned_variance else None)
         return Denoiser(
-            network, schedule, parameterization, self._embed(schedule), learned_variance=self.learned_variance
+            network,
+            schedule,
+            parameterization,
+            self._embed(schedule),
+            learned_variance=self.learned_variance,
+            data_std=data_std,
         )
 
     def _embed(self, schedule: Schedule) -> Embed:
