@@ -140,7 +140,9 @@ def _between(
     return at_ratios(schedule, grid(torch.linspace(0.0, 1.0, steps, dtype=torch.float64), top).tolist())
 
 
-def logistic(schedule: Schedule, steps: int, centre: float, width: float, skew: float = 1.0) -> Level:
+def logistic(
+    schedule: Schedule, steps: int, centre: float, width: float, skew: float = 1.0, sigma_min: float = 0.0
+) -> Level:
     r"""From ``t = 1`` to the data, densest about one level: equal parts of a skewed logistic law of the log-SNR.
 
     .. math::
@@ -157,18 +159,28 @@ def logistic(schedule: Schedule, steps: int, centre: float, width: float, skew: 
         centre: ``c``, of :math:`\hat\sigma = \sigma / \alpha`.
         width: ``w``.
         skew: ``k``; above 1 the denser levels lie above the centre.
+        sigma_min: the least level before the data. Where the last would be below it, it is the last, and the others
+            enclose equal parts of what lies above it.
 
     Raises:
-        InputError: if there is no step, or a number is not positive.
+        InputError: if there is no step, a number is not positive or the range empty.
     """
     _check_steps(steps)
     if not (0.0 < centre < math.inf and 0.0 < width < math.inf and 0.0 < skew < math.inf):
         raise InputError(f"A logistic grid needs a positive centre, width and skew; got {centre}, {width} and {skew}.")
     end = float(schedule(1.0).noise_to_signal)
-    # logarithms, because of a power of a small number little is left
-    whole = -skew * math.log1p((end / centre) ** (-1.0 / width)) if end < math.inf else 0.0
-    parts = torch.arange(steps - 1, 0, -1, dtype=torch.float64) / steps
-    below = centre * torch.expm1(-(parts.log() + whole) / skew) ** -width
+    if not 0.0 <= sigma_min < end:
+        raise InputError(f"A grid needs 0 <= sigma_min < sigma_max; got {sigma_min:.4g} and {end:.4g}.")
+
+    def part(ratio: float) -> float:
+        return math.exp(-skew * math.log1p((ratio / centre) ** (-1.0 / width))) if ratio < math.inf else 1.0
+
+    top, least = part(end), part(sigma_min) if sigma_min > 0.0 else 0.0
+    ramp = torch.arange(1, steps, dtype=torch.float64)
+    parts = top - top * ramp / steps
+    if steps > 1 and least > parts[-1]:
+        parts = top + (least - top) * ramp / (steps - 1)
+    below = centre * torch.expm1(-parts.log() / skew) ** -width
     first = schedule(torch.ones(1, dtype=torch.float64))
     return _joined(first, schedule.at(-2.0 * below.log()), schedule(torch.zeros(1, dtype=torch.float64)))
 
