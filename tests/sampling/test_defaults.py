@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -74,19 +73,20 @@ def test_one_evaluation_a_step_of_a_grid_to_the_data(schedule: Callable[[], Sche
 def test_the_flow_of_a_gaussian_of_many_scales(schedule: Callable[[], Schedule]) -> None:
     """Against the flow in closed form, with directions that are much wider and narrower than the scale."""
     noise = schedule()
-    oracle = GaussianOracle(
-        torch.tensor([0.3, -1.0, 0.0, 0.5]).double(), torch.tensor([9.0, 1.0, 0.3, 0.05]).diag() ** 2
-    )
+    widths = torch.tensor([9.0, 1.0, 0.3, 0.05], dtype=torch.float64)
+    oracle = GaussianOracle(torch.tensor([0.3, -1.0, 0.0, 0.5]).double(), widths.square().diag())
     first = next(iter(best(noise, 5)[0]))
     x = initial(first, (4,), 3, count=64).double()
     if math.isinf(first.noise_to_signal):
         first = Level(1.0, 1e-9, 1.0)
     exact = oracle.flow(x, first, Level(0.0, 1.0, 0.0))
-    found = {nfe: (end(oracle, x, *best(noise, nfe)) - exact).square().mean().sqrt().item() for nfe in NUMBERS[3:]}
-    assert found[5] < 0.5 and found[10] < 0.1 and found[20] < 0.02 and found[50] < 2e-3, found
-    assert found[100] < 2e-4, found
-    # more evaluations are better, where the choice changes too
-    assert all(found[b] < 1.5 * found[a] for a, b in itertools.pairwise(found)), found
+    found = {
+        nfe: (end(oracle, x, *best(noise, nfe, 1.0, 0.002)) - exact).square().mean().sqrt().item()
+        for nfe in NUMBERS[3:]
+    }
+    # 5 evaluations for five orders of magnitude of noise, and a direction 9 times as wide as the scale
+    for nfe, most in ((5, 0.4), (10, 0.2), (20, 0.03), (50, 2e-3), (100, 2e-4), (250, 1e-5)):
+        assert found[nfe] < most, (nfe, found)
 
 
 @pytest.mark.parametrize("schedule", [linear, Karras], ids=["linear", "edm"])
