@@ -43,7 +43,10 @@ def karras(
     end = float(schedule(1.0).noise_to_signal)
     top = end if sigma_max is None else sigma_max
     if not math.isfinite(top):
-        raise InputError("This schedule ends where nothing of the data is left: say where the grid starts (sigma_max).")
+        raise InputError(
+            "This schedule ends where nothing of the data is left, sigma / alpha = inf: say where the grid starts "
+            "(sigma_max), or take steps uniform in time."
+        )
     if not 0.0 < sigma_min < top:
         raise InputError(f"A grid needs 0 < sigma_min < sigma_max; got {sigma_min:.4g} and {top:.4g}.")
     if top > end * (1.0 + 1e-9):
