@@ -134,7 +134,10 @@ def _between(
     end = float(schedule(1.0).noise_to_signal)
     top = end if sigma_max is None else sigma_max
     if not math.isfinite(top):
-        raise InputError("This schedule ends where nothing of the data is left: say where the grid starts (sigma_max).")
+        raise InputError(
+            "This schedule ends where nothing of the data is left, sigma / alpha = inf: say where the grid starts "
+            "(sigma_max), or take steps uniform in time."
+        )
     if not 0.0 < sigma_min < top:
         raise InputError(f"A grid needs 0 < sigma_min < sigma_max; got {sigma_min:.4g} and {top:.4g}.")
     return at_ratios(schedule, grid(torch.linspace(0.0, 1.0, steps, dtype=torch.float64), top).tolist())
