@@ -21,6 +21,7 @@ from sfumato.config import Component, Config, SamplingConfig, parse
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.inference import prepared
 from sfumato.sampling.fitted import Fitted
 from sfumato.sampling.sample import Frame, Noise, Step, check_grid, initial, seeded_noise, walk
 from sfumato.training.checkpoint import Checkpoints, read_tensors, write_json, write_tensors
@@ -222,10 +223,11 @@ class Model:
         sampling = sampling or self.config.sampling
         guidance = sampling.guidance
         guidance.require(len(self.facts.classes), self.config.objective.label_dropout)
-        weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run)
-        return sampling.build(self.denoiser, self.fitted, weak)
+        weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
+        denoiser = prepared(self.denoiser, self.facts.shape, sampling)
+        return sampling.build(denoiser, self.fitted, weak)
 
-    def _weaker(self, run: Path) -> Denoise:
+    def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
         """The denoiser of a weaker run of the same task, for autoguidance."""
         other = load(run, self.device)
         mine, its = self.facts, other.facts
@@ -237,7 +239,7 @@ class Model:
         if other.config.model.schedule != self.config.model.schedule or self.config.model.schedule.kind == "learned":
             raise InputError(f"The weaker run {run} has another noise schedule; autoguidance needs the same.")
         other.denoiser.eval()
-        return other.denoiser
+        return prepared(other.denoiser, its.shape, sampling)
 
     def classes_of(
         self, labels: Int[Tensor, "count"] | int | str | None, law: str, seed: int, first: int, count: int
@@ -348,6 +350,8 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
     run = Path(run)
     config, facts = read_config(run)
     model = Model(config, facts, run=run)
+    if config.training.channels_last:
+        model.denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     try:
         weights, meta = read_tensors(run / "model.safetensors")
     except InputError as error:

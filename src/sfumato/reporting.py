@@ -66,7 +66,9 @@ class Terminal:
         precision = "bf16" if trainer.autocast else "fp32"
         place = f"{trainer.accelerator.num_processes} x {trainer.accelerator.device}"
         self.say(f"data      {config.data.source}: {facts.train} images of {shape}{labels}, {facts.heldout} held out")
-        self.say(f"model     {size}, {precision} on {place}")
+        layout = ", channels last" if config.training.channels_last else ""
+        compiled = ", compiled" if config.training.compile else ""
+        self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         parts, places = config.training.accumulate, trainer.accelerator.num_processes
         share = config.training.batch_size // (parts * places)
         self.say(f"step      {cost(model.denoiser.network, facts.shape, share, parts, size.macs, trainer.autocast)}")

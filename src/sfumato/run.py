@@ -24,9 +24,11 @@ from sfumato.data import Loader
 from sfumato.errors import InputError
 from sfumato.evaluation import evaluate, read_data, training_data
 from sfumato.model import Facts, Model, read_config, save, write_config
+from sfumato.networks.compiling import compile_in_place
 from sfumato.pictures import save_grid
 from sfumato.reporting import Reporter, Silent
 from sfumato.training.checkpoint import Checkpoints, atomic_write
+from sfumato.training.layout import faster_last
 from sfumato.training.loop import Diverged, Objective, Record, Trainer
 from sfumato.training.optimization import adamw, learning_rate
 from sfumato.training.precision import supports_bf16
@@ -78,6 +80,8 @@ def train(
             raise InputError("Say which run to resume.")
         stored, _ = read_config(Path(run))
         config = config or stored
+        if config.training.channels_last is None:
+            config = _with_layout(config, stored.training.channels_last)
         _check_same(stored, config)
     elif config is None:
         from sfumato.recipes import digits
@@ -90,6 +94,11 @@ def train(
 def default_name(source: str) -> str:
     """The name of a run of this data."""
     return Path(source.removeprefix("hf:").partition(":")[0]).stem or "run"
+
+
+def _with_layout(config: Config, channels_last: bool | None) -> Config:
+    training = config.training.model_copy(update={"channels_last": channels_last})
+    return config.model_copy(update={"training": training})
 
 
 def _check_same(stored: Config, wanted: Config) -> None:
@@ -128,6 +137,8 @@ def engine() -> Accelerator:
 def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None = None, bf16: bool = False) -> Trainer:
     """The trainer of a model, as its configuration says.
 
+    A memory layout that the configuration leaves open is measured, and it is part of the model's configuration then.
+
     Args:
         model: the model, with fresh weights.
         loader: the stream of its data.
@@ -135,10 +146,15 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
         bf16: whether the network computes in bfloat16.
     """
     accelerator = accelerator or engine()
-    config, facts = model.config, model.facts
-    denoiser = model.denoiser.to(accelerator.device)
+    denoiser, facts = model.denoiser.to(accelerator.device), model.facts
+    share = model.config.training.batch_size // (model.config.training.accumulate * accelerator.num_processes)
+    if model.config.training.channels_last is None:
+        model.config = _with_layout(model.config, faster_last(denoiser.network, loader, share, accelerator, bf16=bf16))
+    config = model.config
     if config.training.channels_last and len(facts.shape) == 3:
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.training.compile:
+        compile_in_place(denoiser.network, dynamic=False)
     options, optimizer, objective = config.training, config.optimizer, config.objective
     return Trainer(
         denoiser,
@@ -188,6 +204,7 @@ class _Run:
             torch.manual_seed(random.fold(config.training.seed, "weights"))
             model = Model(config, facts, run=self.folder)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
+        self.config = config = model.config
         # what can fail for a wrong setting fails now, not after the training
         model.sampler(config.sampling.untuned())
         tensorboard = _tensorboard() if config.training.tensorboard and self.main else None

@@ -268,6 +268,14 @@ class SamplingConfig(Component):
     )
     guidance: GuidanceConfig = GuidanceConfig()
     batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="bf16 computes the network in bfloat16; auto does for networks that are not tiny, where the "
+        "processor has it.",
+    )
+    compile: bool = Field(
+        default=False, description="Compile the network first, which takes a minute or so; needs a compiler."
+    )
 
     @property
     def needs_gamma(self) -> bool:

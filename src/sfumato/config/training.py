@@ -233,7 +233,12 @@ class TrainingConfig(Component):
     sample_count: int = Field(default=64, ge=0, description="Images per grid; 0 for no grids.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
     tensorboard: bool = Field(default=False, description="Also write TensorBoard events.")
-    channels_last: bool = Field(
-        default=False, description="Keep the channels of an image together in memory, which speeds some networks up."
+    channels_last: bool | None = Field(
+        default=None,
+        description="Keep the channels of an image together in memory, which speeds some networks up; measured at the "
+        "start when not given.",
+    )
+    compile: bool = Field(
+        default=False, description="Compile the network first, which takes a minute or two; needs a compiler."
     )
     threads: int | None = Field(default=None, ge=1, description="Processor threads; torch's own choice when not given.")

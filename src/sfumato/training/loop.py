@@ -106,6 +106,11 @@ class _Loss(nn.Module):
         return training_loss(self.denoiser, x0, level, noise, self.weight, bins=self.bins, **cond)
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; a GPU computes on meanwhile, which only pinned memory allows."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
     """A stored optimizer state as the optimizer would have made it: on the device, in the memory layout of its weights.
 
@@ -214,13 +219,16 @@ class Trainer:
                 loss = losses.mean() / self.accumulate
                 self.accelerator.backward(loss)
             total[0] += loss.detach()
-        mean, stop = self.accelerator.reduce(total, reduction="mean").tolist()  # pyright: ignore
+        limit = math.inf if self.clip is None else self.clip
+        length = nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit, foreach=True)
+        shared = self.accelerator.reduce(total, reduction="mean")
+        assert isinstance(shared, Tensor)
+        # all numbers of a step at once: on a GPU, each reading waits for everything before it
+        mean, stop, norm = torch.cat([shared, length.reshape(1)]).tolist()
         self.stopping = stop > 0.0
         recorded = self._gathered(plain) if isinstance(law, LossSecondMoment) else None
         # a rare level with a large importance is no divergence
         self._judge(mean if recorded is None else min(mean, float(recorded.mean())), "loss")
-        limit = math.inf if self.clip is None else self.clip
-        norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit, foreach=True))
         if not math.isfinite(norm):
             raise Diverged(f"The gradient is {norm} at step {self.step + 1} (loss {mean:.4g}).")
         self.optimizer.step()
@@ -238,16 +246,16 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Float[Tensor, "batch"]:
         device, count, start = self.accelerator.device, len(batch.x0), batch.start
-        x0 = batch.x0.to(device, non_blocking=True)
-        noise = random.normal(self.seed, "noise", start, count, tuple(x0.shape[1:])).to(device, non_blocking=True)
+        x0 = _sent(batch.x0, device)
+        noise = _sent(random.normal(self.seed, "noise", start, count, tuple(x0.shape[1:])), device)
         level = self.objective.levels(self.seed, start, count, self.batch_size)
         cond: dict[str, Tensor] = {}
         if batch.labels is not None:
             dropped = random.uniform(self.seed, "drop", start, count) < self.objective.label_dropout
-            cond["label"] = drop(batch.labels, dropped).to(device, non_blocking=True)
+            cond["label"] = _sent(drop(batch.labels, dropped), device)
         if self._dropout:
             words = random.uniform(self.seed, "dropout", start, count) * 2.0**31
-            cond["keys"] = words.int().to(device, non_blocking=True)
+            cond["keys"] = _sent(words.int(), device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return self.model(x0, level, noise, cond)
 

@@ -1,0 +1,235 @@
+"""Seconds of a training step and of a denoising forward pass: Sfumato beside other libraries, in one run.
+
+Two networks: that of DDPM for CIFAR-10 (35.7 million parameters, batches of 16 at 3x32x32), and one as people train on
+a processor (1.6 million parameters, batches of 128 at 1x32x32). A training step is everything that a step is: noise,
+loss, gradient, clipping, optimizer, average of the weights; Sfumato's has the reading of the batch in it too. The
+contenders take turns; each time and each ratio is a median over the turns, with the middle half of them beside it.
+
+``sfumato`` is what it does without being asked; ``sfumato fp32`` is held in float32. ``diffusers`` does what its
+example of unconditional training does on a processor (float32, AdamW and EMAModel as they are made there), ``diffusers
+bf16`` the same within autocast. ``denoising-diffusion-pytorch`` is a network of the same widths with the layers of that
+library, under the optimizer and average of its trainer. ``azula`` has no trainer: its copy of the guided-diffusion
+network, of the same layers, trains with AdamW and an average as PyTorch has them.
+
+    pip install -e ".[bench]"
+    pip install --no-deps denoising-diffusion-pytorch azula && pip install einops ema-pytorch gdown
+    python benchmarks/networks.py --repeats 9 --json networks.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from network_peers import Contender, Work, azula, denoising_diffusion_pytorch, diffusers, inputs, size
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfumato.allocator import keep_freed_memory
+from sfumato.config import Config, Eps, Linear, ModelConfig, TrainingConfig, UNetConfig
+from sfumato.data import Dataset, Loader
+from sfumato.inference import prepared
+from sfumato.model import Facts, Model
+from sfumato.networks.twin import Half
+from sfumato.run import engine, make_trainer
+from sfumato.training.estimate import matmul_speed
+from sfumato.training.precision import supports_bf16
+
+CPU = torch.device("cpu")
+
+
+LARGE = Work("DDPM's CIFAR-10", (128, 256, 256, 256), 1, 2, None, (3, 32, 32), 16)
+SMALL = Work("small", (32, 64, 64), 2, 2, 8, (1, 32, 32), 128)
+QUICK = Work("tiny", (32, 32), 1, 1, 8, (1, 8, 8), 4)
+
+
+def sfumato(work: Work, fp32: bool = False) -> Contender:
+    network = UNetConfig(
+        channels=work.widths,
+        attention=(work.attention,),
+        blocks=work.blocks,
+        groups=work.groups,
+        modulation="additive",
+        **work.heads(),
+    )
+    config = Config(
+        model=ModelConfig(schedule=Linear(), parameterization=Eps(), network=network),
+        training=TrainingConfig(steps=1_000_000, batch_size=work.batch, precision="fp32" if fp32 else "auto"),
+    )
+    bf16 = not fp32 and supports_bf16(CPU)
+    model = Model(config, Facts(shape=work.shape, std=0.5, train=512, heldout=0))
+    images = np.random.default_rng(0).integers(0, 256, (512, *work.shape), dtype=np.uint8)
+    trainer = make_trainer(model, Loader(Dataset(images, None, (), "noise"), 0), engine(), bf16)
+    records = trainer.run(config.training.steps)
+    x, _ = inputs(work)
+    (level,) = list(model.denoiser.schedule(torch.tensor([0.5])))
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        model.denoiser.eval()
+        found = denoiser(x, level).eps
+        model.denoiser.train()
+        return found
+
+    sampling = config.sampling.model_copy(update={"precision": "fp32"}) if fp32 else config.sampling
+    denoiser = prepared(model.denoiser, work.shape, sampling)
+    layout = ", channels last" if model.config.training.channels_last else ""
+    halves = (bf16, isinstance(denoiser.network, Half))
+    name, precision = "sfumato fp32" if fp32 else "sfumato", tuple(("bf16" if h else "fp32") + layout for h in halves)
+    return Contender(name, precision, size(model.denoiser), trainer_step(records), forward)
+
+
+def trainer_step(records: Any) -> Callable[[], float]:
+    return lambda: next(records).loss
+
+
+CONTENDERS: dict[str, Callable[[Work], Contender]] = {
+    "sfumato": sfumato,
+    "sfumato fp32": lambda work: sfumato(work, fp32=True),
+    "diffusers": diffusers,
+    "diffusers bf16": lambda work: diffusers(work, bf16=True),
+    "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
+    "azula": azula,
+}
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """The median, and the middle half around it."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+def macs(call: Callable[[], Any], batch: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() // (2 * batch)
+
+
+def measure(work: Work, names: list[str], repeats: int, peak: dict[str, float]) -> list[dict[str, Any]]:
+    """Rows of one network: each contender's training step and forward pass, in turns."""
+    contenders: list[tuple[Contender, int]] = []
+    for name in names:
+        try:
+            made = CONTENDERS[name](work)
+        except ImportError as error:
+            print(f"{name}: left out ({error})", file=sys.stderr)
+            continue
+        made.train()
+        contenders.append((made, macs(made.forward, work.batch)))
+    rows: list[dict[str, Any]] = []
+    for column, what in enumerate(("train", "forward")):
+        seconds: dict[str, list[float]] = {made.name: [] for made, _ in contenders}
+        for turn in range(repeats):
+            # nobody is always the one that follows the same other
+            for made, _ in contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)]:
+                began = time.perf_counter()
+                getattr(made, what)()
+                seconds[made.name].append(time.perf_counter() - began)
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+                peak[name] = max(peak[name], matmul_speed(CPU, dtype, 1536, 0.2))
+        base = seconds[contenders[0][0].name]
+        for made, each in contenders:
+            median, low, high = quartiles(seconds[made.name])
+            ratio, ratio_low, ratio_high = quartiles([b / a for a, b in zip(base, seconds[made.name], strict=True)])
+            rows.append(
+                {
+                    "network": work.name,
+                    "batch": work.batch,
+                    "work": {"train": "training step", "forward": "denoising forward"}[what],
+                    "contender": made.name,
+                    "precision": made.precision[column],
+                    "parameters": made.parameters,
+                    "macs": each,
+                    "seconds": median,
+                    "seconds_low": low,
+                    "seconds_high": high,
+                    "ratio": ratio,
+                    "ratio_low": ratio_low,
+                    "ratio_high": ratio_high,
+                    "macs_per_second": (3 if what == "train" else 1) * each * work.batch / median,
+                }
+            )
+    return rows
+
+
+def show(rows: list[dict[str, Any]], machine: dict[str, Any], console: Console) -> None:
+    table = Table("network", "work", "contender", "precision", box=None, padding=(0, 2, 0, 0))
+    for name in ("parameters", "MMAC", "ms", "middle half", "times ours", "of peak"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['network']}, {row['batch']}",
+            row["work"],
+            row["contender"],
+            row["precision"],
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:,.4g}",
+            f"{1e3 * row['seconds']:,.1f}",
+            f"{1e3 * row['seconds_low']:,.1f} ... {1e3 * row['seconds_high']:,.1f}",
+            f"{row['ratio']:.2f} ({row['ratio_low']:.2f} ... {row['ratio_high']:.2f})",
+            f"{row['of_peak']:.0%} of {row['precision'][:4]}",
+        )
+    console.print(table)
+    console.print(
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; peak of matrix products "
+        f"{2e-9 * machine['peak']['fp32']:,.0f} GFLOP/s in fp32, {2e-9 * machine['peak']['bf16']:,.0f} in bf16",
+        highlight=False,
+    )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--quick", action="store_true", help="a tiny network in place of the two")
+    parser.add_argument("--only", nargs="*", default=[], help="networks and contenders by the start of their names")
+    parser.add_argument("--json", type=Path, default=None, help="a file for the numbers")
+    options = parser.parse_args(arguments)
+    works = [QUICK] if options.quick else [LARGE, SMALL]
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    unknown = [o for o in options.only if not any(n.startswith(o) for n in [*CONTENDERS, *(w.name for w in works)])]
+    if unknown:
+        parser.error(
+            f"nothing is called {unknown[0]!r}; there are {', '.join([*(w.name for w in works), *CONTENDERS])}"
+        )
+
+    def chosen(names: list[str]) -> list[str]:
+        return [n for n in names if any(n.startswith(o) for o in options.only)] or names
+
+    keep_freed_memory()
+    wanted, peak = chosen([work.name for work in works]), {"fp32": 0.0, "bf16": 0.0}
+    rows: list[dict[str, Any]] = []
+    for work in works:
+        if work.name in wanted:
+            rows += measure(work, chosen(list(CONTENDERS)), options.repeats, peak)
+    for row in rows:
+        row["of_peak"] = row["macs_per_second"] / peak[row["precision"][:4]]
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "repeats": options.repeats,
+        "peak": peak,
+    }
+    found = {"machine": machine, "rows": rows}
+    show(rows, machine, Console(width=200))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()
