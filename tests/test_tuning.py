@@ -108,7 +108,7 @@ def test_of_other_weights_it_is_refused(run: Path, tmp_path: Path) -> None:
     train(config(), run=folder)
     sfumato.tune(folder, images=10, levels=5)
     train(config(training={"steps": 14}), run=folder, resume=True)
-    with pytest.raises(InputError, match="of its weights of step 12"):
+    with pytest.raises(InputError, match="of other weights, of step 12"):
         sfumato.load(folder).sample(1, sampling=ANALYTIC)
     (folder / "fitted.json").write_text('{"gamma": {"log_snr": "no"}}')
     with pytest.raises(InputError, match="fit again"):
