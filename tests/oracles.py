@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ MEAN, STD = 0.4, 0.6
 def gaussian(mean: float = MEAN, std: float = STD, shape: tuple[int, ...] = (1,)) -> GaussianOracle:
     """Data N(mean, std^2 I)."""
     centre = torch.full(shape, mean, dtype=torch.float64)
-    return GaussianOracle(centre, Covariances.isotropic(torch.tensor([std * std]).double(), centre.numel()))
+    return GaussianOracle(centre, Covariances.isotropic(torch.tensor([std * std], dtype=torch.float64), centre.numel()))
 
 
 class Counted:
@@ -28,3 +30,8 @@ class Counted:
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
         self.calls.append(float(level.sigma))
         return self.denoiser(x, level, **cond)
+
+
+def spread(level: Level, std: float = STD) -> float:
+    """The standard deviation of diffused data of :func:`gaussian`."""
+    return math.hypot(float(level.alpha) * std, float(level.sigma))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sfumato.evaluation import evaluate
     from sfumato.likelihoods import bits_per_dim
     from sfumato.model import Model, load
+    from sfumato.networks.dit import DiT
+    from sfumato.networks.mlp import MLP
     from sfumato.networks.unet import UNet
     from sfumato.run import train
     from sfumato.sampling.ancestral import ancestral
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
     from sfumato.tuning import tune
 
 _HOMES = {
+    "MLP": "networks.mlp",
     "Config": "config",
     "ContinuousCosine": "diffusion.schedule",
     "ContinuousLinear": "diffusion.schedule",
     "Denoiser": "diffusion.denoiser",
+    "DiT": "networks.dit",
     "Discrete": "diffusion.schedule",
     "InputError": "errors",
     "Karras": "diffusion.schedule",
@@ -73,10 +77,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "MLP",
     "Config",
     "ContinuousCosine",
     "ContinuousLinear",
     "Denoiser",
+    "DiT",
     "Discrete",
     "InputError",
     "Karras",

@@ -30,7 +30,7 @@ from sfumato.diffusion.likelihood import (
     rk4,
 )
 from sfumato.diffusion.schedule import Discrete, Schedule
-from sfumato.diffusion.variance import ReverseVariance, small
+from sfumato.diffusion.variance import ReverseVariance, decoded, small
 from sfumato.errors import InputError
 from sfumato.model import Model
 from sfumato.sampling import grids
@@ -168,6 +168,8 @@ def bits_per_dim(
         steps: the number of steps of the default grid.
         variance: the reverse variance of the bound; of a model also by its name: small, large, learned or analytic
             (which needs :func:`sfumato.tune`). By default the learned one of a model that learned it, else the small.
+            Off tables of betas, the small and the large one decode with the variance of the noise
+            (:func:`sfumato.diffusion.variance.decoded`).
         draws: a Monte-Carlo estimate of the bound from this many steps for each image; None computes all steps.
         probes: Hutchinson probes of the flow's divergence; 0 for the exact one. By default exact up to 16
             dimensions, else 1 probe.
@@ -196,7 +198,7 @@ def bits_per_dim(
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
     if levels is None and bound and bins is not None:
         levels = default_levels(schedule, steps, bins)
-    reverse = _variance(model, variance, levels) if levels is not None and bound else small
+    reverse = _variance(model, variance, levels, schedule) if levels is not None and bound else small
     device = next((p.device for p in denoiser.parameters()), None) if isinstance(denoiser, nn.Module) else None
     number = (0 if dimensions <= _EXACT_UP_TO else 1) if probes is None else probes
     lowest = first_noise(schedule) if sigma_min is None else sigma_min
@@ -290,15 +292,20 @@ def _fit(model: Model, data: Dataset | Tensor, shape: tuple[int, ...], cond: dic
     return cond
 
 
-def _variance(model: Model | Denoise, wanted: ReverseVariance | Variance | None, levels: Level) -> ReverseVariance:
+def _variance(
+    model: Model | Denoise, wanted: ReverseVariance | Variance | None, levels: Level, schedule: Schedule
+) -> ReverseVariance:
     if callable(wanted):
         return wanted
+    if wanted is not None and not isinstance(model, Model):
+        raise InputError(f"A denoiser without its model has no variance by name ({wanted!r}); pass a ReverseVariance.")
     if isinstance(model, Model):
         kind = wanted or ("learned" if model.denoiser.learned_variance else "small")
-        return reverse_variance(kind, model.denoiser, levels, model.fitted, decoder=True)
-    if wanted is None:
-        return small
-    raise InputError(f"A denoiser without its model has no variance by name ({wanted!r}); pass a ReverseVariance.")
+        found = reverse_variance(kind, model.denoiser, levels, model.fitted, decoder=True)
+    else:
+        kind, found = "small", small
+    # that of the step before is the published choice for a table of betas alone
+    return found if isinstance(schedule, Discrete) or kind in ("learned", "analytic") else decoded(found)
 
 
 def _schedule(denoiser: Denoise, schedule: Schedule | None) -> Schedule:

@@ -42,10 +42,11 @@ def picture(image: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = None) -> Image.Image:
-    """All images side by side, small ones enlarged; signals are drawn as curves.
+    """All images side by side, small ones enlarged; signals are drawn as curves, vectors as points of one plane.
 
     Args:
-        images: in [-1, 1]; with 1, 3 or 4 channels they are pictures, else their channels are.
+        images: in [-1, 1]; with 1, 3 or 4 channels they are pictures, else their channels are. Of vectors the first
+            two numbers are drawn, of single numbers their distribution function.
         columns: images per row; by default the grid is about square.
 
     Raises:
@@ -53,6 +54,8 @@ def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = N
     """
     if len(images) == 0:
         raise InputError("There are no images to draw.")
+    if images.ndim == 2:
+        return _points(images)
     if images.ndim == 4 and images.shape[1] not in (1, 3, 4):
         # other numbers of channels are drawn in grey, side by side
         images = torch.cat(list(images.split(1, dim=1)), dim=3)
@@ -84,6 +87,20 @@ def _curves(signals: Float[Tensor, "batch channels length"]) -> Float[Tensor, "b
     return torch.stack(drawn)
 
 
+def _points(vectors: Float[Tensor, "batch channels"]) -> Image.Image:
+    values = vectors.detach().float().cpu().clamp(-1.0, 1.0)
+    if values.shape[1] == 1:
+        ranks = torch.linspace(-1.0, 1.0, len(values))[:, None]
+        values = torch.cat([values.sort(dim=0).values, ranks], dim=1)
+    side, margin = 512, 8
+    places = torch.stack([0.5 + 0.5 * values[:, 0], 0.5 - 0.5 * values[:, 1]], dim=1) * (side - 1) + margin
+    sheet = Image.new("L", (side + 2 * margin, side + 2 * margin), 255)
+    pen = ImageDraw.Draw(sheet)
+    for x, y in places.tolist():
+        pen.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=0)
+    return sheet
+
+
 def save_grid(images: Float[Tensor, "batch channels *space"], path: Path, columns: int | None = None) -> None:
     """Write :func:`grid` as PNG, whole or not at all."""
     sheet = grid(images, columns)
@@ -91,7 +108,13 @@ def save_grid(images: Float[Tensor, "batch channels *space"], path: Path, column
 
 
 def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, first: int = 0) -> None:
-    """Write each image as ``NNNNNN.png``, numbered from ``first``."""
+    """Write each image as ``NNNNNN.png``, numbered from ``first``.
+
+    Raises:
+        InputError: for vectors and signals, which are no pictures.
+    """
+    if images.ndim != 4:
+        raise InputError("Vectors and signals are no pictures; save them as .npz, or all in one .png.")
     for i, image in enumerate(to_uint8(images)):
         drawn = picture(image)
         atomic_write(folder / f"{first + i:06d}.png", lambda temporary, p=drawn: p.save(temporary, format="PNG"))

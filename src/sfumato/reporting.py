@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -15,6 +16,9 @@ from rich.table import Table
 from sfumato.config import Config
 from sfumato.metrics import Evaluation, table
 from sfumato.model import Facts, Model
+from sfumato.networks.counting import count
+from sfumato.recipes.published import Published
+from sfumato.training.estimate import cost
 from sfumato.training.loop import Record, Trainer
 
 
@@ -56,13 +60,16 @@ class Terminal:
         self.console.print(sentence, highlight=False)
 
     def start(self, config: Config, facts: Facts, model: Model, trainer: Trainer, run: Path) -> None:
-        parameters = sum(p.numel() for p in model.denoiser.parameters())
+        size = count(model.denoiser.network, facts.shape)
         shape = "x".join(map(str, facts.shape))
         labels = f", {len(facts.classes)} classes" if facts.classes else ""
         precision = "bf16" if trainer.autocast else "fp32"
         place = f"{trainer.accelerator.num_processes} x {trainer.accelerator.device}"
         self.say(f"data      {config.data.source}: {facts.train} images of {shape}{labels}, {facts.heldout} held out")
-        self.say(f"model     {parameters:,} parameters, {precision} on {place}")
+        self.say(f"model     {size}, {precision} on {place}")
+        parts, places = config.training.accumulate, trainer.accelerator.num_processes
+        share = config.training.batch_size // (parts * places)
+        self.say(f"step      {cost(model.denoiser.network, facts.shape, share, parts, size.macs, trainer.autocast)}")
         self.say(f"run       {run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
         self._progress = Progress(
             TextColumn("training "),
@@ -138,7 +145,7 @@ def summary(model: Model, everything: bool) -> Group:
         "run": str(run),
         "data": f"{config.data.source}: {facts.train} images of {shape}, {facts.heldout} held out, std {facts.std:.3f}",
         "labels": ", ".join(facts.classes) or "none",
-        "model": f"{sum(p.numel() for p in model.denoiser.parameters()):,} parameters",
+        "model": str(count(model.denoiser.network, facts.shape)),
         "trained": f"{model.step:,} of {config.training.steps:,} steps, "
         f"{model.step * config.training.batch_size:,} images",
     }
@@ -156,16 +163,40 @@ def summary(model: Model, everything: bool) -> Group:
                 f"{entry['frechet_heldout']:.3g} to held-out ({entry['frechet_ratio']:.2f} x real against real), "
                 f"nearest-neighbour ratio {entry['neighbour_ratio']:.2f}"
             )
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    return _tables(rows, config, everything)
+
+
+def _tables(rows: dict[str, str], config: Config, everything: bool) -> Group:
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
-        table.add_row(name, value)
+        facts.add_row(name, value)
     settings = Table("setting", "value", box=None, padding=(0, 2, 0, 0))
     plain = _flat(Config().model_dump(mode="json"))
     for key, value in _flat(config.model_dump(mode="json")).items():
         if everything or key not in plain or plain[key] != value:
             settings.add_row(key, str(value))
     title = "all settings" if everything else "settings that are not the defaults"
-    return Group(table, "", title, settings)
+    return Group(facts, "", title, settings)
+
+
+def published_summary(name: str, published: Published, everything: bool) -> Group:
+    """What a published model is, as a table of facts and one of settings.
+
+    Args:
+        name: its name.
+        published: the model.
+        everything: list all settings, not only those that differ from the defaults.
+    """
+    outputs = 2 * published.shape[0] if published.model.learned_variance else None
+    with torch.device("meta"):
+        network = published.model.network.build(published.shape, published.classes, outputs)
+    rows = {
+        "published": name,
+        "data": f"images of {'x'.join(map(str, published.shape))}",
+        "labels": f"{published.classes} classes" if published.classes else "none",
+        "model": str(count(network, published.shape)),
+    }
+    return _tables(rows, Config(model=published.model, sampling=published.sampling), everything)
 
 
 def _loss(line: str) -> float | None:

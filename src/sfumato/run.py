@@ -148,6 +148,7 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
             objective.weight.build(facts.std),
             objective.label_dropout,
             objective.stratified,
+            objective.bins,
         ),
         adamw(denoiser, betas=optimizer.betas, weight_decay=optimizer.weight_decay),
         learning_rate(optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay),

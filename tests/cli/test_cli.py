@@ -95,11 +95,9 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
             found += leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
         return found
 
-    lone = {"model.network.kind"}
     for key in leaves(used):
         assert key in keys(Config)
-        if key not in lone:
-            assert f"--{key.replace('_', '-')}" in said, key
+        assert f"--{key.replace('_', '-')}" in said, key
 
 
 @pytest.mark.parametrize(
@@ -270,6 +268,15 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
     assert run("info", trained, "--settings", "all") == 0
     assert "optimizer.weight_decay" in capsys.readouterr().out
     assert run("evaluate", trained, "--samples", "1") == 2
+
+
+def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "ddpm-cifar10") == 0
+    said = capsys.readouterr().out
+    assert "35,746,307 parameters, 6.22 GMAC per call" in said and "images of 3x32x32" in said
+    assert "model.network.resample" in said
+    assert run("info", "adm-256") == 0
+    assert "1000 classes" in capsys.readouterr().out
 
 
 def test_a_truncated_log_does_not_break_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:

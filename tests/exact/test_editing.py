@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.oracles import GaussianOracle
+from tests.oracles import gaussian, spread
 from torch import Tensor
 
 from sfumato.diffusion import schedule as schedules
@@ -80,7 +80,7 @@ def test_the_way_up_is_the_forward_process_and_clears_the_memory_of_a_solver() -
     memory.state["before"] = 1.0
     x = torch.ones(20000, 1, dtype=torch.float64)
     painting = Inpainting(ddim, torch.zeros(1, 1), torch.tensor([True]))
-    found = painting(GaussianOracle(), x, t, s, memory)
+    found = painting(gaussian(), x, t, s, memory)
     scale = s.alpha / t.alpha
     assert float(found.mean()) == pytest.approx(scale, abs=0.02)
     assert float(found.var()) == pytest.approx(s.sigma**2 - scale**2 * t.sigma**2, rel=0.03)
@@ -93,20 +93,20 @@ def test_the_known_part_is_diffused_to_its_level() -> None:
     image = torch.full((1, 2), 0.7, dtype=torch.float64)
     x = torch.zeros(20000, 2, dtype=torch.float64)
     mask = torch.tensor([True, False])
-    found = Inpainting(ddim, image, mask)(GaussianOracle(), x, t, s, Memory(seeded_noise(0)))
+    found = Inpainting(ddim, image, mask)(gaussian(shape=(2,)), x, t, s, Memory(seeded_noise(0)))
     assert float(found[:, 0].mean()) == pytest.approx(0.7 * s.alpha, abs=0.02)
     assert float(found[:, 0].std()) == pytest.approx(s.sigma, rel=0.02)
-    assert torch.equal(found[:, 1], ddim(GaussianOracle(), x, t, s, Memory(seeded_noise(0)))[:, 1])
+    assert torch.equal(found[:, 1], ddim(gaussian(shape=(2,)), x, t, s, Memory(seeded_noise(0)))[:, 1])
 
 
 @pytest.mark.parametrize(
     "schedule", [schedules.linear(1000), schedules.ContinuousCosine(), schedules.Karras(), schedules.RectifiedFlow()]
 )
 def test_sampling_from_any_level_follows_the_flow(schedule: schedules.Schedule) -> None:
-    oracle, start = GaussianOracle(), schedule(0.37)
+    oracle, start = gaussian(), schedule(0.37)
     levels = below(grids.uniform(schedule, 400), start)
     assert next(iter(levels)) == start and len(levels) == 1 + 148
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None] * oracle.spread(start)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None] * spread(start)
     found = list(sample(oracle, x, levels, heun))[-1].x
     assert (found - oracle.flow(x, start, schedule(0.0))).abs().max() < 5e-3
     # at the start of the grid it is the grid
@@ -119,7 +119,7 @@ def test_sampling_from_any_level_follows_the_flow(schedule: schedules.Schedule) 
 def test_the_error_of_inversion_falls_at_the_order_of_the_step(name: str, step: object, order: float) -> None:
     schedule = {"linear": schedules.ContinuousLinear(), "edm": schedules.Karras()}[name]
     x0 = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
-    oracle, errors, ends = GaussianOracle(), [], []
+    oracle, errors, ends = gaussian(), [], []
     exact = oracle.flow(x0, schedule(0.0), schedule(1.0))
     for steps in (160, 320):
         found = invert(oracle, x0, grids.karras(schedule, steps, sigma_min=1e-4), step)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_the_error_of_inversion_falls_at_the_order_of_the_step(name: str, step: 
 
 
 def test_inversion_to_where_nothing_of_the_data_is_left() -> None:
-    schedule, oracle = schedules.RectifiedFlow(), GaussianOracle()
+    schedule, oracle = schedules.RectifiedFlow(), gaussian()
     x0 = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
     for step in (ddim, heun, dpm_solver_pp_2m):
         found = invert(oracle, x0, grids.uniform(schedule, 300), step)
@@ -146,7 +146,7 @@ def test_inversion_to_where_nothing_of_the_data_is_left() -> None:
 @pytest.mark.parametrize("step", [ancestral, partial(ddim, eta=0.5)])
 def test_inversion_refuses_noise(step: object) -> None:
     with pytest.raises(InputError, match="this sampler draws noise"):
-        invert(GaussianOracle(), torch.zeros(2, 1), grids.uniform(schedules.linear(100), 5), step)  # type: ignore[arg-type]
+        invert(gaussian(), torch.zeros(2, 1), grids.uniform(schedules.linear(100), 5), step)  # type: ignore[arg-type]
 
 
 def test_slerp_keeps_ends_norm_and_pace() -> None:

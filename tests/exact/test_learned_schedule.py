@@ -87,7 +87,9 @@ def test_at_first_it_is_nearly_linear() -> None:
     assert (torch.as_tensor(schedule(t).log_snr) - straight).abs().max() < 0.5
 
 
-def bound(schedule: Learned, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def bound(
+    schedule: Learned, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, bins: int = 256
+) -> tuple[torch.Tensor, ...]:
     """The three terms from the definitions: torch's KL, SciPy's bins and autograd's derivative of the log-SNR."""
     time = t.clone().requires_grad_()
     alpha, sigma = schedule.kernel(time)
@@ -103,8 +105,8 @@ def bound(schedule: Learned, x0: torch.Tensor, noise: torch.Tensor, t: torch.Ten
     ).mean(1)
     std = float(torch.as_tensor(first.sigma) / torch.as_tensor(first.alpha))
     mean = (x0 + std * noise).numpy()
-    upper = np.where(x0 > 0.999, np.inf, (x0.numpy() + 1 / 255 - mean) / std)
-    lower = np.where(x0 < -0.999, -np.inf, (x0.numpy() - 1 / 255 - mean) / std)
+    upper = np.where(x0 > 0.999, np.inf, (x0.numpy() + 1 / (bins - 1) - mean) / std)
+    lower = np.where(x0 < -0.999, -np.inf, (x0.numpy() - 1 / (bins - 1) - mean) / std)
     decoder = torch.from_numpy(-np.log(norm.cdf(upper) - norm.cdf(lower)).mean(1))
     return diffusion, prior, decoder
 
@@ -114,6 +116,14 @@ def test_the_loss_is_the_bound() -> None:
     x0, noise, t = draws(64)
     found = objective.learned_schedule_loss(oracle, schedule, x0, schedule(t), noise)
     assert torch.allclose(found, sum(bound(schedule, x0, noise, t)), rtol=1e-9)  # type: ignore[arg-type]
+
+
+def test_its_decoder_is_that_of_the_bins_of_the_data() -> None:
+    schedule = bent()
+    _, noise, t = draws(64)
+    x0 = (torch.rand(64, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 16).round() / 8 - 1
+    found = objective.learned_schedule_loss(oracle, schedule, x0, schedule(t), noise, bins=17)
+    assert torch.allclose(found, sum(bound(schedule, x0, noise, t, 17)), rtol=1e-9)  # type: ignore[arg-type]
 
 
 def test_between_the_ends_it_descends_the_square() -> None:

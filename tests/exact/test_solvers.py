@@ -13,7 +13,7 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.stats import norm
-from tests.oracles import GaussianOracle
+from tests.oracles import gaussian
 
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Prediction
@@ -296,7 +296,7 @@ def test_the_midpoints_are_the_published_steps() -> None:
 
 
 def test_rotation_is_exact_for_gaussian_data_of_its_scale() -> None:
-    oracle, schedule = GaussianOracle(0.0, 0.6), SCHEDULES["flow"]
+    oracle, schedule = gaussian(0.0, 0.6, (2,)), SCHEDULES["flow"]
     x = randn(5, 2)
     found = last(sample(oracle, x, grids.uniform(schedule, 3), _ab(Adams(Rotation(0.6)), 1)))
     t = schedule(1 / 3)
@@ -324,7 +324,7 @@ DETERMINISTIC: dict[str, Callable[[Schedule], Any]] = {
 @pytest.mark.parametrize("name", EVERYWHERE)
 @pytest.mark.parametrize("step", DETERMINISTIC)
 def test_every_step_works_on_every_schedule_with_few_steps_and_draws_no_noise(name: str, step: str) -> None:
-    schedule, oracle = EVERYWHERE[name], GaussianOracle()
+    schedule, oracle = EVERYWHERE[name], gaussian(shape=(3,))
     x = initial(grids.uniform(schedule, 1), (3,), 0, count=4)
     exact = oracle.flow(x, schedule(1.0), schedule(0.0))
     for levels in (

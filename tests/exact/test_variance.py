@@ -106,7 +106,8 @@ def test_the_bound_of_the_learned_variance_is_a_divergence() -> None:
         assert torch.allclose(found, expected, rtol=1e-8)
 
 
-def test_its_step_to_the_data_is_the_likelihood_of_bins() -> None:
+@pytest.mark.parametrize("bins", [256, 17])
+def test_its_step_to_the_data_is_the_likelihood_of_bins(bins: int) -> None:
     denoiser = made()
     x0, noise = draws()
     # the darkest and the lightest bin are open
@@ -114,13 +115,13 @@ def test_its_step_to_the_data_is_the_likelihood_of_bins() -> None:
     t = TABLE(1 / STEPS)
     prediction = denoiser(diffuse(x0, t, noise), t)
     std = math.sqrt(BETAS[0] ** 0.25 * TILDE[1] ** 0.75)
-    mean, half = prediction.x0.detach().numpy(), 1 / 255
-    upper = np.where(x0 > 0.999, np.inf, (x0.numpy() + half - mean) / std)
-    lower = np.where(x0 < -0.999, -np.inf, (x0.numpy() - half - mean) / std)
+    mean, half = prediction.x0.detach().numpy(), 1 / (bins - 1)
+    upper = np.where(x0 > 1.0 - half, np.inf, (x0.numpy() + half - mean) / std)
+    lower = np.where(x0 < half - 1.0, -np.inf, (x0.numpy() - half - mean) / std)
     # on the side where the tails are small
     mass = np.where(lower > 0, norm.sf(lower) - norm.sf(upper), norm.cdf(upper) - norm.cdf(lower))
     expected = -np.log2(mass).mean((1, 2))
-    found = objective.learned_variance_bound(prediction, x0, noise, t, TABLE).detach().numpy()
+    found = objective.learned_variance_bound(prediction, x0, noise, t, TABLE, bins=bins).detach().numpy()
     assert found == pytest.approx(expected, rel=1e-9)
 
 

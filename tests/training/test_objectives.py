@@ -95,6 +95,16 @@ def test_a_learned_schedule_trains_and_is_kept(tmp_path: Path, parameterization:
     assert again.sample(2).isfinite().all()
 
 
+@pytest.mark.parametrize("over", [{"schedule": {"kind": "learned", "log_snr_max": 5.0}}, {"learned_variance": True}])
+def test_what_is_taught_by_likelihood_knows_the_values_of_the_data(over: dict[str, Any]) -> None:
+    """The same noise costs less where the bins are wider."""
+    model = {"schedule": {"kind": "linear", "steps": 4}, "parameterization": {"kind": "eps"}, **over}
+    weight = "vlb_continuous" if "schedule" in over else "simple"
+    objective = {"weight": {"kind": weight}, "times": {"kind": "uniform"}}
+    found = [losses(tiny(model=model, objective={**objective, "bins": bins}), 1)[0] for bins in (17, 256)]
+    assert found[0] < found[1] - 1e-4
+
+
 def test_flow_matching_starts_at_the_spread_of_its_target() -> None:
     """A network that returns zero has the loss E|eps - x0|^2 = 1 + E x0^2."""
     wanted = config(FLOW, "velocity", "output")

@@ -21,7 +21,7 @@ commands:
   evaluate RUN   compare samples with training and held-out images
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
   tune RUN       fit to a trained model what samples and bounds gain from
-  info RUN       say what a run is: data, model, settings, progress, evaluation
+  info RUN       say what a run is: data, model, settings, progress, evaluation; or a published model by name
   explain TOPIC  draw a figure of the lecture from a run, from data or in closed form
 
 first steps:

@@ -15,6 +15,7 @@ import tyro
 from sfumato.cli import flags
 from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError
+from sfumato.recipes.published import PRESETS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +46,9 @@ def _train_options(config: Component) -> type[Any]:
         "resume": option(Path | None, "Go on with this run where it stopped, bit for bit.", None),
         "overwrite": option(bool, "Replace a run that is there.", False),
         "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
-        "recipe": option(str | None, "Settings to start from: digits, images or ddpm (default: as suits DATA).", None),
+        "recipe": option(
+            str | None, "Settings to start from: digits, images, ddpm, vectors (default: as suits DATA).", None
+        ),
     }
     inner = flags.mirror(config)
     made = dataclasses.make_dataclass(
@@ -82,8 +85,9 @@ def train(arguments: list[str]) -> int:
     else:
         over = read_file(file) if file is not None else {}
         group = over.get("data", {})
-        named = source or (group.get("source") if isinstance(group, dict) else None)
-        values = merge(recipes.named(recipe, named).model_dump(), over)
+        told = group if isinstance(group, dict) else {}
+        named, layout = source or told.get("source"), _take(arguments, "data.layout") or told.get("layout")
+        values = merge(recipes.named(recipe, named, layout).model_dump(), over)
         if file is not None:
             parse(Config, values, origin=str(file))
         if source is not None:
@@ -320,7 +324,11 @@ def evaluate(arguments: list[str]) -> int:
 
 @dataclasses.dataclass
 class _Info:
-    run: Run
+    run: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN", help="A run directory, or a published model by name: " + ", ".join(PRESETS) + "."),
+    ]
     settings: Annotated[
         Literal["changed", "all"], tyro.conf.arg(help="Which settings to list: those that are not defaults, or all.")
     ] = "changed"
@@ -328,12 +336,20 @@ class _Info:
 
 def info(arguments: list[str]) -> int:
     options = flags.parse(
-        _Info, arguments, prog="sfumato info", description="Say what a run is: data, model, settings, progress."
+        _Info,
+        arguments,
+        prog="sfumato info",
+        description="Say what a run is: data, model, settings, progress. Or what a published model is.",
     )
     from rich.console import Console
 
     from sfumato.model import load
-    from sfumato.reporting import summary
+    from sfumato.reporting import published_summary, summary
 
-    Console().print(summary(load(options.run), options.settings == "all"), highlight=False)
+    name, everything = str(options.run), options.settings == "all"
+    if name in PRESETS and not options.run.exists():
+        said = published_summary(name, PRESETS[name](), everything)
+    else:
+        said = summary(load(options.run), everything)
+    Console().print(said, highlight=False)
     return 0

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sfumato.errors import InputError, nearest
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What brings a condition into the slot of that name."""
+
+    slot: str
+
+    def null(self, batch: int, device: torch.device) -> Tensor: ...
+    def __call__(self, condition: Tensor) -> Tensor: ...
 
 
 class LabelEncoder(nn.Module):
@@ -33,6 +44,29 @@ class LabelEncoder(nn.Module):
         return self.table(labels + 1)
 
 
+class Resized(nn.Module):
+    """Pictures brought to the size of the input by bilinear interpolation: slot ``channels``.
+
+    The null condition is a picture of zeros.
+
+    Args:
+        channels: channels of the pictures.
+        size: sides of the input.
+    """
+
+    slot = "channels"
+
+    def __init__(self, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.channels, self.size = channels, size
+
+    def null(self, batch: int, device: torch.device) -> Float[Tensor, "batch channels height width"]:
+        return torch.zeros(batch, self.channels, *self.size, device=device)
+
+    def forward(self, pictures: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels height width"]:
+        return functional.interpolate(pictures, self.size, mode="bilinear")
+
+
 class Conditioned(nn.Module):
     """A network whose named conditions are encoded into its slots.
 
@@ -43,25 +77,30 @@ class Conditioned(nn.Module):
         encoders: an encoder per condition; two encoders of one slot are added.
     """
 
-    def __init__(self, network: nn.Module, encoders: Mapping[str, LabelEncoder]) -> None:
+    def __init__(self, network: nn.Module, encoders: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.network = network
         self.encoders = nn.ModuleDict(dict(encoders))
 
     def forward(
-        self, x: Float[Tensor, "batch inputs *space"], time: Float[Tensor, "batch"], **cond: Tensor
+        self,
+        x: Float[Tensor, "batch inputs *space"],
+        time: Float[Tensor, "batch"],
+        keys: Int[Tensor, "batch"] | None = None,
+        **cond: Tensor,
     ) -> Float[Tensor, "batch outputs *space"]:
-        """The output of the network.
+        """The output of the network, with the ``keys`` of its dropout if it has any.
 
         Raises:
             InputError: for a condition that no encoder knows.
         """
-        slots: dict[str, Tensor] = {}
+        slots: dict[str, Tensor] = {} if keys is None else {"keys": keys}
         for name in cond:
             if name not in self.encoders:
                 raise InputError(f"The model knows no condition {name!r}{nearest(name, self.encoders)}")
         for name, module in self.encoders.items():
-            encoder = cast(LabelEncoder, module)
+            assert isinstance(module, Encoder)
+            encoder: Encoder = module
             given = cond[name] if name in cond else encoder.null(x.shape[0], x.device)
             encoded = encoder(given)
             slots[encoder.slot] = slots[encoder.slot] + encoded if encoder.slot in slots else encoded

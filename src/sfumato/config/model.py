@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from sfumato.config.base import Component
+from sfumato.config.network import DiTConfig, MLPConfig
 from sfumato.config.schedule import Cosine, ScheduleConfig, has_empty_step, has_steps
+from sfumato.config.unet import UNetConfig
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sfumato.diffusion.denoiser import Denoiser, Embed
     from sfumato.diffusion.parameterization import Parameterization
     from sfumato.diffusion.schedule import Schedule
@@ -104,76 +104,7 @@ class Edm(Component):
 ParameterizationConfig = Annotated[Eps | X0 | V | Score | Velocity | Mean | Edm, Field(discriminator="kind")]
 
 
-class UNetConfig(Component):
-    """A U-Net of residual blocks and self-attention."""
-
-    kind: Literal["unet"] = "unet"
-    channels: tuple[PositiveInt, ...] = Field(
-        default=(64, 128, 128), min_length=1, description="Width per resolution, finest first."
-    )
-    blocks: int = Field(default=2, ge=1, description="Residual blocks per resolution.")
-    attention: tuple[int, ...] = Field(
-        default=(2,), description="Resolutions with self-attention, by index from the finest."
-    )
-    middle: int = Field(default=2, ge=1, description="Residual blocks in the middle.")
-    middle_attention: bool = Field(default=True, description="Whether the middle has self-attention.")
-    skips: Literal["all", "blocks"] = Field(
-        default="all", description="What is joined on the way up: all activations (DDPM), or those of blocks only."
-    )
-    resample: Literal["learned", "fixed"] = Field(
-        default="learned", description="Change of resolution: by convolutions, or by averaging and repeating."
-    )
-    heads: int = Field(default=4, ge=1, description="Attention heads.")
-    groups: int = Field(default=32, ge=1, description="Groups of the normalizations, at most.")
-    embedding: int | None = Field(
-        default=None, ge=2, description="Width of the time embedding; four times the first width."
-    )
-    time_features: int | None = Field(
-        default=None, ge=2, multiple_of=2, description="Sinusoidal time features; as many as the first width."
-    )
-    time_scale: float = Field(
-        default=1.0,
-        gt=0,
-        description="Largest frequency of sinusoidal time features, spread of that of random ones.",
-    )
-    time_kind: Literal["sinusoidal", "fourier"] = Field(
-        default="sinusoidal", description="Features of the noise level: sinusoids, or those of random frequencies."
-    )
-    modulation: Literal["adaptive", "additive"] = Field(
-        default="adaptive", description="The embedding scales and shifts the normalized activations, or adds to them."
-    )
-
-    def build(self, shape: tuple[int, ...], classes: int, outputs: int | None = None) -> nn.Module:
-        """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any.
-
-        It returns ``outputs`` channels, by default as many as the data have.
-        """
-        from sfumato.conditioning.encoders import Conditioned, LabelEncoder
-        from sfumato.networks.unet import UNet
-
-        if len(shape) not in (2, 3):
-            raise InputError(f"A U-Net takes signals (C, L) or images (C, H, W); the data have shape {shape}.")
-        network = UNet(
-            shape[0],
-            outputs or shape[0],
-            self.channels,
-            blocks=self.blocks,
-            attention=self.attention,
-            middle=self.middle,
-            middle_attention=self.middle_attention,
-            skips=self.skips,
-            resample=self.resample,
-            heads=self.heads,
-            groups=self.groups,
-            embedding=self.embedding,
-            time_features=self.time_features,
-            time_scale=self.time_scale,
-            time_kind=self.time_kind,
-            modulation=self.modulation,
-            dims=1 if len(shape) == 2 else 2,
-        )
-        network.check(shape)
-        return Conditioned(network, {"label": LabelEncoder(classes, network.width)}) if classes else network
+NetworkConfig = Annotated[UNetConfig | DiTConfig | MLPConfig, Field(discriminator="kind")]
 
 
 class ModelConfig(Component):
@@ -181,11 +112,11 @@ class ModelConfig(Component):
 
     schedule: ScheduleConfig = Cosine()
     parameterization: ParameterizationConfig = V()
-    network: UNetConfig = UNetConfig()
-    time: Literal["auto", "index", "thousand", "log_sigma"] = Field(
+    network: NetworkConfig = UNetConfig()
+    time: Literal["auto", "index", "thousand", "log_snr", "log_sigma"] = Field(
         default="auto",
-        description="What the network is told of the noise level: the step index, 1000 t, or log(sigma / alpha) / 4; "
-        "auto is the index for a table of betas, log_sigma for edm and learned, else 1000 t.",
+        description="What the network is told of the noise level: the step index, 1000 t, a quarter of the log-SNR, or "
+        "log(sigma / alpha) / 4; auto is the index for a table of betas, log_sigma for edm and learned, else 1000 t.",
     )
     learned_variance: bool = Field(
         default=False,
@@ -212,9 +143,9 @@ class ModelConfig(Component):
                 f"model.learned_variance is that of the steps of a table, but the schedule {schedule.kind} has none; "
                 "use linear, cosine, sigmoid, table or zero_terminal_snr"
             )
-        if self.time == "log_sigma" and empty:
+        if self.time in ("log_sigma", "log_snr") and empty:
             raise ValueError(
-                "model.time is log_sigma, which is not finite at the end of this schedule, where alpha = 0; use auto"
+                f"model.time is {self.time}, which is not finite at the end of this schedule, where alpha = 0; use auto"
             )
         return self
 
@@ -226,12 +157,22 @@ class ModelConfig(Component):
         """
         from sfumato.diffusion.denoiser import Denoiser
 
+        if len(shape) == 1 and self.network.kind != "mlp":
+            raise InputError(
+                f"The data are vectors of length {shape[0]}, and the network {self.network.kind} takes signals or "
+                "images; use model.network.kind mlp."
+            )
         schedule = self.schedule.build()
         schedule.require_noise(data_std)
         parameterization = self.parameterization.build(data_std, schedule)
         network = self.network.build(shape, classes, 2 * shape[0] if self.learned_variance else None)
         return Denoiser(
-            network, schedule, parameterization, self._embed(schedule), learned_variance=self.learned_variance
+            network,
+            schedule,
+            parameterization,
+            self._embed(schedule),
+            learned_variance=self.learned_variance,
+            data_std=data_std,
         )
 
     def _embed(self, schedule: Schedule) -> Embed:
@@ -244,6 +185,10 @@ class ModelConfig(Component):
             time = "index" if table else "log_sigma" if self.schedule.kind in ("edm", "learned") else "thousand"
         if time == "index":
             if table is None:
-                raise InputError("model.time is index, but the schedule has no steps; use thousand or log_sigma.")
+                raise InputError(
+                    "model.time is index, but the schedule has no steps; use thousand, log_snr or log_sigma."
+                )
             return denoiser.embed_index(table)
+        if time == "log_snr":
+            return denoiser.embed_log_snr
         return denoiser.embed_thousand if time == "thousand" else denoiser.embed_log_sigma

@@ -9,6 +9,21 @@ from pydantic import Field, field_validator, model_validator
 
 from sfumato.config.base import Component
 from sfumato.config.guidance import GuidanceConfig
+from sfumato.config.solvers import (
+    Adaptive,
+    Deis,
+    DpmSolver,
+    DpmSolver2,
+    DpmSolver2S,
+    Euler,
+    Heun,
+    Langevin,
+    Lms,
+    Multistep,
+    SaSolver,
+    SdeDpmSolver,
+    UniPc,
+)
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,28 +100,6 @@ class Ddim(Component):
         return partial(ddim, eta=self.eta, variance=reverse_variance(self.variance, denoiser, levels, fitted))
 
 
-class Heun(Component):
-    """Heun's second-order steps, two evaluations each."""
-
-    kind: Literal["heun"] = "heun"
-
-    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.heun import heun
-
-        return heun
-
-
-class DpmSolver(Component):
-    """DPM-Solver++(2M): second order, one evaluation per step (Lu et al. 2022)."""
-
-    kind: Literal["dpm_solver"] = "dpm_solver"
-
-    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
-
-        return dpm_solver_pp_2m
-
-
 class FittedSampler(Component):
     """The weights that were fitted together with the grid, one evaluation per step; needs sfumato tune --steps."""
 
@@ -168,10 +161,31 @@ class FittedGrid(Component):
         return fitted.require_plan(steps).levels(denoiser.schedule)
 
 
+SamplerConfig = Annotated[
+    Ancestral
+    | Ddim
+    | Euler
+    | Heun
+    | DpmSolver
+    | DpmSolver2
+    | DpmSolver2S
+    | UniPc
+    | Lms
+    | Deis
+    | Multistep
+    | SdeDpmSolver
+    | SaSolver
+    | Langevin
+    | Adaptive
+    | FittedSampler,
+    Field(discriminator="kind"),
+]
+
+
 class SamplingConfig(Component):
     """How images are drawn from the model."""
 
-    sampler: Annotated[Ancestral | Ddim | Heun | DpmSolver | FittedSampler, Field(discriminator="kind")] = Ddim()
+    sampler: SamplerConfig = Ddim()
     grid: Annotated[UniformGrid | KarrasGrid | OptimalGrid | FittedGrid, Field(discriminator="kind")] = UniformGrid()
     steps: int = Field(default=50, ge=1, description="Sampling steps.")
     classes: Literal["frequency", "uniform"] = Field(

@@ -183,6 +183,12 @@ class ObjectiveConfig(Component):
     ] = Simple()
     times: Annotated[Uniform | LogNormal | LossSecondMoment, Field(discriminator="kind")] = Uniform()
     stratified: bool = Field(default=True, description="Spread the times of a batch evenly, which lowers the variance.")
+    bins: int = Field(
+        default=256,
+        ge=2,
+        description="Number of values that a pixel can take; a learned variance or schedule is taught by the "
+        "likelihood of these.",
+    )
     label_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Fraction of samples that are trained without label."
     )

@@ -10,6 +10,13 @@ from torch.nn import functional
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
+_PACE = 5.0
+"""How much faster than the weights of a network the shape of a learned schedule is taught: parameters times this.
+
+Adam moves a parameter by about the learning rate in a step, and the slopes must change by factors of 10 and more before
+the variance is near its least.
+"""
+
 
 class Learned(Schedule):
     r"""A variance-preserving schedule whose log-SNR is a monotone network (Kingma et al. 2021, app. H).
@@ -46,12 +53,12 @@ class Learned(Schedule):
                 f"{log_snr_max} and {width}."
             )
         self.ends = nn.Parameter(torch.tensor([log_snr_max, log_snr_min]))
-        self.linear = nn.Parameter(_inverse_softplus(torch.tensor(1.0)))
+        self.linear = nn.Parameter(_inverse_softplus(torch.tensor(0.5)) / _PACE)
         # units spread evenly over the times: at first the schedule is nearly a straight line
         rate = torch.full((width,), 8.0)
-        self.rates = nn.Parameter(_inverse_softplus(rate))
-        self.shifts = nn.Parameter(-rate * (torch.arange(width) + 0.5) / width)
-        self.heights = nn.Parameter(_inverse_softplus(torch.full((width,), 0.1 / width)))
+        self.rates = nn.Parameter(_inverse_softplus(rate) / _PACE)
+        self.shifts = nn.Parameter(-rate * (torch.arange(width) + 0.5) / width / _PACE)
+        self.heights = nn.Parameter(_inverse_softplus(torch.full((width,), 0.5 / width)) / _PACE)
 
     def shape(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
         r""":math:`f(t)` and its derivative :math:`f'(t)`, for times of at least :math:`t_0`."""
@@ -62,7 +69,7 @@ class Learned(Schedule):
 
     def _raw(self, t: Tensor) -> tuple[Tensor, Tensor]:
         linear, rates, shifts, heights = (
-            p.double().to(t.device) for p in (self.linear, self.rates, self.shifts, self.heights)
+            _PACE * p.double().to(t.device) for p in (self.linear, self.rates, self.shifts, self.heights)
         )
         linear, rates, heights = functional.softplus(linear), functional.softplus(rates), functional.softplus(heights)
         unit = (t[..., None] * rates + shifts).sigmoid()

@@ -102,6 +102,11 @@ def embed_log_sigma(level: Level) -> Scalar:
     return level.log_snr * -0.125
 
 
+def embed_log_snr(level: Level) -> Scalar:
+    r""":math:`\tfrac14 \ln(\alpha^2 / \sigma^2)`, a quarter of the log-SNR: as large as EDM's input for a variance."""
+    return level.log_snr * 0.25
+
+
 class Denoiser(nn.Module):
     """A network read as an estimate of the clean data and of the noise.
 
@@ -112,6 +117,7 @@ class Denoiser(nn.Module):
         embed: the number that stands for the level in ``time``.
         learned_variance: whether the network returns twice the channels of ``x``: its output, and :math:`2 v - 1` of
             the fraction :math:`v` of the reverse variance.
+        data_std: the standard deviation of its data, which solvers take for their scale.
     """
 
     def __init__(
@@ -122,6 +128,7 @@ class Denoiser(nn.Module):
         embed: Embed,
         *,
         learned_variance: bool = False,
+        data_std: float = 1.0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -129,6 +136,7 @@ class Denoiser(nn.Module):
         self.parameterization = parameterization
         self.embed = embed
         self.learned_variance = learned_variance
+        self.data_std = data_std
 
     def forward(self, x: Float[Tensor, "batch *shape"], level: Level, **cond: Tensor) -> Prediction:
         """The prediction for ``x`` at ``level``, one for the batch or one per sample.

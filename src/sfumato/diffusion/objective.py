@@ -66,6 +66,8 @@ def training_loss(
     level: Level,
     noise: Float[Tensor, "batch *shape"],
     weight: Weight | OfDenoiser = simple,
+    *,
+    bins: int = 256,
     **cond: Tensor,
 ) -> Float[Tensor, "batch"]:
     r"""What is minimized in training, per sample: :func:`denoising_loss`, hybrid where the variance is learned.
@@ -77,11 +79,20 @@ def training_loss(
     Both are per dimension, the first a squared error and the second in bits, as in the authors' code. In nats the share
     would be :math:`0.001 / \log 2 = 0.00144`.
 
+    Args:
+        denoiser: the denoiser to train.
+        x0: clean data.
+        level: the noise level of each sample, shape ``(B,)``, or one for all.
+        noise: standard normal noise of the shape of ``x0``.
+        weight: the weighting of the squared error of the noise.
+        bins: the number of values of the data, where a learned variance or schedule is taught by their likelihood.
+        cond: conditions, passed on untouched.
+
     Raises:
         InputError: if a variance is to be learned on a schedule that has no steps.
     """
     if isinstance(denoiser.schedule, Learned):
-        return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, **cond)
+        return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, bins=bins, **cond)
     made = weight.make(denoiser) if isinstance(weight, OfDenoiser) else weight
     prediction = denoiser(diffuse(x0, level, noise), level, **cond)
     loss = _weighted(prediction, x0, level, noise, made)
@@ -90,7 +101,7 @@ def training_loss(
     schedule = denoiser.schedule
     if not isinstance(schedule, Discrete):
         raise InputError("A learned variance is trained between the steps of a table of betas; this schedule has none.")
-    return loss + VLB_SHARE * schedule.steps * learned_variance_bound(prediction, x0, noise, level, schedule)
+    return loss + VLB_SHARE * schedule.steps * learned_variance_bound(prediction, x0, noise, level, schedule, bins=bins)
 
 
 def _weighted(prediction: Prediction, x0: Tensor, level: Level, noise: Tensor, weight: Weight) -> Tensor:
@@ -106,6 +117,8 @@ def learned_variance_bound(
     noise: Float[Tensor, "batch *shape"],
     t: Level,
     schedule: Discrete,
+    *,
+    bins: int = 256,
 ) -> Float[Tensor, "batch"]:
     r"""The term of the bound of one step of a table, as a function of the learned variance alone.
 
@@ -116,7 +129,7 @@ def learned_variance_bound(
         D_{KL} = \tfrac12 \left(v r - 1 + e^{-v r} \left(1
         + k_0^2 (\hat x_0 - x_0)^2 / \tilde\beta\right)\right) / \log 2,
 
-    and in the step to the data the likelihood of the bins of 8-bit data in [-1, 1] (Ho et al. 2020, eq. 13).
+    and in the step to the data the likelihood of the bins of the data in [-1, 1] (Ho et al. 2020, eq. 13).
 
     Args:
         prediction: the prediction for ``diffuse(x0, t, noise)``.
@@ -124,6 +137,7 @@ def learned_variance_bound(
         noise: the noise of ``x_t``.
         t: the level of each sample, or one for all.
         schedule: the table whose steps are learned.
+        bins: the number of values of the data, 256 for 8-bit images.
     """
     fraction = prediction.variance_fraction
     if fraction is None:
@@ -139,7 +153,7 @@ def learned_variance_bound(
     if bool(last.any()):
         # at s = 0 the mean is the estimate of the data itself
         log_std = 0.5 * torch.as_tensor(start + log_ratio)[last]
-        step = step.index_put((last,), _bin_nats(x0[last], error[last], log_std))
+        step = step.index_put((last,), _bin_nats(x0[last], error[last], log_std, bins))
     return step.flatten(1).mean(1) / math.log(2.0)
 
 
@@ -149,6 +163,8 @@ def learned_schedule_loss(
     x0: Float[Tensor, "batch *shape"],
     level: Level,
     noise: Float[Tensor, "batch *shape"],
+    *,
+    bins: int = 256,
     **cond: Tensor,
 ) -> Float[Tensor, "batch"]:
     r"""The bound in continuous time, in nats per dimension, which also teaches the schedule (Kingma et al. 2021).
@@ -157,7 +173,7 @@ def learned_schedule_loss(
         L = D_{KL}(q(x_1 | x_0) \| p(x_1)) - \log p(x_0 | x_{t_0})
         + \tfrac{1 - t_0}{2}\, |\lambda'(t)|\, \lVert \hat\epsilon - \epsilon \rVert^2
 
-    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of 8-bit data (the paper's is the density at each
+    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of the data (the paper's is the density at each
     of the values, normalized). The network and the ends of the schedule descend its gradient. Its mean does not depend
     on what lies between the ends, but its variance does: there the gradient is that of the square of the last term,
     :math:`2 \ell\, \partial \ell` (there, app. I).
@@ -168,6 +184,7 @@ def learned_schedule_loss(
         x0: clean data.
         level: the level of each sample, of which only the time is taken.
         noise: the noise, of the diffused data and of the decoder alike.
+        bins: the number of values of the data, 256 for 8-bit images.
         cond: conditions.
     """
     t = torch.as_tensor(level.t, dtype=torch.float64).expand(len(x0)).clamp(min=schedule.start)
@@ -189,13 +206,13 @@ def learned_schedule_loss(
             between.register_hook(of_square)
     # x / alpha at t_0 is the data and noise of this standard deviation
     log_std = (-0.5 * high).to(x0)
-    decoder = _bin_nats(x0, log_std.exp() * noise, log_std).flatten(1).mean(1)
+    decoder = _bin_nats(x0, log_std.exp() * noise, log_std, bins).flatten(1).mean(1)
     return diffusion + decoder + prior_nats(x0, low.to(x0.device)).to(x0.dtype)
 
 
-def _bin_nats(x0: Tensor, error: Tensor, log_std: Tensor) -> Tensor:
+def _bin_nats(x0: Tensor, error: Tensor, log_std: Tensor, bins: int) -> Tensor:
     r""":math:`-\log \int p` over the bin of ``x0``, for a normal distribution with mean ``x0 + error``."""
-    return -discretized_gaussian(x0, x0 + error, (2.0 * log_std).exp()).to(x0.dtype)
+    return -discretized_gaussian(x0, x0 + error, (2.0 * log_std).exp(), bins).to(x0.dtype)
 
 
 TimeLaw = Callable[[Float64[Tensor, "batch"]], Level]

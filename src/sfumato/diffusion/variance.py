@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,11 +44,25 @@ def floor(levels: Level | Sequence[Level]) -> float:
     return sigma2 / (alpha2 + sigma2)
 
 
-def floored(variance: Scalar, s: Level, lowest: float) -> Scalar:
+def floored(variance: Scalar, s: Level, lowest: Scalar) -> Scalar:
     """``variance``, and ``lowest`` for those steps that end at the data."""
     if isinstance(s.sigma, Tensor):
         return torch.where(s.sigma == 0.0, lowest, torch.as_tensor(variance))
     return lowest if s.sigma == 0.0 else variance
+
+
+def decoded(variance: ReverseVariance) -> ReverseVariance:
+    r"""``variance``, and in the step to the data that of the noise itself, :math:`\sigma^2 / \alpha^2`.
+
+    (Kingma et al. 2021, whose decoder knows the data as well as their noisy version does.) On a fine grid that ends at
+    a noise as large as a part of a bin, the variance of the step before (:func:`floor`) is far too small for a decoder.
+    """
+    return partial(_decoded, variance=variance)
+
+
+def _decoded(prediction: Prediction, t: Level, s: Level, variance: ReverseVariance) -> Scalar:
+    ratio = t.noise_to_signal
+    return floored(variance(prediction, t, s), s, ratio * ratio)
 
 
 def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None = None) -> Scalar:

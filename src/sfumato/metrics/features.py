@@ -19,7 +19,7 @@ _CHUNK = 512
 
 
 def check_images(what: str, images: Tensor) -> None:
-    """Raise an error unless ``images`` is a finite float batch ``(N, C, *space)`` of 1-D or 2-D images.
+    """Raise an error unless ``images`` is a finite float batch ``(N, C, *space)`` of vectors, signals or images.
 
     Args:
         what: The name of the batch in the message, for example ``"samples"``.
@@ -28,9 +28,9 @@ def check_images(what: str, images: Tensor) -> None:
     Raises:
         InputError: The type, the number of dimensions or a value is wrong, or the batch is empty.
     """
-    if not images.is_floating_point() or images.ndim not in (3, 4):
+    if not images.is_floating_point() or images.ndim not in (2, 3, 4):
         raise InputError(
-            f"{what} must be a floating-point tensor of shape (N, C, length) or (N, C, height, width),"
+            f"{what} must be a floating-point tensor of shape (N, C), (N, C, length) or (N, C, height, width),"
             f" not {images.dtype} of shape {tuple(images.shape)}."
         )
     if images.numel() == 0:
@@ -67,22 +67,38 @@ class Pixels:
 pixels = Pixels()
 
 
+def _convolutions(channels: int, space: tuple[int, ...]) -> tuple[nn.Module, int]:
+    """The body of a classifier of signals or images, and how many features it has."""
+    flat = len(space) == 1
+    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if flat else (nn.Conv2d, nn.BatchNorm2d)
+    pool, last = (nn.MaxPool1d, nn.AdaptiveAvgPool1d) if flat else (nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+    layers: list[nn.Module] = []
+    side, inner, outer = max(space), channels, 32
+    while not layers or side > 3:
+        layers += [conv(inner, outer, 3, padding=1, bias=False), norm(outer), nn.ReLU()]
+        layers += [pool(2, ceil_mode=True)]
+        side, inner, outer = -(-side // 2), outer, min(2 * outer, 64)
+    return nn.Sequential(*layers, last(2), nn.Flatten()), inner * 2 ** len(space)
+
+
+def _linears(channels: int) -> tuple[nn.Module, int]:
+    """The body of a classifier of vectors, and how many features it has."""
+    layers: list[nn.Module] = []
+    for inner in (channels, 64):
+        layers += [nn.Linear(inner, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU()]
+    return nn.Sequential(*layers), 64
+
+
 class _Classifier(nn.Module):
-    """Convolution, batch normalization and pooling until the sides are 2 or 3; then one hidden layer."""
+    """Convolution, batch normalization and pooling until the sides are 2 or 3; then one hidden layer.
+
+    Vectors have no sides: two linear layers with batch normalization.
+    """
 
     def __init__(self, channels: int, space: tuple[int, ...], classes: int, width: int) -> None:
         super().__init__()
-        flat = len(space) == 1
-        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if flat else (nn.Conv2d, nn.BatchNorm2d)
-        pool, last = (nn.MaxPool1d, nn.AdaptiveAvgPool1d) if flat else (nn.MaxPool2d, nn.AdaptiveAvgPool2d)
-        layers: list[nn.Module] = []
-        side, inner, outer = max(space), channels, 32
-        while not layers or side > 3:
-            layers += [conv(inner, outer, 3, padding=1, bias=False), norm(outer), nn.ReLU()]
-            layers += [pool(2, ceil_mode=True)]
-            side, inner, outer = -(-side // 2), outer, min(2 * outer, 64)
-        self.body = nn.Sequential(*layers, last(2), nn.Flatten())
-        self.hidden = nn.Linear(inner * 2 ** len(space), width)
+        self.body, features = _convolutions(channels, space) if space else _linears(channels)
+        self.hidden = nn.Linear(features, width)
         self.head = nn.Linear(width, classes)
 
     def forward(
@@ -162,8 +178,8 @@ def train_classifier(
 ) -> ClassifierFeatures:
     """Train the small convolutional classifier whose penultimate layer serves as features.
 
-    It works for any number of channels and any 1-D or 2-D size. It belongs to the data and not to the model
-    under evaluation, so give it the training split and a pinned seed: all its randomness comes from ``seed``,
+    It works for vectors, signals and images of any size. It belongs to the data and not to the model under evaluation,
+    so give it the training split and a pinned seed: all its randomness comes from ``seed``,
     none from the global generators, which it leaves as they were. It runs on one thread, so that the features
     do not depend on the number of cores. AdamW, with a learning rate that falls along a cosine.
 

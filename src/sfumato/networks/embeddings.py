@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from sfumato import random
 
-TimeFeatures = Literal["sinusoidal", "fourier"]
+TimeFeatures = Literal["sinusoidal", "fourier", "learned"]
 
 
 class Sinusoidal(nn.Module):
@@ -62,14 +62,59 @@ class RandomFourier(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-class TimeEmbedding(nn.Module):
-    """Features of time and two linear layers with SiLU between (Ho et al. 2020, app. B)."""
+class Learned(nn.Module):
+    r"""Learned features of time, :math:`\cos(\omega_i t + \phi_i)` (Time2Vec, Kazemi et al. 2019).
 
-    def __init__(self, features: int, width: int, scale: float = 1.0, kind: TimeFeatures = "sinusoidal") -> None:
+    They start as the sinusoidal ones.
+
+    Args:
+        width: number of features, even.
+        scale: the largest frequency at the start.
+    """
+
+    def __init__(self, width: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.features = (Sinusoidal if kind == "sinusoidal" else RandomFourier)(features, scale=scale)
+        frequencies = Sinusoidal(width, scale=scale).frequencies
+        self.frequencies = nn.Parameter(frequencies.repeat(2))
+        # sin(a) = cos(a - pi / 2)
+        self.phases = nn.Parameter(torch.tensor([0.0, -0.5 * math.pi]).repeat_interleave(width // 2))
+
+    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
+        return torch.cos(time[:, None] * self.frequencies + self.phases)
+
+
+class TimeEmbedding(nn.Module):
+    """Features of time and two linear layers with SiLU between (Ho et al. 2020, app. B).
+
+    Args:
+        features: number of features of time.
+        width: width of the embedding.
+        scale: the largest frequency of sinusoidal features, the standard deviation of random ones.
+        kind: ``"sinusoidal"``, random ``"fourier"`` or ``"learned"`` features.
+        period: the ratio of the largest frequency of sinusoidal features to the smallest.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        scale: float = 1.0,
+        kind: TimeFeatures = "sinusoidal",
+        period: float = 10_000.0,
+    ) -> None:
+        super().__init__()
+        if kind == "sinusoidal":
+            self.features = Sinusoidal(features, period, scale)
+        else:
+            self.features = (RandomFourier if kind == "fourier" else Learned)(features, scale)
         self.first = nn.Linear(features, width)
         self.second = nn.Linear(width, width)
 
-    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
-        return self.second(functional.silu(self.first(self.features(time))))
+    def forward(
+        self, time: Float[Tensor, "batch"], vector: Float[Tensor, "batch features"] | None = None
+    ) -> Float[Tensor, "batch width"]:
+        """The embedding; ``vector`` is added to the features."""
+        features = self.features(time)
+        if vector is not None:
+            features = features + vector
+        return self.second(functional.silu(self.first(features)))

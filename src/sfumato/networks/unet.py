@@ -2,133 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from sfumato.errors import InputError
-from sfumato.networks.embeddings import TimeEmbedding, TimeFeatures
-from sfumato.networks.layers import Attention, Dims, Downsample, Modulation, ResBlock, Upsample, conv, group_norm, zero
+from sfumato.networks.dropout import number_layers
+from sfumato.networks.embeddings import TimeEmbedding
+from sfumato.networks.layers import Attention, CrossAttention, ResBlock, conv, group_norm, head_count, zero
+from sfumato.networks.plan import Plan
+from sfumato.networks.resampling import Resample
 
 
 class _Block(nn.Module):
     """A residual block and, where asked, attention."""
 
-    def __init__(
-        self,
-        dims: Dims,
-        inputs: int,
-        outputs: int,
-        embedding: int,
-        groups: int,
-        heads: int | None,
-        modulation: Modulation,
-    ) -> None:
+    def __init__(self, plan: Plan, inputs: int, outputs: int, attend: bool) -> None:
         super().__init__()
-        self.res = ResBlock(dims, inputs, outputs, embedding, groups, modulation)
-        self.attention = Attention(outputs, heads, groups) if heads else None
+        self.res = plan.res_block(inputs, outputs)
+        heads = head_count(outputs, plan.heads, plan.head_channels) if attend else 0
+        how: dict[str, Any] = {"eps": plan.eps, "rescale": plan.rescale}
+        self.attention = Attention(outputs, heads, plan.groups, **how) if attend else None
+        cross = attend and plan.tokens is not None
+        self.cross = CrossAttention(outputs, plan.tokens or 0, heads, plan.groups, **how) if cross else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        x = self.res(x, embedding)
-        return x if self.attention is None else self.attention(x)
+    def forward(
+        self, x: Tensor, embedding: Tensor, keys: Tensor | None, tokens: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        x = self.res(x, embedding, keys)
+        x = x if self.attention is None else self.attention(x)
+        return x if self.cross is None else self.cross(x, tokens, mask)
 
 
-class UNet(nn.Module):
-    """A U-Net of residual blocks and self-attention (Ho et al. 2020, app. B; Dhariwal and Nichol 2021, sec. 3).
+class _ResidualInput(nn.Module):
+    """The input of a resolution, convolved and then filtered to the next, where it is added."""
 
-    Args:
-        inputs: channels of the input.
-        outputs: channels of the output.
-        channels: width of each resolution, from the finest; each further one halves the sides.
-        blocks: residual blocks per resolution.
-        attention: which resolutions have self-attention, by index from the finest.
-        middle: residual blocks at the coarsest resolution, between down and up.
-        middle_attention: whether the first of them is followed by attention.
-        skips: ``"all"`` joins every activation of the way down, those of the first convolution and of the
-            down-sampling too, to one more block per resolution on the way up, as DDPM does; ``"blocks"`` only those
-            of the residual blocks, which is a third fewer blocks.
-        resample: ``"learned"`` changes resolution with a convolution, ``"fixed"`` by averaging and repeating.
-        heads: attention heads.
-        groups: groups of the normalizations, at most.
-        embedding: width of the time embedding; by default four times the first width.
-        time_features: number of time features; by default the first width.
-        time_scale: the largest frequency of sinusoidal time features, the standard deviation of random ones.
-        time_kind: ``"sinusoidal"`` or random ``"fourier"`` features of time.
-        modulation: how blocks take in the embedding: ``"adaptive"`` group normalization, or ``"additive"``, the same
-            numbers at every position.
-        dims: 1 for signals, 2 for images.
-
-    Raises:
-        InputError: if the settings contradict each other.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        channels: Sequence[int] = (64, 128),
-        *,
-        blocks: int = 2,
-        attention: Sequence[int] = (),
-        middle: int = 2,
-        middle_attention: bool = True,
-        skips: Literal["all", "blocks"] = "all",
-        resample: Literal["learned", "fixed"] = "learned",
-        heads: int = 1,
-        groups: int = 32,
-        embedding: int | None = None,
-        time_features: int | None = None,
-        time_scale: float = 1.0,
-        time_kind: TimeFeatures = "sinusoidal",
-        modulation: Modulation = "adaptive",
-        dims: Dims = 2,
-    ) -> None:
+    def __init__(self, plan: Plan, inputs: int, outputs: int) -> None:
         super().__init__()
-        if not channels or blocks < 1 or middle < 1:
-            raise InputError("A U-Net needs at least one resolution, and one block there and in the middle.")
-        if any(not 0 <= level < len(channels) for level in attention):
-            raise InputError(
-                f"Attention is asked at resolution {max(attention)}, but there are {len(channels)}, counted from 0."
-            )
-        self.inputs, self.dims, self.factor = inputs, dims, 2 ** (len(channels) - 1)
-        self.width = width = embedding or 4 * channels[0]
-        self.time = TimeEmbedding(time_features or 2 * (channels[0] // 2), width, time_scale, time_kind)
+        self.resample = Resample(plan.dims, "down", plan.taps)
+        # no position of the convolution is lost to the filter at the border
+        self.conv = conv(plan.dims, inputs, outputs, pad=1 + self.resample.pad)
 
-        def block(before: int, after: int, attend: bool) -> _Block:
-            return _Block(dims, before, after, width, groups, heads if attend else None, modulation)
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        return (x + self.resample.filter(self.conv(before), 0)) * math.sqrt(0.5)
 
-        self.every = skips == "all"
-        learned = resample == "learned"
-        current = channels[0]
-        self.first = conv(dims, inputs, current)
-        joined = [current] if self.every else []
+
+class WayDown(nn.Module):
+    """The time embedding, the first convolution, the way down and the middle."""
+
+    def __init__(self, inputs: int, plan: Plan) -> None:
+        super().__init__()
+        plan.check()
+        channels = plan.channels
+        self.plan = plan
+        self.inputs, self.dims, self.factor = inputs, plan.dims, 2 ** (len(channels) - 1)
+        self.width = plan.features if plan.vector_in == "features" else plan.width
+        self.time = TimeEmbedding(plan.features, plan.width, plan.time_scale, plan.time_kind, plan.time_period)
+        self.every = plan.skips == "all"
+        self.current = plan.first or channels[0]
+        self.first = conv(plan.dims, inputs + plan.concatenated, self.current)
+        self.joined = [self.current] if self.every else []
         self.down = nn.ModuleList()
         for level, wide in enumerate(channels):
             stage = nn.ModuleList()
-            for _ in range(blocks):
-                stage.append(block(current, wide, level in attention))
-                current = wide
-                joined.append(current)
+            for _ in range(plan.blocks):
+                stage.append(_Block(plan, self.current, wide, level in plan.attention))
+                self.current = wide
+                self.joined.append(self.current)
             if level < len(channels) - 1:
-                stage.append(Downsample(dims, current, learned))
-                joined += [current] if self.every else []
+                stage.append(plan.downsample(self.current))
+                self.joined += [self.current] if self.every else []
             self.down.append(stage)
-        self.middle = nn.ModuleList(block(current, current, middle_attention and i == 0) for i in range(middle))
-        self.up = nn.ModuleList()
-        for level, wide in reversed(list(enumerate(channels))):
-            stage = nn.ModuleList()
-            for _ in range(blocks + self.every):
-                stage.append(block(current + joined.pop(), wide, level in attention))
-                current = wide
-            if level > 0:
-                stage.append(Upsample(dims, current, learned))
-            self.up.append(stage)
-        self.norm = group_norm(current, groups)
-        self.last = zero(conv(dims, current, outputs))
+        if plan.residual_input:
+            before = [inputs + plan.concatenated, *channels[:-1]]
+            self.residuals = nn.ModuleList(
+                _ResidualInput(plan, b, c) for b, c in zip(before, channels[:-1], strict=False)
+            )
+        self.middle = nn.ModuleList(
+            _Block(plan, self.current, self.current, plan.middle_attention and i == 0) for i in range(plan.middle)
+        )
 
     def check(self, shape: Sequence[int]) -> None:
         """Check that inputs of shape ``(channels, *space)`` fit.
@@ -150,37 +108,142 @@ class UNet(nn.Module):
                 f"resize to {fits}, or use fewer resolutions."
             )
 
+    def embed(self, time: Tensor, vector: Tensor | None) -> Tensor:
+        """The activation of the embedding, where every block starts: computed once."""
+        if self.plan.vector_in == "features":
+            embedding = self.time(time, vector)
+        else:
+            embedding = self.time(time)
+            embedding = embedding if vector is None else embedding + vector
+        return functional.silu(embedding)
+
+    def _run(self, module: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        if self.plan.checkpointing and torch.is_grad_enabled():
+            # no generator is used within, so there is no state of one to restore
+            return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return module(*inputs)
+
+    def descend(
+        self, x: Tensor, embedding: Tensor, keys: Tensor | None, told: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The activation after the middle, and those that are joined on the way up."""
+        aside = x
+        x = self.first(x)
+        skips = [x] if self.every else []
+        for level, stage in enumerate(self.down):
+            for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
+                block = isinstance(module, _Block)
+                if block:
+                    x = self._run(module, x, embedding, keys, *told)
+                elif isinstance(module, ResBlock):
+                    x = self._run(module, x, embedding, keys)
+                else:
+                    x = module(x)
+                if not block and self.plan.residual_input:
+                    x = aside = self.residuals[level](x, aside)
+                if block or self.every:
+                    skips.append(x)
+        for module in self.middle:
+            x = self._run(module, x, embedding, keys, *told)
+        return x, skips
+
+    def initialize(self) -> None:
+        """Initialize the weights as planned, and number the dropout layers."""
+        number_layers(self)
+        if self.plan.initialization == "torch" or next(self.parameters()).is_meta:
+            return
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and bool(module.weight.any()):
+                # weaker queries, keys and values: attention that starts soft (Karras et al. 2022, code)
+                nn.init.xavier_uniform_(module.weight, gain=math.sqrt(0.2) if name.endswith("qkv") else 1.0)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+class UNet(WayDown):
+    """A U-Net of residual blocks and self-attention.
+
+    By its plan it is that of DDPM (Ho et al. 2020, app. B), Improved DDPM and ADM (Dhariwal and Nichol 2021, sec. 3),
+    DDPM++ or NCSN++ (Y. Song et al. 2021, app. H).
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        channels: width of each resolution, from the finest; each further one halves the sides.
+        options: the other attributes of a :class:`Plan`.
+
+    Raises:
+        InputError: if the settings contradict each other.
+    """
+
+    def __init__(self, inputs: int, outputs: int, channels: Sequence[int] = (64, 128), **options: Any) -> None:
+        plan = Plan(channels=channels, **options)
+        super().__init__(inputs, plan)
+        joined, current = self.joined, self.current
+        self.up = nn.ModuleList()
+        for level, wide in reversed(list(enumerate(channels))):
+            stage = nn.ModuleList()
+            count = plan.blocks + self.every
+            for i in range(count):
+                attend = level in plan.attention and (plan.up_attention == "all" or i == count - 1)
+                stage.append(_Block(plan, current + joined.pop(), wide, attend))
+                current = wide
+            if level > 0:
+                stage.append(plan.upsample(current))
+            self.up.append(stage)
+        self.norm = group_norm(current, plan.groups, eps=plan.eps)
+        self.last = zero(conv(plan.dims, current, outputs))
+        self.initialize()
+
     def forward(
         self,
         x: Float[Tensor, "batch inputs *space"],
         time: Float[Tensor, "batch"],
         vector: Float[Tensor, "batch width"] | None = None,
+        tokens: Float[Tensor, "batch length features"] | None = None,
+        mask: Bool[Tensor, "batch length"] | None = None,
+        channels: Float[Tensor, "batch concatenated *space"] | None = None,
+        keys: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch outputs *space"]:
-        """The output for ``x`` at ``time``; ``vector`` is added to the time embedding.
+        """The output for ``x`` at ``time``.
+
+        Args:
+            x: the input.
+            time: one number per sample.
+            vector: added to the time embedding.
+            tokens: attended to; without them, to nothing.
+            mask: False for the tokens that are not to be seen.
+            channels: concatenated to ``x``; zeros if they are missing.
+            keys: one number of 32 bits per sample that decides what dropout leaves out; without them, nothing.
 
         Raises:
-            InputError: if the sides of ``x`` do not divide by the down-sampling.
+            InputError: if the sides of ``x`` do not divide by the down-sampling, or the network was not made for the
+                condition.
         """
         self.check(x.shape[1:])
-        embedding = self.time(time)
-        if vector is not None:
-            embedding = embedding + vector
-        # every block starts from the activation of the same embedding: compute it once
-        embedding = functional.silu(embedding)
-        x = self.first(x)
-        skips = [x] if self.every else []
-        for stage in self.down:
-            for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
-                block = isinstance(module, _Block)
-                x = module(x, embedding) if block else module(x)
-                if block or self.every:
-                    skips.append(x)
-        for module in self.middle:
-            x = module(x, embedding)
+        x = self._concatenated(x, channels)
+        if tokens is not None and self.plan.tokens is None:
+            raise InputError("This network was not made to attend to tokens; give it their width.")
+        embedding = self.embed(time, vector)
+        told = (tokens, mask)
+        x, skips = self.descend(x, embedding, keys, told)
         for stage in self.up:
             for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
                 if isinstance(module, _Block):
-                    x = module(torch.cat([x, skips.pop()], dim=1), embedding)
+                    x = self._run(module, torch.cat([x, skips.pop()], dim=1), embedding, keys, *told)
+                elif isinstance(module, ResBlock):
+                    x = self._run(module, x, embedding, keys)
                 else:
                     x = module(x)
         return self.last(functional.silu(self.norm(x)))
+
+    def _concatenated(self, x: Tensor, channels: Tensor | None) -> Tensor:
+        wanted = self.plan.concatenated
+        if channels is None:
+            return torch.cat([x, x.new_zeros(len(x), wanted, *x.shape[2:])], dim=1) if wanted else x
+        if channels.shape[1:] != (wanted, *x.shape[2:]):
+            raise InputError(
+                f"This network takes {wanted} channels of condition at the size of its input, "
+                f"{'x'.join(map(str, x.shape[2:]))}; got shape {tuple(channels.shape[1:])}."
+            )
+        return torch.cat([x, channels.to(x.dtype)], dim=1)

@@ -60,7 +60,8 @@ def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
     r"""Many steps over a whole schedule: uniform in time, but not much nearer to the data than ``sigma_min``.
 
     Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that, it is the
-    grid of :func:`karras` down to there: at less noise the data are certain, and a network has not learned to be.
+    grid of :func:`karras` down to there: at less noise the data are certain, and a network has not learned to be. It
+    enters a schedule that ends at ``alpha = 0`` at :math:`\hat\sigma = 80`, EDM's end.
 
     Args:
         sigma_min: the least level of interest, :math:`\hat\sigma` in units of the data.
@@ -68,5 +69,5 @@ def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
     _check_steps(steps)
     end = float(schedule(1.0).noise_to_signal)
     if not isinstance(schedule, Discrete) and float(schedule(1.0 / steps).noise_to_signal) < 0.5 * sigma_min < end:
-        return karras(schedule, steps, sigma_min)
+        return karras(schedule, steps, sigma_min, end if math.isfinite(end) else 80.0)
     return uniform(schedule, steps)

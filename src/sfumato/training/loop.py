@@ -23,6 +23,7 @@ from sfumato.diffusion.level import Level, broadcast
 from sfumato.diffusion.objective import TimeLaw, Weight, training_loss
 from sfumato.diffusion.weighting import OfDenoiser
 from sfumato.errors import InputError
+from sfumato.networks.dropout import Dropout
 from sfumato.training.ema import Ema, EmaLaw
 from sfumato.training.optimization import LearningRate
 
@@ -70,12 +71,14 @@ class Objective:
         label_dropout: the fraction of samples whose condition is dropped.
         stratified: spread the levels of a batch evenly over their law (Kingma et al. 2021, app. I.1), instead of
             drawing them independently.
+        bins: the number of values of the data, where a learned variance or schedule is taught by their likelihood.
     """
 
     law: TimeLaw | LossSecondMoment
     weight: Weight | OfDenoiser
     label_dropout: float = 0.0
     stratified: bool = True
+    bins: int = 256
 
     def uniforms(self, seed: int, start: int, count: int, batch: int) -> Float64[Tensor, "count"]:
         """What the law maps to the levels of samples ``start ... start + count - 1``, in batches of ``batch``."""
@@ -95,12 +98,12 @@ class Objective:
 class _Loss(nn.Module):
     """The loss as a module, so that data-parallel wrappers see a forward pass from tensors to a tensor."""
 
-    def __init__(self, denoiser: Denoiser, weight: Weight | OfDenoiser) -> None:
+    def __init__(self, denoiser: Denoiser, weight: Weight | OfDenoiser, bins: int) -> None:
         super().__init__()
-        self.denoiser, self.weight = denoiser, weight
+        self.denoiser, self.weight, self.bins = denoiser, weight, bins
 
     def forward(self, x0: Tensor, level: Level, noise: Tensor, cond: dict[str, Tensor]) -> Float[Tensor, "batch"]:
-        return training_loss(self.denoiser, x0, level, noise, self.weight, **cond)
+        return training_loss(self.denoiser, x0, level, noise, self.weight, bins=self.bins, **cond)
 
 
 def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
@@ -167,9 +170,10 @@ class Trainer:
         self.step = 0
         self.stop = False
         self.stopping = False
-        self.model = self.accelerator.prepare_model(_Loss(denoiser, objective.weight))
+        self.model = self.accelerator.prepare_model(_Loss(denoiser, objective.weight, objective.bins))
         self.ema = Ema(denoiser, ema)
         self._usual_loss = math.nan
+        self._dropout = any(isinstance(module, Dropout) for module in denoiser.modules())
 
     def run(self, steps: int) -> Iterator[Record]:
         """Train until ``steps`` optimizer steps are done; yields a record after each.
@@ -241,6 +245,9 @@ class Trainer:
         if batch.labels is not None:
             dropped = random.uniform(self.seed, "drop", start, count) < self.objective.label_dropout
             cond["label"] = drop(batch.labels, dropped).to(device, non_blocking=True)
+        if self._dropout:
+            words = random.uniform(self.seed, "dropout", start, count) * 2.0**31
+            cond["keys"] = words.int().to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return self.model(x0, level, noise, cond)
 

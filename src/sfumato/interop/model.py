@@ -1,0 +1,62 @@
+"""A model of settings alone, ready to take the weights of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfumato.conditioning.encoders import Conditioned
+from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
+from sfumato.config.schedule import has_empty_step
+from sfumato.errors import InputError
+from sfumato.model import Facts, Model, save, write_config
+from sfumato.networks.unet import UNet
+
+
+def model_of(
+    config: ModelConfig, shape: tuple[int, ...], classes: int, sampling: SamplingConfig, std: float = 0.5
+) -> Model:
+    """A model whose training is not known here: of its data it knows the shape and the number of classes.
+
+    Raises:
+        InputError: if the settings do not go together.
+    """
+    facts = Facts(
+        shape=shape,
+        classes=tuple(map(str, range(classes))),
+        frequencies=(1.0 / classes,) * classes if classes else (),
+        std=std,
+        train=0,
+        heldout=0,
+    )
+    # of the training nothing is known; but where no data are left, an error of the noise could not be a loss
+    weight = OutputWeight() if has_empty_step(config.schedule) else Simple()
+    whole = Config(model=config, sampling=sampling, objective=ObjectiveConfig(weight=weight))
+    model = Model(whole, facts)
+    model.denoiser.eval()
+    return model
+
+
+def unet_of(model: Model) -> UNet:
+    """The U-Net of a model, without the encoders of its conditions."""
+    network = model.denoiser.network
+    network = network.network if isinstance(network, Conditioned) else network
+    assert isinstance(network, UNet)
+    return network
+
+
+def save_run(model: Model, run: str | Path) -> None:
+    """Write a model as a run directory, which ``sfumato sample`` and :func:`sfumato.load` take.
+
+    Its configuration is that of the network, not of its training, which is not known.
+
+    Raises:
+        InputError: if its time features have random frequencies of their own, which a configuration does not hold.
+    """
+    run = Path(run)
+    if unet_of(model).plan.time_kind == "fourier":
+        raise InputError(
+            "The random frequencies of this network's time features are neither weights nor settings, so that a run "
+            "can't keep them; load the network anew where it is needed."
+        )
+    write_config(run, model.config, model.facts)
+    save(model, run, dict(model.denoiser.named_parameters()))

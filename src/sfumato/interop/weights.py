@@ -1,0 +1,198 @@
+"""Weights of others: read without running anything, and taken into our layers name by name."""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import InputError
+from sfumato.networks.layers import Attention, ResBlock
+
+HeadOrder = Literal["ours", "heads_first", "qkv_last"]
+"""How the rows of a projection to queries, keys and values are ordered.
+
+By q, k or v, then head, then channel; by head, then q, k or v; or by head and channel, then q, k or v.
+"""
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file: safetensors, or a state dict that torch saved, of which nothing but tensors is read.
+
+    Raises:
+        InputError: if the file is missing, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file of weights {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
+        raise InputError(
+            f"{path} holds more than tensors, and what else a pickle holds can run any code; save its state dict alone."
+        ) from None
+    # what is no pickle fails in ways that nobody lists
+    except Exception as error:
+        raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
+    return tensors_of(values, str(path))
+
+
+def tensors_of(values: Any, origin: str) -> dict[str, Tensor]:
+    """A state dict, checked to be one.
+
+    Raises:
+        InputError: if it is not a mapping from names to tensors.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise InputError(f"{origin} is no state dict: a mapping from names to tensors is expected.")
+    return {str(name): value for name, value in values.items()}
+
+
+class Transfer:
+    """Takes the tensors of a state dict into modules, and tells in the end what did not fit.
+
+    Args:
+        state: tensors by name.
+        origin: where they are from, for messages.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], origin: str) -> None:
+        self.state, self.origin = state, origin
+        self._missing: dict[str, tuple[int, ...]] = {}
+        self._reshaped: dict[str, tuple[int, ...]] = {}
+        self._used: set[str] = set()
+
+    def tensor(self, name: str, shape: Iterable[int]) -> Tensor:
+        """The tensor of that name in float64; zeros where it is missing or misshapen, which :meth:`finish` tells.
+
+        Sides of 1 at the end don't count: a 1x1 convolution is a linear layer.
+        """
+        expected = tuple(shape)
+        self._used.add(name)
+        if name not in self.state:
+            self._missing[name] = expected
+        elif _squeezed(tuple(self.state[name].shape)) != _squeezed(expected):
+            self._reshaped[name] = expected
+        else:
+            return self.state[name].detach().double().cpu().reshape(expected)
+        return torch.zeros(expected, dtype=torch.float64)
+
+    def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take weight and bias of a layer, both put through ``change``."""
+        for kind, parameter in module.named_parameters(recurse=False):
+            value = self.tensor(f"{name}.{kind}", parameter.shape)
+            put(parameter, value if change is None else change(value))
+
+    def block(self, block: ResBlock, names: Mapping[str, str]) -> None:
+        """Take a residual block; ``names`` are theirs of our layers.
+
+        Where the embedding scales and shifts, the gain ``g`` and bias ``b`` that others keep in the normalization
+        before are folded into it: (g n + b) (1 + s) + t = n (1 + s') + t'.
+        """
+        for ours in ("norm1", "conv1", "conv2"):
+            self.layer(getattr(block, ours), names[ours])
+        if not isinstance(block.skip, nn.Identity):
+            self.layer(block.skip, names["skip"])
+        if not block.adaptive:
+            self.layer(block.modulation, names["modulation"])
+            self.layer(block.norm2, names["norm2"])
+            return
+        channels = block.norm2.num_channels
+        gain, bias = (self.tensor(f"{names['norm2']}.{kind}", (channels,)) for kind in ("weight", "bias"))
+        linear = block.modulation
+        weight, offset = (
+            self.tensor(f"{names['modulation']}.{k}", p.shape).chunk(2) for k, p in linear.named_parameters()
+        )
+        g, b = gain[:, None], bias[:, None]
+        put(linear.weight, torch.cat([g * weight[0], weight[1] + b * weight[0]]))
+        put(linear.bias, torch.cat([gain * offset[0] + gain - 1.0, offset[1] + bias + bias * offset[0]]))
+
+    def attention(self, layer: Attention, norm: str, qkv: str, out: str, order: HeadOrder) -> None:
+        """Take an attention layer whose queries, keys and values are one projection with rows in ``order``."""
+        self.layer(layer.norm, norm)
+        self.layer(layer.qkv, qkv, lambda rows: by_projection(rows, layer.heads, order))
+        self.layer(layer.out, out)
+
+    def finish(self, ignored: Iterable[str] = ()) -> None:
+        """Check that all was there, and nothing else but names that start with one of ``ignored``.
+
+        Raises:
+            InputError: one sentence that names what is missing, misshapen or unknown.
+        """
+        prefixes = tuple(ignored)
+        unknown = [name for name in self.state if name not in self._used and not name.startswith(prefixes or ("\0",))]
+        parts: list[str] = []
+        if self._missing:
+            name, shape = next(iter(self._missing.items()))
+            close = [u for u in unknown if _squeezed(tuple(self.state[u].shape)) == _squeezed(shape)]
+            near = difflib.get_close_matches(name, close, 1, 0.0)
+            hint = f"; {near[0]!r} has its shape and may be its name here" if near else ""
+            parts.append(f"{_number(self._missing, 'is', 'are')} missing, the first is {name!r}{hint}")
+        if self._reshaped:
+            name, shape = next(iter(self._reshaped.items()))
+            found = tuple(self.state[name].shape)
+            parts.append(
+                f"{_number(self._reshaped, 'has', 'have')} another shape, the first is {name!r}, {found} in place of "
+                f"{shape}"
+            )
+        if unknown:
+            parts.append(f"{_number(unknown, 'is', 'are')} not of this network, the first is {unknown[0]!r}")
+        if parts:
+            raise InputError(f"The weights in {self.origin} don't fit the configuration: {'; '.join(parts)}.")
+
+
+def _number(names: Any, one: str, many: str) -> str:
+    return f"1 tensor {one}" if len(names) == 1 else f"{len(names)} tensors {many}"
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+@torch.no_grad()
+def put(parameter: Tensor, value: Tensor) -> None:
+    """Write a value into a parameter."""
+    parameter.copy_(value)
+
+
+def by_projection(rows: Tensor, heads: int, order: HeadOrder) -> Tensor:
+    """The rows of a projection in our order: q, k or v, then head, then channel."""
+    if order == "heads_first":
+        return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).reshape(rows.shape)
+    if order == "qkv_last":
+        return rows.unflatten(0, (heads, -1, 3)).movedim(2, 0).reshape(rows.shape)
+    return rows
+
+
+def swapped(features: Tensor) -> Tensor:
+    """The two halves of the last axis exchanged: from features (sin, cos) of time to ours, (cos, sin)."""
+    first, second = features.chunk(2, dim=-1)
+    return torch.cat([second, first], dim=-1)
+
+
+def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:
+    """Check that every normalization has these groups, or as many as have ``at_least`` so many channels.
+
+    Raises:
+        InputError: if one has others, because they do not divide its channels or because it is narrow.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm) and module.num_groups != min(groups, module.num_channels // at_least):
+            raise InputError(
+                f"This network normalizes {module.num_channels} channels in "
+                f"{min(groups, module.num_channels // at_least)} groups, which has no equivalent here; networks whose "
+                f"widths divide by {groups} can be loaded."
+            )

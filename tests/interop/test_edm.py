@@ -1,0 +1,115 @@
+"""EDM's networks give here what their formulas give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from sfumato.errors import InputError
+from sfumato.interop import load_edm, save_run
+from sfumato.recipes.published import PRESETS
+from tests.interop.edm_reference import Reference
+
+SONG: dict[str, Any] = {
+    "class_name": "SongUNet",
+    "img_resolution": 8,
+    "model_channels": 128,
+    "channel_mult": (1, 2),
+    "num_blocks": 1,
+    "attn_resolutions": (4,),
+}
+NCSNPP: dict[str, Any] = {
+    **SONG,
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": (1, 3, 3, 1),
+    "img_resolution": 16,
+    "channel_mult": (1, 1, 1),
+    "attn_resolutions": (8,),
+}
+DHARIWAL: dict[str, Any] = {**SONG, "class_name": "DhariwalUNet"}
+
+
+@pytest.mark.parametrize("settings", [SONG, NCSNPP, DHARIWAL], ids=["ddpm++", "ncsn++", "adm"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_equal_outputs(settings: dict[str, Any], classes: int) -> None:
+    settings = {**settings, "label_dim": classes}
+    reference = Reference(settings)
+    x, noise = torch.randn(2, 3, *[settings["img_resolution"]] * 2), torch.tensor([-1.3, 0.8])
+    labels = torch.tensor([2, 0])
+    expected = reference(x, noise, functional.one_hot(labels, 3).float() if classes else None)
+    state = {f"model.{name}": value for name, value in reference.state.items()}
+    model = load_edm({**state, "model.map_augment.weight": torch.ones(2, 9)}, settings)
+    with torch.no_grad():
+        found = model.denoiser.network(x, noise, **({"label": labels} if classes else {}))
+        assert expected.std() > 0.1
+        assert (found - expected).abs().max() < 1e-5
+        if classes:
+            # no class is a vector of zeros
+            expected = reference(x, noise, torch.zeros(2, 3))
+            assert (model.denoiser.network(x, noise) - expected).abs().max() < 1e-5
+
+
+def test_preconditioning() -> None:
+    """D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4) with the coefficients of their table 1."""
+    reference = Reference(SONG)
+    x, sigma, data = torch.randn(2, 3, 8, 8), 2.5, 0.5
+    total = (sigma**2 + data**2) ** 0.5
+    f = reference(x / total, torch.full((2,), sigma).log() / 4.0)
+    expected = data**2 / total**2 * x + sigma * data / total * f
+    denoiser = load_edm(reference.state, SONG).denoiser
+    level = denoiser.schedule((sigma / 80.0) ** (1.0 / 7.0))
+    assert (denoiser(x, level).x0 - expected).abs().max() < 2e-5
+
+
+def test_from_a_file_and_sampled(tmp_path: Path) -> None:
+    reference = Reference(SONG)
+    reference(torch.zeros(1, 3, 8, 8), torch.zeros(1))
+    save_file(reference.state, tmp_path / "network.safetensors")
+    model = load_edm(tmp_path / "network.safetensors", SONG)
+    assert model.sample(2, sampling=model.config.sampling.model_copy(update={"steps": 2})).isfinite().all()
+
+
+def test_random_frequencies_are_not_lost_without_a_word(tmp_path: Path) -> None:
+    reference = Reference(NCSNPP)
+    reference(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+    with pytest.raises(InputError, match="random frequencies"):
+        save_run(load_edm(reference.state, NCSNPP), tmp_path / "run")
+
+
+def test_published_sizes() -> None:
+    """The counts of parameters that their program prints, 55.7 M and 295.9 M, less what is folded or left out."""
+    for name, expected in (("ddpmpp-cifar10", 55_733_891 - 9 * 128), ("edm-imagenet64", 295.9e6)):
+        published = PRESETS[name]()
+        with torch.device("meta"):
+            network = published.model.network.build(published.shape, published.classes)
+        assert sum(p.numel() for p in network.parameters()) == pytest.approx(expected, abs=0.1e6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("ddpmpp-cifar", "did you mean 'ddpmpp-cifar10'"),
+        ({"class_name": "VUNet"}, "class 'VUNet'"),
+        ({**SONG, "num_block": 3}, "did you mean 'num_blocks'"),
+        ({**SONG, "decoder_type": "skip"}, "decoder_type is 'skip'"),
+        ({**DHARIWAL, "encoder_type": "residual"}, "encoder_type is 'residual'"),
+        ({**SONG, "attn_resolutions": (16,)}, "side of 16, but the sides are 8, 4"),
+        ({**SONG, "model_channels": 64}, "normalizes"),
+        ({**SONG, "num_blocks": 2}, "missing, the first is 'enc.8x8_block1.norm0.weight'"),
+        ({**SONG, "label_dim": 2}, "missing, the first is 'map_label.weight'"),
+        ({**SONG, "channel_mult": (1, 1)}, "another shape"),
+        ({**DHARIWAL}, "'out_norm.weight'|another shape"),
+    ],
+)
+def test_wrong_settings_and_weights(settings: Any, words: str) -> None:
+    reference = Reference(SONG)
+    reference(torch.zeros(1, 3, 8, 8), torch.zeros(1))
+    with pytest.raises(InputError, match=words):
+        load_edm(reference.state, settings)

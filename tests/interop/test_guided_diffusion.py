@@ -1,0 +1,197 @@
+"""Models of guided-diffusion give here what azula's copy of their network gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sfumato.diffusion.level import Level
+from sfumato.errors import InputError
+from sfumato.interop import load_guided_classifier, load_guided_diffusion, load_guided_upsampler
+from sfumato.recipes.published import GUIDED, GUIDED_DEFAULTS, PRESETS, guided, numbers
+
+SMALL: dict[str, Any] = {
+    "image_size": 16,
+    "num_channels": 32,
+    "channel_mult": "1,2,3",
+    "num_res_blocks": 1,
+    "attention_resolutions": "8,4",
+    "num_classes": 5,
+}
+MULTIPLES = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    return pytest.importorskip(
+        "azula.plugins.adm._src.unet",
+        reason="azula is not installed: pip install 'sfumato[peers]'",
+        exc_type=ImportError,
+    )
+
+
+def theirs(program: Any, flags: dict[str, Any], kind: str = "UNetModel") -> Any:
+    flags = {**GUIDED_DEFAULTS, **flags}
+    size = flags["image_size"]
+    return getattr(program, kind)(
+        image_size=size,
+        in_channels=3,
+        model_channels=flags["num_channels"],
+        out_channels=6 if flags["learn_sigma"] else 3,
+        num_res_blocks=flags["num_res_blocks"],
+        attention_resolutions={size // int(side) for side in numbers(flags["attention_resolutions"])},
+        channel_mult=numbers(flags["channel_mult"]) or MULTIPLES[size],
+        num_classes=flags["num_classes"] if flags["class_cond"] else None,
+        num_heads=flags["num_heads"],
+        num_head_channels=flags["num_head_channels"],
+        use_scale_shift_norm=flags["use_scale_shift_norm"],
+        resblock_updown=flags["resblock_updown"],
+        use_new_attention_order=flags["use_new_attention_order"],
+        conv_resample=flags["conv_resample"],
+    )
+
+
+def randomized(network: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.06 * noise if parameter.ndim > 1 else parameter.data + 0.2 * noise
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"class_cond": True, "learn_sigma": True, "resblock_updown": True, "num_head_channels": 16},
+        {"num_heads": 2, "use_new_attention_order": True},
+        {"use_scale_shift_norm": False, "conv_resample": False, "dropout": 0.1},
+        {"channel_mult": "0.5,1", "image_size": 8, "attention_resolutions": "4", "num_channels": 64},
+    ],
+)
+@torch.no_grad()
+def test_equal_outputs(program: Any, extra: dict[str, Any], tmp_path: Path) -> None:
+    flags = {**SMALL, **extra}
+    network = randomized(theirs(program, flags))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    model = load_guided_diffusion(tmp_path / "model.pt", flags)
+    x, time = torch.randn(2, 3, *[flags["image_size"]] * 2), torch.tensor([3.0, 900.0])
+    label = {"y": torch.tensor([0, 3])} if "class_cond" in flags else {}
+    expected = network(x, time, **label)
+    found = model.denoiser.network(x, time, **({"label": label["y"]} if label else {}))
+    assert expected.std() > 0.1
+    assert (found - expected).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_times_of_improved_diffusion_are_rescaled(program: Any) -> None:
+    """Step i of 4000 is told as 1000 i / 4000."""
+    flags = {**SMALL, "rescale_timesteps": True, "diffusion_steps": 4000}
+    network = randomized(theirs(program, flags))
+    denoiser = load_guided_diffusion(network.state_dict(), flags).denoiser
+    x = torch.randn(1, 3, 16, 16)
+    expected = network(x, torch.tensor([0.25 * 1234]))
+    assert (denoiser(x, denoiser.schedule(1235 / 4000)).eps - expected).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_an_upsampler(program: Any) -> None:
+    flags = {**SMALL, "class_cond": True, "learn_sigma": True}
+    network = randomized(theirs(program, flags, "SuperResModel"))
+    del flags["image_size"]
+    denoiser = load_guided_upsampler(network.state_dict(), {**flags, "large_size": 16, "small_size": 8})
+    x, small, labels = torch.randn(2, 3, 16, 16), torch.rand(2, 3, 8, 8), torch.tensor([4, 1])
+    expected = network(x, torch.tensor([499.0, 499.0]), low_res=small, y=labels)
+    found = denoiser(x, denoiser.schedule(0.5), low_res=small, label=labels)
+    assert (found.eps - expected[:, :3]).abs().max() < 1e-5
+    assert found.variance_fraction is not None
+    assert (found.variance_fraction - 0.5 * (expected[:, 3:] + 1.0)).abs().max() < 1e-5
+    # without a picture, one of zeros
+    empty = network(x, torch.tensor([499.0, 499.0]), low_res=0.0 * small, y=labels)
+    assert (denoiser(x, denoiser.schedule(0.5), label=labels).eps - empty[:, :3]).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_classifier(program: Any) -> None:
+    network = randomized(
+        program.EncoderUNetModel(
+            image_size=16,
+            in_channels=3,
+            model_channels=64,
+            out_channels=7,
+            num_res_blocks=1,
+            attention_resolutions=(2,),
+            channel_mult=(1, 2),
+            num_head_channels=64,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+            pool="attention",
+        )
+    )
+    flags = {
+        "image_size": 16,
+        "classifier_width": 64,
+        "classifier_depth": 1,
+        "classifier_attention_resolutions": "8",
+        "channel_mult": "1,2",
+        "num_classes": 7,
+    }
+    classifier = load_guided_classifier(network.state_dict(), flags)
+    x, time = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 900.0])
+    assert network(x, time).std() > 0.1
+    assert (classifier(x, time) - network(x, time)).abs().max() < 1e-5
+    with pytest.raises(InputError, match="takes a side of 16"):
+        classifier(torch.zeros(1, 3, 8, 8), torch.zeros(1))
+    with pytest.raises(InputError, match="classifier_pool 'adaptive'"):
+        load_guided_classifier(network.state_dict(), {**flags, "classifier_pool": "adaptive"})
+
+
+@pytest.mark.parametrize("name", sorted(GUIDED))
+def test_published_models_have_their_size(program: Any, name: str) -> None:
+    """To the parameter: ours lacks the gains and biases that are folded, and has a vector for no class."""
+    published = PRESETS[name]()
+    with torch.device("meta"):
+        reference = theirs(program, GUIDED[name])
+        ours = published.model.network.build(published.shape, published.classes, 6)
+    blocks = [m for m in reference.modules() if isinstance(m, program.ResBlock)]
+    folded = sum(2 * block.out_channels for block in blocks)
+    null = 4 * reference.model_channels if published.classes else 0
+    expected = sum(p.numel() for p in reference.parameters()) - folded + null
+    assert sum(p.numel() for p in ours.parameters()) == expected
+
+
+def test_the_flags_of_a_schedule() -> None:
+    cosine = guided({**SMALL, "noise_schedule": "cosine", "diffusion_steps": 50, "learn_sigma": True})
+    assert cosine.model.schedule.build()(1.0).alpha < 1e-2  # type: ignore[operator]
+    assert cosine.model.learned_variance and cosine.sampling.sampler.variance == "learned"  # type: ignore[union-attr]
+    assert isinstance(cosine.model.schedule.build()(0.5), Level)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("adm-65", "did you mean 'adm-64'"),
+        ({**SMALL, "num_chanels": 3}, "did you mean 'num_channels'"),
+        ({**SMALL, "attention_resolutions": "8,5"}, "side of 5, but the sides are 16, 8, 4"),
+        ({**SMALL, "num_head_channels": 48}, "do not divide 64 channels"),
+        ({**SMALL, "noise_schedule": "linera"}, "did you mean 'linear'"),
+        ({**SMALL, "channel_mult": "one,two"}, "Numbers between commas"),
+        ({**SMALL, "channel_mult": "", "image_size": 48}, "no widths for a side of 48"),
+        ({**SMALL, "num_channels": 40}, "normalizes 40 channels"),
+        ({**SMALL, "num_res_blocks": 2}, "is missing|are missing"),
+        ({**SMALL, "class_cond": True}, "missing, the first is 'label_emb.weight'"),
+        ({**SMALL, "learn_sigma": True}, r"'out.2.weight', \(3, 32, 3, 3\) in place of \(6, 32, 3, 3\)"),
+        ({**SMALL, "attention_resolutions": "8"}, "not of this network, the first is 'input_blocks.5.1"),
+    ],
+)
+def test_wrong_flags_and_weights(program: Any, flags: Any, words: str) -> None:
+    state = theirs(program, SMALL).state_dict()
+    with pytest.raises(InputError, match=words):
+        load_guided_diffusion(state, flags)
+
+
+def test_what_is_no_state_dict(unchecked: None) -> None:
+    with pytest.raises(InputError, match="no state dict"):
+        load_guided_diffusion({"a": 1}, SMALL)  # type: ignore[dict-item]

@@ -1,0 +1,54 @@
+"""Files of weights are read without running anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sfumato.errors import InputError
+from sfumato.interop.weights import by_projection, read_state
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("harm",)
+
+
+def test_tensors_of_both_kinds_of_file(tmp_path: Path) -> None:
+    state = {"a": torch.randn(3), "b.c": torch.randn(2, 2)}
+    save_file(state, tmp_path / "state.safetensors")
+    torch.save(state, tmp_path / "state.pt")
+    for name in ("state.safetensors", "state.pt"):
+        found = read_state(tmp_path / name)
+        assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+
+
+def test_a_pickle_with_a_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Harmful()}, tmp_path / "harmful.pt")
+    with pytest.raises(InputError, match="holds more than tensors"):
+        read_state(tmp_path / "harmful.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": 3}, tmp_path / "numbers.pt")
+    with pytest.raises(InputError, match="no state dict"):
+        read_state(tmp_path / "numbers.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(InputError):
+        read_state(tmp_path / "text.pt")
+    with pytest.raises(InputError, match="no file of weights"):
+        read_state(tmp_path / "none.pt")
+
+
+def test_orders_of_heads() -> None:
+    """Rows that are numbered by (projection, head, channel), in the order that each program keeps them."""
+    ours = torch.arange(3 * 2 * 4).reshape(3, 2, 4)
+    assert torch.equal(by_projection(ours.permute(1, 0, 2).flatten(), 2, "heads_first"), ours.flatten())
+    assert torch.equal(by_projection(ours.permute(1, 2, 0).flatten(), 2, "qkv_last"), ours.flatten())
+    assert torch.equal(by_projection(ours.flatten(), 2, "ours"), ours.flatten())

@@ -1,0 +1,68 @@
+"""Parameters and multiply-accumulates against counts by hand and against a peer's network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfumato.networks.counting import Size, count
+from sfumato.networks.layers import Attention, conv
+from sfumato.recipes.published import PRESETS
+
+
+class Timeless(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_a_convolution() -> None:
+    """K^2 C_in C_out for each position of the output."""
+    size = count(Timeless(conv(2, 3, 5)), (3, 7, 9))
+    assert size == Size(9 * 3 * 5 + 5, 9 * 3 * 5 * 7 * 9)
+    assert count(Timeless(conv(1, 4, 6, kernel=1)), (4, 10)) == Size(24 + 6, 24 * 10)
+
+
+def test_attention() -> None:
+    """Four projections of C^2 for each of L positions, and 2 L^2 C for weights and mixture."""
+    channels, length = 8, 12
+    size = count(Timeless(Attention(channels, 2, 4)), (channels, length))
+    assert size.macs == 4 * channels**2 * length + 2 * length**2 * channels
+    assert size.parameters == 4 * (channels**2 + channels) + 2 * channels
+
+
+def test_it_says_so_in_words() -> None:
+    assert str(Size(35_746_307, 6_221_856_768)) == "35,746,307 parameters, 6.22 GMAC per call"
+    assert str(Size(12, 7)) == "12 parameters, 7 MAC per call"
+
+
+def test_the_network_of_ddpm_is_that_of_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'sfumato[dev]'")
+    published = PRESETS["ddpm-cifar10"]()
+    with torch.device("meta"):
+        ours = published.model.network.build(published.shape, 0)
+        theirs = diffusers.UNet2DModel(
+            sample_size=32,
+            block_out_channels=(128, 256, 256, 256),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=None,
+            downsample_padding=0,
+        ).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            theirs(torch.empty(1, *published.shape), torch.empty(1))
+    size = count(ours, published.shape)
+    assert size.parameters == sum(p.numel() for p in theirs.parameters()) == 35_746_307
+    assert size.macs == counter.get_total_flops() // 2
+
+
+def test_counting_touches_nothing() -> None:
+    network = PRESETS["ddpm-cifar10"]().model.network.model_copy(update={"channels": (32, 32)}).build((3, 8, 8), 2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    count(network, (3, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

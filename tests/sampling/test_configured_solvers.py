@@ -1,0 +1,82 @@
+"""Every solver of the configuration, on every kind of schedule, end to end."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from tests.training.tiny import tiny
+
+from sfumato.config import Config, SamplingConfig, merge, parse
+from sfumato.config.base import choices
+from sfumato.config.sampling import SamplerConfig
+from sfumato.errors import InputError
+from sfumato.model import Facts, Model
+
+KINDS = [str(kind.model_fields["kind"].default) for kind in choices(get_args(SamplerConfig)[0])]
+SCHEDULES: dict[str, Any] = {
+    "table": {"schedule": {"kind": "linear", "steps": 100}, "parameterization": {"kind": "eps"}},
+    "edm": {"schedule": {"kind": "edm"}, "parameterization": {"kind": "edm"}},
+    "flow": {"schedule": {"kind": "flow"}, "parameterization": {"kind": "velocity"}},
+}
+FACTS = Facts(shape=(1, 8, 8), std=0.7, train=10, heldout=2)
+
+
+def model(name: str) -> Model:
+    over = {"model": SCHEDULES[name], "objective": {"weight": {"kind": "output"}, "times": {"kind": "uniform"}}}
+    torch.manual_seed(0)
+    return Model(parse(Config, merge(tiny().model_dump(), over)), FACTS)
+
+
+def sampling(sampler: dict[str, Any], steps: int = 5) -> SamplingConfig:
+    return parse(SamplingConfig, {"sampler": sampler, "grid": {"kind": "uniform"}, "steps": steps})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fitted"])
+def test_every_solver_samples_and_an_image_is_its_own(kind: str, schedule: str) -> None:
+    made, chosen = model(schedule), sampling({"kind": kind}, 1 if kind == "adaptive" else 5)
+    images = made.sample(3, sampling=chosen)
+    assert images.shape == (3, 1, 8, 8) and images.isfinite().all()
+    assert (made.sample(1, first=2, sampling=chosen) - images[2:]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("coordinate", ["noise", "data", "rotation"])
+@pytest.mark.parametrize("variable", ["own", "log_snr", "time"])
+def test_members_of_the_multistep_family(coordinate: str, variable: str) -> None:
+    made = model("edm")
+    first = sampling({"kind": "multistep", "coordinate": coordinate, "variable": variable, "order": 1})
+    plain = made.sample(2, sampling=sampling({"kind": "ddim"}))
+    found = made.sample(2, sampling=first)
+    # of order 1 the first two are DDIM
+    assert ((found - plain).abs().max() < 1e-4) == (coordinate != "rotation")
+
+
+def test_the_scale_is_that_of_the_data() -> None:
+    made = model("edm")
+    assert made.denoiser.data_std == 0.7
+    own, given = ({"kind": "multistep", **over} for over in ({}, {"scale": 0.7}))
+    assert torch.equal(made.sample(2, sampling=sampling(own)), made.sample(2, sampling=sampling(given)))
+
+
+def test_churn_is_spread_over_the_steps() -> None:
+    made = model("edm")
+    plain, churned = (made.sample(2, sampling=sampling({"kind": "heun", "churn": churn})) for churn in (0.0, 2.0))
+    assert not torch.equal(plain, churned)
+    outside = sampling({"kind": "heun", "churn": 2.0, "churn_low": 1e4, "churn_high": 2e4})
+    assert (made.sample(2, sampling=outside) - plain).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        ({"kind": "unipc", "order": 4}, "less than or equal to 3"),
+        ({"kind": "multistep", "order": 0}, "greater than or equal to 1"),
+        ({"kind": "sa_solver", "low": 2.0}, "range of noise of sa_solver is empty"),
+        ({"kind": "unipcc"}, "did you mean 'unipc'"),
+    ],
+)
+def test_bad_settings(sampler: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        sampling(sampler)
