@@ -76,7 +76,7 @@ def test_reference_of_gaussian_data(targets: ModuleType, problem: ModuleType, tm
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     oracle = GaussianOracle(torch.tensor([0.3, -1.0, 2.0]).double(), root @ root.mT)
-    target = targets.Target("gaussian", oracle, 3, targets._normal(3))
+    target = targets.Target("gaussian", oracle, 3, targets._normal(3), 1.0)
     posed = problem.pose(target, schedule, 0, 6, tmp_path)
     exact = oracle.flow(posed.start, posed.schedule(1.0), Level(0.0, 1.0, 0.0))
     assert float((posed.exact - exact).abs().max()) < 1e-7

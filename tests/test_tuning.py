@@ -190,6 +190,17 @@ def test_a_learned_variance_is_asked_only_of_who_learned_it(tmp_path: Path) -> N
     assert found.bound is not None and found.bound.total.isfinite().all()
 
 
+def test_gamma_reaches_beyond_the_first_step_of_a_table(run: Path) -> None:
+    fitted = sfumato.tune(run, images=20, levels=20)
+    model = sfumato.load(run)
+    first = float(model.denoiser.schedule(1.0 / 50).log_snr)
+    known = fitted.require_gamma().log_snr
+    assert min(abs(level - first) for level in known) < 1e-9 and known[-1] == pytest.approx(14.0)
+    # the grid of the recipe ends at a noise of 0.002, far below the first step of any table
+    end = sampling(sampler={"kind": "ancestral", "variance": "analytic"}, grid={"kind": "karras"})
+    assert model.sample(2, sampling=end).isfinite().all()
+
+
 def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def command(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exit_:
@@ -213,6 +224,10 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert value["flow"]["probes"] == 1
     code, out, _ = command("likelihood", str(run), "--images", "4", "--steps", "5", "--what", "bound")
     assert code == 0 and "variational bound" in out and "probability flow" not in out
+    code, out, _ = command("likelihood", str(run), "--images", "1", "--steps", "5", "--json")
+    # JSON has no NaN
+    strict = json.loads(out, parse_constant=pytest.fail)
+    assert code == 0 and strict["bound"]["standard_error"] is strict["flow"]["standard_error"] is None
     for arguments, words in {
         ("likelihood", str(run), "--images", "0"): "at least 1 image",
         ("likelihood", str(run), "--variance", "learned"): "did not learn",

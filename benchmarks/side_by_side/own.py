@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
-from sfumato.sampling import grids
+from sfumato.sampling import defaults, grids
 from sfumato.sampling.ddim import ddim
 from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 from sfumato.sampling.heun import heun
@@ -19,8 +19,8 @@ from sfumato.sampling.sample import Step, sample
 from side_by_side.peers import Result
 from side_by_side.problem import Problem
 
-Configuration = Callable[[Schedule, int], tuple[Level, Step]]
-"""``(schedule, nfe)`` to a grid and a step that make at most so many evaluations."""
+Configuration = Callable[[Schedule, int, float], tuple[Level, Step]]
+"""``(schedule, nfe, std)`` to a grid and a step that make at most so many evaluations; std is that of the data."""
 
 
 def _steps(nfe: int, per_step: int) -> int:
@@ -29,12 +29,12 @@ def _steps(nfe: int, per_step: int) -> int:
 
 
 def _plain(
-    schedule: Schedule, nfe: int, *, grid: Callable[[Schedule, int], Level], step: Step, per_step: int
+    schedule: Schedule, nfe: int, std: float, *, grid: Callable[[Schedule, int], Level], step: Step, per_step: int
 ) -> tuple[Level, Step]:
     return grid(schedule, _steps(nfe, per_step)), step
 
 
-CONFIGURATIONS: dict[str, Configuration] = {
+CONFIGURATIONS: dict[str, Configuration] = {"the default": defaults.best} | {
     f"{step_name}, {grid_name}": partial(_plain, grid=grid, step=step, per_step=per_step)
     for (step_name, step, per_step), (grid_name, grid) in itertools.product(
         (("DDIM", ddim, 1), ("Heun", heun, 2), ("DPM-Solver++(2M)", dpm_solver_pp_2m, 1)),
@@ -45,7 +45,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
 
 def default(nfe: int) -> str:
     """The one configuration for a number of evaluations, whatever the data and the schedule."""
-    return "DPM-Solver++(2M), karras"
+    return "the default"
 
 
 def final(denoiser: Denoise, x: Tensor, levels: Level, step: Step) -> Tensor:
@@ -57,7 +57,7 @@ def final(denoiser: Denoise, x: Tensor, levels: Level, step: Step) -> Tensor:
 
 def measure(name: str, problem: Problem, nfe: int) -> Result:
     """Run one of the configurations. What it raises is a fault of ours, and not caught."""
-    levels, step = CONFIGURATIONS[name](problem.schedule, nfe)
+    levels, step = CONFIGURATIONS[name](problem.schedule, nfe, problem.target.std)
     model = problem.counted()
     x = final(model, problem.noise * next(iter(levels)).sigma, levels, step)
     if model.calls > nfe:

@@ -24,12 +24,14 @@ class Target:
     Attributes:
         dimensions: of the data. Samples may be fewer numbers than that: see :func:`low_rank`.
         noise: standard normal noise ``(count, numbers)`` of ``(seed, count)``.
+        std: the standard deviation of all numbers of the data, which a model knows of those that it was trained on.
     """
 
     name: str
     oracle: Oracle
     dimensions: int
     noise: Noise
+    std: float
 
     def rms(self, difference: Tensor) -> Tensor:
         """The root of the mean square over the dimensions, of each sample."""
@@ -45,7 +47,7 @@ def ring(radius: float = 2.0, std: float = 0.2) -> Target:
     angle = torch.arange(8, dtype=torch.float64) * (torch.pi / 4.0)
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
     oracle = MixtureOracle(means, Covariances.isotropic(torch.full((8,), std * std), 2))
-    return Target("ring", oracle, 2, _normal(2))
+    return Target("ring", oracle, 2, _normal(2), (0.5 * radius**2 + std**2) ** 0.5)
 
 
 def _digits() -> Tensor:
@@ -58,12 +60,13 @@ def digits_mixture(cache: Path, components: int = 10, floor: float = 1e-3) -> Ta
     def fit() -> MixtureOracle:
         return MixtureOracle.fit(_digits(), components, floor=floor)
 
-    return Target("digits mixture", _cached(cache / f"digits-{components}-{floor:g}.npz", fit, 0), 64, _normal(64))
+    oracle = _cached(cache / f"digits-{components}-{floor:g}.npz", fit, 0)
+    return Target("digits mixture", oracle, 64, _normal(64), float(_digits().std()))
 
 
 def digits_themselves() -> Target:
     """The distribution of scikit-learn's digits themselves: points."""
-    return Target("empirical digits", EmpiricalOracle(_digits()), 64, _normal(64))
+    return Target("empirical digits", EmpiricalOracle(_digits()), 64, _normal(64), float(_digits().std()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ def low_rank(images: Tensor, cache: Path, components: int = 8, rank: int = 16) -
         across = (rows.square().sum(1) - inside.square().sum(1)).sqrt()
         return torch.cat([inside, across[:, None]], 1)
 
-    return Target("CIFAR-10 mixture", oracle, dimensions, noise), axes
+    return Target("CIFAR-10 mixture", oracle, dimensions, noise, float(images.double().std())), axes
 
 
 def _fit_low_rank(images: Tensor, path: Path, components: int, rank: int) -> None:

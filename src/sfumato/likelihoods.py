@@ -88,13 +88,16 @@ class Likelihood:
     bins: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: means with standard errors, values per image, and the ledger averaged over images."""
+        """Plain values, for JSON: means with standard errors, values per image, and the ledger averaged over images.
+
+        The standard error of one image is not known, and None.
+        """
         value: dict[str, Any] = {"dimensions": self.dimensions, "bins": self.bins}
         if self.bound is not None:
             terms = {"prior": self.bound.prior, "steps": self.bound.steps.sum(1), "decoder": self.bound.decoder}
             value["bound"] = {
                 "bits_per_dim": self.bound.mean,
-                "standard_error": self.bound.standard_error,
+                "standard_error": _known(self.bound.standard_error),
                 **{name: float(term.mean()) for name, term in terms.items()},
             }
             value["ledger"] = {
@@ -104,10 +107,15 @@ class Likelihood:
             }
         if self.flow is not None:
             flow = dataclasses.asdict(self.flow)
-            value["flow"] = {"bits_per_dim": self.flow.mean, "standard_error": self.flow.standard_error}
+            value["flow"] = {"bits_per_dim": self.flow.mean, "standard_error": _known(self.flow.standard_error)}
             value["flow"] |= {key: v for key, v in flow.items() if key not in ("nats", "bits")}
             value.setdefault("ledger", {})["flow_images"] = self.flow.bits.tolist()
         return value
+
+
+def _known(number: float) -> float | None:
+    """A number as JSON knows it, which has no NaN: the standard error of one image is null."""
+    return None if math.isnan(number) else number
 
 
 def default_levels(schedule: Schedule, steps: int | None = None, bins: int = 256) -> Level:

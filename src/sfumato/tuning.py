@@ -112,14 +112,17 @@ def _keep(model: Model, fitted: Fitted) -> Fitted:
 
 
 def _spread(schedule: Schedule, count: int) -> Level:
-    """Levels evenly spread in log-SNR over all that samplers reach; of a table, those of its steps that are nearest."""
+    """Levels evenly spread in log-SNR over all that samplers reach; those of a table are the nearest of its steps.
+
+    Below its first step a table is read as samplers read it whose grid ends nearer to the data.
+    """
     low = max(float(schedule(1.0).log_snr), _LEAST_LOG_SNR)
+    wanted = torch.linspace(low, _MOST_LOG_SNR, count, dtype=torch.float64)
     if not isinstance(schedule, Discrete):
-        return schedule.at(torch.linspace(low, _MOST_LOG_SNR, count, dtype=torch.float64))
-    high = float(schedule(1.0 / schedule.steps).log_snr)
-    wanted = torch.as_tensor(schedule.at(torch.linspace(low, high, count, dtype=torch.float64)).t)
-    steps = (wanted * schedule.steps).round().clamp(min=1.0).unique()
-    kept = schedule(steps / schedule.steps)
+        return schedule.at(wanted)
+    steps = torch.as_tensor(schedule.at(wanted).t) * schedule.steps
+    times = torch.where(steps < 1.0, steps, steps.round()).unique() / schedule.steps
+    kept = schedule(torch.cat([times, torch.tensor([1.0 / schedule.steps], dtype=torch.float64)]).unique())
     seen = torch.as_tensor(kept.alpha) > 0.0
     return Level(*(torch.as_tensor(value)[seen] for value in (kept.t, kept.alpha, kept.sigma)))
 

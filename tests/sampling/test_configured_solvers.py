@@ -10,7 +10,7 @@ from tests.training.tiny import tiny
 
 from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.config.base import choices
-from sfumato.config.sampling import SamplerConfig
+from sfumato.config.sampling import GridConfig, SamplerConfig
 from sfumato.errors import InputError
 from sfumato.model import Facts, Model
 
@@ -58,6 +58,28 @@ def test_the_scale_is_that_of_the_data() -> None:
     assert made.denoiser.data_std == 0.7
     own, given = ({"kind": "multistep", **over} for over in ({}, {"scale": 0.7}))
     assert torch.equal(made.sample(2, sampling=sampling(own)), made.sample(2, sampling=sampling(given)))
+
+
+GRIDS: dict[str, dict[str, Any]] = {"list": {"sigmas": [3.0, 1.0, 0.3, 0.1, 0.03]}, "karras": {"sigma_max": 5.0}}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", [str(k.model_fields["kind"].default) for k in choices(get_args(GridConfig)[0])])
+def test_every_grid_samples(kind: str, schedule: str) -> None:
+    if kind in ("optimal", "fitted"):
+        pytest.skip("needs what is fitted to a trained model: tests/test_tuning.py")
+    more = GRIDS.get(kind, {"sigma_max": 5.0} if kind == "log_snr" else {})
+    values = {"sampler": {"kind": "best"}, "grid": {"kind": kind, **more}, "steps": 5}
+    made, chosen = model(schedule), parse(SamplingConfig, values)
+    _, levels, _ = made.sampler(chosen)
+    assert len(levels) == 6
+    assert made.sample(2, sampling=chosen).isfinite().all()
+
+
+def test_a_list_has_as_many_levels_as_steps() -> None:
+    values = {"grid": {"kind": "list", "sigmas": [1.0, 0.1]}, "steps": 5}
+    with pytest.raises(InputError, match=r"lists 2 levels, which make as many steps; sampling.steps is 5"):
+        model("edm").sample(1, sampling=parse(SamplingConfig, values))
 
 
 def test_churn_is_spread_over_the_steps() -> None:

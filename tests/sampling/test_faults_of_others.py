@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,16 @@ from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 from sfumato.sampling.sample import check_grid, initial, sample
 
 Grid = Callable[[Schedule, int], Level]
-GRIDS: dict[str, Grid] = {"uniform": grids.uniform, "karras": grids.karras, "fine": grids.fine}
+GRIDS: dict[str, Grid] = {
+    "uniform": grids.uniform,
+    "trailing": grids.trailing,
+    "leading": grids.leading,
+    "quadratic": grids.quadratic,
+    "karras": grids.karras,
+    "log-SNR": grids.log_snr,
+    "logistic": partial(grids.logistic, centre=0.5, width=1.8, skew=1.5),
+    "fine": grids.fine,
+}
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": linear,
     "cosine": cosine,

@@ -11,6 +11,7 @@ from sfumato.config.base import Component
 from sfumato.config.guidance import GuidanceConfig
 from sfumato.config.solvers import (
     Adaptive,
+    Best,
     Deis,
     DpmSolver,
     DpmSolver2,
@@ -111,6 +112,17 @@ class FittedSampler(Component):
         return partial(follow, plan=fitted.require_plan(len(levels) - 1))
 
 
+class BestGrid(Component):
+    """The grid of the solver that comes nearest to the exact answer for the number of steps."""
+
+    kind: Literal["best"] = "best"
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        from sfumato.sampling.defaults import best
+
+        return best(denoiser.schedule, steps, denoiser.data_std)[0]
+
+
 class UniformGrid(Component):
     """Steps uniform in time."""
 
@@ -138,6 +150,70 @@ class KarrasGrid(Component):
         return grids.karras(denoiser.schedule, steps, self.sigma_min, self.sigma_max, self.rho)
 
 
+class TrailingGrid(Component):
+    """Steps of a table from its end (Lin et al. 2024)."""
+
+    kind: Literal["trailing"] = "trailing"
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        from sfumato.sampling import grids
+
+        return grids.trailing(denoiser.schedule, steps)
+
+
+class LeadingGrid(Component):
+    """Steps of a table from its start (J. Song et al. 2021), with the end of the schedule before them."""
+
+    kind: Literal["leading"] = "leading"
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        from sfumato.sampling import grids
+
+        return grids.leading(denoiser.schedule, steps)
+
+
+class QuadraticGrid(Component):
+    """Steps whose times are squares, denser near the data (J. Song et al. 2021)."""
+
+    kind: Literal["quadratic"] = "quadratic"
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        from sfumato.sampling import grids
+
+        return grids.quadratic(denoiser.schedule, steps)
+
+
+class LogSnrGrid(Component):
+    """Steps uniform in log-SNR (Lu et al. 2022)."""
+
+    kind: Literal["log_snr"] = "log_snr"
+    sigma_min: float = Field(default=0.002, gt=0, description="The last level before the data.")
+    sigma_max: float | None = Field(
+        default=None, gt=0, description="The first level; the end of the schedule when not given."
+    )
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        from sfumato.sampling import grids
+
+        return grids.log_snr(denoiser.schedule, steps, self.sigma_min, self.sigma_max)
+
+
+class ListGrid(Component):
+    """Any levels, by their sigma / alpha; the data come after them."""
+
+    kind: Literal["list"] = "list"
+    sigmas: tuple[float, ...] = Field(min_length=1, description="sigma / alpha of each level, falling.")
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        from sfumato.sampling import grids
+
+        if len(self.sigmas) != steps:
+            raise InputError(
+                f"sampling.grid lists {len(self.sigmas)} levels, which make as many steps; sampling.steps is {steps}."
+            )
+        return grids.at_ratios(denoiser.schedule, self.sigmas)
+
+
 class OptimalGrid(Component):
     """The steps whose variational bound is the lowest, by Analytic-DPM (Bao et al. 2022); needs sfumato tune."""
 
@@ -161,8 +237,23 @@ class FittedGrid(Component):
         return fitted.require_plan(steps).levels(denoiser.schedule)
 
 
+GridConfig = Annotated[
+    BestGrid
+    | UniformGrid
+    | TrailingGrid
+    | LeadingGrid
+    | QuadraticGrid
+    | LogSnrGrid
+    | KarrasGrid
+    | ListGrid
+    | OptimalGrid
+    | FittedGrid,
+    Field(discriminator="kind"),
+]
+
 SamplerConfig = Annotated[
-    Ancestral
+    Best
+    | Ancestral
     | Ddim
     | Euler
     | Heun
@@ -186,7 +277,7 @@ class SamplingConfig(Component):
     """How images are drawn from the model."""
 
     sampler: SamplerConfig = Ddim()
-    grid: Annotated[UniformGrid | KarrasGrid | OptimalGrid | FittedGrid, Field(discriminator="kind")] = UniformGrid()
+    grid: GridConfig = UniformGrid()
     steps: int = Field(default=50, ge=1, description="Sampling steps.")
     classes: Literal["frequency", "uniform"] = Field(
         default="frequency",

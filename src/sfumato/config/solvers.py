@@ -23,6 +23,17 @@ _ENDING = (
 )
 
 
+class Best(Component):
+    """The solver that comes nearest to the exact answer for the number of steps, one evaluation each; see grid best."""
+
+    kind: Literal["best"] = "best"
+
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
+        from sfumato.sampling.defaults import best
+
+        return best(denoiser.schedule, len(levels) - 1, denoiser.data_std)[1]
+
+
 class _Churned(Component):
     churn: float = Field(default=0.0, ge=0, description="S_churn of EDM: noise that is added anew, over all steps.")
     churn_low: float = Field(default=0.0, ge=0, description="The least sigma / alpha with churn.")

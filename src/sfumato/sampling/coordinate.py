@@ -78,6 +78,19 @@ def half_log_snr(ratio: Numbers) -> Numbers:
     return -np.log(ratio)
 
 
+def arsinh(scale: float) -> Variable:
+    r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR in much noise, but linear near the data.
+
+    Args:
+        scale: the level between the two, ``d``.
+    """
+
+    def variable(ratio: Numbers) -> Numbers:
+        return np.arcsinh(ratio / scale)
+
+    return variable
+
+
 def time_of(schedule: Schedule) -> Variable:
     """The time of a schedule."""
 

@@ -20,6 +20,7 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 from sfumato.sampling.coordinate import Data, Noise, half_log_snr
+from sfumato.sampling.defaults import best
 from sfumato.sampling.multistep import Adams, multistep
 from sfumato.sampling.plan import Plan, weights_of, with_data
 from sfumato.sampling.sample import Step, sample
@@ -75,6 +76,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.noise)
 
+    @property
+    def size(self) -> int:
+        """What the sum of squares of a sample is divided by."""
+        return self.dimensions or self.noise[0].numel()
+
     def part(self, first: int, last: int) -> Examples:
         """Those from number ``first`` to before ``last``."""
         cond = {name: value[first:last] for name, value in self.cond.items()}
@@ -98,8 +104,7 @@ class Examples:
             x = row[0] * start
             for weight, estimate in zip(row[1:], estimates, strict=False):
                 x = x + weight * estimate
-        dimensions = self.dimensions or self.noise[0].numel()
-        return (x - self.end).double().square().sum().cpu() / dimensions
+        return (x - self.end).double().square().sum().cpu() / self.size
 
     @torch.no_grad()
     def rms(self, log_snr: Float64[Tensor, "N"], weights: Float64[Tensor, "N N+1"]) -> float:
@@ -228,10 +233,11 @@ def fit(
     r"""The plan of ``steps`` evaluations whose samples are the nearest to the ends of known trajectories.
 
     Usual solvers are improved by L-BFGS, through the solver and the denoiser: the levels with the solver's own weights,
-    then the levels and all weights. There are many local minima, so that this is begun from the best grid and solver of
-    each of a few starts, with few iterations and noises, and gone on with from the best of these. What is minimized is
-    the logarithm of the mean square error on three quarters of the examples; the plan that is returned is the one, of
-    all on the way, that did best on the last quarter.
+    then the levels and all weights. There are many local minima, so that this is begun from the default
+    (:func:`~sfumato.sampling.defaults.best`) and from the best of others for each of a few first levels, with few
+    iterations and noises, and gone on with from the best of these. What is minimized is the logarithm of the mean
+    square error on three quarters of the examples; the plan that is returned is the one, of all on the way, that did
+    best on the last quarter.
 
     Args:
         known: trajectories; :func:`examples`.
@@ -270,7 +276,7 @@ def fit(
 
 def most_iterations(coefficients: bool = True, iterations: int = ITERATIONS) -> int:
     """How many iterations there are at most, of which ``progress`` is told."""
-    return len(_STARTS) * TRIALS * (2 if coefficients else 1) + iterations
+    return (1 + len(_STARTS)) * TRIALS * (2 if coefficients else 1) + iterations
 
 
 def check(steps: int, noises: int) -> None:
@@ -286,10 +292,12 @@ def check(steps: int, noises: int) -> None:
 
 
 def _first(known: Examples, steps: int) -> list[tuple[Tensor, Step]]:
-    """The best of the usual solvers on Karras grids that end differently, for each level that grids start at."""
+    """The default, and for each level that grids start at the best of the usual solvers on Karras grids."""
     low, high = _range(known.schedule)
     least, most = math.exp(-0.5 * high), math.exp(-0.5 * low)
-    found: list[tuple[Tensor, Step]] = []
+    scale = math.sqrt(float(known.end.double().square().sum()) / (len(known) * known.size))
+    levels, step = best(known.schedule, steps, scale)
+    found = [(torch.as_tensor(levels.log_snr)[:-1].clamp(low, high), step)]
     for start in dict.fromkeys(min(start, most) for start in _STARTS):
         tried: list[tuple[float, Tensor, Step]] = []
         for last, step in itertools.product((max(end, 1.1 * least) for end in _ENDS), STOCK):
@@ -300,8 +308,6 @@ def _first(known: Examples, steps: int) -> list[tuple[Tensor, Step]]:
                 tried.append((known.rms(log_snr, weights), log_snr, step))
         if tried:
             found.append(min(tried, key=lambda one: one[0])[1:])
-    if not found:
-        raise InputError("The schedule has no room for a grid: it starts nearer to the data than any last step.")
     return found
 
 
