@@ -111,6 +111,7 @@ def test_quick_run(tmp_path: Path) -> None:
     for cell in cells:
         assert _finite(cell["ours"]["rms"]) and _finite(cell["ours"]["median"]) and cell["ours"]["calls"] <= cell["nfe"]
         assert cell["best_own"]["rms"] <= cell["ours"]["rms"]
+        assert cell["fitted"]["rms"] < cell["best_own"]["rms"] and cell["fitted"]["calls"] == cell["nfe"]
         if found["configurations"]:
             assert _finite(cell["ratio"]) and cell["peer"]["calls"] <= cell["nfe"]
     assert all(value < 1e-6 for value in found["references"].values()) and len(found["references"]) == 3

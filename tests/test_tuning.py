@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sfumato.errors import InputError
 from sfumato.evaluation import read_data
 from sfumato.model import Model
 from sfumato.run import train
+from sfumato.sampling import fitting
 from sfumato.sampling.fitted import Fitted
 from tests.training.tiny import tiny
 
@@ -40,6 +42,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "table"
     train(config(), run=folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_STARTS", (20.0,))
+    monkeypatch.setattr(fitting, "TRIALS", 2)
+    monkeypatch.setattr(fitting, "fit", partial(fitting.fit, iterations=3))
 
 
 def sampling(**values: Any) -> SamplingConfig:
@@ -108,7 +117,7 @@ def test_of_other_weights_it_is_refused(run: Path, tmp_path: Path) -> None:
     train(config(), run=folder)
     sfumato.tune(folder, images=10, levels=5)
     train(config(training={"steps": 14}), run=folder, resume=True)
-    with pytest.raises(InputError, match="of its weights of step 12"):
+    with pytest.raises(InputError, match="of other weights, of step 12"):
         sfumato.load(folder).sample(1, sampling=ANALYTIC)
     (folder / "fitted.json").write_text('{"gamma": {"log_snr": "no"}}')
     with pytest.raises(InputError, match="fit again"):
@@ -120,6 +129,44 @@ def test_of_another_schedule_it_is_refused(run: Path) -> None:
     model.fitted = dataclasses.replace(model.fitted, gamma=Gamma((-2.0, 2.0), (0.9, 0.1)))
     with pytest.raises(InputError, match="Gamma is known from log-SNR -2 to 2"):
         model.sample(1, sampling=ANALYTIC)
+
+
+FITTED = sampling(sampler={"kind": "fitted"}, grid={"kind": "fitted"}, steps=3)
+
+
+def test_a_grid_is_kept_with_the_run(run: Path, tmp_path: Path) -> None:
+    model = sfumato.load(run)
+    model.fitted = Fitted()
+    with pytest.raises(InputError, match="3 steps is asked for, and this model has none: fit one"):
+        model.sample(2, sampling=FITTED)
+    gamma = sfumato.tune(model, images=10, levels=5).gamma
+    found = sfumato.tune(model, steps=3, noises=16)
+    plan = found.plans[3]
+    assert found.gamma == gamma and plan.noises == 16 and plan.error < plan.stock
+    again = sfumato.load(run)
+    assert again.fitted == found
+    images = again.sample(3, sampling=FITTED)
+    torch.testing.assert_close(again.sample(2, first=1, sampling=FITTED), images[1:], rtol=0.0, atol=1e-5)
+    _, levels, _ = again.sampler(FITTED)
+    assert levels.t[-1] == 0.0 and bool((torch.as_tensor(levels.t).diff() < 0.0).all())  # type: ignore[index]
+    # the grid serves other samplers too, and another number of steps has another grid
+    assert again.sample(1, sampling=sampling(sampler={"kind": "dpm_solver"}, grid={"kind": "fitted"}, steps=3)).any()
+    with pytest.raises(InputError, match=r"has only for 3: fit one with sfumato tune RUN --steps 4"):
+        again.sample(1, sampling=FITTED.model_copy(update={"steps": 4}))
+    with pytest.raises(InputError, match=r"choose grid\.kind fitted"):
+        sampling(sampler={"kind": "fitted"})
+    # another model that was trained for as many steps
+    other = train(config(training={"seed": 1}), run=tmp_path / "other")
+    assert other.run is not None
+    (other.run / "fitted.json").write_text((run / "fitted.json").read_text())
+    with pytest.raises(InputError, match="only what was fitted to other weights, of step 12"):
+        sfumato.load(other.run).sample(1, sampling=FITTED)
+
+
+def test_a_training_that_samples_with_a_grid_fits_it(tmp_path: Path) -> None:
+    over = {"sampler": {"kind": "fitted"}, "grid": {"kind": "fitted"}, "steps": 2}
+    model = train(config(sampling=over, training={"sample_count": 2, "sample_every": 6}), run=tmp_path / "run")
+    assert list(model.fitted.plans) == [2] and model.sample(2).isfinite().all()
 
 
 def test_a_training_that_samples_with_it_estimates_it(tmp_path: Path) -> None:
@@ -163,6 +210,10 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
 
     code, out, _ = command("tune", str(run), "--images", "30", "--levels", "12")
     assert code == 0 and "from 30 images" in out
+    code, out, _ = command("tune", str(run), "--steps", "2", "--noises", "16", "--no-coefficients")
+    assert code == 0 and "a grid of 2 steps, from 16 noises" in out
+    drawn = ("--sampler.kind", "fitted", "--grid.kind", "fitted", "--steps")
+    assert command("sample", str(run), "--count", "2", *drawn, "2")[0] == 0
     code, out, _ = command("likelihood", str(run), "--images", "6", "--steps", "10", "--variance", "analytic", "--json")
     value = json.loads(out)
     assert code == 0 and value["bins"] == 17 and value["images"] == 6
@@ -182,6 +233,9 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("likelihood", str(run), "--variance", "learned"): "did not learn",
         ("likelihood", str(run), "--bins", "16"): "grid of 16 values",
         ("tune", str(run), "--levels", "1"): "2 levels",
+        ("tune", str(run), "--steps", "0"): "1 to 50 steps; got 0",
+        ("tune", str(run), "--steps", "2", "--noises", "3"): "at least 16 noises",
+        ("sample", str(run), *drawn, "9"): "9 steps is asked for",
         ("tune", "nowhere"): "no run directory",
     }.items():
         code, _, err = command(*arguments)

@@ -27,6 +27,7 @@ class Cell:
         best_own: the best of all our configurations.
         peer: the best of all peers by RMS, if there were any.
         peer_median: the least median of the peers that were run on all samples.
+        fitted: what was fitted to the denoiser on other noises, where that was done.
     """
 
     target: str
@@ -36,13 +37,22 @@ class Cell:
     best_own: tuple[str, Result]
     peer: tuple[str, Result] | None
     peer_median: float | None
+    fitted: Result | None = None
 
     @property
     def ratio(self) -> float | None:
         """Our RMS over that of the best peer, neither taken for less than :data:`EXACT`."""
-        if self.peer is None or self.peer[1].rms is None or self.ours[1].rms is None:
+        return self._over_peer(self.ours[1])
+
+    @property
+    def fitted_ratio(self) -> float | None:
+        """The same of what was fitted."""
+        return None if self.fitted is None else self._over_peer(self.fitted)
+
+    def _over_peer(self, own: Result) -> float | None:
+        if self.peer is None or self.peer[1].rms is None or own.rms is None:
             return None
-        return max(self.ours[1].rms, EXACT) / max(self.peer[1].rms, EXACT)
+        return max(own.rms, EXACT) / max(self.peer[1].rms, EXACT)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -59,6 +69,8 @@ class Cell:
             "peer": named(self.peer),
             "peer_median": self.peer_median,
             "ratio": self.ratio,
+            "fitted": None if self.fitted is None else asdict(self.fitted),
+            "fitted_ratio": self.fitted_ratio,
         }
 
 
@@ -73,7 +85,7 @@ def print_cells(cells: Iterable[Cell], console: Console) -> None:
         groups.setdefault((cell.target, cell.schedule), []).append(cell)
     for (target, schedule), group in groups.items():
         table = Table(title=f"{target}, {schedule}: RMS per dimension to the exact flow", title_justify="left")
-        for heading in ("NFE", "ours", "median", "best peer", "median", "ratio"):
+        for heading in ("NFE", "ours", "median", "best peer", "median", "ratio", "fitted", "ratio"):
             table.add_column(heading, justify="right")
         table.add_column("our default")
         table.add_column("that peer", overflow="fold")
@@ -87,6 +99,8 @@ def print_cells(cells: Iterable[Cell], console: Console) -> None:
                 _number(peer.rms if peer else None),
                 _number(cell.peer_median),
                 _number(cell.ratio),
+                _number(cell.fitted.rms if cell.fitted else None),
+                _number(cell.fitted_ratio),
                 cell.ours[0],
                 cell.peer[0] if cell.peer is not None else "",
                 f"{_number(cell.best_own[1].rms)} {cell.best_own[0]}",
@@ -97,8 +111,8 @@ def print_cells(cells: Iterable[Cell], console: Console) -> None:
 def summarize(cells: list[Cell], low: Callable[[int], bool] = lambda nfe: nfe <= 50) -> dict[str, Any]:
     """The share of cells in which the default is no worse than the best peer, and the worst ratio."""
 
-    def of(chosen: list[Cell]) -> dict[str, Any]:
-        ratios = [cell.ratio for cell in chosen if cell.ratio is not None]
+    def of(chosen: list[Cell], ratio: Callable[[Cell], float | None] = lambda cell: cell.ratio) -> dict[str, Any]:
+        ratios = [value for cell in chosen if (value := ratio(cell)) is not None]
         if not ratios:
             return {"cells": 0}
         return {
@@ -111,6 +125,7 @@ def summarize(cells: list[Cell], low: Callable[[int], bool] = lambda nfe: nfe <=
     found = {"few": of([c for c in cells if low(c.nfe)]), "many": of([c for c in cells if not low(c.nfe)])}
     for schedule in dict.fromkeys(cell.schedule for cell in cells):
         found[f"few, {schedule}"] = of([c for c in cells if low(c.nfe) and c.schedule == schedule])
+    found["fitted"] = of(cells, lambda cell: cell.fitted_ratio)
     return found
 
 

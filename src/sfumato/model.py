@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
@@ -280,12 +281,21 @@ def save(model: Model, run: Path, weights: dict[str, Tensor]) -> None:
 
 
 def save_fitted(model: Model, run: Path) -> None:
-    """Write ``fitted.json``: what was fitted to the weights of the model, with their step."""
-    write_json(run / "fitted.json", {"format": FORMAT, "step": model.step, **model.fitted.to_dict()})
+    """Write ``fitted.json``: what was fitted to the weights of the model, with their step and fingerprint."""
+    of = {"step": model.step, "weights": _fingerprint(model)}
+    write_json(run / "fitted.json", {"format": FORMAT, **of, **model.fitted.to_dict()})
 
 
-def _read_fitted(run: Path, step: int) -> Fitted:
-    """What :func:`save_fitted` wrote, if it is of the weights of this step."""
+def _fingerprint(model: Model) -> str:
+    """A number of the weights, to tell them from those of another model that was trained for as many steps."""
+    found = hashlib.sha256()
+    for parameter in model.denoiser.parameters():
+        found.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _read_fitted(model: Model, run: Path) -> Fitted:
+    """What :func:`save_fitted` wrote, if it is of these weights."""
     path = run / "fitted.json"
     if not path.is_file():
         return Fitted()
@@ -294,7 +304,8 @@ def _read_fitted(run: Path, step: int) -> Fitted:
         found, of = Fitted.from_dict(values), int(values["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path} can't be read ({error}); delete it and fit again: sfumato tune {run}") from None
-    return found if of == step else Fitted(stale=of)
+    same = of == model.step and values.get("weights") in (None, _fingerprint(model))
+    return found if same else Fitted(stale=of)
 
 
 def write_config(run: Path, config: Config, facts: Facts) -> None:
@@ -363,8 +374,8 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
         if (run / "model.safetensors").exists():
             warnings.warn(f"{error} Using the checkpoint of step {meta['step']}.", SfumatoWarning, stacklevel=2)
     model.step = int(meta.get("step", 0))
-    model.fitted = _read_fitted(run, model.step)
     _take(model, weights, run)
+    model.fitted = _read_fitted(model, run)
     return model.to(device)
 
 

@@ -218,6 +218,9 @@ class _Run:
         if self.main and config.sampling.needs_gamma:
             self.reporter.say("estimating Gamma for the analytic variance ...")
             tune(model)
+        if self.main and config.sampling.needs_plan:
+            self.reporter.say(f"fitting a grid of {config.sampling.steps} steps ...")
+            tune(model, steps=config.sampling.steps)
         if self.main and config.evaluation.samples > 0 and len(heldout) < 2:
             self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
         elif self.main and config.evaluation.samples > 0:

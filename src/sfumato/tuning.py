@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfumato import random
 from sfumato.data import Loader
 from sfumato.diffusion.analytic import Batch, estimate
 from sfumato.diffusion.level import Level
@@ -16,6 +17,7 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 from sfumato.evaluation import training_data
 from sfumato.model import Model, load, save_fitted
+from sfumato.sampling import fitting
 from sfumato.sampling.fitted import Fitted
 
 _MOST_LOG_SNR = 14.0
@@ -31,25 +33,42 @@ def tune(
     images: int = 500,
     levels: int = 100,
     seed: int = 0,
+    steps: int | None = None,
+    coefficients: bool = True,
+    noises: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> Fitted:
-    """Estimate the Gamma of a model (Bao et al. 2022) in one pass over training images, as ``sfumato tune`` does.
+    """Fit to a model what samples and bounds gain from, as ``sfumato tune`` does.
 
-    The optimal reverse variance follows from it on every grid. It becomes part of the model, and ``fitted.json`` of its
-    run if it has one.
+    It becomes part of the model, and ``fitted.json`` of its run if it has one, beside what is there. By default it is
+    Gamma (Bao et al. 2022), estimated in one pass over training images: the optimal reverse variance follows from it
+    on every grid. With ``steps`` it is the grid of so many steps, and the weights of a solver on it, that lead from
+    noise to nearly the same images as very many steps do (:func:`sfumato.sampling.fitting.fit`); with the
+    configuration's guidance and clipping.
+
+    ::
+
+        sfumato.tune(model, steps=10)
+        fitted = SamplingConfig(sampler=FittedSampler(), grid=FittedGrid(), steps=10)
+        images = model.sample(64, sampling=fitted)
 
     Args:
         model: a model, or its run directory.
-        images: how many training images, at most all of them.
-        levels: at how many levels, evenly spread in log-SNR over the schedule.
-        seed: which noise.
-        progress: called after each batch with the number of images done.
+        images: for Gamma, how many training images, at most all of them.
+        levels: for Gamma, at how many levels, evenly spread in log-SNR over the schedule.
+        seed: which noise. Images of a seed have other noise, also of the same.
+        steps: how many steps a grid is fitted for.
+        coefficients: whether the weights are fitted with the grid, or those of a usual solver are kept.
+        noises: from how many noises a grid is fitted.
+        progress: called with the number of images, or of iterations, that are done.
 
     Raises:
-        InputError: if a number is not positive.
+        InputError: if a number is not positive, or there are too few noises.
     """
     if not isinstance(model, Model):
         model = load(model)
+    if steps is not None:
+        return _tune_grid(model, steps, coefficients, noises, seed, progress)
     if images < 1 or levels < 2:
         raise InputError(f"Gamma needs at least 1 image and 2 levels; got {images} and {levels}.")
     loader, _ = training_data(model.config)
@@ -59,10 +78,37 @@ def tune(
     batches = _batches(loader, count, model.config.sampling.batch_size, model.device)
     found = estimate(model.denoiser, batches, _spread(model.denoiser.schedule, levels), seed=seed, progress=progress)
     model.denoiser.train(was_training)
-    model.fitted = dataclasses.replace(model.fitted, gamma=found, stale=None)
+    return _keep(model, dataclasses.replace(model.fitted, gamma=found, stale=None))
+
+
+def _tune_grid(
+    model: Model,
+    steps: int,
+    coefficients: bool,
+    noises: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> Fitted:
+    fitting.check(steps, noises)
+    sampling = model.config.sampling
+    labels = model.classes_of(None, sampling.classes, seed, 0, noises)
+    denoise, _, _ = model.sampler(sampling.untuned())
+    noise = random.normal(seed, "fitting", 0, noises, model.facts.shape).to(model.device)
+    cond: dict[str, Tensor] = {} if labels is None else {"label": labels.to(model.device)}
+    was_training = model.denoiser.training
+    model.denoiser.eval()
+    known = fitting.examples(denoise, model.denoiser.schedule, noise, cond=cond)
+    plan = fitting.fit(known, steps, coefficients=coefficients, progress=progress)
+    model.denoiser.train(was_training)
+    plans = {**model.fitted.plans, steps: plan}
+    return _keep(model, dataclasses.replace(model.fitted, plans=dict(sorted(plans.items())), stale=None))
+
+
+def _keep(model: Model, fitted: Fitted) -> Fitted:
+    model.fitted = fitted
     if model.run is not None:
         save_fitted(model, model.run)
-    return model.fitted
+    return fitted
 
 
 def _spread(schedule: Schedule, count: int) -> Level:

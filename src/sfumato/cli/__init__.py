@@ -71,6 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
     from sfumato.cli.edit import edit
     from sfumato.cli.explain import explain
     from sfumato.cli.likelihood import likelihood
+    from sfumato.cli.tune import tune
 
     known: dict[str, Callable[[list[str]], int]] = {
         "train": commands.train,
@@ -78,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
         "edit": edit,
         "evaluate": commands.evaluate,
         "likelihood": likelihood,
-        "tune": commands.tune,
+        "tune": tune,
         "info": commands.info,
         "explain": explain,
     }

@@ -323,39 +323,6 @@ def evaluate(arguments: list[str]) -> int:
 
 
 @dataclasses.dataclass
-class _Tune:
-    run: Run
-    images: Annotated[int, tyro.conf.arg(help="Training images that are looked at, at most.")] = 500
-    levels: Annotated[int, tyro.conf.arg(help="Noise levels, evenly spread in log-SNR.")] = 100
-    seed: Annotated[int, tyro.conf.arg(help="Which noise.")] = 0
-    device: Annotated[
-        str | None, tyro.conf.arg(help="Where to compute (default: a GPU if there is one).", help_behavior_hint="")
-    ] = None
-
-
-def tune(arguments: list[str]) -> int:
-    options = flags.parse(
-        _Tune,
-        arguments,
-        prog="sfumato tune",
-        description="Fit to a trained model what samples and bounds gain from, and keep it in the run.\n\n"
-        "This is the Gamma of Analytic-DPM, estimated in one pass over training images: the optimal variance "
-        "of the reverse process follows from it, on any grid (--sampler.variance analytic), and so does the grid of "
-        "the lowest bound (--grid.kind optimal).",
-    )
-    from sfumato import tuning
-    from sfumato.reporting import bar
-
-    model = load_model(options.run, options.device)
-    count = min(options.images, model.facts.train)
-    with bar("estimating Gamma", count) as advance:
-        tuning.tune(model, images=count, levels=options.levels, seed=options.seed, progress=advance)
-    print(f"Gamma at {options.levels} levels, from {count} images: {options.run / 'fitted.json'}")
-    print(f"use it    sfumato sample {options.run} --sampler.kind ancestral --sampler.variance analytic")
-    return 0
-
-
-@dataclasses.dataclass
 class _Info:
     run: Annotated[
         Path,

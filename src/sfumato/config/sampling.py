@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sfumato.config.base import Component
 from sfumato.config.guidance import GuidanceConfig
@@ -99,6 +99,17 @@ class Ddim(Component):
         from sfumato.sampling.ddim import ddim
 
         return partial(ddim, eta=self.eta, variance=reverse_variance(self.variance, denoiser, levels, fitted))
+
+
+class FittedSampler(Component):
+    """The weights that were fitted together with the grid, one evaluation per step; needs sfumato tune --steps."""
+
+    kind: Literal["fitted"] = "fitted"
+
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
+        from sfumato.sampling.plan import follow
+
+        return partial(follow, plan=fitted.require_plan(len(levels) - 1))
 
 
 class BestGrid(Component):
@@ -217,6 +228,15 @@ class OptimalGrid(Component):
         return trajectory.optimal(schedule, steps, fitted.require_gamma(), candidates=grids.fine(schedule, count))
 
 
+class FittedGrid(Component):
+    """The steps that were fitted to the model for this number of them; needs sfumato tune --steps."""
+
+    kind: Literal["fitted"] = "fitted"
+
+    def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
+        return fitted.require_plan(steps).levels(denoiser.schedule)
+
+
 GridConfig = Annotated[
     BestGrid
     | UniformGrid
@@ -226,7 +246,8 @@ GridConfig = Annotated[
     | LogSnrGrid
     | KarrasGrid
     | ListGrid
-    | OptimalGrid,
+    | OptimalGrid
+    | FittedGrid,
     Field(discriminator="kind"),
 ]
 
@@ -246,7 +267,8 @@ SamplerConfig = Annotated[
     | SdeDpmSolver
     | SaSolver
     | Langevin
-    | Adaptive,
+    | Adaptive
+    | FittedSampler,
     Field(discriminator="kind"),
 ]
 
@@ -282,14 +304,25 @@ class SamplingConfig(Component):
         """Whether it needs what is only known once the training is over: the Gamma of Analytic-DPM."""
         return self.grid.kind == "optimal" or getattr(self.sampler, "variance", "small") == "analytic"
 
+    @property
+    def needs_plan(self) -> bool:
+        """Whether it needs a grid that is fitted once the training is over."""
+        return self.grid.kind == "fitted" or self.sampler.kind == "fitted"
+
+    @model_validator(mode="after")
+    def _fitted_together(self) -> SamplingConfig:
+        if self.sampler.kind == "fitted" and self.grid.kind != "fitted":
+            raise ValueError("sampler.kind fitted takes the steps of its own grid; choose grid.kind fitted with it")
+        return self
+
     def untuned(self) -> SamplingConfig:
         """The nearest sampling that needs nothing fitted, for previews during the training."""
-        if not self.needs_gamma:
+        if not self.needs_gamma and not self.needs_plan:
             return self
-        plain = self.sampler
+        plain = Ddim() if isinstance(self.sampler, FittedSampler) else self.sampler
         if isinstance(plain, Ancestral | Ddim):
             plain = plain.model_copy(update={"variance": "small"})
-        grid = UniformGrid() if self.grid.kind == "optimal" else self.grid
+        grid = UniformGrid() if self.grid.kind in ("optimal", "fitted") else self.grid
         return self.model_copy(update={"sampler": plain, "grid": grid})
 
     def wrap(self, denoiser: Denoiser, guided: Denoise | None = None) -> Denoise:

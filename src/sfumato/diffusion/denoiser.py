@@ -165,6 +165,6 @@ class Denoiser(nn.Module):
 
     def _time(self, x: Tensor, level: Level) -> Float[Tensor, "batch"]:
         value = self.embed(level)
-        if isinstance(value, Tensor) and value.ndim:
-            return value.to(x.dtype).to(x.device, non_blocking=True)
+        if isinstance(value, Tensor):
+            return value.to(x.dtype).to(x.device, non_blocking=True).expand(x.shape[0])
         return x.new_full((x.shape[0],), float(value))

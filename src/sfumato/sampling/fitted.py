@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.diffusion.analytic import Gamma
 from sfumato.errors import InputError
+from sfumato.sampling.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,12 @@ class Fitted:
 
     Attributes:
         gamma: the table of Analytic-DPM, from which the optimal reverse variance follows.
+        plans: grids and weights of solvers, by their number of steps.
         stale: the optimizer step of the weights that something was fitted to which these are no longer, if there was.
     """
 
     gamma: Gamma | None = None
+    plans: Mapping[int, Plan] = field(default_factory=dict[int, Plan])
     stale: int | None = None
 
     def require_gamma(self) -> Gamma:
@@ -30,15 +33,33 @@ class Fitted:
         """
         if self.gamma is not None:
             return self.gamma
-        why = "has none" if self.stale is None else f"has only one of its weights of step {self.stale}"
+        why = "has none" if self.stale is None else f"has only one of other weights, of step {self.stale}"
         raise InputError(
             f"The analytic variance and the optimal trajectory need Gamma, and this model {why}: estimate it with "
             "sfumato tune RUN, or sfumato.tune(model)."
         )
 
+    def require_plan(self, steps: int) -> Plan:
+        """The plan of so many steps.
+
+        Raises:
+            InputError: if there is none for that number, or for these weights.
+        """
+        if steps in self.plans:
+            return self.plans[steps]
+        if self.plans:
+            there = f"only for {', '.join(map(str, sorted(self.plans)))}"
+        else:
+            there = "none" if self.stale is None else f"only what was fitted to other weights, of step {self.stale}"
+        raise InputError(
+            f"A fitted grid of {steps} steps is asked for, and this model has {there}: fit one with "
+            f"sfumato tune RUN --steps {steps}, or sfumato.tune(model, steps={steps})."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"gamma": None if self.gamma is None else self.gamma.to_dict()}
+        plans = {str(steps): plan.to_dict() for steps, plan in self.plans.items()}
+        return {"gamma": None if self.gamma is None else self.gamma.to_dict(), "plans": plans}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fitted:
@@ -48,4 +69,7 @@ class Fitted:
             InputError: if these are not its values.
         """
         gamma = values.get("gamma")
-        return cls(None if gamma is None else Gamma.from_dict(gamma))
+        plans = {int(steps): Plan.from_dict(plan) for steps, plan in values.get("plans", {}).items()}
+        if any(steps != plan.steps for steps, plan in plans.items()):
+            raise InputError("A plan is kept under another number of steps than it has.")
+        return cls(None if gamma is None else Gamma.from_dict(gamma), plans)
