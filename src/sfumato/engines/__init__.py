@@ -87,6 +87,8 @@ def compile(
         learned_variance=old.learned_variance,
     )
     fast.denoiser.eval()
+    # what is written into a run is of the model in torch
+    fast.run = None
     return fast
 
 
