@@ -50,17 +50,23 @@ def quantized(found: Any, program: Program, calls: Sequence[Call]) -> Any:
         return nncf.quantize(found, nncf.Dataset(items), subset_size=len(items))
 
 
+def has_bf16(core: Any) -> bool:
+    """Whether the processor has instructions for bf16."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def runner(found: Any, program: Program, precision: str) -> Callable[[int], Callable[[Arrays], Any]]:
     """What compiles the model for batches of a size: a known size is a fifth faster than any."""
     openvino = require("openvino", "openvino", "OpenVINO")
     core = openvino.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    able = has_bf16(core)
+    if precision == "bf16" and not able:
         warnings.warn(
             "This processor has no instructions for bf16; OpenVINO computes in fp32.", SfumatoWarning, stacklevel=4
         )
-        precision = "fp32"
+    # what a model in int8 leaves to floating point loses nothing more by bf16
     hints = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if able and precision != "fp32" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
