@@ -52,6 +52,9 @@ def prepared(denoiser: Denoiser, shape: Sequence[int], sampling: SamplingConfig)
     Warns:
         SfumatoWarning: if bfloat16 is asked for of a processor that has none.
     """
+    if next(denoiser.network.parameters(), None) is None:
+        # that of an inference engine, which has its own precision
+        return denoiser
     half = samples_in_bf16(denoiser, shape, sampling)
     if not half and not sampling.compile:
         return denoiser

@@ -101,7 +101,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        # a network that runs in an engine has no parameters here
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
 
     def to(self, device: str | torch.device) -> Model:
         """Move the weights to a device."""

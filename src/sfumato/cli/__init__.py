@@ -21,6 +21,7 @@ commands:
   evaluate RUN   compare samples with training and held-out images
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
   tune RUN       fit to a trained model what samples and bounds gain from
+  export RUN OUT write the model for diffusers, ONNX or OpenVINO, or its weights alone
   info RUN       say what a run is: data, model, settings, progress, evaluation; or a published model by name
   explain TOPIC  draw a figure of the lecture from a run, from data or in closed form
 
@@ -70,6 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
     from sfumato.cli import commands
     from sfumato.cli.edit import edit
     from sfumato.cli.explain import explain
+    from sfumato.cli.export import export
     from sfumato.cli.likelihood import likelihood
     from sfumato.cli.tune import tune
 
@@ -80,6 +82,7 @@ def _dispatch(arguments: list[str]) -> int:
         "evaluate": commands.evaluate,
         "likelihood": likelihood,
         "tune": tune,
+        "export": export,
         "info": commands.info,
         "explain": explain,
     }

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sfumato.cli import flags
+from sfumato.cli import engine, flags
+from sfumato.cli.flags import option
 from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError
 from sfumato.recipes.published import PRESETS
@@ -31,11 +32,6 @@ Train a denoising diffusion model, show it, evaluate it, and leave it in a run d
 Every setting of the configuration is an option. Its default is that of the recipe for the data, and a file given
 with --config comes between: recipe, then file, then options.
 """
-
-
-def option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
-    hint = "" if default is None or default is False else f"(default: {default})"
-    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)], dataclasses.field(default=default)
 
 
 def _train_options(config: Component) -> type[Any]:
@@ -182,6 +178,7 @@ def sample(arguments: list[str]) -> int:
         "film": option(Path | None, "Also write the way from noise to images as an animation, .gif or .webp.", None),
         "film_x0": option(bool, "In the film, show the estimate of the images beside.", False),
         "device": DEVICE,
+        **engine.ENGINE,
     }
     options, sampling = with_sampling(
         "sfumato sample",
@@ -197,7 +194,7 @@ def sample(arguments: list[str]) -> int:
         raise InputError("--film-x0 says what a film shows; name one, such as --film out.gif.")
     if options.film is not None and options.film.suffix not in pictures.FILMS:
         raise InputError(f"A film is written as {' or '.join(pictures.FILMS)}; got {options.film}.")
-    model = load_model(options.run, options.device)
+    model = engine.within(load_model(options.run, engine.device(options)), options, sampling)
     asked: dict[str, Any] = {
         "seed": options.seed,
         "first": options.first,
@@ -298,6 +295,7 @@ def evaluate(arguments: list[str]) -> int:
         "seed": option(int | None, "Which images (default: as the run says).", None),
         "device": option(str | None, "Where to compute (default: a GPU if there is one).", None),
         "json": option(bool, "Print JSON in place of a table.", False),
+        **engine.ENGINE,
     }
     options, sampling = with_sampling(
         "sfumato evaluate",
@@ -311,7 +309,7 @@ def evaluate(arguments: list[str]) -> int:
     from sfumato.reporting import bar
     from sfumato.run import evaluate as run_evaluation
 
-    model = load_model(options.run, options.device)
+    model = engine.within(load_model(options.run, engine.device(options)), options, sampling)
     count = options.samples if options.samples is not None else model.config.evaluation.samples
     with bar("sampling", count) as advance:
         result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)

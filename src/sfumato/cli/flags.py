@@ -15,6 +15,12 @@ from sfumato.errors import InputError, nearest
 T = TypeVar("T")
 
 
+def option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
+    """A flag of a command of its own: its annotated type and its dataclass field."""
+    hint = "" if default is None or default is False else f"(default: {default})"
+    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)], dataclasses.field(default=default)
+
+
 def parse(kind: type[T], arguments: list[str], *, prog: str, description: str) -> T:
     """Parse the flags of a dataclass; ``--help`` prints and exits.
 

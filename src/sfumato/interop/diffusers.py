@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sfumato.conditioning.encoders import Conditioned
 from sfumato.config import (
     X0,
     Ancestral,
@@ -28,10 +26,22 @@ from sfumato.config import (
     parse,
 )
 from sfumato.errors import InputError, SfumatoWarning, nearest
+from sfumato.interop import unet2d
 from sfumato.interop.model import model_of, unet_of
-from sfumato.interop.weights import Transfer, put, read_state, require_groups, swapped
+from sfumato.interop.weights import Transfer, read_state, require_groups
 from sfumato.model import Model
-from sfumato.networks.layers import Attention, ResBlock
+
+PREDICTIONS = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
+"""What a network predicts, by its name there."""
+
+VARIANCES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "fixed_large_log": "large",
+    "learned_range": "learned",
+}
+"""The reverse variances by their names there."""
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _BETA_SCHEDULERS = (
@@ -81,7 +91,10 @@ def load_diffusers(path: str | Path) -> Model:
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"{folder} holds no weights; expected {' or '.join(WEIGHTS)}.")
-    _fill(model, Transfer(read_state(file), str(file)), bool(settings.get("flip_sin_to_cos", True)))
+    transfer = Transfer(read_state(file), str(file))
+    require_groups(unet_of(model), unet_of(model).plan.groups)
+    unet2d.walk(model, transfer, flipped=bool(settings.get("flip_sin_to_cos", True)))
+    transfer.finish()
     return model
 
 
@@ -224,23 +237,15 @@ def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> t
     kind = scheduler.get("_class_name")
     if kind not in _BETA_SCHEDULERS:
         raise InputError(f"The scheduler {kind!r} of diffusers has no table of betas that is known here.")
-    outputs = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
     output = scheduler.get("prediction_type", "epsilon")
-    if output not in outputs:
-        raise InputError(f"The prediction_type {output!r} is not known here{nearest(str(output), outputs)}")
-    variances = {
-        "fixed_small": "small",
-        "fixed_small_log": "small",
-        "fixed_large": "large",
-        "fixed_large_log": "large",
-        "learned_range": "learned",
-    }
+    if output not in PREDICTIONS:
+        raise InputError(f"The prediction_type {output!r} is not known here{nearest(str(output), PREDICTIONS)}")
     variance = scheduler.get("variance_type", "fixed_small")
     if variance is None:
         variance = "fixed_small"
-    if variance not in variances:
+    if variance not in VARIANCES:
         raise InputError(
-            f"The variance_type {variance!r} has no equivalent here; {', '.join(variances)} can be loaded."
+            f"The variance_type {variance!r} has no equivalent here; {', '.join(VARIANCES)} can be loaded."
         )
     clip = bool(scheduler.get("clip_sample", kind in ("DDPMScheduler", "DDIMScheduler")))
     if (clip and scheduler.get("clip_sample_range", 1.0) != 1.0) or scheduler.get("thresholding"):
@@ -253,11 +258,11 @@ def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> t
     steps = int(scheduler.get("num_train_timesteps", 1000))
     model = ModelConfig(
         schedule=_schedule(scheduler, steps),
-        parameterization=outputs[output],
+        parameterization=PREDICTIONS[output],
         network=network,
         learned_variance=learned,
     )
-    reverse: Any = variances[variance] if learned or variances[variance] != "learned" else "small"
+    reverse: Any = VARIANCES[variance] if learned or VARIANCES[variance] != "learned" else "small"
     if kind == "DDPMScheduler":
         return model, SamplingConfig(sampler=Ancestral(variance=reverse), steps=steps, clip=clip, classes="uniform")
     return model, SamplingConfig(sampler=Ddim(), steps=50, clip=clip, classes="uniform")
@@ -285,62 +290,3 @@ def _schedule(scheduler: dict[str, Any], steps: int) -> Any:
         known = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
         raise InputError(f"The beta_schedule {kind!r} is not known here{nearest(str(kind), known)}")
     return ZeroTerminalSnr(table=table) if scheduler.get("rescale_betas_zero_snr") else table
-
-
-_RES_BLOCK = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "modulation": "time_emb_proj",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "skip": "conv_shortcut",
-}
-
-
-def _fill(model: Model, transfer: Transfer, flipped: bool) -> None:
-    network = unet_of(model)
-    require_groups(network, network.plan.groups)
-    time = network.time
-    transfer.layer(time.first, "time_embedding.linear_1", lambda w: w if flipped or w.ndim < 2 else swapped(w))
-    transfer.layer(time.second, "time_embedding.linear_2")
-    transfer.layer(network.first, "conv_in")
-    for way, stages in (("down", network.down), ("up", network.up)):
-        for level, stage in enumerate(stages):
-            _stage(transfer, stage, f"{way}_blocks.{level}", f"{way}samplers.0")
-    _stage(transfer, network.middle, "mid_block", "")
-    transfer.layer(network.norm, "conv_norm_out")
-    transfer.layer(network.last, "conv_out")
-    outer = model.denoiser.network
-    if isinstance(outer, Conditioned):
-        table: Tensor = outer.encoders["label"].table.weight  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
-        put(table[1:], transfer.tensor("class_embedding.weight", table[1:].shape))
-        put(table[0], torch.zeros(()))
-    transfer.finish()
-
-
-def _stage(transfer: Transfer, stage: Any, name: str, sampler: str) -> None:
-    for i, module in enumerate(stage):
-        if isinstance(module, ResBlock):
-            _res_block(transfer, module, f"{name}.{sampler}")
-        elif hasattr(module, "res"):
-            _res_block(transfer, module.res, f"{name}.resnets.{i}")
-            if module.attention is not None:
-                _attend(transfer, module.attention, f"{name}.attentions.{i}")
-        else:
-            learned = module.conv if sampler.startswith("up") else module.resample
-            transfer.layer(learned, f"{name}.{sampler}.conv")
-
-
-def _res_block(transfer: Transfer, block: ResBlock, name: str) -> None:
-    transfer.block(block, {ours: f"{name}.{theirs}" for ours, theirs in _RES_BLOCK.items()})
-
-
-def _attend(transfer: Transfer, layer: Attention, name: str) -> None:
-    transfer.layer(layer.norm, f"{name}.group_norm")
-    # files of the first releases have other names for the projections
-    old = f"{name}.query.weight" in transfer.state
-    parts, out = (("query", "key", "value"), "proj_attn") if old else (("to_q", "to_k", "to_v"), "to_out.0")
-    channels = layer.norm.num_channels
-    put(layer.qkv.weight, torch.cat([transfer.tensor(f"{name}.{p}.weight", (channels, channels)) for p in parts]))
-    put(layer.qkv.bias, torch.cat([transfer.tensor(f"{name}.{p}.bias", (channels,)) for p in parts]))
-    transfer.layer(layer.out, f"{name}.{out}")

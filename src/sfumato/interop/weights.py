@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -94,6 +94,17 @@ class Transfer:
             value = self.tensor(f"{name}.{kind}", parameter.shape)
             put(parameter, value if change is None else change(value))
 
+    def joined(self, module: nn.Module, names: Sequence[str]) -> None:
+        """Take a layer whose outputs are those of several of theirs, one after the other."""
+        for kind, parameter in module.named_parameters(recurse=False):
+            shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
+            put(parameter, torch.cat([self.tensor(f"{name}.{kind}", shape) for name in names]))
+
+    def labels(self, table: Tensor, name: str) -> None:
+        """Take a table of labels, which knows nothing of none: that is zero."""
+        put(table[1:], self.tensor(name, table[1:].shape))
+        put(table[0], torch.zeros(()))
+
     def block(self, block: ResBlock, names: Mapping[str, str]) -> None:
         """Take a residual block; ``names`` are theirs of our layers.
 
@@ -150,6 +161,48 @@ class Transfer:
             parts.append(f"{_number(unknown, 'is', 'are')} not of this network, the first is {unknown[0]!r}")
         if parts:
             raise InputError(f"The weights in {self.origin} don't fit the configuration: {'; '.join(parts)}.")
+
+
+class Collected:
+    """The other way: the tensors of modules, under the names that another library has for them.
+
+    Args:
+        null_label: whether a table of labels keeps, behind the classes, the one for none.
+    """
+
+    def __init__(self, *, null_label: bool = False) -> None:
+        self.state: dict[str, Tensor] = {}
+        self._null_label = null_label
+
+    def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Give weight and bias of a layer, both put through ``change``."""
+        for kind, parameter in module.named_parameters(recurse=False):
+            value = parameter.detach()
+            self.state[f"{name}.{kind}"] = value if change is None else change(value)
+
+    def joined(self, module: nn.Module, names: Sequence[str]) -> None:
+        """Give a layer as several, each with a part of its outputs."""
+        for kind, parameter in module.named_parameters(recurse=False):
+            for name, part in zip(names, parameter.detach().chunk(len(names)), strict=True):
+                self.state[f"{name}.{kind}"] = part
+
+    def labels(self, table: Tensor, name: str) -> None:
+        """Give a table of labels."""
+        table = table.detach()
+        self.state[name] = table.roll(-1, 0) if self._null_label else table[1:]
+
+    def block(self, block: ResBlock, names: Mapping[str, str]) -> None:
+        """Give a residual block.
+
+        Where the embedding scales and shifts, the normalization before has a gain and bias of its own there: 1 and 0.
+        """
+        for ours, theirs in names.items():
+            layer = getattr(block, ours)
+            if not isinstance(layer, nn.Identity):
+                self.layer(layer, theirs)
+        if block.adaptive:
+            self.state[f"{names['norm2']}.weight"] = torch.ones(block.norm2.num_channels)
+            self.state[f"{names['norm2']}.bias"] = torch.zeros(block.norm2.num_channels)
 
 
 def _number(names: Any, one: str, many: str) -> str:

@@ -40,9 +40,9 @@ def unpatchify(
 ) -> Float[Tensor, "batch channels *space"]:
     """The signals or images of these sides whose patches are given: the inverse of :func:`patchify`."""
     dims = len(sides)
-    split = tokens.reshape(len(tokens), *(side // patch for side in sides), *[patch] * dims, -1)
+    split = tokens.reshape(tokens.shape[0], *(side // patch for side in sides), *[patch] * dims, -1)
     order = [axis for d in range(dims) for axis in (1 + d, 1 + dims + d)]
-    return split.permute(0, 2 * dims + 1, *order).reshape(len(tokens), split.shape[-1], *sides)
+    return split.permute(0, 2 * dims + 1, *order).reshape(tokens.shape[0], split.shape[-1], *sides)
 
 
 def positions(grid: Sequence[int], width: int) -> Float[Tensor, "tokens width"]:
@@ -291,7 +291,7 @@ class DiT(nn.Module):
         embedding = functional.silu(embedding)
         h = self.first(patchify(self._joined(x, channels), self.patch)) + self.positions
         count = h.shape[1]
-        context, keep = self._context(len(x), tokens, mask)
+        context, keep = self._context(x.shape[0], tokens, mask)
         if context is not None and self.nothing is None:
             # in context: more tokens before those of the patches
             h, context = torch.cat([context.to(h.dtype), h], dim=1), None
@@ -309,7 +309,7 @@ class DiT(nn.Module):
     def _joined(self, x: Tensor, channels: Tensor | None) -> Float[Tensor, "batch all *space"]:
         """The input with the channels of the condition behind its own."""
         if channels is None:
-            return torch.cat([x, x.new_zeros(len(x), self.concatenated, *self.size)], 1) if self.concatenated else x
+            return torch.cat([x, x.new_zeros(x.shape[0], self.concatenated, *self.size)], 1) if self.concatenated else x
         if channels.shape[1:] != (self.concatenated, *self.size):
             raise InputError(
                 f"The channels of the condition have shape {tuple(channels.shape[1:])}; this network takes "

@@ -122,7 +122,7 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
-        told = self.modulation(embedding).reshape(len(x), -1, *[1] * (x.ndim - 2))
+        told = self.modulation(embedding).reshape(x.shape[0], -1, *[1] * (x.ndim - 2))
         if self.adaptive:
             scale, shift = told.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), scale + 1.0)

@@ -240,7 +240,7 @@ class UNet(WayDown):
     def _concatenated(self, x: Tensor, channels: Tensor | None) -> Tensor:
         wanted = self.plan.concatenated
         if channels is None:
-            return torch.cat([x, x.new_zeros(len(x), wanted, *x.shape[2:])], dim=1) if wanted else x
+            return torch.cat([x, x.new_zeros(x.shape[0], wanted, *x.shape[2:])], dim=1) if wanted else x
         if channels.shape[1:] != (wanted, *x.shape[2:]):
             raise InputError(
                 f"This network takes {wanted} channels of condition at the size of its input, "

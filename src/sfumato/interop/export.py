@@ -1,0 +1,108 @@
+"""Models for other programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from sfumato import engines
+from sfumato.engines import onnx, openvino
+from sfumato.engines.program import described, program_of
+from sfumato.errors import InputError, nearest
+from sfumato.interop.to_diffusers import write_diffusers
+from sfumato.model import Model
+from sfumato.training.checkpoint import write_tensors
+
+TARGETS = {"diffusers": "", "onnx": ".onnx", "openvino": ".xml", "safetensors": ".safetensors"}
+"""What a model can be written as, with the end of the file's name; a folder has none."""
+
+QUANTIZED = ("onnx", "openvino")
+"""Targets that int8 can be written to."""
+
+
+def export(
+    model: Model, to: str, out: str | Path, *, precision: str = "fp32", overwrite: bool = False
+) -> tuple[str, ...]:
+    """Write a model for other programs; the same job as ``sfumato export``.
+
+    ::
+
+        sfumato.interop.export(sfumato.load("runs/images"), "onnx", "images.onnx")
+
+    Args:
+        model: a trained model.
+        to: ``"diffusers"``, a folder that ``DDPMPipeline.from_pretrained`` loads; ``"onnx"`` and ``"openvino"``, the
+            network as a graph for any batch size; or ``"safetensors"``, the weights. All but the first carry the
+            configuration.
+        out: the file or folder.
+        precision: ``"fp32"``, or ``"int8"`` for a graph with ranges taken from trajectories of the model.
+        overwrite: whether to replace what is there.
+
+    Returns:
+        Sentences on what the user of the result must know.
+
+    Raises:
+        InputError: if the target is unknown or can't express the model, a package is missing, or something is there.
+    """
+    out = Path(out)
+    _check(to, out, precision, overwrite)
+    notes: list[str] = []
+    write: dict[str, Callable[[Path], None]] = {
+        "diffusers": lambda path: notes.extend(write_diffusers(model, path)),
+        "onnx": lambda path: _write_onnx(model, path, precision),
+        "openvino": lambda path: _write_openvino(model, path, precision),
+        "safetensors": lambda path: write_tensors(
+            path, dict(model.denoiser.named_parameters()), json.loads(described(model))
+        ),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # beside its place, so that it is moved there whole
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        made = Path(folder) / out.name
+        write[to](made)
+        if out.is_dir():
+            shutil.rmtree(out)
+        for path in sorted(made.parent.iterdir()):
+            path.replace(out.with_name(path.name))
+    return tuple(notes)
+
+
+def _check(to: str, out: Path, precision: str, overwrite: bool) -> None:
+    if to not in TARGETS:
+        raise InputError(f"There is no target {to!r}{nearest(to, TARGETS)}; there are {', '.join(TARGETS)}.")
+    if precision not in ("fp32", "int8"):
+        raise InputError(
+            f"A file holds fp32 or int8, not {precision!r}; what else is computed in is chosen where it is run."
+        )
+    if precision == "int8":
+        if to not in QUANTIZED:
+            raise InputError(f"int8 is for {' and '.join(QUANTIZED)}; {to} takes fp32.")
+        engines.check("openvino" if to == "openvino" else "onnxruntime", precision)
+    end = TARGETS[to]
+    if out.suffix != end and (end or out.is_file()):
+        raise InputError(f"{to} is written as {f'a file *{end}' if end else 'a folder'}; got {out}.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} is there already; choose another name, or replace it with --overwrite.")
+    if out.exists() and out.is_dir() != (not end):
+        raise InputError(f"{out} is a {'folder' if out.is_dir() else 'file'}, and is not replaced.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
+        raise InputError(f"The folder {out} holds other things than a pipeline of diffusers, and is not replaced.")
+
+
+def _write_onnx(model: Model, path: Path, precision: str) -> None:
+    program = program_of(model)
+    found = onnx.graph(program, described(model))
+    if precision == "int8":
+        found = onnx.quantized(found, program, engines.calibration(model))
+    onnx.write(found, path)
+
+
+def _write_openvino(model: Model, path: Path, precision: str) -> None:
+    program = program_of(model)
+    found = openvino.graph(program, described(model))
+    if precision == "int8":
+        found = openvino.quantized(found, program, engines.calibration(model))
+    openvino.write(found, path)

@@ -1,0 +1,193 @@
+"""Networks in engines and in files give what they give in torch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato import engines
+from sfumato.errors import InputError, SfumatoWarning
+from sfumato.interop import export
+from sfumato.model import Model
+from tests.engines.models import random_model
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+KINDS: dict[str, dict[str, Any]] = {
+    "unet": {"shape": (3, 8, 8), "classes": 3, "objective": {"label_dropout": 0.1}},
+    "additive": {"shape": (1, 16), "model": {"network": {"modulation": "additive", "dropout": 0.1}}},
+    "ncsnpp": {
+        "shape": (3, 8, 8),
+        "model": {
+            "schedule": {"kind": "edm"},
+            "parameterization": {"kind": "edm"},
+            "network": {
+                "time_kind": "fourier",
+                "residual_input": True,
+                "resample": "projected",
+                "taps": (1, 3, 3, 1),
+                "rescale": True,
+            },
+        },
+    },
+    "dit": {
+        "shape": (3, 8, 8),
+        "classes": 3,
+        "model": {"network": {"kind": "dit", "depth": 1, "width": 32, "heads": 2}},
+    },
+    "mlp": {"shape": (2,), "model": {"network": {"kind": "mlp"}}},
+}
+
+
+def of_kind(kind: str) -> Model:
+    return random_model(**KINDS[kind])
+
+
+def inputs(model: Model, count: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(count)
+    x = torch.randn(count, *model.facts.shape, generator=generator)
+    time = 5.0 * torch.rand(count, generator=generator)
+    return x, time, {"label": torch.arange(count) % 4 - 1} if model.facts.classes else {}
+
+
+def packages(*names: str) -> None:
+    for name in names:
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'sfumato[dev]'")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_at_any_batch_size(tmp_path: Path, kind: str) -> None:
+    packages("onnx", "onnxscript", "onnxruntime")
+    import onnxruntime
+
+    model = of_kind(kind)
+    export(model, "onnx", tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["sfumato"])
+    assert facts["config"] == model.config.model_dump(mode="json") and facts["data"]["shape"] == list(model.facts.shape)
+    for count in (1, 2, 5):
+        x, time, cond = inputs(model, count)
+        given = {name: value.numpy() for name, value in {"x": x, "time": time, **cond}.items()}
+        with torch.no_grad():
+            expected = model.denoiser.network(x, time, **cond).numpy()
+        assert expected.std() > 0.05
+        assert np.abs(session.run(["output"], given)[0] - expected).max() < 1e-5 * max(1.0, expected.std())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_openvino_at_any_batch_size(tmp_path: Path, kind: str) -> None:
+    packages("openvino", "onnx", "onnxscript")
+    import openvino
+
+    model = of_kind(kind)
+    export(model, "openvino", tmp_path / "net.xml")
+    core = openvino.Core()
+    read = core.read_model(tmp_path / "net.xml")
+    assert json.loads(read.get_rt_info(["sfumato"]).value)["step"] == 0
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for count in (1, 3):
+        x, time, cond = inputs(model, count)
+        given = {name: value.numpy() for name, value in {"x": x, "time": time, **cond}.items()}
+        with torch.no_grad():
+            expected = model.denoiser.network(x, time, **cond).numpy()
+        assert np.abs(compiled(given)["output"] - expected).max() < 2e-5 * max(1.0, expected.std())
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
+    packages(engine, "onnx", "onnxscript")
+    model = of_kind("unet")
+    fast = engines.compile(model, engine)
+    assert torch.allclose(fast.sample(5, seed=1, batch_size=3), model.sample(5, seed=1), atol=1e-4)
+    guided = model.config.sampling.model_copy(
+        update={"guidance": model.config.sampling.guidance.model_copy(update={"scale": 2.0})}
+    )
+    assert torch.allclose(fast.sample(2, sampling=guided), model.sample(2, sampling=guided), atol=1e-4)
+    # no condition is the null condition
+    x, time, _ = inputs(model, 2)
+    assert torch.allclose(fast.denoiser.network(x, time), model.denoiser.network(x, time), atol=1e-4)
+    # outputs are not overwritten by the next call, and take the type of what was given
+    first = fast.denoiser.network(x, time)
+    kept = first.clone()
+    fast.denoiser.network(x + 1.0, time)
+    assert torch.equal(first, kept)
+    assert fast.denoiser.network(x.double(), time).dtype == torch.float64
+    deviation = engines.deviation(model, fast, 2)
+    assert deviation.rms < 1e-5 and deviation.images_largest < 1e-4
+    with pytest.raises(InputError, match="no condition 'lable'; did you mean 'label'"):
+        fast.denoiser.network(x, time, lable=torch.zeros(2))
+    with pytest.raises(InputError, match="no gradients"):
+        fast.denoiser.network(x.requires_grad_(), time)
+    with pytest.raises(InputError, match="in an engine already"):
+        engines.compile(fast, engine)
+
+
+def test_bf16_and_its_deviation() -> None:
+    packages("openvino", "onnx", "onnxscript")
+    import openvino
+
+    from sfumato.engines.openvino import has_bf16
+
+    model = of_kind("unet")
+    if not has_bf16(openvino.Core()):
+        pytest.skip("this processor has no instructions for bf16")
+    deviation = engines.deviation(model, engines.compile(model, "openvino", "bf16"), 2)
+    # bf16 rounds to 2^-9 of a number
+    assert 1e-4 < deviation.rms < 0.1 and "RMS" in str(deviation)
+
+
+def test_a_processor_without_bf16_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages("openvino", "onnx", "onnxscript")
+    from sfumato.engines import openvino
+
+    monkeypatch.setattr(openvino, "has_bf16", lambda core: False)
+    model = of_kind("mlp")
+    with pytest.warns(SfumatoWarning, match="no instructions for bf16"):
+        fast = engines.compile(model, "openvino", "bf16")
+    assert engines.deviation(model, fast, 2).rms < 1e-5
+
+
+@pytest.mark.parametrize(("engine", "package"), [("onnxruntime", "onnxruntime"), ("openvino", "nncf")])
+def test_int8_is_calibrated_on_trajectories(engine: str, package: str) -> None:
+    packages(engine, "onnx", "onnxscript", package)
+    model = of_kind("unet")
+    calls = engines.calibration(model)
+    # 5 steps, from pure noise at the last index to the first of a uniform grid
+    assert [float(call.time[0]) for call in calls] == [999.0, 799.0, 599.0, 399.0, 199.0]
+    assert calls[0].x.std() == pytest.approx(1.0, abs=0.1) and calls[0].cond["label"].shape == (8,)
+    deviation = engines.deviation(model, engines.compile(model, engine, "int8"), 4)
+    assert 1e-3 < deviation.rms < 0.3
+
+
+def test_deviation_against_a_network_that_is_off_by_a_known_amount() -> None:
+    model, other = of_kind("mlp"), of_kind("mlp")
+    assert engines.deviation(model, other, 4).rms == 0.0
+    with torch.no_grad():
+        for parameter in list(other.denoiser.network.parameters())[-2:]:
+            parameter *= 1.01
+    found = engines.deviation(model, other, 4)
+    # the last layer is linear: all outputs grow by a hundredth
+    assert found.rms == pytest.approx(0.01, rel=1e-3)
+    assert found.largest > found.rms and found.images_rms > 0.0
+
+
+def test_unknown_engines_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no engine 'openvin'; did you mean 'openvino'"):
+        engines.check("openvin", "fp32")
+    with pytest.raises(InputError, match="onnxruntime does not compute in bf16, but in fp32 or int8; openvino does"):
+        engines.check("onnxruntime", "bf16")
+    with pytest.raises(InputError, match="does not compute in fp8"):
+        engines.check("openvino", "fp8")
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(InputError, match=r'needs openvino; install it with: pip install "sfumato\[openvino\]"'):
+        engines.check("openvino", "fp32")
