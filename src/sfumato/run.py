@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from sfumato.training.layout import faster_last
 from sfumato.training.loop import Diverged, Objective, Record, Trainer
 from sfumato.training.optimization import adamw, learning_rate
 from sfumato.training.precision import supports_bf16
+from sfumato.training.signals import stopping_on_signals
 from sfumato.tuning import tune
 
 
@@ -289,7 +289,7 @@ class _Run:
         """Train; returns the seconds that the optimizer steps took."""
         options, seconds = self.config.training, 0.0
         saved = trainer.step
-        with _stopping(trainer) as stopped, self._explaining():
+        with stopping_on_signals(trainer) as stopped, self._explaining():
             for record in trainer.run(options.steps):
                 seconds += record.seconds
                 last = record.step == options.steps
@@ -361,28 +361,6 @@ def _logged_step(line: str) -> int:
     except (ValueError, KeyError, TypeError):
         # a line that a crash cut off
         return 1 << 62
-
-
-@contextmanager
-def _stopping(trainer: Trainer) -> Generator[list[int]]:
-    """Within the context, SIGINT and SIGTERM ask the trainer to stop after the step; a second one stops at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        trainer.stop = True
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _tensorboard() -> Any:

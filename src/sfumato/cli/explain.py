@@ -6,9 +6,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
 from sfumato.config import Config, DataConfig, parse
@@ -83,17 +81,12 @@ def _list() -> None:
         print(f"  {name:<10} {text}")
 
 
-def _option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
-    hint = "" if default is None else f"(default: {default})"
-    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)], dataclasses.field(default=default)
-
-
 def _options(source: str | None, arguments: list[str]) -> Any:
     fields = {
-        "out": _option(Path | None, "Where to write (default: explain in the run, or explain/).", None),
-        "count": _option(int, "How many images to look at, at most.", 512),
-        "seed": _option(int, "Which noise.", 0),
-        "device": _option(str | None, "Where to compute (default: a GPU if there is one).", None),
+        "out": flags.option(Path | None, "Where to write (default: explain in the run, or explain/).", None),
+        "count": flags.option(int, "How many images to look at, at most.", 512),
+        "seed": flags.option(int, "Which noise.", 0),
+        "device": flags.option(str | None, "Where to compute (default: a GPU if there is one).", None),
     }
     data = flags.mirror(DataConfig(source=source or "digits"))
     made = dataclasses.make_dataclass(

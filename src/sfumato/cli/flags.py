@@ -15,6 +15,11 @@ from sfumato.errors import InputError, nearest
 T = TypeVar("T")
 
 
+def described(text: str) -> Any:
+    """The help of an option whose text says its default itself."""
+    return tyro.conf.arg(help=text, help_behavior_hint="")
+
+
 def option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
     """A flag of a command of its own: its annotated type and its dataclass field."""
     hint = "" if default is None or default is False else f"(default: {default})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -26,10 +26,6 @@ likelihood RUN. The ledger of all steps, image by image, is written to likelihoo
 """
 
 
-def _option(text: str) -> Any:
-    return tyro.conf.arg(help=text, help_behavior_hint="")
-
-
 @dataclasses.dataclass
 class _Likelihood:
     run: Annotated[
@@ -38,11 +34,17 @@ class _Likelihood:
     images: Annotated[int, tyro.conf.arg(help="How many images, at most.")] = 100
     split: Annotated[Literal["heldout", "training"], tyro.conf.arg(help="Which images.")] = "heldout"
     bins: Annotated[
-        int | None, _option("Values that a pixel can take (default: as the data have, 256 for 8-bit images).")
+        int | None, flags.described("Values that a pixel can take (default: as the data have, 256 for 8-bit images).")
     ] = None
-    steps: Annotated[int | None, _option("Steps of the bound (default: those of a table of betas, or 1000).")] = None
-    draws: Annotated[int | None, _option("Estimate the bound from this many steps per image (default: all).")] = None
-    variance: Annotated[Variance | None, _option("Reverse variance of the bound (default: learned, or small).")] = None
+    steps: Annotated[
+        int | None, flags.described("Steps of the bound (default: those of a table of betas, or 1000).")
+    ] = None
+    draws: Annotated[
+        int | None, flags.described("Estimate the bound from this many steps per image (default: all).")
+    ] = None
+    variance: Annotated[
+        Variance | None, flags.described("Reverse variance of the bound (default: learned, or small).")
+    ] = None
     what: Annotated[
         Literal["both", "bound", "flow"], tyro.conf.arg(help="The bound, the probability flow, or both.")
     ] = "both"
@@ -50,11 +52,12 @@ class _Likelihood:
         Literal["rk4", "adaptive"], tyro.conf.arg(help="Of the flow: 100 fixed steps, or Dormand-Prince.")
     ] = "rk4"
     probes: Annotated[
-        int | None, _option("Hutchinson probes of the flow, 0 for the exact divergence (default: 1 above 16 values).")
+        int | None,
+        flags.described("Hutchinson probes of the flow, 0 for the exact divergence (default: 1 above 16 values)."),
     ] = None
     seed: Annotated[int, tyro.conf.arg(help="Which noise.")] = 0
     batch_size: Annotated[int, tyro.conf.arg(help="Images that are computed at once.")] = 64
-    device: Annotated[str | None, _option("Where to compute (default: a GPU if there is one).")] = None
+    device: Annotated[str | None, flags.described("Where to compute (default: a GPU if there is one).")] = None
     json: Annotated[bool, tyro.conf.arg(help="Print JSON in place of a table.")] = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -23,16 +23,12 @@ many steps (--sampler.kind fitted --grid.kind fitted).
 """
 
 
-def _option(text: str) -> Any:
-    return tyro.conf.arg(help=text, help_behavior_hint="")
-
-
 @dataclasses.dataclass
 class _Tune:
     run: Annotated[
         Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run directory, such as runs/digits.")
     ]
-    steps: Annotated[int | None, _option("Fit a grid of so many steps, in place of Gamma.")] = None
+    steps: Annotated[int | None, flags.described("Fit a grid of so many steps, in place of Gamma.")] = None
     coefficients: Annotated[
         bool, tyro.conf.arg(help="Of a grid: fit the weights of the solver with it, in place of those of a usual one.")
     ] = True
@@ -40,7 +36,7 @@ class _Tune:
     images: Annotated[int, tyro.conf.arg(help="Of Gamma: training images that are looked at, at most.")] = 500
     levels: Annotated[int, tyro.conf.arg(help="Of Gamma: noise levels, evenly spread in log-SNR.")] = 100
     seed: Annotated[int, tyro.conf.arg(help="Which noise.")] = 0
-    device: Annotated[str | None, _option("Where to compute (default: a GPU if there is one).")] = None
+    device: Annotated[str | None, flags.described("Where to compute (default: a GPU if there is one).")] = None
 
 
 def tune(arguments: list[str]) -> int:
