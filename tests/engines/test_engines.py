@@ -44,6 +44,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "mlp": {"shape": (2,), "model": {"network": {"kind": "mlp"}}},
 }
 
+# to write a network out takes some seconds
+FAMILIES = [pytest.param(kind, marks=pytest.mark.slow) if kind in ("additive", "ncsnpp") else kind for kind in KINDS]
+
 
 def of_kind(kind: str) -> Model:
     return random_model(**KINDS[kind])
@@ -61,7 +64,7 @@ def packages(*names: str) -> None:
         pytest.importorskip(name, reason=f"{name} is not installed: pip install 'sfumato[dev]'")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_onnx_at_any_batch_size(tmp_path: Path, kind: str) -> None:
     packages("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
@@ -80,7 +83,7 @@ def test_onnx_at_any_batch_size(tmp_path: Path, kind: str) -> None:
         assert np.abs(session.run(["output"], given)[0] - expected).max() < 1e-5 * max(1.0, expected.std())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_openvino_at_any_batch_size(tmp_path: Path, kind: str) -> None:
     packages("openvino", "onnx", "onnxscript")
     import openvino
@@ -153,7 +156,10 @@ def test_a_processor_without_bf16_falls_back(monkeypatch: pytest.MonkeyPatch) ->
     assert engines.deviation(model, fast, 2).rms < 1e-5
 
 
-@pytest.mark.parametrize(("engine", "package"), [("onnxruntime", "onnxruntime"), ("openvino", "nncf")])
+@pytest.mark.parametrize(
+    ("engine", "package"),
+    [("onnxruntime", "onnxruntime"), pytest.param("openvino", "nncf", marks=pytest.mark.slow)],
+)
 def test_int8_is_calibrated_on_trajectories(engine: str, package: str) -> None:
     packages(engine, "onnx", "onnxscript", package)
     model = of_kind("unet")

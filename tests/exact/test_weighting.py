@@ -159,7 +159,9 @@ def test_the_output_weight_trains_the_last_step_without_signal() -> None:
 
 
 @pytest.mark.parametrize(
-    "weight", [weighting.simple, weighting.p2(), weighting.min_snr(), weighting.soft_min_snr()], ids=str
+    "weight",
+    [weighting.simple, weighting.p2(), weighting.min_snr(), weighting.soft_min_snr()],
+    ids=["simple", "p2", "min_snr", "soft_min_snr"],
 )
 def test_weights_are_finite_without_signal(weight: weighting.Weight) -> None:
     assert math.isfinite(float(weight(Level(1.0, 0.0, 1.0))))

@@ -57,7 +57,7 @@ def run(*arguments: str) -> int:
     return int(exit_.value.code or 0)
 
 
-@pytest.mark.parametrize("draw", [ring, moons])
+@pytest.mark.parametrize("draw", [ring, pytest.param(moons, marks=pytest.mark.slow)])
 def test_points_of_the_plane(
     draw: Callable[[int, np.random.Generator], Points], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
