@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.diffusion.denoiser import Denoiser, embed_index
+from sfumato.diffusion.level import Level
 from sfumato.diffusion.parameterization import eps
 from sfumato.diffusion.schedule import linear
 from sfumato.sampling import grids
 from sfumato.sampling.ddim import ddim
+from sfumato.sampling.defaults import best
 from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 from sfumato.sampling.heun import heun
 from sfumato.sampling.sample import Step, initial, sample
@@ -102,9 +104,9 @@ def main() -> None:
             x.sub_(noise, alpha=t.sigma).mul_(s.alpha / t.alpha).add_(noise, alpha=s.sigma)
         return x
 
-    def ours(step: Step, reuse: bool = True) -> Tensor:
+    def ours(step: Step, grid: Level = levels, reuse: bool = True) -> Tensor:
         x = start
-        for frame in sample(denoiser, start, levels, step, reuse=reuse):
+        for frame in sample(denoiser, start, grid, step, reuse=reuse):
             x = frame.x
         return x
 
@@ -119,6 +121,7 @@ def main() -> None:
     runs |= {
         "sfumato 2M": lambda: ours(dpm_solver_pp_2m),
         "sfumato Heun": lambda: ours(heun),
+        "sfumato best": lambda: ours(*reversed(best(schedule, options.steps))),
         **peers(start, network, options.steps),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}

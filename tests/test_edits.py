@@ -47,7 +47,7 @@ def vp() -> Model:
 
 
 def sampling(**values: Any) -> SamplingConfig:
-    return parse(SamplingConfig, {"steps": 6, **values})
+    return parse(SamplingConfig, {"sampler": {"kind": "ddim"}, "grid": {"kind": "uniform"}, "steps": 6, **values})
 
 
 def image(seed: int = 0) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import sfumato
 from sfumato.cli import main
 from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.diffusion.analytic import Gamma
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.evaluation import read_data
 from sfumato.model import Model
 from sfumato.run import train
@@ -163,6 +164,48 @@ def test_a_grid_is_kept_with_the_run(run: Path, tmp_path: Path) -> None:
         sfumato.load(other.run).sample(1, sampling=FITTED)
 
 
+BEST = sampling(sampler={"kind": "best"}, grid={"kind": "best"}, steps=3)
+
+
+def test_the_best_takes_what_was_fitted(run: Path) -> None:
+    model = sfumato.load(run)
+    model.fitted = Fitted()
+    stock = model.sample(2, sampling=BEST)
+    sfumato.tune(model, steps=3, noises=16)
+    torch.testing.assert_close(model.sample(2, sampling=BEST), model.sample(2, sampling=FITTED), rtol=0.0, atol=0.0)
+    assert not torch.equal(model.sample(2, sampling=BEST), stock)
+    # for another number of steps, or another guidance, there is no fit
+    assert BEST.model_copy(update={"steps": 4}).tuned(model.fitted).sampler.kind == "best"
+    guided = parse(SamplingConfig, merge(BEST.model_dump(), {"guidance": {"scale": 2.0}}))
+    assert guided.tuned(model.fitted).sampler.kind == "best"
+    with pytest.warns(SfumatoWarning, match=r"fitted with guidance\.scale 1, and is used with 2"):
+        parse(SamplingConfig, merge(FITTED.model_dump(), {"guidance": {"scale": 2.0}})).build(
+            model.denoiser, model.fitted
+        )
+
+
+@pytest.mark.parametrize("asked", [BEST, FITTED], ids=["best", "fitted"])
+def test_edits_walk_the_fitted_grid_with_a_solver_that_can_turn_round(run: Path, asked: SamplingConfig) -> None:
+    model = sfumato.load(run)
+    sfumato.tune(model, steps=3, noises=16)
+    image, mask = model.sample(1, seed=4)[0], torch.zeros(8, 8, dtype=torch.bool)
+    mask[:4] = True
+    assert sfumato.inpaint(model, image, mask, repeats=2, sampling=asked).isfinite().all()
+    assert sfumato.sdedit(model, image, 0.4, sampling=asked).isfinite().all()
+    assert sfumato.invert(model, image, sampling=asked).error.isfinite().all()
+
+
+def test_a_fit_of_another_schedule_is_refused(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    sfumato.tune(folder, images=10, levels=5)
+    found = json.loads((folder / "config.json").read_text())
+    found["config"]["model"]["schedule"] = {"kind": "cosine", "steps": 50}
+    (folder / "config.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match="of other weights"):
+        sfumato.load(folder).sample(1, sampling=ANALYTIC)
+
+
 def test_a_training_that_samples_with_a_grid_fits_it(tmp_path: Path) -> None:
     over = {"sampler": {"kind": "fitted"}, "grid": {"kind": "fitted"}, "steps": 2}
     model = train(config(sampling=over, training={"sample_count": 2, "sample_every": 6}), run=tmp_path / "run")
@@ -212,8 +255,13 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 0 and "from 30 images" in out
     code, out, _ = command("tune", str(run), "--steps", "2", "--noises", "16", "--no-coefficients")
     assert code == 0 and "a grid of 2 steps, from 16 noises" in out
-    drawn = ("--sampler.kind", "fitted", "--grid.kind", "fitted", "--steps")
-    assert command("sample", str(run), "--count", "2", *drawn, "2")[0] == 0
+    # what was fitted is taken unasked, but not where a sampler is named
+    fitted = ("--sampler.kind", "fitted", "--grid.kind", "fitted")
+    drawn: dict[str, list[bytes]] = {}
+    for name, kinds in {"unasked": (), "fitted": fitted, "ddim": ("--sampler.kind", "ddim")}.items():
+        assert command("sample", str(run), "--count", "2", *kinds, "--steps", "2", "--out", str(run / name))[0] == 0
+        drawn[name] = [path.read_bytes() for path in sorted((run / name).iterdir())]
+    assert drawn["unasked"] == drawn["fitted"] != drawn["ddim"]
     code, out, _ = command("likelihood", str(run), "--images", "6", "--steps", "10", "--variance", "analytic", "--json")
     value = json.loads(out)
     assert code == 0 and value["bins"] == 17 and value["images"] == 6
@@ -235,7 +283,7 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("tune", str(run), "--levels", "1"): "2 levels",
         ("tune", str(run), "--steps", "0"): "1 to 50 steps; got 0",
         ("tune", str(run), "--steps", "2", "--noises", "3"): "at least 16 noises",
-        ("sample", str(run), *drawn, "9"): "9 steps is asked for",
+        ("sample", str(run), *fitted, "--steps", "9"): "9 steps is asked for",
         ("tune", "nowhere"): "no run directory",
     }.items():
         code, _, err = command(*arguments)

@@ -56,6 +56,7 @@ def inpaint(
         InputError: if the image or the mask does not fit the model, the mask keeps all, or as ``Model.sample`` does.
     """
     images, known = _image(model, image, count), _mask(model, mask, count)
+    sampling = (sampling or model.config.sampling).stepwise(model.fitted)
     if bool(known.all()):
         raise InputError("The mask keeps all of the image, so there is nothing to paint; it is true where to keep.")
 
@@ -104,6 +105,7 @@ def sdedit(
             f"The strength of SDEdit lies above 0 (leave the image) and up to 1 (all anew); got {strength}."
         )
     images = _image(model, image, count)
+    sampling = (sampling or model.config.sampling).stepwise(model.fitted)
 
     def edit(draw: Draw) -> Draw:
         top = next(iter(draw.levels))
@@ -145,6 +147,7 @@ def invert(
     shape = model.facts.shape
     count = len(images) if images.ndim == len(shape) + 1 else 1
     batch = _image(model, images, count).expand(count, *shape)
+    sampling = (sampling or model.config.sampling).stepwise(model.fitted)
     parts: list[Inversion] = []
     for draw in model.draws(count, labels=labels, sampling=sampling, batch_size=batch_size):
         found = editing.invert(draw.denoise, _part(batch, draw).to(draw.x), draw.levels, draw.step, **draw.cond)

@@ -227,7 +227,7 @@ class Model:
         guidance.require(len(self.facts.classes), self.config.objective.label_dropout)
         weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
         denoiser = prepared(self.denoiser, self.facts.shape, sampling)
-        return sampling.build(denoiser, self.fitted, weak)
+        return sampling.tuned(self.fitted).build(denoiser, self.fitted, weak)
 
     def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
         """The denoiser of a weaker run of the same task, for autoguidance."""
@@ -288,8 +288,8 @@ def save_fitted(model: Model, run: Path) -> None:
 
 
 def _fingerprint(model: Model) -> str:
-    """A number of the weights, to tell them from those of another model that was trained for as many steps."""
-    found = hashlib.sha256()
+    """A number of the weights and of what they mean, to tell them from those of another model."""
+    found = hashlib.sha256(model.config.model.model_dump_json().encode())
     for parameter in model.denoiser.parameters():
         found.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -49,8 +49,7 @@ def tune(
     ::
 
         sfumato.tune(model, steps=10)
-        fitted = SamplingConfig(sampler=FittedSampler(), grid=FittedGrid(), steps=10)
-        images = model.sample(64, sampling=fitted)
+        images = model.sample(64, sampling=SamplingConfig(steps=10))  # kind best takes what was fitted
 
     Args:
         model: a model, or its run directory.
@@ -98,7 +97,8 @@ def _tune_grid(
     was_training = model.denoiser.training
     model.denoiser.eval()
     known = fitting.examples(denoise, model.denoiser.schedule, noise, cond=cond)
-    plan = fitting.fit(known, steps, coefficients=coefficients, progress=progress)
+    found = fitting.fit(known, steps, coefficients=coefficients, progress=progress)
+    plan = dataclasses.replace(found, guidance=sampling.guidance.scale)
     model.denoiser.train(was_training)
     plans = {**model.fitted.plans, steps: plan}
     return _keep(model, dataclasses.replace(model.fitted, plans=dict(sorted(plans.items())), stale=None))

@@ -157,6 +157,15 @@ def with_sampling(
     return options, sampling
 
 
+def _with_fit(sampling: SamplingConfig, model: Model, arguments: list[str]) -> SamplingConfig:
+    """The sampling with what was fitted for its number of steps, where no sampler and no grid is named."""
+    if any(argument.startswith(("--sampler.", "--grid.")) for argument in arguments):
+        return sampling
+    best = SamplingConfig()
+    found = sampling.model_copy(update={"sampler": best.sampler, "grid": best.grid}).tuned(model.fitted)
+    return found if found.needs_plan else sampling
+
+
 OUT = option(
     Path | None,
     "A .png for one grid, an .npz for the numbers, or a folder for single pictures "
@@ -194,7 +203,9 @@ def sample(arguments: list[str]) -> int:
         raise InputError("--film-x0 says what a film shows; name one, such as --film out.gif.")
     if options.film is not None and options.film.suffix not in pictures.FILMS:
         raise InputError(f"A film is written as {' or '.join(pictures.FILMS)}; got {options.film}.")
-    model = engine.within(load_model(options.run, engine.device(options)), options, sampling)
+    model = load_model(options.run, engine.device(options))
+    sampling = _with_fit(sampling, model, arguments)
+    model = engine.within(model, options, sampling)
     asked: dict[str, Any] = {
         "seed": options.seed,
         "first": options.first,
@@ -309,7 +320,9 @@ def evaluate(arguments: list[str]) -> int:
     from sfumato.reporting import bar
     from sfumato.run import evaluate as run_evaluation
 
-    model = engine.within(load_model(options.run, engine.device(options)), options, sampling)
+    model = load_model(options.run, engine.device(options))
+    sampling = _with_fit(sampling, model, arguments)
+    model = engine.within(model, options, sampling)
     count = options.samples if options.samples is not None else model.config.evaluation.samples
     with bar("sampling", count) as advance:
         result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)

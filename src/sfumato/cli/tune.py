@@ -19,7 +19,7 @@ reverse process follows from it, on any grid (--sampler.variance analytic), and 
 (--grid.kind optimal).
 
 With --steps it is a grid of so many steps, and the weights of a solver on it, whose images are nearly those of very
-many steps (--sampler.kind fitted --grid.kind fitted).
+many steps. Sampling in that number of steps takes them, unless another sampler or grid is named.
 """
 
 
@@ -75,6 +75,6 @@ def _grid(options: _Tune, steps: int) -> int:
         f"a grid of {steps} steps, from {options.noises} noises: {options.run / 'fitted.json'}\n"
         f"error     {plan.error:.3g} to the exact flow, of noises that were held out; the best usual solver: "
         f"{plan.stock:.3g}\n"
-        f"use it    sfumato sample {options.run} --sampler.kind fitted --grid.kind fitted --steps {steps}"
+        f"use it    sfumato sample {options.run} --steps {steps}"
     )
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +26,7 @@ from sfumato.config.solvers import (
     SdeDpmSolver,
     UniPc,
 )
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 
 if TYPE_CHECKING:
     from sfumato.diffusion.denoiser import Denoise, Denoiser
@@ -113,7 +114,7 @@ class FittedSampler(Component):
 
 
 class BestGrid(Component):
-    """The grid of the solver that comes nearest to the exact answer for the number of steps."""
+    """What was fitted to the model for the number of steps (sfumato tune), or else the grid that goes with best."""
 
     kind: Literal["best"] = "best"
 
@@ -276,9 +277,9 @@ SamplerConfig = Annotated[
 class SamplingConfig(Component):
     """How images are drawn from the model."""
 
-    sampler: SamplerConfig = Ddim()
-    grid: GridConfig = UniformGrid()
-    steps: int = Field(default=50, ge=1, description="Sampling steps.")
+    sampler: SamplerConfig = Best()
+    grid: GridConfig = BestGrid()
+    steps: int = Field(default=20, ge=1, description="Sampling steps.")
     classes: Literal["frequency", "uniform"] = Field(
         default="frequency",
         description="Which classes a model with labels draws: as often as in the training data, or each alike.",
@@ -315,14 +316,28 @@ class SamplingConfig(Component):
             raise ValueError("sampler.kind fitted takes the steps of its own grid; choose grid.kind fitted with it")
         return self
 
+    def tuned(self, fitted: Fitted) -> SamplingConfig:
+        """The same with what was fitted to the model for this many steps and this guidance, if best is asked for."""
+        best = self.sampler.kind == "best" and self.grid.kind == "best"
+        if best and self.steps in fitted.plans and fitted.plans[self.steps].guidance == self.guidance.scale:
+            return self.model_copy(update={"sampler": FittedSampler(), "grid": FittedGrid()})
+        return self
+
+    def stepwise(self, fitted: Fitted) -> SamplingConfig:
+        """The same for what does not walk the grid once from its beginning to its end, as fitted weights have to."""
+        found = self.tuned(fitted)
+        return found.model_copy(update={"sampler": Best()}) if found.sampler.kind == "fitted" else found
+
     def untuned(self) -> SamplingConfig:
         """The nearest sampling that needs nothing fitted, for previews during the training."""
         if not self.needs_gamma and not self.needs_plan:
             return self
-        plain = Ddim() if isinstance(self.sampler, FittedSampler) else self.sampler
+        plain = Best() if isinstance(self.sampler, FittedSampler) else self.sampler
         if isinstance(plain, Ancestral | Ddim):
             plain = plain.model_copy(update={"variance": "small"})
-        grid = UniformGrid() if self.grid.kind in ("optimal", "fitted") else self.grid
+        grid = self.grid
+        if grid.kind in ("optimal", "fitted"):
+            grid = UniformGrid() if grid.kind == "optimal" else BestGrid()
         return self.model_copy(update={"sampler": plain, "grid": grid})
 
     def wrap(self, denoiser: Denoiser, guided: Denoise | None = None) -> Denoise:
@@ -354,6 +369,13 @@ class SamplingConfig(Component):
         Raises:
             InputError: if they do not fit, or something was not fitted.
         """
+        if self.sampler.kind == "fitted" and fitted.require_plan(self.steps).guidance != self.guidance.scale:
+            warnings.warn(
+                f"The fitted sampler was fitted with guidance.scale {fitted.plans[self.steps].guidance:g}, and is used "
+                f"with {self.guidance.scale:g}.",
+                SfumatoWarning,
+                stacklevel=3,
+            )
         levels = self.grid.build(denoiser, self.steps, fitted)
         guided = self.guidance.build(denoiser, weak)
         return self.wrap(denoiser, guided), levels, self.sampler.build(denoiser, levels, fitted)

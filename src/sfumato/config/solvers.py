@@ -24,7 +24,7 @@ _ENDING = (
 
 
 class Best(Component):
-    """The solver that comes nearest to the exact answer for the number of steps, one evaluation each; see grid best."""
+    """The solver that comes nearest to the exact answer for the number of steps, of one evaluation; with grid best."""
 
     kind: Literal["best"] = "best"
 

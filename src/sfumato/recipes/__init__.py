@@ -14,7 +14,6 @@ from sfumato.config import (
     EmaConfig,
     Eps,
     EvaluationConfig,
-    Heun,
     Karras,
     KarrasGrid,
     Linear,
@@ -77,7 +76,7 @@ def images() -> Config:
         model=ModelConfig(schedule=Karras(), parameterization=Edm(), network=UNetConfig()),
         objective=ObjectiveConfig(weight=EdmWeight(), times=LogNormal()),
         optimizer=OptimizerConfig(learning_rate=2e-4, warmup=500),
-        sampling=SamplingConfig(sampler=Heun(), grid=KarrasGrid(), steps=18),
+        sampling=SamplingConfig(),
     )
 
 
@@ -106,7 +105,7 @@ def vectors() -> Config:
         training=TrainingConfig(
             steps=5000, batch_size=256, precision="fp32", sample_every=2500, sample_count=2000, log_every=50
         ),
-        sampling=SamplingConfig(sampler=Heun(), grid=KarrasGrid(), steps=18, batch_size=2000),
+        sampling=SamplingConfig(batch_size=2000),
     )
 
 

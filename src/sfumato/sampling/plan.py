@@ -39,6 +39,7 @@ class Plan:
         error: the root mean square per dimension to the exact probability flow, over noises that were held out.
         stock: that of the best of the usual solvers, on those noises.
         noises: from how many noises it was fitted.
+        guidance: the guidance scale that it was fitted with; 1 is none.
 
     Raises:
         InputError: if the shapes do not fit, a number is not finite or the levels do not rise.
@@ -49,6 +50,7 @@ class Plan:
     error: float = 0.0
     stock: float = 0.0
     noises: int = 0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         count = len(self.log_snr)
@@ -78,7 +80,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         weights = [list(row) for row in self.weights]
-        facts = {"error": self.error, "stock": self.stock, "noises": self.noises}
+        facts = {"error": self.error, "stock": self.stock, "noises": self.noises, "guidance": self.guidance}
         return {"log_snr": list(self.log_snr), "weights": weights, **facts}
 
     @classmethod
@@ -91,7 +93,8 @@ class Plan:
         try:
             weights = tuple(tuple(float(number) for number in row) for row in values["weights"])
             log_snr = tuple(float(number) for number in values["log_snr"])
-            return cls(log_snr, weights, float(values["error"]), float(values["stock"]), int(values["noises"]))
+            error, stock, guidance = (float(values[name]) for name in ("error", "stock", "guidance"))
+            return cls(log_snr, weights, error, stock, int(values["noises"]), guidance)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
