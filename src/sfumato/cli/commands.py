@@ -15,7 +15,7 @@ import tyro
 from sfumato.cli import engine, flags
 from sfumato.cli.flags import option
 from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
-from sfumato.errors import InputError
+from sfumato.errors import InputError, nearest
 from sfumato.recipes.published import PRESETS
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ def _train_options(config: Component) -> type[Any]:
         "overwrite": option(bool, "Replace a run that is there.", False),
         "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
         "recipe": option(
-            str | None, "Settings to start from: digits, images, ddpm, vectors (default: as suits DATA).", None
+            str | None,
+            "Settings to start from: digits, images, ddpm, vectors, or a published model by a name that "
+            "sfumato info --presets lists (default: as suits DATA).",
+            None,
         ),
     }
     inner = flags.mirror(config)
@@ -323,10 +326,15 @@ def evaluate(arguments: list[str]) -> int:
 @dataclasses.dataclass
 class _Info:
     run: Annotated[
-        Path,
+        Path | None,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN", help="A run directory, or a published model by name: " + ", ".join(PRESETS) + "."),
-    ]
+        tyro.conf.arg(
+            metavar="RUN",
+            help="A run directory, or a published model by name: " + ", ".join(PRESETS) + ".",
+            help_behavior_hint="",
+        ),
+    ] = None
+    presets: Annotated[bool, tyro.conf.arg(help="List the published models and what they cost.")] = False
     settings: Annotated[
         Literal["changed", "all"], tyro.conf.arg(help="Which settings to list: those that are not defaults, or all.")
     ] = "changed"
@@ -342,9 +350,16 @@ def info(arguments: list[str]) -> int:
     from rich.console import Console
 
     from sfumato.model import load
-    from sfumato.reporting import published_summary, summary
+    from sfumato.reporting import presets_table, published_summary, summary
 
+    if (options.run is None) != options.presets:
+        raise InputError("A run directory, the name of a published model, or --presets alone is required.")
+    if options.run is None:
+        Console().print(presets_table(), highlight=False)
+        return 0
     name, everything = str(options.run), options.settings == "all"
+    if not options.run.exists() and name not in PRESETS and (near := nearest(name, PRESETS)).startswith("; did"):
+        raise InputError(f"There is no run directory {name}, and no published model of that name{near}")
     if name in PRESETS and not options.run.exists():
         said = published_summary(name, PRESETS[name](), everything)
     else:
