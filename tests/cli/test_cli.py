@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sfumato.cli import main
+from sfumato.config import EvaluationConfig
 from sfumato.errors import SfumatoWarning
 from sfumato.recipes.published import PRESETS
 from sfumato.run import train
@@ -272,6 +273,15 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
     assert run("info", trained, "--settings", "all") == 0
     assert "optimizer.weight_decay" in capsys.readouterr().out
     assert run("evaluate", trained, "--samples", "1") == 2
+
+
+def test_evaluating_a_run_that_was_not_evaluated(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that asked for no evaluation gets the usual one when it is asked for now."""
+    assert json.loads((Path(trained) / "config.json").read_text())["config"]["evaluation"]["samples"] == 0
+    assert run("evaluate", trained, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == EvaluationConfig().samples
+    assert run("evaluate", trained, "--samples", "0") == 2
+    assert "at least" in capsys.readouterr().err
 
 
 def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,7 +294,7 @@ def load_model(run: Path, device: str | None) -> Model:
 
 def evaluate(arguments: list[str]) -> int:
     fields = {
-        "samples": option(int | None, "How many images to draw (default: as the run says).", None),
+        "samples": option(int | None, "How many images to draw (default: as the run says; 1000 if none).", None),
         "seed": option(int | None, "Which images (default: as the run says).", None),
         "device": option(str | None, "Where to compute (default: a GPU if there is one).", None),
         "json": option(bool, "Print JSON in place of a table.", False),
@@ -309,11 +309,12 @@ def evaluate(arguments: list[str]) -> int:
     from rich.console import Console
 
     from sfumato import metrics
+    from sfumato.evaluation import evaluate as run_evaluation
+    from sfumato.evaluation import sample_count
     from sfumato.reporting import bar
-    from sfumato.run import evaluate as run_evaluation
 
     model = engine.within(load_model(options.run, engine.device(options)), options, sampling)
-    count = options.samples if options.samples is not None else model.config.evaluation.samples
+    count = options.samples if options.samples is not None else sample_count(model.config)
     with bar("sampling", count) as advance:
         result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)
     if options.json:
