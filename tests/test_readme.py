@@ -11,16 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import sfumato
 from sfumato.cli import main
+from sfumato.interop import export, save_run
+from sfumato.recipes.published import EDM, GUIDED
 from sfumato.run import train
+from tests.engines.models import random_model
+from tests.interop.edm_reference import Reference
+from tests.interop.test_edm import NCSNPP
+from tests.interop.test_guided_diffusion import SMALL, theirs
 from tests.training.tiny import flags, tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+OF_OTHERS = [text for text in PYTHON if "sfumato.interop" in text]
 COMMANDS = [line for _, text in BLOCKS for line in text.splitlines() if line.startswith("sfumato ")]
 
 
@@ -39,6 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(place / "seven.png")
     Image.fromarray(np.array([[255], [0]], dtype=np.uint8).repeat(4, axis=0).repeat(8, axis=1)).save(place / "mask.png")
     train(tiny(data={"labels": True}, evaluation={"samples": 50}), run=place / "runs/digits")
+    save_run(random_model(), place / "runs/ddpm")
     return place
 
 
@@ -53,7 +63,7 @@ def test_the_readme_has_what_is_run_here() -> None:
 def test_the_python_of_the_readme_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     names: dict[str, object] = {}
-    for block in PYTHON:
+    for block in (text for text in PYTHON if text not in OF_OTHERS):
         # the same code, on a run small enough for a test
         exec(
             block.replace("digits().model_dump()", "tiny().model_dump()").replace("500", "3"),
@@ -64,6 +74,33 @@ def test_the_python_of_the_readme_runs(place: Path, monkeypatch: pytest.MonkeyPa
     assert tuple(images.shape) == (64, 1, 8, 8)  # type: ignore[attr-defined]
 
 
+def test_weights_of_others_come_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published names, of networks small enough for a test."""
+    program = pytest.importorskip(
+        "azula.plugins.adm._src.unet",
+        reason="azula is not installed: pip install 'sfumato[peers]'",
+        exc_type=ImportError,
+    )
+    monkeypatch.chdir(place)
+    monkeypatch.setitem(GUIDED, "adm-256", SMALL)
+    monkeypatch.setitem(EDM, "ncsnpp-cifar10", NCSNPP)
+    export(random_model(), "diffusers", "ddpm-cifar10-32")
+    torch.save(theirs(program, SMALL).state_dict(), "256x256_diffusion.pt")
+    reference = Reference(NCSNPP)
+    reference(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+    save_file(reference.state, "edm.safetensors")
+    (block,) = OF_OTHERS
+    exec(block, {})
+    assert sfumato.load("runs/theirs").denoiser.network.state_dict().keys() >= {"time.features.frequencies"}
+
+
+def needed(words: list[str]) -> list[str]:
+    """The optional packages that a command needs."""
+    graphs = {"onnx", "onnxruntime", "openvino"} & set(words)
+    own = [name for name in ("onnxruntime", "openvino") if name in words]
+    return (["onnx", "onnxscript", *own] if graphs else []) + (["nncf"] if "int8" in words else [])
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_of_the_readme_run(
     line: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -71,10 +108,17 @@ def test_the_commands_of_the_readme_run(
     monkeypatch.chdir(place)
     monkeypatch.setitem(sys.modules, "datasets", None)
     words = shlex.split(line, comments=True)[1:]
+    for package in needed(words):
+        pytest.importorskip(package, reason=f"{package} is not installed")
     if words[0] == "train" and "--resume" not in words:
         extra = [word for word in flags(steps=2) if word != "--data.no-labels"]
         where = [] if "--run" in words else ["--run", "runs/mine"]
-        words += [*extra, "--overwrite", *where, "--model.network.attention", "1"]
+        small = ["--model.network.attention", "1"]
+        if "dit" in words:
+            at = [i for i, word in enumerate(extra) if word.startswith("--") and not word.startswith("--model.network")]
+            extra = extra[at[0] :]
+            small = ["--model.network.width", "24", "--model.network.depth", "1", "--model.network.heads", "2"]
+        words += [*extra, "--overwrite", *where, *small]
     if words[0] == "sample" and "250" in words:
         words[words.index("250")] = "3"
     with pytest.raises(SystemExit) as exit_:

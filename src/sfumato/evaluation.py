@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato import metrics
-from sfumato.config import Config, SamplingConfig
+from sfumato.config import Config, EvaluationConfig, SamplingConfig
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.metrics import Evaluation
@@ -34,6 +34,11 @@ def training_data(config: Config) -> tuple[Loader, Dataset]:
     return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
 
 
+def sample_count(config: Config) -> int:
+    """The images that are drawn for an evaluation: as configured, or the usual number where that is none."""
+    return config.evaluation.samples or EvaluationConfig().samples
+
+
 def evaluate(
     model: Model | str | Path,
     *,
@@ -48,7 +53,7 @@ def evaluate(
 
     Args:
         model: a model, or its run directory.
-        samples: how many images to draw; by default as the configuration says.
+        samples: how many images to draw; by default as the configuration says, or 1,000 where that is none.
         seed: which images.
         sampling: the sampler; by default that of the configuration.
         progress: called with the number of images drawn so far.
@@ -58,13 +63,12 @@ def evaluate(
     """
     if not isinstance(model, Model):
         model = load(model)
-    options = model.config.evaluation
-    count = options.samples if samples is None else samples
+    count = sample_count(model.config) if samples is None else samples
     train_set, heldout = read_data(model.config)
     if len(heldout) < 2:
         raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
     sampling = sampling or model.config.sampling
-    which = options.seed if seed is None else seed
+    which = model.config.evaluation.seed if seed is None else seed
     images = model.sample(count, seed=which, sampling=sampling, progress=progress)
     (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(heldout, model)
     result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)

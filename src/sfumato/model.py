@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,9 +276,10 @@ class Model:
         return chosen
 
 
-def save(model: Model, run: Path, weights: dict[str, Tensor]) -> None:
-    """Write ``model.safetensors``: the averaged weights of the model."""
-    write_tensors(run / "model.safetensors", weights, {"format": FORMAT, "step": model.step})
+def save(model: Model, run: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write ``model.safetensors``: the averaged weights of the model, and the buffers that are stored with them."""
+    tensors = {**model.denoiser.state_dict(), **weights}
+    write_tensors(run / "model.safetensors", tensors, {"format": FORMAT, "step": model.step})
 
 
 def save_fitted(model: Model, run: Path) -> None:
@@ -381,11 +382,13 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
 
 
 def _take(model: Model, weights: dict[str, Tensor], run: Path) -> None:
-    expected = dict(model.denoiser.named_parameters())
-    odd = sorted(expected.keys() ^ weights.keys())
+    expected: dict[str, Tensor] = model.denoiser.state_dict()
+    learned = {name for name, _ in model.denoiser.named_parameters()}
+    # a buffer that is missing, as in older runs and in checkpoints, is what the configuration says
+    odd = sorted((learned - weights.keys()) | (weights.keys() - expected.keys()))
     odd += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
     if odd:
         raise InputError(f"The weights in {run} are of another model: {len(odd)} differ, the first is {odd[0]!r}.")
     with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(weights[name])
+        for name, value in weights.items():
+            expected[name].copy_(value)

@@ -16,8 +16,9 @@ from rich.table import Table
 from sfumato.config import Config
 from sfumato.metrics import Evaluation, table
 from sfumato.model import Facts, Model
-from sfumato.networks.counting import count
-from sfumato.recipes.published import Published
+from sfumato.networks.counting import Size, count
+from sfumato.recipes.presets import preset
+from sfumato.recipes.published import PRESETS, Published
 from sfumato.training.estimate import cost
 from sfumato.training.loop import Record, Trainer
 
@@ -182,23 +183,41 @@ def _tables(rows: dict[str, str], config: Config, everything: bool) -> Group:
 
 
 def published_summary(name: str, published: Published, everything: bool) -> Group:
-    """What a published model is, as a table of facts and one of settings.
+    """What a published model is, as a table of facts and one of the settings of its recipe.
 
     Args:
         name: its name.
         published: the model.
         everything: list all settings, not only those that differ from the defaults.
     """
-    outputs = 2 * published.shape[0] if published.model.learned_variance else None
-    with torch.device("meta"):
-        network = published.model.network.build(published.shape, published.classes, outputs)
     rows = {
         "published": name,
         "data": f"images of {'x'.join(map(str, published.shape))}",
         "labels": f"{published.classes} classes" if published.classes else "none",
-        "model": str(count(network, published.shape)),
+        "model": str(_size_of(published)),
+        "train it": f"sfumato train DATA --recipe {name}",
     }
-    return _tables(rows, Config(model=published.model, sampling=published.sampling), everything)
+    return _tables(rows, preset(name), everything)
+
+
+def _size_of(published: Published) -> Size:
+    outputs = 2 * published.shape[0] if published.model.learned_variance else None
+    with torch.device("meta"):
+        network = published.model.network.build(published.shape, published.classes, outputs)
+    return count(network, published.shape)
+
+
+def presets_table() -> Table:
+    """The published models by name, with the size of their pictures and what their networks cost."""
+    found = Table("published", "images", "classes", box=None, padding=(0, 2, 0, 0))
+    for title in ("parameters", "multiply-accumulates"):
+        found.add_column(title, justify="right")
+    for name, make in PRESETS.items():
+        published = make()
+        size = _size_of(published)
+        shape = "x".join(map(str, published.shape))
+        found.add_row(name, shape, str(published.classes or "none"), f"{size.parameters:,}", f"{size.work} per call")
+    return found
 
 
 def _loss(line: str) -> float | None:

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from sfumato.cli import main
+from sfumato.config import EvaluationConfig
 from sfumato.errors import SfumatoWarning
+from sfumato.recipes.published import PRESETS
 from sfumato.run import train
 from tests.training.tiny import flags, tiny
 
@@ -123,6 +125,9 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         ("train --training.batch-size 10 --training.accumulate 3", "does not divide"),
         ("train --config missing.toml", "Could not read the configuration file missing.toml"),
         ("train --recipe digit", "did you mean 'digits'?"),
+        ("train --recipe ddpm-cifar", "did you mean 'ddpm-cifar10'?"),
+        ("info adm-255", "no published model of that name; did you mean 'adm-256'?"),
+        ("info adm-256 --presets", "required"),
         ("train --resume nowhere", "no run directory nowhere"),
         ("train digits --resume nowhere", "leave DATA"),
         ("sample", "Say which run"),
@@ -270,13 +275,30 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
     assert run("evaluate", trained, "--samples", "1") == 2
 
 
+def test_evaluating_a_run_that_was_not_evaluated(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that asked for no evaluation gets the usual one when it is asked for now."""
+    assert json.loads((Path(trained) / "config.json").read_text())["config"]["evaluation"]["samples"] == 0
+    assert run("evaluate", trained, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == EvaluationConfig().samples
+    assert run("evaluate", trained, "--samples", "0") == 2
+    assert "at least" in capsys.readouterr().err
+
+
 def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", "ddpm-cifar10") == 0
     said = capsys.readouterr().out
     assert "35,746,307 parameters, 6.22 GMAC per call" in said and "images of 3x32x32" in said
     assert "model.network.resample" in said
     assert run("info", "adm-256") == 0
-    assert "1000 classes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1000 classes" in said and "sfumato train DATA --recipe adm-256" in said and "optimizer.clip" in said
+
+
+def test_info_lists_the_published_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "--presets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
+    assert lines[1].split()[1:6] == ["3x32x32", "none", "35,746,307", "6.22", "GMAC"]
 
 
 def test_a_truncated_log_does_not_break_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from sfumato.engines.program import program_of
 from sfumato.errors import InputError
-from sfumato.interop import load_edm, save_run
+from sfumato.interop import export, load_edm, save_run
+from sfumato.model import Model, load, write_config
+from sfumato.networks.twin import Half, twin
 from sfumato.recipes.published import PRESETS
+from sfumato.training.checkpoint import read_tensors, write_tensors
 from tests.interop.edm_reference import Reference
 
 SONG: dict[str, Any] = {
@@ -33,6 +37,7 @@ NCSNPP: dict[str, Any] = {
     "channel_mult": (1, 1, 1),
     "attn_resolutions": (8,),
 }
+FREQUENCIES = "network.time.features.frequencies"
 DHARIWAL: dict[str, Any] = {**SONG, "class_name": "DhariwalUNet"}
 
 
@@ -76,11 +81,51 @@ def test_from_a_file_and_sampled(tmp_path: Path) -> None:
     assert model.sample(2, sampling=model.config.sampling.model_copy(update={"steps": 2})).isfinite().all()
 
 
-def test_random_frequencies_are_not_lost_without_a_word(tmp_path: Path) -> None:
+def ncsnpp() -> tuple[Reference, Model]:
+    """A network whose random frequencies were drawn otherwise than ours are."""
     reference = Reference(NCSNPP)
     reference(torch.zeros(1, 3, 16, 16), torch.zeros(1))
-    with pytest.raises(InputError, match="random frequencies"):
-        save_run(load_edm(reference.state, NCSNPP), tmp_path / "run")
+    return reference, load_edm(reference.state, NCSNPP)
+
+
+def test_random_frequencies_are_kept_by_a_run(tmp_path: Path) -> None:
+    reference, model = ncsnpp()
+    save_run(model, tmp_path / "run")
+    again = load(tmp_path / "run").denoiser
+    x, noise = torch.randn(2, 3, 16, 16), torch.tensor([-1.3, 0.8])
+    expected = reference(x, noise)
+    with torch.no_grad():
+        assert (again.network(x, noise) - expected).abs().max() < 1e-5
+        # in the memory of a twin, at another precision of the weights
+        assert torch.equal(twin(again.network)(x, noise), again.network(x, noise))
+    frequencies = model.denoiser.state_dict()[FREQUENCIES]
+    assert torch.equal(Half(again.network).state_dict()[FREQUENCIES], frequencies)
+    assert not torch.equal(Model(model.config, model.facts).denoiser.state_dict()[FREQUENCIES], frequencies)
+
+
+def test_a_run_without_frequencies_has_those_of_its_configuration(tmp_path: Path) -> None:
+    """So are runs of before they were stored."""
+    _, model = ncsnpp()
+    write_config(tmp_path, model.config, model.facts)
+    parameters = dict(model.denoiser.named_parameters())
+    write_tensors(tmp_path / "model.safetensors", parameters, {"format": 1, "step": 0})
+    fresh = Model(model.config, model.facts).denoiser.state_dict()[FREQUENCIES]
+    assert torch.equal(load(tmp_path).denoiser.state_dict()[FREQUENCIES], fresh)
+    short = {**parameters, FREQUENCIES: fresh[:-1]}
+    write_tensors(tmp_path / "model.safetensors", short, {"format": 1, "step": 0})
+    with pytest.raises(InputError, match=f"1 differ, the first is '{FREQUENCIES}'"):
+        load(tmp_path)
+
+
+def test_random_frequencies_are_exported(tmp_path: Path) -> None:
+    reference, model = ncsnpp()
+    export(model, "safetensors", tmp_path / "x.safetensors")
+    kept = read_tensors(tmp_path / "x.safetensors")[0][FREQUENCIES]
+    assert torch.equal(kept, model.denoiser.state_dict()[FREQUENCIES])
+    # what the graphs of ONNX and OpenVINO are made from
+    x, noise = torch.randn(2, 3, 16, 16), torch.tensor([-1.3, 0.8])
+    found = program_of(model).exported.module()(x, noise)
+    assert (found - reference(x, noise)).abs().max() < 1e-5
 
 
 def test_published_sizes() -> None:

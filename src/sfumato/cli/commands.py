@@ -15,7 +15,7 @@ import tyro
 from sfumato.cli import engine, flags
 from sfumato.cli.flags import option
 from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
-from sfumato.errors import InputError
+from sfumato.errors import InputError, nearest
 from sfumato.recipes.published import PRESETS
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ def _train_options(config: Component) -> type[Any]:
         "overwrite": option(bool, "Replace a run that is there.", False),
         "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
         "recipe": option(
-            str | None, "Settings to start from: digits, images, ddpm, vectors (default: as suits DATA).", None
+            str | None,
+            "Settings to start from: digits, images, ddpm, vectors, or a published model by a name that "
+            "sfumato info --presets lists (default: as suits DATA).",
+            None,
         ),
     }
     inner = flags.mirror(config)
@@ -302,7 +305,7 @@ def load_model(run: Path, device: str | None) -> Model:
 
 def evaluate(arguments: list[str]) -> int:
     fields = {
-        "samples": option(int | None, "How many images to draw (default: as the run says).", None),
+        "samples": option(int | None, "How many images to draw (default: as the run says; 1000 if none).", None),
         "seed": option(int | None, "Which images (default: as the run says).", None),
         "device": option(str | None, "Where to compute (default: a GPU if there is one).", None),
         "json": option(bool, "Print JSON in place of a table.", False),
@@ -317,13 +320,14 @@ def evaluate(arguments: list[str]) -> int:
     from rich.console import Console
 
     from sfumato import metrics
+    from sfumato.evaluation import evaluate as run_evaluation
+    from sfumato.evaluation import sample_count
     from sfumato.reporting import bar
-    from sfumato.run import evaluate as run_evaluation
 
     model = load_model(options.run, engine.device(options))
     sampling = _with_fit(sampling, model, arguments)
     model = engine.within(model, options, sampling)
-    count = options.samples if options.samples is not None else model.config.evaluation.samples
+    count = options.samples if options.samples is not None else sample_count(model.config)
     with bar("sampling", count) as advance:
         result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)
     if options.json:
@@ -336,10 +340,15 @@ def evaluate(arguments: list[str]) -> int:
 @dataclasses.dataclass
 class _Info:
     run: Annotated[
-        Path,
+        Path | None,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN", help="A run directory, or a published model by name: " + ", ".join(PRESETS) + "."),
-    ]
+        tyro.conf.arg(
+            metavar="RUN",
+            help="A run directory, or a published model by name: " + ", ".join(PRESETS) + ".",
+            help_behavior_hint="",
+        ),
+    ] = None
+    presets: Annotated[bool, tyro.conf.arg(help="List the published models and what they cost.")] = False
     settings: Annotated[
         Literal["changed", "all"], tyro.conf.arg(help="Which settings to list: those that are not defaults, or all.")
     ] = "changed"
@@ -355,9 +364,16 @@ def info(arguments: list[str]) -> int:
     from rich.console import Console
 
     from sfumato.model import load
-    from sfumato.reporting import published_summary, summary
+    from sfumato.reporting import presets_table, published_summary, summary
 
+    if (options.run is None) != options.presets:
+        raise InputError("A run directory, the name of a published model, or --presets alone is required.")
+    if options.run is None:
+        Console().print(presets_table(), highlight=False)
+        return 0
     name, everything = str(options.run), options.settings == "all"
+    if not options.run.exists() and name not in PRESETS and (near := nearest(name, PRESETS)).startswith("; did"):
+        raise InputError(f"There is no run directory {name}, and no published model of that name{near}")
     if name in PRESETS and not options.run.exists():
         said = published_summary(name, PRESETS[name](), everything)
     else:

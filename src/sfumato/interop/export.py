@@ -54,9 +54,7 @@ def export(
         "diffusers": lambda path: notes.extend(write_diffusers(model, path)),
         "onnx": lambda path: _write_onnx(model, path, precision),
         "openvino": lambda path: _write_openvino(model, path, precision),
-        "safetensors": lambda path: write_tensors(
-            path, dict(model.denoiser.named_parameters()), json.loads(described(model))
-        ),
+        "safetensors": lambda path: write_tensors(path, model.denoiser.state_dict(), json.loads(described(model))),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     # beside its place, so that it is moved there whole

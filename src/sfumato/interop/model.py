@@ -7,7 +7,6 @@ from pathlib import Path
 from sfumato.conditioning.encoders import Conditioned
 from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
 from sfumato.config.schedule import has_empty_step
-from sfumato.errors import InputError
 from sfumato.model import Facts, Model, save, write_config
 from sfumato.networks.unet import UNet
 
@@ -48,15 +47,7 @@ def save_run(model: Model, run: str | Path) -> None:
     """Write a model as a run directory, which ``sfumato sample`` and :func:`sfumato.load` take.
 
     Its configuration is that of the network, not of its training, which is not known.
-
-    Raises:
-        InputError: if its time features have random frequencies of their own, which a configuration does not hold.
     """
     run = Path(run)
-    if unet_of(model).plan.time_kind == "fourier":
-        raise InputError(
-            "The random frequencies of this network's time features are neither weights nor settings, so that a run "
-            "can't keep them; load the network anew where it is needed."
-        )
     write_config(run, model.config, model.facts)
-    save(model, run, dict(model.denoiser.named_parameters()))
+    save(model, run, model.denoiser.state_dict())

@@ -24,10 +24,15 @@ class Size:
     parameters: int
     macs: int
 
-    def __str__(self) -> str:
+    @property
+    def work(self) -> str:
+        """The multiply-accumulates in a readable unit."""
         thousands = min(4, (len(str(self.macs)) - 1) // 3)
         unit = ("", "k", "M", "G", "T")[thousands]
-        return f"{self.parameters:,} parameters, {self.macs / 1000.0**thousands:.3g} {unit}MAC per call"
+        return f"{self.macs / 1000.0**thousands:.3g} {unit}MAC"
+
+    def __str__(self) -> str:
+        return f"{self.parameters:,} parameters, {self.work} per call"
 
 
 @torch.no_grad()

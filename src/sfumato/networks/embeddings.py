@@ -43,7 +43,8 @@ class RandomFourier(nn.Module):
     r"""Random Fourier features: :math:`\cos(\omega_i t), \sin(\omega_i t)`, :math:`\omega_i \sim \mathcal N(0, s^2)`.
 
     Products of the features of two times, over half their number, approach :math:`\exp(-s^2 (t - t')^2 / 2)`
-    (Rahimi and Recht 2007; for noise levels, Y. Song et al. 2021). The frequencies are the same in every network.
+    (Rahimi and Recht 2007; for noise levels, Y. Song et al. 2021). The frequencies are the same in every fresh network;
+    they are stored with the weights, since those of others were drawn otherwise.
 
     Args:
         width: number of features, even.
@@ -55,7 +56,7 @@ class RandomFourier(nn.Module):
     def __init__(self, width: int, scale: float = 1.0) -> None:
         super().__init__()
         drawn = random.normal(0, "random Fourier features", 0, 1, (width // 2,))[0]
-        self.register_buffer("frequencies", scale * drawn, persistent=False)
+        self.register_buffer("frequencies", scale * drawn)
 
     def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
         angle = time[:, None] * self.frequencies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from sfumato.config import (
     Ancestral,
@@ -30,6 +31,8 @@ from sfumato.config import (
     UniformGrid,
 )
 from sfumato.errors import InputError, nearest
+from sfumato.recipes.presets import preset
+from sfumato.recipes.published import PRESETS
 
 
 def digits() -> Config:
@@ -109,8 +112,14 @@ def vectors() -> Config:
     )
 
 
-RECIPES: dict[str, Callable[[], Config]] = {"digits": digits, "images": images, "ddpm": ddpm, "vectors": vectors}
-"""Whole configurations by name."""
+RECIPES: dict[str, Callable[[], Config]] = {
+    "digits": digits,
+    "images": images,
+    "ddpm": ddpm,
+    "vectors": vectors,
+    **{name: partial(preset, name) for name in PRESETS},
+}
+"""Whole configurations by name, those of published models too."""
 
 
 def named(recipe: str | None, source: str | None, layout: str | None = None) -> Config:
