@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from jaxtyping import config, install_import_hook
 
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 install_import_hook("sfumato", "beartype.beartype")
+
+# decoded images of the tests are no business of the user's own cache
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sfumato-tests-")
 
 # tests are many small computations: two threads would mostly wait for each other
 torch.set_num_threads(1)
