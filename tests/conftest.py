@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +11,6 @@ from jaxtyping import config, install_import_hook
 
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 install_import_hook("sfumato", "beartype.beartype")
-
-# decoded images of the tests are no business of the user's own cache
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sfumato-tests-")
 
 # tests are many small computations: two threads would mostly wait for each other
 torch.set_num_threads(1)
@@ -27,3 +23,14 @@ def unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images of the tests are no business of the user's own cache."""
+    from sfumato.data import cache
+
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "default_folder", lambda: folder)
+        yield

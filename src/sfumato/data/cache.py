@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -70,13 +71,13 @@ class Cache:
         and the last block are, so that opening it does not mean reading it.
         """
         try:
-            mapped: Any = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            mapped = np.lib.format.open_memmap(self.path, mode="r")
             with self.path.open("rb") as file:
                 file.seek(mapped.offset + mapped.nbytes)
                 note = json.loads(file.read())
             if note["listing"] != self.listing or mapped.dtype != np.uint8 or mapped.ndim != 4:
                 return None
-            whole = mapped.nbytes <= IN_MEMORY
+            whole = fits_in_memory(mapped.shape)
             images = cast(Bytes, np.array(mapped) if whole else np.asarray(mapped))
             rows, sums = int(note["rows"]), note["checksums"]
             if len(sums) != -(-len(images) // rows):
@@ -102,7 +103,7 @@ class Cache:
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(folder).free
+        needed, free = math.prod(shape), shutil.disk_usage(folder).free
         if needed > free:  # said before an hour of decoding, not after it
             raise OSError(errno.ENOSPC, f"{needed / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} GB are free")
         handle, name = tempfile.mkstemp(".tmp", f".{self.path.name}.", folder)
@@ -138,9 +139,14 @@ class Cache:
                     old.unlink()
 
 
+def fits_in_memory(shape: tuple[int, ...]) -> bool:
+    """Whether bytes of this shape are held in memory."""
+    return math.prod(shape) <= IN_MEMORY
+
+
 def block_rows(shape: tuple[int, ...]) -> int:
     """How many images of ``(N, C, H, W)`` are decoded at once."""
-    return max(1, _BLOCK // int(np.prod(shape[1:])))
+    return max(1, _BLOCK // math.prod(shape[1:]))
 
 
 def cache_of(source: str, listing: str, settled: Callable[[], bool], options: Options) -> Cache:
@@ -154,9 +160,12 @@ def cache_of(source: str, listing: str, settled: Callable[[], bool], options: Op
 
 
 def folder_of(options: Options) -> Path:
-    """Where decoded images are kept: as asked, else ``sfumato`` in the user's folder for caches."""
-    if options.cache is not None:
-        return Path(options.cache).expanduser()
+    """Where decoded images are kept: as asked, else in the user's folder for caches."""
+    return default_folder() if options.cache is None else Path(options.cache).expanduser()
+
+
+def default_folder() -> Path:
+    """``sfumato`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
     stated = os.environ.get("XDG_CACHE_HOME", "")
     # the specification of base directories says to pass over a relative one
     base = Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()
@@ -174,4 +183,4 @@ def unwritable(cache: Cache, error: OSError, what: str) -> InputError:
 
 
 def _map(path: Path) -> Bytes:
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    return np.asarray(np.lib.format.open_memmap(path, mode="r"))

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.data.cache import IN_MEMORY, Bytes, Cache, Stored, block_rows, unwritable
+from sfumato.data.cache import Bytes, Cache, Stored, block_rows, fits_in_memory, unwritable
 from sfumato.data.options import CHANNELS, Options
 from sfumato.data.pixels import fit, run, to_array, to_channels
 from sfumato.data.progress import Progress
@@ -95,7 +95,7 @@ def _decode(pictures: Sequence[Encoded], options: Options, origin: str, cache: C
     channels, (height, width) = _survey(pictures, options, origin, failures)
     count = len(pictures)
     shape = (count, CHANNELS[channels], height, width)
-    in_file = cache is not None and math.prod(shape) > IN_MEMORY
+    in_file = cache is not None and not fits_in_memory(shape)
     rows = block_rows(shape)
     images = np.zeros((min(rows, count) if in_file else count, *shape[1:]), dtype=np.uint8)
 
