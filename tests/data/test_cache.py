@@ -312,7 +312,7 @@ def peak(source: Path, kept: Path) -> int:
     gc.collect()
     tracemalloc.start()
     try:
-        train, heldout = load(source, cache=kept, labels=True).split(0.25, 0)
+        train, heldout = load(source, cache=kept, labels=True, channels="rgb", size=32).split(0.25, 0)
         loader = Loader(train, 0, flip=True)
         for start in range(0, len(train), 32):
             loader.batch(start, 32)
@@ -327,7 +327,7 @@ def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
     monkeypatch.setattr(cache, "_BLOCK", 1 << 16)
     monkeypatch.setattr("sfumato.data.loader._AT_ONCE", 1 << 14)
-    side, few, many = 32, 1000, 3000
+    side, few, many = 32, 300, 900
     for name, count in (("warm", 64), ("few", few), ("many", many)):
         one = tmp_path / "one.png"
         Image.fromarray(np.arange(side * side * 3, dtype=np.uint8).reshape(side, side, 3)).save(one)
