@@ -92,6 +92,13 @@ def test_evaluate(model: sfumato.Model) -> None:
     assert result.accuracy is not None and result.accuracy > 0.95
 
 
+def test_of_many_images_a_part_is_evaluated(model: sfumato.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfumato.evaluation._MOST_VALUES", 300 * 64)
+    result = sfumato.evaluate(model, samples=60)
+    assert (result.train, result.heldout) == (300, 300)
+    assert result == sfumato.evaluate(model, samples=60)
+
+
 def test_the_readme_in_a_process_of_its_own(model: sfumato.Model) -> None:
     code = f"import sfumato\nmodel = sfumato.load({str(model.run)!r})\nprint(tuple(model.sample(2, seed=0).shape))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

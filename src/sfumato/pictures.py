@@ -211,7 +211,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
 
 def _decoded(path: Path, options: Options) -> Float[Tensor, "channels height width"]:
     images, _ = decode([Encoded(path.name, path.absolute)], options, str(path.parent))
-    return as_tensor(images)[0]
+    return as_tensor(images[:1])[0]
 
 
 def _array(path: Path) -> Tensor:

@@ -102,10 +102,11 @@ def _with_layout(config: Config, channels_last: bool | None) -> Config:
 
 
 def _check_same(stored: Config, wanted: Config) -> None:
-    free = {"steps", "checkpoint_every", "keep", "sample_every", "sample_count", "log_every", "tensorboard", "threads"}
+    training = "steps checkpoint_every keep sample_every sample_count log_every tensorboard threads"
+    free = {"data": {"workers", "cache"}, "training": set(training.split())}
     for group in ("data", "model", "objective", "optimizer", "ema", "training"):
         old, new = getattr(stored, group).model_dump(), getattr(wanted, group).model_dump()
-        changed = [k for k in old if old[k] != new[k] and not (group == "training" and k in free)]
+        changed = [k for k in old if old[k] != new[k] and k not in free.get(group, ())]
         if changed:
             raise InputError(f"{group}.{changed[0]} differs from that of the run; start another run, or leave it out.")
 
@@ -113,8 +114,7 @@ def _check_same(stored: Config, wanted: Config) -> None:
 def describe(loader: Loader, heldout: int) -> Facts:
     """What a model must know of its data."""
     data = loader.dataset
-    sample = loader.batch(0, min(len(data), 4096)).x0.double()
-    std = float(sample.std(correction=0))
+    std = loader.std(min(len(data), 4096))
     if std == 0.0:
         raise InputError(f"All {len(data)} images of {data.name} are one constant; there is nothing to learn.")
     counts = [] if data.labels is None else torch.from_numpy(data.labels).bincount(minlength=len(data.classes)).tolist()

@@ -123,6 +123,9 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     config.write_text(whole)
     with pytest.raises(InputError, match="beyond the 2 steps"):
         train(tiny(training={"steps": 2}), run=tmp_path / "run", resume=True)
+    # where images are decoded to, and by how many threads, changes nothing
+    elsewhere = {"cache": str(tmp_path), "workers": 2}
+    assert train(tiny(data=elsewhere, training={"steps": 4}), run=tmp_path / "run", resume=True).step == 4
 
 
 def test_resuming_before_the_first_checkpoint_begins_again(tmp_path: Path) -> None:

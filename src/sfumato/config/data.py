@@ -40,6 +40,9 @@ class DataConfig(Component):
         default=0.1, ge=0, description="Images kept out of training: a count, or a fraction below 1."
     )
     workers: int = Field(default=4, ge=1, description="Threads that decode images.")
+    cache: str | None = Field(
+        default=None, description="Where decoded images are kept (default: sfumato in the user's folder for caches)."
+    )
 
     def build(self) -> Dataset:
         """Read the data."""
@@ -54,4 +57,5 @@ class DataConfig(Component):
             layout=self.layout,
             crop=self.crop,
             workers=self.workers,
+            cache=self.cache,
         )

@@ -1,4 +1,4 @@
-"""Data by name or path, kept in memory, read by a loader without state."""
+"""Data by name or path, decoded once, read by a loader without state."""
 
 from sfumato.data.dataset import Dataset
 from sfumato.data.loader import Batch, Loader

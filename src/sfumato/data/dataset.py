@@ -1,4 +1,4 @@
-"""Images (or signals) in memory, with their labels."""
+"""Images (or signals), with their labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.rows import Images, Rows
 from sfumato.errors import InputError
 from sfumato.random import permutation
 
@@ -35,8 +36,9 @@ class Dataset:
     """``N`` images (or signals) of one shape.
 
     Attributes:
-        images: ``(N, C, *space)``, uint8 in 0 ... 255 (kept so: a quarter of the memory) or float32 in [-1, 1].
-            ``space`` is ``(H, W)`` for images, ``(L,)`` for signals, ``()`` for vectors.
+        images: ``(N, C, *space)``, uint8 in 0 ... 255 (kept so: a quarter of the memory) or float32 in [-1, 1]; an
+            array in memory, one mapped from a file, or rows of either. ``space`` is ``(H, W)`` for images, ``(L,)`` for
+            signals, ``()`` for vectors.
         labels: int64 ``(N,)``, each in 0 ... ``len(classes) - 1``, or None.
         classes: the name of each class; empty without labels.
         name: what the data is called in records and pictures.
@@ -45,7 +47,7 @@ class Dataset:
         InputError: if dtype, shape, range or labels are not as above.
     """
 
-    images: npt.NDArray[Any]
+    images: Images
     labels: npt.NDArray[np.integer[Any]] | None
     classes: tuple[str, ...]
     name: str
@@ -58,8 +60,9 @@ class Dataset:
             )
         if images.ndim < 2 or 0 in images.shape[1:]:
             raise InputError(f"{self.name}: images have shape {images.shape}; expected (N, channels, *space).")
-        # Reading every page of a memory-mapped file would defeat its purpose; arrays in memory are cheap to check.
-        if images.dtype == np.float32 and images.size and not isinstance(images, np.memmap):
+        # Reading every page of a memory-mapped file would defeat its purpose; arrays in memory are cheap to check, and
+        # rows of an array were checked with it.
+        if images.dtype == np.float32 and images.size and not isinstance(images, np.memmap | Rows):
             low, high = float(images.min()), float(images.max())
             if not (low >= -1.0 - _SLACK and high <= 1.0 + _SLACK):  # also catches NaN
                 raise InputError(f"{self.name}: float images span [{low:g}, {high:g}]; map them to [-1, 1] first.")
@@ -94,7 +97,7 @@ class Dataset:
         """
         if self.images.dtype == np.uint8:
             return 256
-        values = np.unique(self.images)
+        values = np.unique(np.asarray(self.images))
         if len(values) < 2 or len(values) > 256:
             return None
         for bins in range(len(values), 257):
@@ -108,10 +111,10 @@ class Dataset:
         return as_tensor(self.images[np.asarray(indices, dtype=np.int64)])
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Dataset:
-        """A dataset of copies of these images, in this order."""
+        """A dataset of these images, in this order; it shares their memory."""
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return Dataset(self.images[chosen], labels, self.classes, self.name)
+        return Dataset(Rows(self.images, chosen), labels, self.classes, self.name)
 
     def split(self, holdout: int | float, seed: int) -> tuple[Dataset, Dataset]:
         """``(train, heldout)``: disjoint, together the whole, a function of the seed alone.

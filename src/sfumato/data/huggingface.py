@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from sfumato.data.arrays import labels_of
+from sfumato.data.cache import cache_of
 from sfumato.data.dataset import Dataset
 from sfumato.data.options import Options
-from sfumato.data.pictures import Encoded, decode
+from sfumato.data.pictures import Encoded, Pictures, decode
 from sfumato.errors import InputError, nearest
 
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves, of one split or of several
@@ -36,8 +37,11 @@ def read_hub(name: str, options: Options) -> Dataset:
     labels, classes = _labels(table, name, options.labels)
     library = _library()
     encoded = table.select_columns([column]).cast_column(column, library.Image(decode=False))
-    pictures = [_encoded(encoded, column, row) for row in range(len(table))]
-    images, kept = decode(pictures, options, f"hf:{name}")
+    pictures = Pictures(len(table), lambda row: _encoded(encoded, column, row))
+    # the library's own caches go by this number: it changes with the rows, the files and all that was done to them
+    fingerprint = getattr(table, "_fingerprint", None)
+    cache = cache_of(f"hf:{name}", f"{fingerprint} {column}", lambda: True, options) if fingerprint else None
+    images, kept = decode(pictures, options, f"hf:{name}", cache)
     return Dataset(images, None if labels is None else labels[kept], classes, f"hf:{name}")
 
 

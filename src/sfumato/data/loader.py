@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,9 @@ class Batch:
     x0: Float[Tensor, "batch channels *space"]
     labels: Int[Tensor, "batch"] | None
     start: int
+
+
+_AT_ONCE = 1 << 24  # values that statistics convert to float64 at once, 128 MiB
 
 
 @functools.lru_cache(maxsize=4)  # a batch touches the current epoch and perhaps the next
@@ -111,6 +115,22 @@ class Loader:
             images[mirrored] = images[mirrored][..., ::-1]
         labels = self.dataset.labels
         return Batch(as_tensor(images), None if labels is None else torch.from_numpy(labels[indices]), start)
+
+    def std(self, count: int) -> float:
+        """The standard deviation of all values of the first ``count`` samples, computed a part of them at a time."""
+        size = max(1, _AT_ONCE // math.prod(self.shape))
+        total, mean, squares = 0, 0.0, 0.0
+        for start in range(0, count, size):
+            x0 = self.batch(start, min(size, count - start)).x0.double()
+            deviation, own = float(x0.std(correction=0)), float(x0.mean())
+            if count <= size:
+                return deviation
+            # sums of squares about the means of two parts give that about the common mean (Chan, Golub, LeVeque 1979)
+            away = own - mean
+            squares += deviation**2 * x0.numel() + away**2 * total * x0.numel() / (total + x0.numel())
+            total += x0.numel()
+            mean += away * x0.numel() / total
+        return math.sqrt(squares / total)
 
     def _images(self, indices: npt.NDArray[np.int64], start: int) -> npt.NDArray[Any]:
         """Copies of these images, cropped."""

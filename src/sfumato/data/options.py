@@ -40,6 +40,7 @@ class Options:
     layout: str | None = None
     crop: str = "center"
     workers: int = os.cpu_count() or 1
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         for option, value, known in (

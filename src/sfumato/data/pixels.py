@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,10 +113,37 @@ def prepare(dataset: Dataset, options: Options) -> Dataset:
 
 
 def run(task: Callable[[int], None], count: int, workers: int) -> None:
-    """``task(0) ... task(count - 1)`` in threads (Pillow works outside the interpreter's lock)."""
-    with ThreadPoolExecutor(max_workers=max(1, min(workers, count))) as pool:
-        for _ in pool.map(task, range(count)):
-            pass
+    """``task(0) ... task(count - 1)`` in threads (Pillow works outside the interpreter's lock).
+
+    Each thread takes the next number when it is free, so that a million tasks need no more memory than a few; an error
+    or an interruption ends them all.
+    """
+    left, lock = iter(range(count)), Lock()
+
+    def drain() -> None:
+        nonlocal left
+        with lock:
+            left = iter(range(0))
+
+    def work() -> None:
+        while True:
+            with lock:
+                index = next(left, None)
+            if index is None:
+                return
+            try:
+                task(index)
+            except BaseException:
+                drain()
+                raise
+
+    threads = max(1, min(workers, count))
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        try:
+            for future in [pool.submit(work) for _ in range(threads)]:
+                future.result()
+        finally:
+            drain()
 
 
 def _resize(image: Array, size: tuple[int, int], crop: str) -> Array:

@@ -44,8 +44,12 @@ def load(
     layout: str | None = None,
     crop: str = "center",
     workers: int | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
-    """Load data into memory by name or path.
+    """Load data by name or path.
+
+    Images of folders and data sets of the hub are decoded once, into a file that the next call reads; up to 1 GiB of
+    them are held in memory, more are read from that file as they are needed.
 
     Args:
         source: one of
@@ -66,10 +70,12 @@ def load(
         crop: how ``size`` is reached: ``"center"`` scales the image to cover it and cuts what is over,
             ``"none"`` stretches.
         workers: threads that read and scale images; None is one for each processor.
+        cache: the folder where decoded images are kept; None is ``sfumato`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Raises:
-        InputError: if the source is unknown, missing, empty or unreadable, or its images differ in size or channels and
-            no option says what to make of them. Single unreadable images are skipped with a SfumatoWarning.
+        InputError: if the source is unknown, missing, empty or unreadable; its images differ in size or channels and
+            no option says what to make of them; or they take more than 1 GiB and the cache can't be written. Single
+            unreadable images are skipped with a SfumatoWarning.
     """
     options = Options(
         size=None if size is None else height_width(size, "size"),
@@ -79,6 +85,7 @@ def load(
         layout=layout,
         crop=crop,
         workers=(os.cpu_count() or 1) if workers is None else workers,
+        cache=None if cache is None else str(cache),
     )
     dataset = _read(str(source), options)
     if labels and dataset.labels is None:
