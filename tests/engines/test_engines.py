@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from sfumato import engines
+from sfumato.engines.trajectory import record
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.inference import LEAST_MACS
 from sfumato.interop import export
 from sfumato.model import Model
 from tests.engines.models import random_model
@@ -181,6 +183,22 @@ def test_deviation_against_a_network_that_is_off_by_a_known_amount() -> None:
     # the last layer is linear: all outputs grow by a hundredth
     assert found.rms == pytest.approx(0.01, rel=1e-3)
     assert found.largest > found.rms and found.images_rms > 0.0
+
+
+def test_networks_that_sample_in_bf16_by_themselves_are_recorded_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those above the threshold of the sampling are counted and copied by it, of which nothing must be recorded."""
+    monkeypatch.setattr("sfumato.inference.supports_bf16", lambda device: True)
+    model = random_model(shape=(3, 32, 32))
+    parameters = sum(p.numel() for p in model.denoiser.network.parameters())
+    assert parameters * 32 * 32 >= LEAST_MACS
+    short = model.config.sampling.model_copy(update={"steps": 2})
+    exact = model.sample(2, seed=5, sampling=short.model_copy(update={"precision": "fp32"}))
+    for asked in (short, short.model_copy(update={"precision": "bf16", "compile": True})):
+        calls, images = record(model, 2, 5, asked)
+        assert [call.x.device.type for call in calls] == ["cpu", "cpu"]
+        assert torch.equal(images, exact)
+    found = engines.deviation(model, random_model(shape=(3, 32, 32)), 2, sampling=short)
+    assert found.rms == 0.0 and found.images_rms == 0.0
 
 
 def test_unknown_engines_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
