@@ -67,7 +67,7 @@ class Terminal:
         place = f"{trainer.accelerator.num_processes} x {trainer.accelerator.device}"
         self.say(f"data      {config.data.source}: {facts.train} images of {shape}{labels}, {facts.heldout} held out")
         layout = ", channels last" if config.training.channels_last else ""
-        compiled = ", compiled" if config.training.compile else ""
+        compiled = ", compiled at the first step" if config.training.compile else ""
         self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         parts, places = config.training.accumulate, trainer.accelerator.num_processes
         share = config.training.batch_size // (parts * places)
