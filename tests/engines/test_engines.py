@@ -133,6 +133,61 @@ def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
         engines.compile(fast, engine)
 
 
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")]
+)
+def test_weights_that_no_file_of_protobuf_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, precision: str
+) -> None:
+    """They lie beside the graph; a limit of a kibibyte stands for that of 2 GiB."""
+    packages(engine, "onnx", "onnxscript")
+    from sfumato.engines import onnx
+
+    monkeypatch.setattr(onnx, "LARGEST", 1024)
+    model = of_kind("mlp")
+    fast = engines.compile(model, engine, precision)
+    x, time, cond = inputs(model, 2)
+    expected = model.denoiser.network(x, time, **cond)
+    tolerance = 1e-4 if precision == "fp32" else 0.2 * float(expected.detach().std())
+    assert torch.allclose(fast.denoiser.network(x, time, **cond), expected, atol=tolerance)
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        export(model, "onnx", tmp_path / "net.onnx", precision=precision)
+        # the weights in int8 are loaded as they are, and may be small enough again
+        assert precision == "int8" or {path.name for path in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
+        session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+        (found,) = session.run(None, {"x": x.numpy(), "time": time.numpy()})
+        assert torch.allclose(torch.from_numpy(found), expected, atol=tolerance)
+        (tmp_path / "net.onnx").unlink()
+        if precision == "fp32":
+            with pytest.raises(InputError, match="net.onnx.data is there already"):
+                export(model, "onnx", tmp_path / "net.onnx")
+
+
+def test_an_engine_has_no_weights_to_write(tmp_path: Path) -> None:
+    packages("onnx", "onnxscript", "onnxruntime")
+    fast = engines.compile(of_kind("mlp"), "onnxruntime")
+    for to, name in (("safetensors", "x.safetensors"), ("onnx", "x.onnx"), ("diffusers", "x")):
+        with pytest.raises(InputError, match="runs in an engine already"):
+            export(fast, to, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_weights_beside_a_graph_are_not_overwritten(tmp_path: Path) -> None:
+    packages("openvino", "onnx", "onnxscript")
+    (tmp_path / "net.bin").write_text("the work of a year")
+    with pytest.raises(InputError, match="net.bin is there already"):
+        export(of_kind("mlp"), "openvino", tmp_path / "net.xml")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the work of a year"]
+    export(of_kind("mlp"), "openvino", tmp_path / "net.xml", overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.xml", "net.bin"}
+    (tmp_path / "net.bin").unlink()
+    (tmp_path / "net.bin").mkdir()
+    with pytest.raises(InputError, match="net.bin is a folder"):
+        export(of_kind("mlp"), "openvino", tmp_path / "net.xml", overwrite=True)
+
+
 def test_bf16_and_its_deviation() -> None:
     packages("openvino", "onnx", "onnxscript")
     import openvino

@@ -104,6 +104,16 @@ def nulls_of(network: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def require_torch(network: nn.Module) -> None:
+    """Check that a network has its weights in torch.
+
+    Raises:
+        InputError: if it runs in an engine already.
+    """
+    if next(network.parameters(), None) is None:
+        raise InputError("The network of this model runs in an engine already; take the model that was loaded.")
+
+
 def program_of(model: Model) -> Program:
     """The network of a model, without its coefficients, as a graph.
 
@@ -111,8 +121,7 @@ def program_of(model: Model) -> Program:
         InputError: if the network runs in an engine already.
     """
     network = model.denoiser.network
-    if next(network.parameters(), None) is None:
-        raise InputError("The network of this model runs in an engine already; take the model that was loaded.")
+    require_torch(network)
     nulls = nulls_of(network)
     # neither 0 nor 1, which the exporter would take for constants
     count = 3
