@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sfumato import engines
+from sfumato.engines.program import described
 from sfumato.engines.trajectory import record
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.inference import LEAST_MACS
@@ -133,6 +134,50 @@ def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
         engines.compile(fast, engine)
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
+    model = of_kind("unet")
+    if engine != "torch":
+        packages(engine, "onnx", "onnxscript")
+        model = engines.compile(model, engine)
+    network = model.denoiser.network
+    x, time, _ = inputs(model, 2)
+    for label in (3, -2):
+        with pytest.raises(InputError, match="none of the 3 classes; give numbers from 0 to 2, or -1"):
+            network(x, time, label=torch.tensor([0, label]))
+    if engine != "torch":
+        for wrong in ((x[:, :2], time, {}), (x[..., :4], time, {}), (x, time[:1], {}), (x[0], time, {})):
+            with pytest.raises(InputError, match="of shape .* here, and got"):
+                network(wrong[0], wrong[1], **wrong[2])
+        with pytest.raises(InputError, match=r"label of shape \(2,\) here, and got \(3,\)"):
+            network(x, time, label=torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "the index of the step"),
+        ({"time": "thousand"}, "1000 t"),
+        ({"schedule": {"kind": "edm"}, "parameterization": {"kind": "edm"}}, "log(sigma / alpha) / 4"),
+        ({"schedule": {"kind": "flow"}, "parameterization": {"kind": "velocity"}}, "1000 t"),
+        ({"time": "log_snr"}, "log(alpha^2 / sigma^2) / 4"),
+    ],
+)
+def test_a_file_says_what_its_network_is_told_of_the_level(settings: dict[str, Any], words: str) -> None:
+    """And it is what the denoiser tells it."""
+    model = random_model(shape=(2,), model={"network": {"kind": "mlp"}, **settings})
+    assert words in json.loads(described(model))["inputs"]["time"]
+    level = model.denoiser.schedule(torch.tensor([0.25]))
+    ratio = level.log_snr
+    told = {
+        "the index of the step": 249.0,
+        "1000 t": 250.0,
+        "log(sigma / alpha) / 4": -float(ratio) / 8,
+        "log(alpha^2 / sigma^2) / 4": float(ratio) / 4,
+    }[words]
+    assert float(model.denoiser.embed(level)) == pytest.approx(told, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("engine", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")]
 )
@@ -161,7 +206,7 @@ def test_weights_that_no_file_of_protobuf_can_hold(
         assert torch.allclose(torch.from_numpy(found), expected, atol=tolerance)
         (tmp_path / "net.onnx").unlink()
         if precision == "fp32":
-            with pytest.raises(InputError, match="net.onnx.data is there already"):
+            with pytest.raises(InputError, match=r"net\.onnx\.data is there already"):
                 export(model, "onnx", tmp_path / "net.onnx")
 
 
@@ -177,14 +222,14 @@ def test_an_engine_has_no_weights_to_write(tmp_path: Path) -> None:
 def test_the_weights_beside_a_graph_are_not_overwritten(tmp_path: Path) -> None:
     packages("openvino", "onnx", "onnxscript")
     (tmp_path / "net.bin").write_text("the work of a year")
-    with pytest.raises(InputError, match="net.bin is there already"):
+    with pytest.raises(InputError, match=r"net\.bin is there already"):
         export(of_kind("mlp"), "openvino", tmp_path / "net.xml")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["the work of a year"]
     export(of_kind("mlp"), "openvino", tmp_path / "net.xml", overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"net.xml", "net.bin"}
     (tmp_path / "net.bin").unlink()
     (tmp_path / "net.bin").mkdir()
-    with pytest.raises(InputError, match="net.bin is a folder"):
+    with pytest.raises(InputError, match=r"net\.bin is a folder"):
         export(of_kind("mlp"), "openvino", tmp_path / "net.xml", overwrite=True)
 
 
