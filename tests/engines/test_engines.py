@@ -147,7 +147,7 @@ def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
             network(x, time, label=torch.tensor([0, label]))
     if engine != "torch":
         for wrong in ((x[:, :2], time, {}), (x[..., :4], time, {}), (x, time[:1], {}), (x[0], time, {})):
-            with pytest.raises(InputError, match="of shape .* here, and got"):
+            with pytest.raises(InputError, match=r"of shape .* here, and got"):
                 network(wrong[0], wrong[1], **wrong[2])
         with pytest.raises(InputError, match=r"label of shape \(2,\) here, and got \(3,\)"):
             network(x, time, label=torch.zeros(3, dtype=torch.long))
