@@ -71,7 +71,9 @@ class Terminal:
         self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         parts, places = config.training.accumulate, trainer.accelerator.num_processes
         share = config.training.batch_size // (parts * places)
-        self.say(f"step      {cost(model.denoiser.network, facts.shape, share, parts, size.macs, trainer.autocast)}")
+        network, seconds = model.denoiser.network, trainer.sample_seconds
+        said = cost(network, facts.shape, share, parts, size.macs, trainer.autocast, sample_seconds=seconds)
+        self.say(f"step      {said}")
         self.say(f"run       {run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
         self._progress = Progress(
             TextColumn("training "),

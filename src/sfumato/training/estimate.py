@@ -98,8 +98,17 @@ def matmul_speed(device: torch.device, dtype: torch.dtype, size: int = 768, seco
     return best
 
 
-def cost(network: nn.Module, shape: Sequence[int], batch: int, parts: int, macs: int, bf16: bool) -> str:
-    """What a step will take, in words: memory, and the time that it can't be faster than.
+def cost(
+    network: nn.Module,
+    shape: Sequence[int],
+    batch: int,
+    parts: int,
+    macs: int,
+    bf16: bool,
+    *,
+    sample_seconds: float | None = None,
+) -> str:
+    """What a step will take, in words: memory, and the time, or where it is not known, what it can't be faster than.
 
     Args:
         network: called as ``network(x, time)``.
@@ -108,14 +117,14 @@ def cost(network: nn.Module, shape: Sequence[int], batch: int, parts: int, macs:
         parts: how often that is done for a step.
         macs: multiply-accumulates of one call for one sample.
         bf16: whether it computes in bfloat16.
+        sample_seconds: what a forward and backward pass took per sample, where that was measured.
     """
     device = next(network.parameters()).device
-    speed = matmul_speed(device, torch.bfloat16 if bf16 else torch.float32)
     memory = training_memory(network, shape, batch)
+    most = f"{'at most ' if bf16 else ''}{memory / 2**30:.2g} GiB of memory"
+    if sample_seconds is not None:
+        return f"{most}; about {sample_seconds * batch * parts:.2g} s per step, as measured here"
+    speed = matmul_speed(device, torch.bfloat16 if bf16 else torch.float32)
     # the gradients of weights and of activations take as much again, each
     seconds = 3 * macs * batch * parts / speed
-    most = "at most " if bf16 else ""
-    return (
-        f"{most}{memory / 2**30:.2g} GiB of memory; at least {seconds:.2g} s per step, at the "
-        f"{2e-9 * speed:,.0f} GFLOP/s of matrix products here"
-    )
+    return f"{most}; at least {seconds:.2g} s per step, at the {2e-9 * speed:,.0f} GFLOP/s of matrix products here"
