@@ -20,6 +20,7 @@ from sfumato.networks.counting import count
 from sfumato.recipes.published import Published
 from sfumato.training.estimate import cost
 from sfumato.training.loop import Record, Trainer
+from sfumato.training.precision import multiplies_in_tf32
 
 
 @runtime_checkable
@@ -63,8 +64,9 @@ class Terminal:
         size = count(model.denoiser.network, facts.shape)
         shape = "x".join(map(str, facts.shape))
         labels = f", {len(facts.classes)} classes" if facts.classes else ""
-        precision = "bf16" if trainer.autocast else "fp32"
-        place = f"{trainer.accelerator.num_processes} x {trainer.accelerator.device}"
+        device = trainer.accelerator.device
+        precision = "bf16" if trainer.autocast else "fp32 (products in TF32)" if multiplies_in_tf32(device) else "fp32"
+        place = f"{trainer.accelerator.num_processes} x {device}"
         self.say(f"data      {config.data.source}: {facts.train} images of {shape}{labels}, {facts.heldout} held out")
         layout = ", channels last" if config.training.channels_last else ""
         compiled = ", compiled at the first step" if config.training.compile else ""

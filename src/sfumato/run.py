@@ -30,7 +30,7 @@ from sfumato.training.checkpoint import Checkpoints, atomic_write
 from sfumato.training.layout import Measured, measured
 from sfumato.training.loop import Diverged, Objective, Record, Trainer
 from sfumato.training.optimization import adamw, learning_rate
-from sfumato.training.precision import supports_bf16
+from sfumato.training.precision import supports_bf16, tf32
 from sfumato.training.signals import stopping_on_signals
 from sfumato.tuning import tune
 
@@ -212,9 +212,10 @@ class _Run:
         model.sampler(config.sampling.untuned())
         tensorboard = _tensorboard() if config.training.tensorboard and self.main else None
         self._prepare(trainer, facts, resume, overwrite)
-        self.reporter.start(config, facts, model, trainer, self.folder)
-        began = time.perf_counter()
-        seconds = self._loop(model, trainer, None if tensorboard is None else tensorboard(self.folder))
+        with tf32(self.accelerator.device):
+            self.reporter.start(config, facts, model, trainer, self.folder)
+            began = time.perf_counter()
+            seconds = self._loop(model, trainer, None if tensorboard is None else tensorboard(self.folder))
         model.step = trainer.step
         self._adopt(model, trainer)
         self.accelerator.wait_for_everyone()
