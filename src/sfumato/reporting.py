@@ -21,6 +21,7 @@ from sfumato.recipes.presets import preset
 from sfumato.recipes.published import PRESETS, Published
 from sfumato.training.estimate import cost
 from sfumato.training.loop import Record, Trainer
+from sfumato.training.precision import multiplies_in_tf32
 
 
 @runtime_checkable
@@ -64,15 +65,18 @@ class Terminal:
         size = count(model.denoiser.network, facts.shape)
         shape = "x".join(map(str, facts.shape))
         labels = f", {len(facts.classes)} classes" if facts.classes else ""
-        precision = "bf16" if trainer.autocast else "fp32"
-        place = f"{trainer.accelerator.num_processes} x {trainer.accelerator.device}"
+        device = trainer.accelerator.device
+        precision = "bf16" if trainer.autocast else "fp32 (products in TF32)" if multiplies_in_tf32(device) else "fp32"
+        place = f"{trainer.accelerator.num_processes} x {device}"
         self.say(f"data      {config.data.source}: {facts.train} images of {shape}{labels}, {facts.heldout} held out")
         layout = ", channels last" if config.training.channels_last else ""
-        compiled = ", compiled" if config.training.compile else ""
+        compiled = ", compiled at the first step" if config.training.compile else ""
         self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         parts, places = config.training.accumulate, trainer.accelerator.num_processes
         share = config.training.batch_size // (parts * places)
-        self.say(f"step      {cost(model.denoiser.network, facts.shape, share, parts, size.macs, trainer.autocast)}")
+        network, seconds = model.denoiser.network, trainer.sample_seconds
+        said = cost(network, facts.shape, share, parts, size.macs, trainer.autocast, sample_seconds=seconds)
+        self.say(f"step      {said}")
         self.say(f"run       {run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
         self._progress = Progress(
             TextColumn("training "),

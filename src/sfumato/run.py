@@ -27,10 +27,10 @@ from sfumato.networks.compiling import compile_in_place
 from sfumato.pictures import save_grid
 from sfumato.reporting import Reporter, Silent
 from sfumato.training.checkpoint import Checkpoints, atomic_write
-from sfumato.training.layout import faster_last
+from sfumato.training.layout import Measured, measured
 from sfumato.training.loop import Diverged, Objective, Record, Trainer
 from sfumato.training.optimization import adamw, learning_rate
-from sfumato.training.precision import supports_bf16
+from sfumato.training.precision import supports_bf16, tf32
 from sfumato.training.signals import stopping_on_signals
 from sfumato.tuning import tune
 
@@ -148,8 +148,10 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
     accelerator = accelerator or engine()
     denoiser, facts = model.denoiser.to(accelerator.device), model.facts
     share = model.config.training.batch_size // (model.config.training.accumulate * accelerator.num_processes)
+    found = Measured(False, None)
     if model.config.training.channels_last is None:
-        model.config = _with_layout(model.config, faster_last(denoiser.network, loader, share, accelerator, bf16=bf16))
+        found = measured(denoiser.network, loader, share, accelerator, bf16=bf16)
+        model.config = _with_layout(model.config, found.last)
     config = model.config
     if config.training.channels_last and len(facts.shape) == 3:
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -175,6 +177,7 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
         bf16=bf16,
         seed=options.seed,
         accelerator=accelerator,
+        sample_seconds=found.seconds,
     )
 
 
@@ -209,9 +212,10 @@ class _Run:
         model.sampler(config.sampling.untuned())
         tensorboard = _tensorboard() if config.training.tensorboard and self.main else None
         self._prepare(trainer, facts, resume, overwrite)
-        self.reporter.start(config, facts, model, trainer, self.folder)
-        began = time.perf_counter()
-        seconds = self._loop(model, trainer, None if tensorboard is None else tensorboard(self.folder))
+        with tf32(self.accelerator.device):
+            self.reporter.start(config, facts, model, trainer, self.folder)
+            began = time.perf_counter()
+            seconds = self._loop(model, trainer, None if tensorboard is None else tensorboard(self.folder))
         model.step = trainer.step
         self._adopt(model, trainer)
         self.accelerator.wait_for_everyone()

@@ -37,6 +37,16 @@ def test_safetensors(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in out.parent.iterdir()] == ["x.safetensors"]
 
 
+def test_without_a_place_it_is_written_into_the_run(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", trained, "--to", "safetensors") == 0
+    written = Path(trained) / "export" / "safetensors.safetensors"
+    assert written.is_file() and str(written) in capsys.readouterr().out
+    assert run("export", trained, "--to", "safetensors") == 2
+    assert f"{written} is there already" in capsys.readouterr().err
+    assert run("export", trained, "--to", "safetensor") == 2
+    assert "did you mean 'safetensors'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

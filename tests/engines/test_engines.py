@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from sfumato import engines
+from sfumato.engines.program import described
+from sfumato.engines.trajectory import record
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.inference import LEAST_MACS
 from sfumato.interop import export
 from sfumato.model import Model
 from tests.engines.models import random_model
@@ -131,6 +134,105 @@ def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
         engines.compile(fast, engine)
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
+    model = of_kind("unet")
+    if engine != "torch":
+        packages(engine, "onnx", "onnxscript")
+        model = engines.compile(model, engine)
+    network = model.denoiser.network
+    x, time, _ = inputs(model, 2)
+    for label in (3, -2):
+        with pytest.raises(InputError, match="none of the 3 classes; give numbers from 0 to 2, or -1"):
+            network(x, time, label=torch.tensor([0, label]))
+    if engine != "torch":
+        for wrong in ((x[:, :2], time, {}), (x[..., :4], time, {}), (x, time[:1], {}), (x[0], time, {})):
+            with pytest.raises(InputError, match=r"of shape .* here, and got"):
+                network(wrong[0], wrong[1], **wrong[2])
+        with pytest.raises(InputError, match=r"label of shape \(2,\) here, and got \(3,\)"):
+            network(x, time, label=torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "the index of the step"),
+        ({"time": "thousand"}, "1000 t"),
+        ({"schedule": {"kind": "edm"}, "parameterization": {"kind": "edm"}}, "log(sigma / alpha) / 4"),
+        ({"schedule": {"kind": "flow"}, "parameterization": {"kind": "velocity"}}, "1000 t"),
+        ({"time": "log_snr"}, "log(alpha^2 / sigma^2) / 4"),
+    ],
+)
+def test_a_file_says_what_its_network_is_told_of_the_level(settings: dict[str, Any], words: str) -> None:
+    """And it is what the denoiser tells it."""
+    model = random_model(shape=(2,), model={"network": {"kind": "mlp"}, **settings})
+    assert words in json.loads(described(model))["inputs"]["time"]
+    level = model.denoiser.schedule(torch.tensor([0.25]))
+    ratio = level.log_snr
+    told = {
+        "the index of the step": 249.0,
+        "1000 t": 250.0,
+        "log(sigma / alpha) / 4": -float(ratio) / 8,
+        "log(alpha^2 / sigma^2) / 4": float(ratio) / 4,
+    }[words]
+    assert float(model.denoiser.embed(level)) == pytest.approx(told, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")]
+)
+def test_weights_that_no_file_of_protobuf_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, precision: str
+) -> None:
+    """They lie beside the graph; a limit of a kibibyte stands for that of 2 GiB."""
+    packages(engine, "onnx", "onnxscript")
+    from sfumato.engines import onnx
+
+    monkeypatch.setattr(onnx, "LARGEST", 1024)
+    model = of_kind("mlp")
+    fast = engines.compile(model, engine, precision)
+    x, time, cond = inputs(model, 2)
+    expected = model.denoiser.network(x, time, **cond)
+    tolerance = 1e-4 if precision == "fp32" else 0.2 * float(expected.detach().std())
+    assert torch.allclose(fast.denoiser.network(x, time, **cond), expected, atol=tolerance)
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        export(model, "onnx", tmp_path / "net.onnx", precision=precision)
+        # the weights in int8 are loaded as they are, and may be small enough again
+        assert precision == "int8" or {path.name for path in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
+        session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+        (found,) = session.run(None, {"x": x.numpy(), "time": time.numpy()})
+        assert torch.allclose(torch.from_numpy(found), expected, atol=tolerance)
+        (tmp_path / "net.onnx").unlink()
+        if precision == "fp32":
+            with pytest.raises(InputError, match=r"net\.onnx\.data is there already"):
+                export(model, "onnx", tmp_path / "net.onnx")
+
+
+def test_an_engine_has_no_weights_to_write(tmp_path: Path) -> None:
+    packages("onnx", "onnxscript", "onnxruntime")
+    fast = engines.compile(of_kind("mlp"), "onnxruntime")
+    for to, name in (("safetensors", "x.safetensors"), ("onnx", "x.onnx"), ("diffusers", "x")):
+        with pytest.raises(InputError, match="runs in an engine already"):
+            export(fast, to, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_weights_beside_a_graph_are_not_overwritten(tmp_path: Path) -> None:
+    packages("openvino", "onnx", "onnxscript")
+    (tmp_path / "net.bin").write_text("the work of a year")
+    with pytest.raises(InputError, match=r"net\.bin is there already"):
+        export(of_kind("mlp"), "openvino", tmp_path / "net.xml")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the work of a year"]
+    export(of_kind("mlp"), "openvino", tmp_path / "net.xml", overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.xml", "net.bin"}
+    (tmp_path / "net.bin").unlink()
+    (tmp_path / "net.bin").mkdir()
+    with pytest.raises(InputError, match=r"net\.bin is a folder"):
+        export(of_kind("mlp"), "openvino", tmp_path / "net.xml", overwrite=True)
+
+
 def test_bf16_and_its_deviation() -> None:
     packages("openvino", "onnx", "onnxscript")
     import openvino
@@ -181,6 +283,22 @@ def test_deviation_against_a_network_that_is_off_by_a_known_amount() -> None:
     # the last layer is linear: all outputs grow by a hundredth
     assert found.rms == pytest.approx(0.01, rel=1e-3)
     assert found.largest > found.rms and found.images_rms > 0.0
+
+
+def test_networks_that_sample_in_bf16_by_themselves_are_recorded_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those above the threshold of the sampling are counted and copied by it, of which nothing must be recorded."""
+    monkeypatch.setattr("sfumato.inference.supports_bf16", lambda device: True)
+    model = random_model(shape=(3, 32, 32))
+    parameters = sum(p.numel() for p in model.denoiser.network.parameters())
+    assert parameters * 32 * 32 >= LEAST_MACS
+    short = model.config.sampling.model_copy(update={"steps": 2})
+    exact = model.sample(2, seed=5, sampling=short.model_copy(update={"precision": "fp32"}))
+    for asked in (short, short.model_copy(update={"precision": "bf16", "compile": True})):
+        calls, images = record(model, 2, 5, asked)
+        assert [call.x.device.type for call in calls] == ["cpu", "cpu"]
+        assert torch.equal(images, exact)
+    found = engines.deviation(model, random_model(shape=(3, 32, 32)), 2, sampling=short)
+    assert found.rms == 0.0 and found.images_rms == 0.0
 
 
 def test_unknown_engines_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from sfumato.errors import SfumatoWarning
 from sfumato.networks.compiling import compile_in_place
-from tests.training.tiny import command, flags
+from sfumato.networks.counting import count
+from sfumato.networks.unet import UNet
+from sfumato.reporting import Terminal
+from sfumato.run import train
+from sfumato.training.estimate import training_memory
+from tests.training.tiny import command, flags, tiny
 
 
 class Network(nn.Module):
@@ -49,6 +56,38 @@ def test_without_a_compiler_the_network_runs_as_it_is() -> None:
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), network.first.weight)[0], gradient)
     assert [name for name, _ in network.named_parameters()] == names
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
+    """What is handed to the compiler, which leaves it as it is."""
+    found: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", keep)
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_compiled_network_can_be_counted_before_its_first_call(graphs: list[torch.fx.GraphModule]) -> None:
+    network = UNet(1, 1, (8,), blocks=1)
+    compile_in_place(network, dynamic=False)
+    count(network, (1, 8, 8))
+    training_memory(network, (1, 8, 8), 2)
+    assert not graphs
+    network(torch.zeros(2, 1, 8, 8), torch.ones(2)).sum().backward()
+    assert graphs
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_training_that_is_shown_is_compiled(graphs: list[torch.fx.GraphModule], tmp_path: Path) -> None:
+    train(tiny(training={"steps": 2, "compile": True}), run=tmp_path / "run", reporter=Terminal(Console(quiet=True)))
+    assert graphs
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sfumato.networks.unet import UNet
-from sfumato.training.estimate import PER_PARAMETER, cost, matmul_speed, training_memory
+from sfumato.training.estimate import PER_PARAMETER, _Peak, cost, matmul_speed, training_memory
 
 
 class Chain(nn.Module):
@@ -40,6 +40,17 @@ def test_it_grows_with_the_batch_and_shrinks_with_checkpointing() -> None:
     one, two = (memory(batch, False) - fixed for batch in (8, 16))
     assert two == pytest.approx(2 * one, rel=0.05)
     assert memory(16, True) < 0.7 * memory(16, False)
+
+
+@pytest.mark.parametrize("attention", [(), (0, 1)])
+def test_it_is_what_a_real_step_keeps(attention: tuple[int, ...]) -> None:
+    """With the kernels of a real step, whose attention keeps no matrix of all pairs of places."""
+    network = UNet(3, 3, (16, 32), blocks=1, attention=attention, groups=8)
+    with _Peak() as followed:
+        network(torch.randn(4, 3, 32, 32), torch.rand(4)).square().mean().backward()
+    real = followed.peak + PER_PARAMETER * sum(p.numel() for p in network.parameters())
+    assert training_memory(network, (3, 32, 32), 4) == pytest.approx(real, rel=0.05)
+    assert all(p.device.type == "cpu" for p in network.parameters())
 
 
 def test_it_is_said_in_words() -> None:

@@ -41,7 +41,20 @@ class LabelEncoder(nn.Module):
         return torch.full((batch,), -1, dtype=torch.long, device=device)
 
     def forward(self, labels: Int[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
-        return self.table(labels + 1)
+        """The vectors of the labels.
+
+        Raises:
+            InputError: for a label that is no class, on the processor; a GPU would have to be waited for.
+        """
+        try:
+            return self.table(labels + 1)
+        except IndexError:
+            raise InputError(unknown_label(self.classes)) from None
+
+
+def unknown_label(classes: int) -> str:
+    """What is wrong with a label that is no class."""
+    return f"A label is none of the {classes} classes; give numbers from 0 to {classes - 1}, or -1 for none."
 
 
 class Resized(nn.Module):

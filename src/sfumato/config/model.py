@@ -149,6 +149,15 @@ class ModelConfig(Component):
             )
         return self
 
+    @property
+    def told(self) -> Literal["index", "thousand", "log_snr", "log_sigma"]:
+        """What ``time`` is, with auto resolved."""
+        if self.time != "auto":
+            return self.time
+        if has_steps(self.schedule):
+            return "index"
+        return "log_sigma" if self.schedule.kind in ("edm", "learned") else "thousand"
+
     def build(self, shape: tuple[int, ...], classes: int = 0, data_std: float = 1.0) -> Denoiser:
         """The denoiser, with fresh weights, for data of ``shape`` ``(C, *space)`` and standard deviation ``data_std``.
 
@@ -180,9 +189,7 @@ class ModelConfig(Component):
         from sfumato.diffusion.schedule import Discrete
 
         table = schedule.steps if isinstance(schedule, Discrete) else None
-        time = self.time
-        if time == "auto":
-            time = "index" if table else "log_sigma" if self.schedule.kind in ("edm", "learned") else "thousand"
+        time = self.told
         if time == "index":
             if table is None:
                 raise InputError(

@@ -224,7 +224,9 @@ class TrainingConfig(Component):
     batch_size: int = Field(default=64, ge=1, description="Images per step, over all processes.")
     accumulate: int = Field(default=1, ge=1, description="Parts in which a batch is computed, to save memory.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="bf16 computes the network in bfloat16; auto does where the processor has it."
+        default="auto",
+        description="bf16 computes the network in bfloat16; auto does where the processor has it. On a GPU, fp32 "
+        "multiplies in TF32 where it can.",
     )
     seed: int = Field(default=0, ge=0, description="Decides every draw of the training.")
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")

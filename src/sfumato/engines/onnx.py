@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from sfumato.engines.network import Arrays
 from sfumato.engines.program import OUTPUT, Program, require
 from sfumato.engines.trajectory import Call
+
+LARGEST = 2**31 - 2**26
+"""Bytes of weights in one file: its format ends at 2 GiB, and the graph needs some of them."""
 
 
 def graph(program: Program, facts: str) -> Any:
@@ -69,10 +73,18 @@ def quantized(found: Any, program: Program, calls: Sequence[Call]) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, done = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "done"))
-        onnx.save_model(found, plain)
-        shapes.quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        large = is_large(found)
+        write(found, Path(plain))
+        shapes.quant_pre_process(
+            plain, ready, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=large
+        )
         quantization.quantize_static(
-            ready, done, Reader(), per_channel=True, op_types_to_quantize=["Conv", "MatMul", "Gemm"]
+            ready,
+            done,
+            Reader(),
+            per_channel=True,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            use_external_data_format=large,
         )
         made = onnx.load_model(done)
     kept = {item.key for item in made.metadata_props}
@@ -90,8 +102,9 @@ def runner(found: Any) -> Callable[[int], Callable[[Arrays], Any]]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(found.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    with source(found) as given:
+        session = runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
 
     def run(arrays: Arrays) -> Any:
         return session.run([OUTPUT], dict(zip(names, arrays, strict=True)))[0]
@@ -99,6 +112,31 @@ def runner(found: Any) -> Callable[[int], Callable[[Arrays], Any]]:
     return lambda count: run
 
 
+def is_large(found: Any) -> bool:
+    """Whether the weights of the model are more than one file can hold."""
+    return sum(len(tensor.raw_data) for tensor in found.graph.initializer) > LARGEST
+
+
+@contextlib.contextmanager
+def source(found: Any) -> Generator[bytes | str]:
+    """The model as engines read it: its bytes, or the path of a file that is there for as long as the context."""
+    if not is_large(found):
+        yield found.SerializeToString()
+        return
+    # an engine may still have the weights mapped into its memory
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "graph.onnx"
+        write(found, path)
+        yield str(path)
+
+
 def write(found: Any, path: Path) -> None:
-    """Write the model as one file."""
-    require("onnx", "onnx", "ONNX").save_model(found, str(path))
+    """Write the model as one file, or if that can't hold its weights, with these beside it as ``path.data``."""
+    onnx = require("onnx", "onnx", "ONNX")
+    if not is_large(found):
+        onnx.save_model(found, str(path))
+        return
+    # writing them apart takes them out of the graph that is given
+    copied = type(found)()
+    copied.CopyFrom(found)
+    onnx.save_model(copied, str(path), save_as_external_data=True, location=f"{path.name}.data")

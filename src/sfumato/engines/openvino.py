@@ -26,7 +26,8 @@ def graph(program: Program, facts: str) -> Any:
     """
     openvino = require("openvino", "openvino", "OpenVINO")
     # its own reader of torch's graphs crashes on blocks that scale and shift
-    found = openvino.Core().read_model(onnx.graph(program, facts).SerializeToString())
+    with onnx.source(onnx.graph(program, facts)) as given:
+        found = openvino.Core().read_model(given)
     found.set_rt_info(facts, ["sfumato"])
     return found
 

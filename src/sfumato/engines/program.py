@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import sfumato
-from sfumato.conditioning.encoders import Conditioned, Encoder
+from sfumato.conditioning.encoders import Conditioned, Encoder, LabelEncoder, unknown_label
 from sfumato.errors import InputError, nearest
 from sfumato.model import Model
 
@@ -33,6 +33,14 @@ def require(package: str, extra: str, what: str) -> Any:
         raise InputError(f'{what} needs {package}; install it with: pip install "sfumato[{extra}]"') from None
 
 
+_TIMES = {
+    "index": "the index of the step, from 0",
+    "thousand": "1000 t, where t is from 0 to 1",
+    "log_snr": "log(alpha^2 / sigma^2) / 4",
+    "log_sigma": "log(sigma / alpha) / 4",
+}
+
+
 def described(model: Model) -> str:
     """What a file of the network must say of it, as JSON: what it was trained as, on what, and how to call it."""
     return json.dumps(
@@ -43,7 +51,7 @@ def described(model: Model) -> str:
             "config": model.config.model_dump(mode="json"),
             "inputs": {
                 "x": "c_in x_t, with the c_in of the parameterization",
-                "time": f"one number per sample, model.time = {model.config.model.time}",
+                "time": f"one number per sample, {_TIMES[model.config.model.told]}",
                 **dict.fromkeys(nulls_of(model.denoiser.network), "a condition"),
             },
         }
@@ -70,25 +78,39 @@ class Program:
         inputs: the names of its inputs: ``x``, ``time`` and the conditions.
         sides: the shape of one ``x``.
         nulls: of each condition, the one that is none, for one sample.
+        classes: of each condition that is a label, the number of its classes.
     """
 
     exported: ExportedProgram
     inputs: tuple[str, ...]
     sides: tuple[int, ...]
     nulls: dict[str, Tensor]
+    classes: dict[str, int]
 
     def arrays(self, x: Tensor, time: Tensor, cond: Mapping[str, Tensor]) -> list[Any]:
         """NumPy arrays in the order of the inputs, the null condition for those that are missing.
 
         Raises:
-            InputError: for a condition that the network does not know.
+            InputError: for a condition that the network does not know, a tensor of another shape, or a label that is
+                no class.
         """
+        count = x.shape[0]
         for name in cond:
             if name not in self.nulls:
                 raise InputError(f"The model knows no condition {name!r}{nearest(name, self.nulls)}")
+        shapes = {"x": self.sides, "time": (), **{name: tuple(self.nulls[name].shape[1:]) for name in cond}}
+        for name, tensor in {"x": x, "time": time, **cond}.items():
+            if tuple(tensor.shape) != (count, *shapes[name]):
+                raise InputError(
+                    f"The engine takes {name} of shape {(count, *shapes[name])} here, and got {tuple(tensor.shape)}."
+                )
+        for name, classes in self.classes.items():
+            if name in cond and bool(((cond[name] < -1) | (cond[name] >= classes)).any()):
+                # not every engine would say so
+                raise InputError(unknown_label(classes))
         given = [x.float(), time.float()]
         for name, null in self.nulls.items():
-            missing = null.repeat(x.shape[0], *[1] * (null.ndim - 1))
+            missing = null.repeat(count, *[1] * (null.ndim - 1))
             given.append(cond[name].to(null.dtype) if name in cond else missing)
         return [tensor.detach().cpu().contiguous().numpy() for tensor in given]
 
@@ -104,6 +126,16 @@ def nulls_of(network: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def require_torch(network: nn.Module) -> None:
+    """Check that a network has its weights in torch.
+
+    Raises:
+        InputError: if it runs in an engine already.
+    """
+    if next(network.parameters(), None) is None:
+        raise InputError("The network of this model runs in an engine already; take the model that was loaded.")
+
+
 def program_of(model: Model) -> Program:
     """The network of a model, without its coefficients, as a graph.
 
@@ -111,8 +143,7 @@ def program_of(model: Model) -> Program:
         InputError: if the network runs in an engine already.
     """
     network = model.denoiser.network
-    if next(network.parameters(), None) is None:
-        raise InputError("The network of this model runs in an engine already; take the model that was loaded.")
+    require_torch(network)
     nulls = nulls_of(network)
     # neither 0 nor 1, which the exporter would take for constants
     count = 3
@@ -131,4 +162,6 @@ def program_of(model: Model) -> Program:
             strict=False,
         )
     network.train(was_training)
-    return Program(exported, ("x", "time", *nulls), model.facts.shape, nulls)
+    encoders = network.encoders.items() if isinstance(network, Conditioned) else ()
+    classes = {name: encoder.classes for name, encoder in encoders if isinstance(encoder, LabelEncoder)}
+    return Program(exported, ("x", "time", *nulls), model.facts.shape, nulls, classes)

@@ -51,7 +51,9 @@ class Deviation:
 
 
 def _short(sampling: SamplingConfig) -> SamplingConfig:
-    return sampling.model_copy(update={"steps": min(sampling.steps, MOST_STEPS)})
+    """A few steps, of the network itself: what is measured against is fp32, and a copy of it would not be heard."""
+    plain = {"steps": min(sampling.steps, MOST_STEPS), "precision": "fp32", "compile": False}
+    return sampling.model_copy(update=plain)
 
 
 def record(model: Model, count: int, seed: int, sampling: SamplingConfig) -> tuple[list[Call], Tensor]:

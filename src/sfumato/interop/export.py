@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sfumato import engines
 from sfumato.engines import onnx, openvino
-from sfumato.engines.program import described, program_of
+from sfumato.engines.program import described, program_of, require_torch
 from sfumato.errors import InputError, nearest
 from sfumato.interop.to_diffusers import write_diffusers
 from sfumato.model import Model
@@ -49,6 +49,7 @@ def export(
     """
     out = Path(out)
     _check(to, out, precision, overwrite)
+    require_torch(model.denoiser.network)
     notes: list[str] = []
     write: dict[str, Callable[[Path], None]] = {
         "diffusers": lambda path: notes.extend(write_diffusers(model, path)),
@@ -61,6 +62,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         made = Path(folder) / out.name
         write[to](made)
+        _free([out.with_name(path.name) for path in made.parent.iterdir() if path != made], overwrite)
         if out.is_dir():
             shutil.rmtree(out)
         for path in sorted(made.parent.iterdir()):
@@ -82,12 +84,21 @@ def _check(to: str, out: Path, precision: str, overwrite: bool) -> None:
     end = TARGETS[to]
     if out.suffix != end and (end or out.is_file()):
         raise InputError(f"{to} is written as {f'a file *{end}' if end else 'a folder'}; got {out}.")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} is there already; choose another name, or replace it with --overwrite.")
+    # what is known to be written beside it is found before the work, and what else there may be after it
+    beside = [out.with_suffix(".bin")] if to == "openvino" else []
+    _free([out, *beside], overwrite)
+    if any(path.is_dir() for path in beside):
+        raise InputError(f"{beside[0]} is a folder, and is not replaced by the weights of {out.name}.")
     if out.exists() and out.is_dir() != (not end):
         raise InputError(f"{out} is a {'folder' if out.is_dir() else 'file'}, and is not replaced.")
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise InputError(f"The folder {out} holds other things than a pipeline of diffusers, and is not replaced.")
+
+
+def _free(paths: list[Path], overwrite: bool) -> None:
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
 
 
 def _write_onnx(model: Model, path: Path, precision: str) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from sfumato.networks.twin import twin
+
 
 @dataclass(frozen=True)
 class Size:
@@ -45,6 +47,8 @@ def count(network: nn.Module, shape: Sequence[int]) -> Size:
     def empty(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(tensor, device="meta")
 
+    # a compiled network that is called here would not be compiled any more
+    network = twin(network)
     state: dict[str, Any] = {name: empty(tensor) for name, tensor in network.named_parameters()}
     parameters = sum(tensor.numel() for tensor in state.values())
     state |= {name: empty(tensor) for name, tensor in network.named_buffers()}

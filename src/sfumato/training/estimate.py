@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from sfumato.networks.twin import twin
 
 PER_PARAMETER = 16
 """Bytes per parameter beside the gradient: the weight, its average, and the two moments of Adam, all in float32."""
@@ -59,8 +62,9 @@ class _Step(nn.Module):
 def training_memory(network: nn.Module, shape: Sequence[int], batch: int) -> int:
     """The bytes that a training step needs in float32: weights, gradients, optimizer, average, and activations.
 
-    The step is followed on tensors without content, so that it takes neither their memory nor their time. What
-    libraries use within an operation is not seen.
+    The step is followed on tensors without content, so that it takes neither their memory nor their time, but with the
+    operations that are run on the processor: attention keeps its inputs and its output, and no matrix of all pairs.
+    What libraries use within an operation is not seen.
 
     Args:
         network: called as ``network(x, time)``.
@@ -69,15 +73,16 @@ def training_memory(network: nn.Module, shape: Sequence[int], batch: int) -> int
     """
 
     def empty(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, device="meta")
+        return torch.empty_like(tensor, device="cpu")
 
-    step = _Step(network)
-    state: dict[str, Any] = {n: empty(p).requires_grad_(p.requires_grad) for n, p in step.named_parameters()}
-    parameters = sum(tensor.numel() for tensor in state.values())
-    state |= {name: empty(tensor) for name, tensor in step.named_buffers()}
-    with _Peak() as followed, torch.enable_grad():
-        x, time_ = torch.empty(batch, *shape, device="meta"), torch.empty(batch, device="meta")
-        functional_call(step, state, (x, time_))
+    # a compiled network that is called here would not be compiled any more
+    step = _Step(twin(network).train(network.training))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+        state: dict[str, Any] = {n: empty(p).requires_grad_(p.requires_grad) for n, p in step.named_parameters()}
+        parameters = sum(tensor.numel() for tensor in state.values())
+        state |= {name: empty(tensor) for name, tensor in step.named_buffers()}
+        with _Peak() as followed:
+            functional_call(step, state, (torch.empty(batch, *shape), torch.empty(batch)))
     return PER_PARAMETER * parameters + followed.peak
 
 
@@ -93,8 +98,17 @@ def matmul_speed(device: torch.device, dtype: torch.dtype, size: int = 768, seco
     return best
 
 
-def cost(network: nn.Module, shape: Sequence[int], batch: int, parts: int, macs: int, bf16: bool) -> str:
-    """What a step will take, in words: memory, and the time that it can't be faster than.
+def cost(
+    network: nn.Module,
+    shape: Sequence[int],
+    batch: int,
+    parts: int,
+    macs: int,
+    bf16: bool,
+    *,
+    sample_seconds: float | None = None,
+) -> str:
+    """What a step will take, in words: memory, and the time, or where it is not known, what it can't be faster than.
 
     Args:
         network: called as ``network(x, time)``.
@@ -103,14 +117,14 @@ def cost(network: nn.Module, shape: Sequence[int], batch: int, parts: int, macs:
         parts: how often that is done for a step.
         macs: multiply-accumulates of one call for one sample.
         bf16: whether it computes in bfloat16.
+        sample_seconds: what a forward and backward pass took per sample, where that was measured.
     """
     device = next(network.parameters()).device
-    speed = matmul_speed(device, torch.bfloat16 if bf16 else torch.float32)
     memory = training_memory(network, shape, batch)
+    most = f"{'at most ' if bf16 else ''}{memory / 2**30:.2g} GiB of memory"
+    if sample_seconds is not None:
+        return f"{most}; about {sample_seconds * batch * parts:.2g} s per step, as measured here"
+    speed = matmul_speed(device, torch.bfloat16 if bf16 else torch.float32)
     # the gradients of weights and of activations take as much again, each
     seconds = 3 * macs * batch * parts / speed
-    most = "at most " if bf16 else ""
-    return (
-        f"{most}{memory / 2**30:.2g} GiB of memory; at least {seconds:.2g} s per step, at the "
-        f"{2e-9 * speed:,.0f} GFLOP/s of matrix products here"
-    )
+    return f"{most}; at least {seconds:.2g} s per step, at the {2e-9 * speed:,.0f} GFLOP/s of matrix products here"

@@ -140,6 +140,7 @@ class Trainer:
         bf16: whether the network computes in bfloat16 (autocast).
         seed: the seed of every draw.
         accelerator: the engine: device, processes, gradient synchronization.
+        sample_seconds: what a forward and backward pass took per sample, where that was measured; for those who tell.
 
     Raises:
         InputError: if the batch does not divide by the processes times the parts.
@@ -160,7 +161,9 @@ class Trainer:
         bf16: bool = False,
         seed: int = 0,
         accelerator: Accelerator | None = None,
+        sample_seconds: float | None = None,
     ) -> None:
+        self.sample_seconds = sample_seconds
         self.accelerator = accelerator or Accelerator()
         parts = accumulate * self.accelerator.num_processes
         if batch_size < 1 or accumulate < 1 or batch_size % parts:
