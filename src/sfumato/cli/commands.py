@@ -34,7 +34,7 @@ with --config comes between: recipe, then file, then options.
 """
 
 
-def _train_options(config: Component) -> type[Any]:
+def train_options(config: Component) -> type[Any]:
     """The options of ``train``: where and how, then every setting of the configuration."""
 
     fields = {
@@ -89,7 +89,7 @@ def train(arguments: list[str]) -> int:
         if source is not None:
             values = merge(values, {"data": {"source": source}})
     base = parse(Config, merge(values, flags.config_kinds(Config, arguments)))
-    options = flags.parse(_train_options(base), arguments, prog="sfumato train [DATA]", description=_TRAIN)
+    options = flags.parse(train_options(base), arguments, prog="sfumato train [DATA]", description=_TRAIN)
     given = {name: dataclasses.asdict(getattr(options, name)) for name in Config.model_fields}
     config = parse(Config, given, origin="the options")
 
