@@ -229,6 +229,15 @@ def test_inversion_gives_the_image_back(vp: Model) -> None:
     assert torch.allclose(again[2], found.reconstruction[1].clamp(-1, 1), atol=1e-3)
 
 
+def test_an_adaptive_sampler_inverts_to_its_tolerance(vp: Model) -> None:
+    batch = torch.stack([image(0), image(1)])
+    errors = [
+        float(sfumato.invert(vp, batch, labels=2, sampling=asked).error.max())
+        for asked in (sampling(steps=1, sampler={"kind": "adaptive", "rtol": r, "atol": r}) for r in (1e-2, 1e-3))
+    ]
+    assert errors[1] < 0.05 and errors[1] < errors[0] + 1e-3
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_interpolation_begins_and_ends_at_its_seeds(model: Model, sampler: dict[str, Any]) -> None:
     found = sfumato.interpolate(model, 3, 5, 6, labels=1, sampling=sampling(**sampler))
@@ -284,6 +293,10 @@ CUT = torch.ones(8, 8, dtype=torch.bool)
         (lambda m: sfumato.sdedit(m, torch.zeros(1, 9, 9), 0.5), "image has shape"),
         (lambda m: sfumato.invert(m, torch.zeros(2, 1, 9, 9)), "image has shape"),
         (lambda m: sfumato.invert(m, image(), sampling=sampling(sampler={"kind": "ancestral"})), "draws noise"),
+        (
+            lambda m: sfumato.invert(m, image(), sampling=sampling(sampler={"kind": "sa_solver"}, steps=20)),
+            "draws noise",
+        ),
         (lambda m: sfumato.interpolate(m, 0, 1, 1), "at least 2 images"),
         (lambda m: sfumato.interpolate(m, torch.zeros(1, 9, 9), 1), "noise has shape"),
     ],

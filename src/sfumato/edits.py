@@ -146,8 +146,11 @@ def invert(
     count = len(images) if images.ndim == len(shape) + 1 else 1
     batch = _image(model, images, count).expand(count, *shape)
     parts: list[Inversion] = []
+    both_ways = (sampling or model.config.sampling).sampler.kind == "adaptive"
     for draw in model.draws(count, labels=labels, sampling=sampling, batch_size=batch_size):
-        found = editing.invert(draw.denoise, _part(batch, draw).to(draw.x), draw.levels, draw.step, **draw.cond)
+        up = draw.step if both_ways else None
+        of = _part(batch, draw).to(draw.x)
+        found = editing.invert(draw.denoise, of, draw.levels, draw.step, up=up, **draw.cond)
         parts.append(Inversion(found.noise.cpu(), found.reconstruction.cpu(), found.error.cpu()))
         if progress is not None:
             progress(draw.start + len(draw))

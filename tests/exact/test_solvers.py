@@ -57,8 +57,9 @@ class Line:
 
     def flow(self, x: torch.Tensor, t: Level, s: Level) -> torch.Tensor:
         """In one dimension the flow keeps the order of samples."""
+        far = 20.0 * max(1.0, float(s.sigma))
         found = [
-            brentq(lambda y, z=z: self.distribution(y, s) - self.distribution(z, t), -20.0, 20.0, xtol=1e-14)
+            brentq(lambda y, z=z: self.distribution(y, s) - self.distribution(z, t), -far, far, xtol=1e-14)
             for z in x.flatten().tolist()
         ]
         return torch.tensor(found, dtype=torch.float64).reshape(x.shape)

@@ -153,7 +153,13 @@ def refuse_noise(x: Tensor) -> Tensor:
 
 
 def invert(
-    denoiser: Denoise, x0: Float[Tensor, "batch *shape"], levels: Level, step: Step, **cond: Tensor
+    denoiser: Denoise,
+    x0: Float[Tensor, "batch *shape"],
+    levels: Level,
+    step: Step,
+    *,
+    up: Step | None = None,
+    **cond: Tensor,
 ) -> Inversion:
     """The noise of images, by walking a grid from its end to its start, and what comes of it on the way back.
 
@@ -164,25 +170,36 @@ def invert(
         x0: the images.
         levels: a grid for sampling.
         step: a deterministic step.
+        up: a step that knows both ends of the way up, such as :func:`~sfumato.sampling.adaptive.adaptive`; by default
+            ``step``, :class:`Ascending`.
         cond: conditions, the same both ways.
 
     Raises:
-        InputError: if the grid does not go down to the data, or the step draws noise.
+        InputError: if the grid does not go down to the data, or a step of it draws noise.
     """
     check_grid(levels)
-    # a step that draws noise has no variance to draw it with on the way up: ask one on the way down
-    top, next_ = list(levels)[:2]
-    with torch.no_grad():
-        one = {name: value[:1] for name, value in cond.items()}
-        step(lambda x, level: denoiser(x, level, **one), x0[:1], top, next_, Memory(refuse_noise))
-    up = Level(*(torch.as_tensor(value).flip(0) for value in (levels.t, levels.alpha, levels.sigma)))
+    _check_deterministic(x0, levels, step)
+    rising = Level(*(torch.as_tensor(value).flip(0) for value in (levels.t, levels.alpha, levels.sigma)))
     noise = x0
-    for frame in walk(denoiser, x0, up, Ascending(step), noise=refuse_noise, previews=False, reuse=False, **cond):
+    for frame in walk(
+        denoiser, x0, rising, up or Ascending(step), noise=refuse_noise, previews=False, reuse=False, **cond
+    ):
         noise = frame.x
     x = noise
     for frame in sample(denoiser, x, levels, step, noise=refuse_noise, previews=False, reuse=False, **cond):
         x = frame.x
     return Inversion(noise, x, (x - x0).flatten(1).square().mean(1).sqrt())
+
+
+def _check_deterministic(x0: Tensor, levels: Level, step: Step) -> None:
+    """Refuse a step that draws noise, anywhere on the way down: up there is no variance to draw it with."""
+
+    def nothing(x: Tensor, level: Level, **cond: Tensor) -> Prediction:
+        zero = torch.zeros_like(x)
+        return Prediction.of_x0(x, zero, level, variance_fraction=zero)
+
+    for _ in sample(nothing, torch.zeros_like(x0[:1]), levels, step, noise=refuse_noise):
+        pass
 
 
 def slerp(
