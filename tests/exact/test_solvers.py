@@ -23,6 +23,7 @@ from sfumato.errors import InputError
 from sfumato.sampling import grids
 from sfumato.sampling.coordinate import Data, Noise, Rotation, half_log_snr, time_of
 from sfumato.sampling.ddim import ddim
+from sfumato.sampling.defaults import best
 from sfumato.sampling.dpm_solver import dpm_solver_2, dpm_solver_pp_2m, dpm_solver_pp_2s
 from sfumato.sampling.heun import euler, heun
 from sfumato.sampling.multistep import Adams, Unified, bh1, bh2, multistep
@@ -139,6 +140,34 @@ def test_the_last_step_leaves_no_floor(name: str) -> None:
             float((last(sample(oracle, x, levels, unipc(3, ending=ending))) - exact).abs().max()) for ending in (1, 4)
         )
         assert floor > 4e-3 and found < floor / 100.0
+
+
+@pytest.mark.parametrize("name", ["linear", "edm", "flow"])
+@pytest.mark.parametrize("grid", [grids.uniform, grids.leading, grids.quadratic])
+@pytest.mark.parametrize("steps", [10, 60])
+def test_the_order_is_cut_where_weights_would_grow_without_bound(name: str, grid: Any, steps: int) -> None:
+    """Data as a polynomial of 1 / sigma, on grids whose last steps are the longest in it."""
+    schedule, x = SCHEDULES[name], torch.linspace(-1.5, 1.5, 15, dtype=torch.float64)[:, None]
+    levels, x = grid(schedule, steps), x * schedule(1.0).sigma
+    exact = Line().flow(x, schedule(1.0), schedule(0.0))
+    plain, *found = (
+        last(sample(Line(), x, levels, partial(multistep, rule=Adams(Data()), order=k, corrector=c)))
+        for k, c in ((1, 0), (3, 3), (4, 4))
+    )
+    allowed = 2.0 * float((plain - exact).abs().max()) + 0.1
+    assert all(float((one - exact).abs().max()) < allowed for one in found)
+
+
+def test_what_is_done_in_practice_is_far_from_the_bound_on_weights() -> None:
+    for schedule in (schedules.linear(1000), schedules.ContinuousCosine(), schedules.Karras()):
+        for nfe in (5, 8, 10, 15, 20, 50):
+            levels, step = best(schedule, nfe, 0.5)
+            rule, order = step.keywords["rule"], step.keywords["order"]  # type: ignore[attr-defined]
+            nodes = list(levels)[:-1]
+            for k in range(1, len(nodes)):
+                behind, t, s = nodes[max(0, k - order) : k][::-1], nodes[k - 1], nodes[k]
+                weights = rule(behind, t, s)
+                assert sum(map(abs, weights)) <= 0.3 * rule.coordinate.bound(t, s)
 
 
 @pytest.mark.parametrize("levels", [[2.0, 1.9, 1.8, 1.7], [3.0, 2.0, 1.0], [80.0, 0.01], [5.0]])
