@@ -243,6 +243,7 @@ def test_sample(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("--label eleven", "There is no class 'eleven'"),
         ("--label ²", "There is no class"),
         ("--device nowhere", "There is no device 'nowhere'"),
+        ("--first 9999999999999999999", "A seed has 2^40 images"),
         ("--first -1", "a first image from 0 on"),
         ("--label 10", "0 to 9"),
         ("--out x.jpg", "written as .png, .npz"),

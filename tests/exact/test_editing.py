@@ -101,6 +101,21 @@ def test_the_known_part_is_diffused_to_its_level() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.ones(3, 1, 8, 8, dtype=torch.bool), r"mask has shape \(3, 1, 8, 8\), which does not fit \(1, 1, 8, 8\)"),
+        (torch.ones(8, 9, dtype=torch.bool), "mask has shape"),
+        (torch.ones(1, 1, 1, 8, 8, dtype=torch.bool), "mask has shape"),
+        (torch.ones(8, 8), "must hold booleans"),
+    ],
+)
+def test_a_mask_that_does_not_fit(mask: Tensor, words: str, unchecked: None) -> None:
+    x, schedule = torch.zeros(1, 1, 8, 8), schedules.linear(100)
+    with pytest.raises(InputError, match=words):
+        Inpainting(ddim, x, mask).place(x, schedule(0.5), Memory(seeded_noise(0)))
+
+
+@pytest.mark.parametrize(
     "schedule", [schedules.linear(1000), schedules.ContinuousCosine(), schedules.Karras(), schedules.RectifiedFlow()]
 )
 def test_sampling_from_any_level_follows_the_flow(schedule: schedules.Schedule) -> None:

@@ -192,7 +192,7 @@ def sample(arguments: list[str]) -> int:
     check_out(options.out)
     if options.film is None and options.film_x0:
         raise InputError("--film-x0 says what a film shows; name one, such as --film out.gif.")
-    if options.film is not None and options.film.suffix not in pictures.FILMS:
+    if options.film is not None and options.film.suffix.lower() not in pictures.FILMS:
         raise InputError(f"A film is written as {' or '.join(pictures.FILMS)}; got {options.film}.")
     model = engine.within(load_model(options.run, engine.device(options)), options, sampling)
     asked: dict[str, Any] = {

@@ -40,6 +40,12 @@ class _Churned(Component):
     churn_high: float | None = Field(default=None, gt=0, description="The greatest sigma / alpha with churn.")
     churn_noise: float = Field(default=1.0, gt=0, description="S_noise of EDM: scale of the noise that is added.")
 
+    @model_validator(mode="after")
+    def _range(self) -> _Churned:
+        if self.churn_high is not None and self.churn_low >= self.churn_high:
+            raise ValueError(f"the range of churn is empty: churn_low {self.churn_low}, churn_high {self.churn_high}")
+        return self
+
     def _churn(self, denoiser: Denoiser, levels: Level) -> Churn | None:
         import math
 
@@ -229,7 +235,7 @@ class Langevin(Component):
 
     kind: Literal["langevin"] = "langevin"
     corrections: int = Field(default=1, ge=0, description="Langevin steps after each step; one evaluation each.")
-    snr: float = Field(default=0.16, gt=0, description="How far a Langevin step goes, relative to the noise.")
+    snr: float = Field(default=0.16, gt=0, lt=0.7, description="How far a Langevin step goes, relative to the noise.")
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
         from sfumato.sampling.langevin import predictor_corrector

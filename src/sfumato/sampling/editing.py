@@ -91,7 +91,17 @@ class Inpainting:
         return self.place(self.step(denoise, x, t, s, memory), s, memory)
 
     def place(self, x: Tensor, level: Level, memory: Memory) -> Tensor:
-        """``x`` with the known part of the image, diffused to its level."""
+        """``x`` with the known part of the image, diffused to its level.
+
+        Raises:
+            InputError: if the mask is not of booleans, or it or the image does not broadcast to ``x``.
+        """
+        for name, given in (("mask", self.mask), ("image", self.image)):
+            apart = any(n not in (1, m) for n, m in zip(reversed(given.shape), reversed(x.shape), strict=False))
+            if given.ndim > x.ndim or apart:
+                raise InputError(f"The {name} has shape {tuple(given.shape)}, which does not fit {tuple(x.shape)}.")
+        if self.mask.dtype != torch.bool:
+            raise InputError(f"The mask must hold booleans, true where the image is kept; got {self.mask.dtype}.")
         image = self.image.to(x).expand_as(x)
         known = image if level.sigma == 0.0 else diffuse(image, level, memory.noise(x))
         return torch.where(self.mask.to(x.device), known, x)
