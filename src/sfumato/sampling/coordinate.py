@@ -204,8 +204,9 @@ class Data:
         return -float(s.alpha) * math.expm1(-self.growth(t, s))
 
     def bound(self, t: Level, s: Level) -> float:
-        # of a long step little of the state is left to make up for errors of the weighted estimates
-        return min(10.0 * abs(self.total(t, s)), 2.0 * float(s.alpha))
+        most = 10.0 * abs(self.total(t, s))
+        # of a long step of the flow little of the state is left to make up for errors of the weighted estimates
+        return most if self._rate(t, s) else min(most, 2.0 * float(s.alpha))
 
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         end = float(s.noise_to_signal)
