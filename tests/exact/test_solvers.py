@@ -24,7 +24,7 @@ from sfumato.sampling import grids
 from sfumato.sampling.coordinate import Data, Noise, Rotation, half_log_snr, time_of
 from sfumato.sampling.ddim import ddim
 from sfumato.sampling.defaults import best
-from sfumato.sampling.dpm_solver import dpm_solver_2, dpm_solver_pp_2m, dpm_solver_pp_2s
+from sfumato.sampling.dpm_solver import dpm_solver_2, dpm_solver_pp_2m, dpm_solver_pp_2s, dpm_solver_pp_3s
 from sfumato.sampling.heun import euler, heun
 from sfumato.sampling.multistep import Adams, Unified, bh1, bh2, multistep
 from sfumato.sampling.named import deis, dpm_solver_pp, lms, unipc
@@ -90,10 +90,11 @@ STEPS: dict[str, tuple[Callable[[Schedule], Any], float]] = {
     "heun": (lambda s: heun, 2.0),
     "dpm_solver_2": (dpm_solver_2, 2.0),
     "dpm_solver_pp_2s": (dpm_solver_pp_2s, 2.0),
+    "dpm_solver_pp_3s": (dpm_solver_pp_3s, 3.0),
     "dpm_solver_pp_2m": (lambda s: dpm_solver_pp_2m, 2.0),
     **{f"dpm_solver_pp_{k}": (lambda s, k=k: dpm_solver_pp(k), float(k)) for k in (1, 3, 4)},
     **{f"lms_{k}": (lambda s, k=k: lms(k), float(k)) for k in (1, 2, 3, 4)},
-    **{f"deis_{k}": (lambda s, k=k: deis(s, k), float(k)) for k in (2, 3)},
+    **{f"deis_{k}": (lambda s, k=k: deis(s, k), float(k)) for k in (2, 3, 4)},
     **{f"noise_in_log_snr_{k}": (lambda s, k=k: _ab(Adams(Noise(), half_log_snr), k), float(k)) for k in (2, 3)},
     **{f"rotation_{k}": (lambda s, k=k: _ab(Adams(Rotation(0.6)), k), float(k)) for k in (1, 2, 3, 4)},
     **{f"unipc_{k}": (lambda s, k=k: unipc(k), k + 1.0) for k in (1, 2, 3)},
@@ -108,7 +109,8 @@ def _ab(rule: Adams, order: int) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [(name, step) for step in STEPS for name in ("linear", "edm")]
+    # in EDM's time the errors of DEIS-4 still fall faster than at order 4 at these steps: 4.42
+    [(name, step) for step in STEPS for name in ("linear", "edm") if (name, step) != ("edm", "deis_4")]
     + [
         ("flow", step)
         for step in ("euler", "heun", "dpm_solver_2", "dpm_solver_pp_3", "lms_4", "rotation_4", "unipc_2")
@@ -345,7 +347,6 @@ EVERYWHERE = {
 }
 DETERMINISTIC: dict[str, Callable[[Schedule], Any]] = {
     **{name: make for name, (make, _) in STEPS.items()},
-    "deis_4": lambda s: deis(s, 4),
     "rotation_corrected": lambda s: partial(multistep, rule=Adams(Rotation()), order=4, corrector=4),
     "time_corrected": lambda s: partial(multistep, rule=Adams(Noise(), time_of(s)), order=3, corrector=3),
 }

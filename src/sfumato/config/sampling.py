@@ -16,6 +16,7 @@ from sfumato.config.solvers import (
     DpmSolver,
     DpmSolver2,
     DpmSolver2S,
+    DpmSolver3S,
     Euler,
     Heun,
     Langevin,
@@ -272,6 +273,7 @@ SamplerConfig = Annotated[
     | DpmSolver
     | DpmSolver2
     | DpmSolver2S
+    | DpmSolver3S
     | UniPc
     | Lms
     | Deis

@@ -116,6 +116,17 @@ class DpmSolver2S(Component):
         return dpm_solver_pp_2s(denoiser.schedule)
 
 
+class DpmSolver3S(Component):
+    """DPM-Solver++(3S): third order in three evaluations per step, of the data (Lu et al. 2022)."""
+
+    kind: Literal["dpm_solver_3s"] = "dpm_solver_3s"
+
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
+        from sfumato.sampling.dpm_solver import dpm_solver_pp_3s
+
+        return dpm_solver_pp_3s(denoiser.schedule)
+
+
 class UniPc(Component):
     """UniPC (Zhao et al. 2023): predictor and corrector, one evaluation per step."""
 
