@@ -166,9 +166,10 @@ def test_inpainting_keeps_what_is_known(model: Model) -> None:
         assert torch.allclose(found[:, :, :4], known[:, :4].expand(4, 1, 4, 8), atol=1e-6)
         assert not torch.allclose(found[:, :, 4:], known[:, 4:].expand(4, 1, 4, 8), atol=0.1)
     # what lies beyond the mask is not looked at
-    other = torch.where(MASK, known, -known)
-    one, two = (sfumato.inpaint(model, i, MASK, 2, repeats=2, sampling=sampling()) for i in (known, other))
-    assert torch.equal(one, two)
+    for beyond in (-known, torch.tensor(7.0), torch.tensor(float("nan"))):
+        other = torch.where(MASK, known, beyond)
+        one, two = (sfumato.inpaint(model, i, MASK, 2, repeats=2, sampling=sampling()) for i in (known, other))
+        assert torch.equal(one, two)
 
 
 def test_resampling_costs_as_often_as_it_says(model: Model) -> None:
@@ -229,6 +230,15 @@ def test_inversion_gives_the_image_back(vp: Model) -> None:
     assert torch.allclose(again[2], found.reconstruction[1].clamp(-1, 1), atol=1e-3)
 
 
+def test_an_adaptive_sampler_inverts_to_its_tolerance(vp: Model) -> None:
+    batch = torch.stack([image(0), image(1)])
+    errors = [
+        float(sfumato.invert(vp, batch, labels=2, sampling=asked).error.max())
+        for asked in (sampling(steps=1, sampler={"kind": "adaptive", "rtol": r, "atol": r}) for r in (1e-2, 1e-3))
+    ]
+    assert errors[1] < 0.05 and errors[1] < errors[0] + 1e-3
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_interpolation_begins_and_ends_at_its_seeds(model: Model, sampler: dict[str, Any]) -> None:
     found = sfumato.interpolate(model, 3, 5, 6, labels=1, sampling=sampling(**sampler))
@@ -284,6 +294,14 @@ CUT = torch.ones(8, 8, dtype=torch.bool)
         (lambda m: sfumato.sdedit(m, torch.zeros(1, 9, 9), 0.5), "image has shape"),
         (lambda m: sfumato.invert(m, torch.zeros(2, 1, 9, 9)), "image has shape"),
         (lambda m: sfumato.invert(m, image(), sampling=sampling(sampler={"kind": "ancestral"})), "draws noise"),
+        (
+            lambda m: sfumato.invert(m, image(), sampling=sampling(sampler={"kind": "sa_solver"}, steps=20)),
+            "draws noise",
+        ),
+        (lambda m: m.sample(2, labels=torch.tensor([1.5, 0.5])), "whole numbers"),
+        (lambda m: m.sample(2, labels=torch.tensor([[1], [0]])), "Labels must be 2 numbers"),
+        (lambda m: m.sample(1, first=2**62), "2\\^40 images"),
+        (lambda m: m.sample(1, first=9999999999999999999), "2\\^40 images"),
         (lambda m: sfumato.interpolate(m, 0, 1, 1), "at least 2 images"),
         (lambda m: sfumato.interpolate(m, torch.zeros(1, 9, 9), 1), "noise has shape"),
     ],
@@ -296,7 +314,7 @@ def test_wrong_edits(call: Any, words: str, model: Model, unchecked: None) -> No
 def test_films_and_pictures(tmp_path: Path) -> None:
     batch = torch.stack([image(k) for k in range(4)])
     sheets = [pictures.beside([pictures.grid(batch * f), pictures.grid(-batch)]) for f in (0.1, 0.5, 1.0)]
-    for name, kind in (("x.gif", "GIF"), ("x.webp", "WEBP")):
+    for name, kind in (("x.gif", "GIF"), ("x.webp", "WEBP"), ("Y.GIF", "GIF")):
         pictures.save_film(sheets, tmp_path / name, milliseconds=70, hold=900)
         with Image.open(tmp_path / name) as film:
             assert film.format == kind and film.n_frames == 3 and film.size == sheets[0].size  # type: ignore[attr-defined]
@@ -323,6 +341,10 @@ def test_reading_pictures(tmp_path: Path) -> None:
     assert torch.equal(pictures.read_mask(tmp_path / "grey.png", (1, 8, 8)), torch.from_numpy(grey >= 128))
     np.save(tmp_path / "mask.npy", MASK.numpy())
     assert torch.equal(pictures.read_mask(tmp_path / "mask.npy", (1, 8, 8)), MASK)
+    for wrong in (0.3, 255.0, float("nan")):
+        np.save(tmp_path / "wrong.npy", np.where(MASK.numpy(), wrong, 0.0))
+        with pytest.raises(InputError, match="has other values"):
+            pictures.read_mask(tmp_path / "wrong.npy", (1, 8, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path, shape, words in (

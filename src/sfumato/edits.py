@@ -55,7 +55,8 @@ def inpaint(
     Raises:
         InputError: if the image or the mask does not fit the model, the mask keeps all, or as ``Model.sample`` does.
     """
-    images, known = _image(model, image, count), _mask(model, mask, count)
+    known = _mask(model, mask, count)
+    images = _image(model, image, count, known)
     sampling = (sampling or model.config.sampling).stepwise(model.fitted)
     if bool(known.all()):
         raise InputError("The mask keeps all of the image, so there is nothing to paint; it is true where to keep.")
@@ -149,8 +150,11 @@ def invert(
     batch = _image(model, images, count).expand(count, *shape)
     sampling = (sampling or model.config.sampling).stepwise(model.fitted)
     parts: list[Inversion] = []
+    both_ways = sampling.sampler.kind == "adaptive"
     for draw in model.draws(count, labels=labels, sampling=sampling, batch_size=batch_size):
-        found = editing.invert(draw.denoise, _part(batch, draw).to(draw.x), draw.levels, draw.step, **draw.cond)
+        up = draw.step if both_ways else None
+        of = _part(batch, draw).to(draw.x)
+        found = editing.invert(draw.denoise, of, draw.levels, draw.step, up=up, **draw.cond)
         parts.append(Inversion(found.noise.cpu(), found.reconstruction.cpu(), found.error.cpu()))
         if progress is not None:
             progress(draw.start + len(draw))
@@ -236,14 +240,17 @@ def _part(values: Tensor, draw: Draw) -> Tensor:
     return values if len(values) == 1 else values[draw.start : draw.start + len(draw)]
 
 
-def _image(model: Model, image: Tensor, count: int) -> Float[Tensor, "images channels *space"]:
+def _image(
+    model: Model, image: Tensor, count: int, known: Tensor | None = None
+) -> Float[Tensor, "images channels *space"]:
     shape = model.facts.shape
     if tuple(image.shape) != shape and tuple(image.shape[1:]) != shape:
         raise InputError(f"The image has shape {tuple(image.shape)}, but this model draws {shape}, (channels, *space).")
     images = image if image.ndim == len(shape) + 1 else image[None]
     if len(images) not in (1, count):
         raise InputError(f"There are {len(images)} images for {count} answers; give one, or one for each.")
-    if not bool((images.abs() <= 1.0 + _SLACK).all()):
+    looked_at = images if known is None else torch.where(known.to(images.device), images, 0.0)
+    if not bool((looked_at.abs() <= 1.0 + _SLACK).all()):
         raise InputError("The values of an image must lie in [-1, 1]; map them there first.")
     return images
 

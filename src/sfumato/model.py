@@ -31,6 +31,10 @@ FORMAT = 1
 """The version of the layout of a run directory."""
 
 
+LAST = 2**40
+"""How many images a seed has: counters of the random numbers of each are whole numbers of 64 bits."""
+
+
 class Facts(Component):
     """What a model must know of the data it was trained on."""
 
@@ -192,6 +196,8 @@ class Model:
         """
         sampling = sampling or self.config.sampling
         size = sampling.batch_size if batch_size is None else batch_size
+        if first >= LAST - count:
+            raise InputError(f"A seed has 2^40 images, so the first of {count} can't be number {first}.")
         if count < 1 or size < 1 or first < 0:
             raise InputError(
                 f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 on; "
@@ -269,9 +275,11 @@ class Model:
             labels = classes.index(labels)
         elif isinstance(labels, str):
             raise InputError(f"There is no class {labels!r}; the classes are {', '.join(classes)}.")
-        chosen = torch.as_tensor(labels).long()
-        chosen = chosen.expand(count) if chosen.ndim == 0 else chosen
-        if len(chosen) != count or bool(((chosen < -1) | (chosen >= len(classes))).any()):
+        chosen = torch.as_tensor(labels)
+        if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
+            raise InputError(f"Labels must be whole numbers; got {chosen.dtype}.")
+        chosen = (chosen.expand(count) if chosen.ndim == 0 else chosen).long()
+        if tuple(chosen.shape) != (count,) or bool(((chosen < -1) | (chosen >= len(classes))).any()):
             raise InputError(f"Labels must be {count} numbers from 0 to {len(classes) - 1} (or -1 for none).")
         return chosen
 

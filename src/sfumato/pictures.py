@@ -157,7 +157,8 @@ def save_film(pictures: Sequence[Image.Image], path: Path, milliseconds: int = 8
     Raises:
         InputError: if there is no picture, or the name ends in something else.
     """
-    if path.suffix not in FILMS:
+    kind = FILMS.get(path.suffix.lower())
+    if kind is None:
         raise InputError(f"A film is written as {' or '.join(FILMS)}; got {path}.")
     if not pictures:
         raise InputError("A film needs at least one picture.")
@@ -165,9 +166,7 @@ def save_film(pictures: Sequence[Image.Image], path: Path, milliseconds: int = 8
     first, *rest = pictures
     atomic_write(
         path,
-        lambda temporary: first.save(
-            temporary, format=FILMS[path.suffix], save_all=True, append_images=rest, duration=times, loop=0
-        ),
+        lambda temporary: first.save(temporary, format=kind, save_all=True, append_images=rest, duration=times, loop=0),
     )
 
 
@@ -197,15 +196,21 @@ def read(path: Path, shape: tuple[int, ...], *, fit: bool = False) -> Float[Tens
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
-    """A mask for images of ``shape``, true where it is white: a picture of their height and width, or an .npy array.
+    """A mask for images of ``shape``, true where it is kept: a picture of their height and width, lighter than grey
+    there, or an .npy array of 0 and 1.
 
     Raises:
         InputError: if the file can't be read or does not fit.
     """
     space = shape[1:]
-    values = _array(path) if path.suffix == ".npy" else _decoded(path, Options(channels="grey", workers=1))[0] / 2 + 0.5
+    is_array = path.suffix == ".npy"
+    values = _array(path) if is_array else _decoded(path, Options(channels="grey", workers=1))[0] / 2 + 0.5
     if tuple(values.shape) not in (space, (1, *space), shape):
         raise InputError(f"The mask {path} has shape {_sides(values.shape)}, and the images have {_sides(space)}.")
+    if is_array and not bool(((values == 0) | (values == 1)).all()):
+        raise InputError(
+            f"The mask {path} must be 1 or true where the image is kept, 0 or false elsewhere; it has other values."
+        )
     return values > 0.5
 
 

@@ -8,17 +8,28 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sfumato.cli import main
-from sfumato.config import EvaluationConfig
+from sfumato.cli.commands import train_options, with_sampling
+from sfumato.cli.flags import parse as parse_flags
+from sfumato.config import Config, EvaluationConfig, merge, parse
+from sfumato.config.base import choices
+from sfumato.config.sampling import GridConfig, SamplerConfig
 from sfumato.errors import SfumatoWarning
 from sfumato.recipes.published import PRESETS
 from sfumato.run import train
 from tests.training.tiny import flags, tiny
+
+GRID_KINDS, SAMPLER_KINDS = (
+    [str(kind.model_fields["kind"].default) for kind in choices(get_args(union)[0])]
+    for union in (GridConfig, SamplerConfig)
+)
+FITTED = ("optimal", "fitted")
 
 
 def run(*arguments: str) -> int:
@@ -236,6 +247,7 @@ def test_sample(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("--label eleven", "There is no class 'eleven'"),
         ("--label ²", "There is no class"),
         ("--device nowhere", "There is no device 'nowhere'"),
+        ("--first 9999999999999999999", "A seed has 2^40 images"),
         ("--first -1", "a first image from 0 on"),
         ("--label 10", "0 to 9"),
         ("--out x.jpg", "written as .png, .npz"),
@@ -257,6 +269,60 @@ def test_sample_refuses(
     assert run("sample", trained, *arguments.split()) == 2
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
+
+
+GRIDS: dict[str, list[str]] = {
+    "list": ["--grid.sigmas", "10", "5", "1"],
+    "karras": ["--grid.sigma-max", "5"],
+    "log_snr": ["--grid.sigma-max", "5"],
+}
+
+
+@pytest.mark.parametrize("kind", GRID_KINDS)
+def test_every_grid_can_be_asked_for(kind: str, trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--grid.kind", kind, *GRIDS.get(kind, [])]
+    _, sampling = with_sampling("sfumato sample", [trained, *asked], {}, "")
+    assert sampling.grid.kind == kind
+    code = run("sample", trained, "--count", "1", "--steps", "3", "--sampler.kind", "ddim", *asked)
+    # what is fitted to a model is asked for in words
+    assert (code, "sfumato tune" in capsys.readouterr().err) == ((2, True) if kind in FITTED else (0, False))
+
+
+@pytest.mark.parametrize("kind", SAMPLER_KINDS)
+def test_every_sampler_can_be_asked_for(kind: str, trained: str) -> None:
+    asked = ["--sampler.kind", kind, *(["--grid.kind", "fitted"] if kind == "fitted" else [])]
+    _, sampling = with_sampling("sfumato sample", [trained, *asked], {}, "")
+    assert sampling.sampler.kind == kind
+
+
+def test_lists_of_levels(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "x.npz")
+    found: list[np.ndarray] = []
+    lists = (["--grid.sigmas", "5", "1", "0.2"], ["--grid.sigmas", "5", "1", "0.2", "0"])
+    logs = ["--grid.log-snrs", *(str(-2.0 * np.log(sigma)) for sigma in (5.0, 1.0, 0.2))]
+    for listed in (*lists, logs):
+        asked = ["--count", "2", "--grid.kind", "list", *listed, "--steps", "3", "--out", out]
+        assert run("sample", trained, *asked) == 0
+        found.append(np.load(out)["images"])
+    assert np.abs(found[0] - found[1]).max() == 0.0 and np.abs(found[0] - found[2]).max() < 1e-4
+    assert run("sample", trained, "--grid.kind", "list", "--grid.times", "1", "0.6", "0.2", "--steps", "3") == 0
+    for listed, words in (
+        ([], "in one list: sigmas, times or log_snrs; got none"),
+        (["--grid.sigmas", "2", "--grid.times", "1"], "got sigmas and times"),
+        (["--grid.sigmas", "3", "1", "0"], "lists 2 levels, which make as many steps; sampling.steps is 3"),
+    ):
+        capsys.readouterr()
+        assert run("sample", trained, "--grid.kind", "list", *listed, "--steps", "3") == 2
+        assert words in capsys.readouterr().err
+
+
+def test_every_grid_and_sampler_can_be_trained_with() -> None:
+    for group, kinds in (("grid", GRID_KINDS), ("sampler", SAMPLER_KINDS)):
+        for kind in kinds:
+            over = {"sampling": {group: {"kind": kind}, **({"grid": {"kind": "fitted"}} if kind == "fitted" else {})}}
+            base = parse(Config, merge(tiny().model_dump(), over))
+            options = parse_flags(train_options(base), [], prog="sfumato train", description="")
+            assert getattr(options.sampling, group).kind == kind
 
 
 def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.sampling import grids
 from sfumato.sampling.adaptive import Count, adaptive
+from sfumato.sampling.editing import invert
 from sfumato.sampling.sample import initial, sample
 
 SCHEDULES: dict[str, Schedule] = {
@@ -105,6 +106,20 @@ def test_a_network_that_predicts_v_is_followed_from_pure_noise() -> None:
     )
     # v = 0 is the flow of standard normal data, which stay where they are
     assert found.dtype == torch.float32 and (found - x).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_inversion_follows_the_flow_to_the_tolerance(name: str, steps: int) -> None:
+    schedule = SCHEDULES[name]
+    x0 = torch.linspace(-1.3, 1.8, 7, dtype=torch.float64)[:, None]
+    exact = Line().flow(x0, schedule(0.0), schedule(1.0))
+    for tolerance in (1e-2, 1e-4):
+        step = partial(adaptive, schedule=schedule, rtol=tolerance, atol=tolerance, sigma_min=1e-4)
+        found = invert(LINE, x0, grids.uniform(schedule, steps), step, up=step)
+        scale = float(schedule(1.0).sigma)
+        assert (found.noise - exact).abs().max() < 20.0 * tolerance * scale
+        assert found.error.max() < 20.0 * tolerance
 
 
 @pytest.mark.parametrize("options", [{"atol": 0.0}, {"rtol": -1.0}, {"scale": 0.0}, {"sigma_min": 0.0}, {"most": 0}])

@@ -21,6 +21,7 @@ from sfumato.sampling.ddim import ddim
 from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 from sfumato.sampling.editing import Inpainting, below, invert, resampled, slerp
 from sfumato.sampling.heun import heun
+from sfumato.sampling.named import sa_solver, sde_dpm_solver_pp
 from sfumato.sampling.sample import Memory, initial, sample, seeded_noise, walk
 
 MEAN = torch.tensor([0.2, -0.1], dtype=torch.float64)
@@ -100,6 +101,21 @@ def test_the_known_part_is_diffused_to_its_level() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.ones(3, 1, 8, 8, dtype=torch.bool), r"mask has shape \(3, 1, 8, 8\), which does not fit \(1, 1, 8, 8\)"),
+        (torch.ones(8, 9, dtype=torch.bool), "mask has shape"),
+        (torch.ones(1, 1, 1, 8, 8, dtype=torch.bool), "mask has shape"),
+        (torch.ones(8, 8), "must hold booleans"),
+    ],
+)
+def test_a_mask_that_does_not_fit(mask: Tensor, words: str, unchecked: None) -> None:
+    x, schedule = torch.zeros(1, 1, 8, 8), schedules.linear(100)
+    with pytest.raises(InputError, match=words):
+        Inpainting(ddim, x, mask).place(x, schedule(0.5), Memory(seeded_noise(0)))
+
+
+@pytest.mark.parametrize(
     "schedule", [schedules.linear(1000), schedules.ContinuousCosine(), schedules.Karras(), schedules.RectifiedFlow()]
 )
 def test_sampling_from_any_level_follows_the_flow(schedule: schedules.Schedule) -> None:
@@ -143,10 +159,21 @@ def test_inversion_to_where_nothing_of_the_data_is_left() -> None:
         invert(oracle, x0, grids.uniform(schedule, 1), ddim)
 
 
-@pytest.mark.parametrize("step", [ancestral, partial(ddim, eta=0.5)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        ancestral,
+        partial(ancestral, variance=variance.learned),
+        partial(ddim, eta=0.5),
+        # with noise in the middle of the grid alone
+        sa_solver(),
+        sa_solver(low=0.3, high=0.6),
+        sde_dpm_solver_pp(),
+    ],
+)
 def test_inversion_refuses_noise(step: object) -> None:
     with pytest.raises(InputError, match="this sampler draws noise"):
-        invert(gaussian(), torch.zeros(2, 1), grids.uniform(schedules.linear(100), 5), step)  # type: ignore[arg-type]
+        invert(gaussian(), torch.zeros(2, 1), grids.uniform(schedules.linear(100), 20), step)  # type: ignore[arg-type]
 
 
 def test_slerp_keeps_ends_norm_and_pace() -> None:

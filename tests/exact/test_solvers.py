@@ -23,7 +23,8 @@ from sfumato.errors import InputError
 from sfumato.sampling import grids
 from sfumato.sampling.coordinate import Data, Noise, Rotation, half_log_snr, time_of
 from sfumato.sampling.ddim import ddim
-from sfumato.sampling.dpm_solver import dpm_solver_2, dpm_solver_pp_2m, dpm_solver_pp_2s
+from sfumato.sampling.defaults import best
+from sfumato.sampling.dpm_solver import dpm_solver_2, dpm_solver_pp_2m, dpm_solver_pp_2s, dpm_solver_pp_3s
 from sfumato.sampling.heun import euler, heun
 from sfumato.sampling.multistep import Adams, Unified, bh1, bh2, multistep
 from sfumato.sampling.named import deis, dpm_solver_pp, lms, unipc
@@ -57,8 +58,9 @@ class Line:
 
     def flow(self, x: torch.Tensor, t: Level, s: Level) -> torch.Tensor:
         """In one dimension the flow keeps the order of samples."""
+        far = 20.0 * max(1.0, float(s.sigma))
         found = [
-            brentq(lambda y, z=z: self.distribution(y, s) - self.distribution(z, t), -20.0, 20.0, xtol=1e-14)
+            brentq(lambda y, z=z: self.distribution(y, s) - self.distribution(z, t), -far, far, xtol=1e-14)
             for z in x.flatten().tolist()
         ]
         return torch.tensor(found, dtype=torch.float64).reshape(x.shape)
@@ -88,10 +90,11 @@ STEPS: dict[str, tuple[Callable[[Schedule], Any], float]] = {
     "heun": (lambda s: heun, 2.0),
     "dpm_solver_2": (dpm_solver_2, 2.0),
     "dpm_solver_pp_2s": (dpm_solver_pp_2s, 2.0),
+    "dpm_solver_pp_3s": (dpm_solver_pp_3s, 3.0),
     "dpm_solver_pp_2m": (lambda s: dpm_solver_pp_2m, 2.0),
     **{f"dpm_solver_pp_{k}": (lambda s, k=k: dpm_solver_pp(k), float(k)) for k in (1, 3, 4)},
     **{f"lms_{k}": (lambda s, k=k: lms(k), float(k)) for k in (1, 2, 3, 4)},
-    **{f"deis_{k}": (lambda s, k=k: deis(s, k), float(k)) for k in (2, 3)},
+    **{f"deis_{k}": (lambda s, k=k: deis(s, k), float(k)) for k in (2, 3, 4)},
     **{f"noise_in_log_snr_{k}": (lambda s, k=k: _ab(Adams(Noise(), half_log_snr), k), float(k)) for k in (2, 3)},
     **{f"rotation_{k}": (lambda s, k=k: _ab(Adams(Rotation(0.6)), k), float(k)) for k in (1, 2, 3, 4)},
     **{f"unipc_{k}": (lambda s, k=k: unipc(k), k + 1.0) for k in (1, 2, 3)},
@@ -106,7 +109,8 @@ def _ab(rule: Adams, order: int) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [(name, step) for step in STEPS for name in ("linear", "edm")]
+    # in EDM's time the errors of DEIS-4 still fall faster than at order 4 at these steps: 4.42
+    [(name, step) for step in STEPS for name in ("linear", "edm") if (name, step) != ("edm", "deis_4")]
     + [
         ("flow", step)
         for step in ("euler", "heun", "dpm_solver_2", "dpm_solver_pp_3", "lms_4", "rotation_4", "unipc_2")
@@ -138,6 +142,35 @@ def test_the_last_step_leaves_no_floor(name: str) -> None:
             float((last(sample(oracle, x, levels, unipc(3, ending=ending))) - exact).abs().max()) for ending in (1, 4)
         )
         assert floor > 4e-3 and found < floor / 100.0
+
+
+@pytest.mark.parametrize("name", ["linear", "edm", "flow"])
+@pytest.mark.parametrize("grid", [grids.uniform, grids.leading, grids.quadratic])
+@pytest.mark.parametrize("steps", [10, 60])
+def test_the_order_is_cut_where_weights_would_grow_without_bound(name: str, grid: Any, steps: int) -> None:
+    """Data as a polynomial of 1 / sigma, on grids whose last steps are the longest in it."""
+    schedule, x = SCHEDULES[name], torch.linspace(-1.5, 1.5, 15, dtype=torch.float64)[:, None]
+    levels, x = grid(schedule, steps), x * schedule(1.0).sigma
+    exact = Line().flow(x, schedule(1.0), schedule(0.0))
+    plain, *found = (
+        last(sample(Line(), x, levels, partial(multistep, rule=Adams(Data()), order=k, corrector=c)))
+        for k, c in ((1, 0), (3, 3), (4, 4))
+    )
+    # ten steps of the wrong lengths are no better for the order being cut, but no longer without bound
+    allowed = (20.0 if steps == 10 else 2.0) * float((plain - exact).abs().max()) + 0.1
+    assert all(float((one - exact).abs().max()) < allowed for one in found)
+
+
+def test_what_is_done_in_practice_is_far_from_the_bound_on_weights() -> None:
+    for schedule in (schedules.linear(1000), schedules.ContinuousCosine(), schedules.Karras()):
+        for nfe in (5, 8, 10, 15, 20, 50):
+            levels, step = best(schedule, nfe, 0.5)
+            rule, order = step.keywords["rule"], step.keywords["order"]  # type: ignore[attr-defined]
+            nodes = list(levels)[:-1]
+            for k in range(1, len(nodes)):
+                behind, t, s = nodes[max(0, k - order) : k][::-1], nodes[k - 1], nodes[k]
+                weights = rule(behind, t, s)
+                assert sum(map(abs, weights)) <= 0.3 * rule.coordinate.bound(t, s)
 
 
 @pytest.mark.parametrize("levels", [[2.0, 1.9, 1.8, 1.7], [3.0, 2.0, 1.0], [80.0, 0.01], [5.0]])
@@ -315,7 +348,6 @@ EVERYWHERE = {
 }
 DETERMINISTIC: dict[str, Callable[[Schedule], Any]] = {
     **{name: make for name, (make, _) in STEPS.items()},
-    "deis_4": lambda s: deis(s, 4),
     "rotation_corrected": lambda s: partial(multistep, rule=Adams(Rotation()), order=4, corrector=4),
     "time_corrected": lambda s: partial(multistep, rule=Adams(Noise(), time_of(s)), order=3, corrector=3),
 }

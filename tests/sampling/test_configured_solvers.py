@@ -96,6 +96,8 @@ def test_churn_is_spread_over_the_steps() -> None:
         ({"kind": "unipc", "order": 4}, "less than or equal to 3"),
         ({"kind": "multistep", "order": 0}, "greater than or equal to 1"),
         ({"kind": "sa_solver", "low": 2.0}, "range of noise of sa_solver is empty"),
+        ({"kind": "langevin", "snr": 0.9}, "less than 0.7"),
+        ({"kind": "heun", "churn": 40, "churn_low": 10, "churn_high": 1}, "range of churn is empty"),
         ({"kind": "unipcc"}, "did you mean 'unipc'"),
     ],
 )

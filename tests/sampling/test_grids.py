@@ -139,6 +139,8 @@ def test_mixture_lies_between(schedule: Schedule) -> None:
         (lambda s: grids.trailing(s, 1001), "can't be taken from a table of 1000"),
         (lambda s: grids.leading(s, 1001), "can't be taken"),
         (lambda s: grids.quadratic(s, 0), "at least 1 step"),
+        (lambda s: grids.karras(s, 5, rho=0.0), "rho"),
+        (lambda s: grids.karras(s, 5, rho=-7.0), "rho"),
         (lambda s: grids.log_snr(s, 5, sigma_min=0.0), "sigma_min"),
         (lambda s: grids.log_snr(s, 5, sigma_max=1e9), "can't start"),
         (lambda s: grids.logistic(s, 5, 0.0, 1.0), "positive centre"),

@@ -34,7 +34,7 @@ with --config comes between: recipe, then file, then options.
 """
 
 
-def _train_options(config: Component) -> type[Any]:
+def train_options(config: Component) -> type[Any]:
     """The options of ``train``: where and how, then every setting of the configuration."""
 
     fields = {
@@ -92,7 +92,7 @@ def train(arguments: list[str]) -> int:
         if source is not None:
             values = merge(values, {"data": {"source": source}})
     base = parse(Config, merge(values, flags.config_kinds(Config, arguments)))
-    options = flags.parse(_train_options(base), arguments, prog="sfumato train [DATA]", description=_TRAIN)
+    options = flags.parse(train_options(base), arguments, prog="sfumato train [DATA]", description=_TRAIN)
     given = {name: dataclasses.asdict(getattr(options, name)) for name in Config.model_fields}
     config = parse(Config, given, origin="the options")
 
@@ -204,7 +204,7 @@ def sample(arguments: list[str]) -> int:
     check_out(options.out)
     if options.film is None and options.film_x0:
         raise InputError("--film-x0 says what a film shows; name one, such as --film out.gif.")
-    if options.film is not None and options.film.suffix not in pictures.FILMS:
+    if options.film is not None and options.film.suffix.lower() not in pictures.FILMS:
         raise InputError(f"A film is written as {' or '.join(pictures.FILMS)}; got {options.film}.")
     model = load_model(options.run, engine.device(options))
     sampling = _with_fit(sampling, model, arguments)

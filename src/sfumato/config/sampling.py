@@ -17,6 +17,7 @@ from sfumato.config.solvers import (
     DpmSolver,
     DpmSolver2,
     DpmSolver2S,
+    DpmSolver3S,
     Euler,
     Heun,
     Langevin,
@@ -200,19 +201,31 @@ class LogSnrGrid(Component):
 
 
 class ListGrid(Component):
-    """Any levels, by their sigma / alpha; the data come after them."""
+    """Any levels, by one of three lists; the data come after them."""
 
     kind: Literal["list"] = "list"
-    sigmas: tuple[float, ...] = Field(min_length=1, description="sigma / alpha of each level, falling.")
+    sigmas: tuple[float, ...] = Field(default=(), description="sigma / alpha of each level, falling.")
+    times: tuple[float, ...] = Field(default=(), description="The time of each level, falling from 1 at most.")
+    log_snrs: tuple[float, ...] = Field(default=(), description="The log-SNR of each level, rising.")
 
     def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
         from sfumato.sampling import grids
 
-        if len(self.sigmas) != steps:
+        given = {name: getattr(self, name) for name in ("sigmas", "times", "log_snrs") if getattr(self, name)}
+        if len(given) != 1:
             raise InputError(
-                f"sampling.grid lists {len(self.sigmas)} levels, which make as many steps; sampling.steps is {steps}."
+                "sampling.grid of kind list needs its levels in one list: sigmas, times or log_snrs; "
+                f"got {' and '.join(given) or 'none'}."
             )
-        return grids.at_ratios(denoiser.schedule, self.sigmas)
+        ((name, values),) = given.items()
+        # the data may be listed or not
+        count = len(values) - (name != "log_snrs" and values[-1] == 0.0)
+        if count != steps:
+            raise InputError(
+                f"sampling.grid lists {count} levels, which make as many steps; sampling.steps is {steps}."
+            )
+        build = {"sigmas": grids.at_ratios, "times": grids.at_times, "log_snrs": grids.at_log_snrs}[name]
+        return build(denoiser.schedule, values)
 
 
 class OptimalGrid(Component):
@@ -261,6 +274,7 @@ SamplerConfig = Annotated[
     | DpmSolver
     | DpmSolver2
     | DpmSolver2S
+    | DpmSolver3S
     | UniPc
     | Lms
     | Deis

@@ -40,6 +40,12 @@ class _Churned(Component):
     churn_high: float | None = Field(default=None, gt=0, description="The greatest sigma / alpha with churn.")
     churn_noise: float = Field(default=1.0, gt=0, description="S_noise of EDM: scale of the noise that is added.")
 
+    @model_validator(mode="after")
+    def _range(self) -> _Churned:
+        if self.churn_high is not None and self.churn_low >= self.churn_high:
+            raise ValueError(f"the range of churn is empty: churn_low {self.churn_low}, churn_high {self.churn_high}")
+        return self
+
     def _churn(self, denoiser: Denoiser, levels: Level) -> Churn | None:
         import math
 
@@ -108,6 +114,17 @@ class DpmSolver2S(Component):
         from sfumato.sampling.dpm_solver import dpm_solver_pp_2s
 
         return dpm_solver_pp_2s(denoiser.schedule)
+
+
+class DpmSolver3S(Component):
+    """DPM-Solver++(3S): third order in three evaluations per step, of the data (Lu et al. 2022)."""
+
+    kind: Literal["dpm_solver_3s"] = "dpm_solver_3s"
+
+    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
+        from sfumato.sampling.dpm_solver import dpm_solver_pp_3s
+
+        return dpm_solver_pp_3s(denoiser.schedule)
 
 
 class UniPc(Component):
@@ -229,7 +246,7 @@ class Langevin(Component):
 
     kind: Literal["langevin"] = "langevin"
     corrections: int = Field(default=1, ge=0, description="Langevin steps after each step; one evaluation each.")
-    snr: float = Field(default=0.16, gt=0, description="How far a Langevin step goes, relative to the noise.")
+    snr: float = Field(default=0.16, gt=0, lt=0.7, description="How far a Langevin step goes, relative to the noise.")
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
         from sfumato.sampling.langevin import predictor_corrector

@@ -50,7 +50,8 @@ def adaptive(
     The flow :math:`dy / d\varphi = N` of :class:`~sfumato.sampling.coordinate.Rotation`, whose angle runs over
     :math:`[0, \pi / 2]` from the data to pure noise on every schedule, is integrated with the embedded pair of orders 3
     and 2 of Bogacki and Shampine (1989), three evaluations a step, and a proportional-integral control of the
-    step length (Gustafsson 1991). A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`.
+    step length (Gustafsson 1991). A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one from
+    the data, on the way up to the noise, begins there with the noise that is seen in :math:`\alpha x_0`.
 
     Every sample of a batch has a step length of its own, so that an image does not depend on its neighbours; samples
     that have arrived wait for the others. A grid of one step leaves all to the control; a finer one
@@ -78,31 +79,40 @@ def adaptive(
             f"got {rtol}, {atol}, {scale}, {sigma_min} and {most}."
         )
     count = count or Count()
-    flow = _Flow(denoise, schedule, scale, t, count)
+    if t.sigma == 0.0:
+        ratio = min(sigma_min, float(s.noise_to_signal))
+        first = s if ratio < sigma_min else schedule.at(-2.0 * math.log(ratio))
+        x = x * (first.alpha / t.alpha)
+        count.evaluations += 1
+        x, t = x + first.sigma * denoise(x, first).eps, first
     start = math.atan2(float(t.sigma), scale * float(t.alpha))
     to_data = s.sigma == 0.0
     end = math.atan2(sigma_min, scale) if to_data else math.atan2(float(s.sigma), scale * float(s.alpha))
     if to_data and start <= end:
         count.evaluations += 1
         return denoise(x, t).mix(s.alpha, 0.0)
+    way = 1.0 if end > start else -1.0
+    flow = _Flow(denoise, schedule, scale, s if way > 0.0 else t, count)
     angle = torch.full((len(x),), start, dtype=torch.float64)
     y = x / math.hypot(float(t.sigma), scale * float(t.alpha))
-    step = torch.full_like(angle, start - end) * (0.1 if memory.index == 0 else 1.0)
+    step = torch.full_like(angle, abs(start - end)) * (0.1 if memory.index == 0 else 1.0)
     if "step" in memory.state:
-        step = memory.state["step"].minimum(angle - end)
+        step = memory.state["step"].minimum((end - angle) * way)
     error_before = torch.ones_like(angle)
     slope = flow(y, angle)
     for _ in range(most):
-        step = step.minimum(angle - end)
+        left = (end - angle) * way
+        step = step.minimum(left)
         arrived = step <= 0.0
         if bool(arrived.all()):
             break
         # Bogacki and Shampine: nodes at 1/2, 3/4 and 1, the last of which starts the next step
-        h = -broadcast(step, y)
-        second = flow(y + 0.5 * h * slope, angle - 0.5 * step)
-        third = flow(y + 0.75 * h * second, angle - 0.75 * step)
+        turn = way * step
+        h = broadcast(turn, y)
+        second = flow(y + 0.5 * h * slope, angle + 0.5 * turn)
+        third = flow(y + 0.75 * h * second, angle + 0.75 * turn)
         trial = y + h * (2.0 * slope + 3.0 * second + 4.0 * third) / 9.0
-        landed = torch.where(angle - step - end < 1e-12, end, angle - step)
+        landed = torch.where(left - step < 1e-12, end, angle + turn)
         last = flow(trial, landed)
         difference = h * (-5.0 * slope + 6.0 * second + 8.0 * third - 9.0 * last) / 72.0
         error = _norm(scale * difference, atol + rtol * scale * torch.maximum(y.abs(), trial.abs()))
@@ -117,7 +127,9 @@ def adaptive(
         step = torch.where(arrived, step, step * factor)
         memory.state["step"] = torch.where(arrived, memory.state.get("step", step), step)
     else:
-        raise InputError(f"An adaptive step did not reach its end in {most} steps; raise most or the tolerances.")
+        raise InputError(
+            f"An adaptive step did not reach its end in {most} steps; ask for less with a larger rtol or atol."
+        )
     if to_data:
         return flow.data(y, slope, end).mul_(float(s.alpha))
     return y.mul_(math.hypot(float(s.sigma), scale * float(s.alpha)))
@@ -130,7 +142,7 @@ class _Flow:
     denoise: Callable[[Tensor, Level], Prediction]
     schedule: Schedule
     scale: float
-    start: Level
+    top: Level
     count: Count
 
     def __call__(self, y: Float[Tensor, "batch *shape"], angle: Float64[Tensor, "batch"]) -> Tensor:
@@ -147,13 +159,12 @@ class _Flow:
     def _level(self, angle: Tensor) -> Level:
         # tan is finite but meaningless at pi / 2, where nothing of the data is left
         log_snr = -2.0 * (self.scale * angle.tan()).log()
-        first = math.atan2(float(self.start.sigma), self.scale * float(self.start.alpha))
-        at_start = angle >= first
-        safe = torch.where(at_start, log_snr.new_tensor(0.0), log_snr)
+        at_top = angle >= math.atan2(float(self.top.sigma), self.scale * float(self.top.alpha))
+        safe = torch.where(at_top, log_snr.new_tensor(0.0), log_snr)
         low = float(self.schedule(1.0).log_snr)
         found = self.schedule.at(safe.clamp(min=low))
-        pairs = ((self.start.t, found.t), (self.start.alpha, found.alpha), (self.start.sigma, found.sigma))
-        return Level(*(torch.where(at_start, float(a), torch.as_tensor(b)) for a, b in pairs))
+        pairs = ((self.top.t, found.t), (self.top.alpha, found.alpha), (self.top.sigma, found.sigma))
+        return Level(*(torch.where(at_top, float(a), torch.as_tensor(b)) for a, b in pairs))
 
 
 def _norm(error: Tensor, tolerance: Tensor) -> Float64[Tensor, "batch"]:

@@ -59,6 +59,10 @@ class Coordinate(Protocol):
         r"""What a constant prediction is multiplied by, :math:`\int \rho_s\, d\lambda`."""
         ...
 
+    def bound(self, t: Level, s: Level) -> float:
+        """The most that the absolute values of the weights of a step may sum to, for extrapolation to be of use."""
+        ...
+
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         r"""The weight :math:`\rho_s` of the prediction, as a function of :math:`\hat\sigma`."""
         ...
@@ -128,6 +132,9 @@ class Noise:
     def total(self, t: Level, s: Level) -> float:
         return float(s.sigma - s.alpha * t.sigma / t.alpha)
 
+    def bound(self, t: Level, s: Level) -> float:
+        return 100.0 * abs(self.total(t, s))
+
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         return -float(s.alpha) * ratio
 
@@ -196,6 +203,9 @@ class Data:
     def total(self, t: Level, s: Level) -> float:
         return -float(s.alpha) * math.expm1(-self.growth(t, s))
 
+    def bound(self, t: Level, s: Level) -> float:
+        return 10.0 * abs(self.total(t, s))
+
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         end = float(s.noise_to_signal)
         # the quadrature lies within a step: all of it has noise or none
@@ -262,6 +272,9 @@ class Rotation:
     def total(self, t: Level, s: Level) -> float:
         radius, end = self._polar(s)
         return radius * (end - self._polar(t)[1])
+
+    def bound(self, t: Level, s: Level) -> float:
+        return 100.0 * abs(self.total(t, s))
 
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         return -self._polar(s)[0] * self.scale * ratio / (self.scale**2 + ratio * ratio)

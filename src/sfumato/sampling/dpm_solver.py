@@ -1,4 +1,4 @@
-"""DPM-Solver and DPM-Solver++ of order 2."""
+"""DPM-Solver of order 2, and DPM-Solver++ of orders 2 and 3."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
-from sfumato.sampling.coordinate import Coordinate, Data, Noise
+from sfumato.sampling.coordinate import Coordinate, Data, Noise, half_log_snr
 from sfumato.sampling.ending import remember, to_data
-from sfumato.sampling.multistep import Unified, multistep
+from sfumato.sampling.multistep import Adams, Unified, multistep
 from sfumato.sampling.sample import Memory, Step
 
 _PLUS_PLUS = Unified()
+_LINEAR = Adams(Data(), half_log_snr)
 
 
 def dpm_solver_pp_2m(
@@ -79,3 +80,50 @@ def midpoint(
     carry, total = coordinate.carry(t, s), coordinate.total(t, s)
     k0, k_eps = coordinate.prediction(middle)
     return x.mul(carry).add_(second.mix(k0, k_eps), alpha=total)
+
+
+def dpm_solver_pp_3s(schedule: Schedule, ending: int = 3) -> Step:
+    """The single-step DPM-Solver++ of order 3 (Lu et al. 2022, DPM-Solver++): the :func:`thirds` of a step."""
+    return partial(thirds, schedule=schedule, ending=ending)
+
+
+def thirds(
+    denoise: Callable[[Tensor, Level], Prediction],
+    x: Tensor,
+    t: Level,
+    s: Level,
+    memory: Memory,
+    *,
+    schedule: Schedule,
+    ending: int = 3,
+) -> Tensor:
+    r"""A step with the predicted data at its start, one third and two thirds of it in log-SNR; three evaluations.
+
+    One third is reached by a step of DDIM. Two thirds are reached with the data linear in log-SNR through the first two
+    predictions, and the end with the line through the first and the last. One evaluation, and first order, in a step
+    that starts where nothing of the data is left; one in the step to the data
+    (:func:`~sfumato.sampling.ending.to_data`).
+
+    Args:
+        schedule: where the levels in between are found.
+        ending: how many predictions the step to the data extrapolates, at most; 1 as published.
+
+    Raises:
+        InputError: if ``ending`` is out of range.
+    """
+    first = denoise(x, t)
+    estimates = remember(memory, t, first, ending)
+    if s.sigma == 0.0:
+        return to_data(estimates, s, ending)
+    if t.alpha == 0.0:
+        return first.mix(s.alpha, s.sigma)
+    x0, rise = first.x0, s.log_snr - t.log_snr
+    one, two = (schedule.at(t.log_snr + part * rise) for part in (1.0 / 3.0, 2.0 / 3.0))
+
+    def along(other: Tensor, level: Level, end: Level) -> Tensor:
+        own, its = _LINEAR([t, level], t, end)
+        return x.mul(_LINEAR.coordinate.carry(t, end)).add_(x0, alpha=own).add_(other, alpha=its)
+
+    second = denoise(first.mix(one.alpha, one.sigma), one).x0
+    third = denoise(along(second, one, two), two).x0
+    return along(third, two, s)

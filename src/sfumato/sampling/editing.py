@@ -91,7 +91,17 @@ class Inpainting:
         return self.place(self.step(denoise, x, t, s, memory), s, memory)
 
     def place(self, x: Tensor, level: Level, memory: Memory) -> Tensor:
-        """``x`` with the known part of the image, diffused to its level."""
+        """``x`` with the known part of the image, diffused to its level.
+
+        Raises:
+            InputError: if the mask is not of booleans, or it or the image does not broadcast to ``x``.
+        """
+        for name, given in (("mask", self.mask), ("image", self.image)):
+            apart = any(n not in (1, m) for n, m in zip(reversed(given.shape), reversed(x.shape), strict=False))
+            if given.ndim > x.ndim or apart:
+                raise InputError(f"The {name} has shape {tuple(given.shape)}, which does not fit {tuple(x.shape)}.")
+        if self.mask.dtype != torch.bool:
+            raise InputError(f"The mask must hold booleans, true where the image is kept; got {self.mask.dtype}.")
         image = self.image.to(x).expand_as(x)
         known = image if level.sigma == 0.0 else diffuse(image, level, memory.noise(x))
         return torch.where(self.mask.to(x.device), known, x)
@@ -153,7 +163,13 @@ def refuse_noise(x: Tensor) -> Tensor:
 
 
 def invert(
-    denoiser: Denoise, x0: Float[Tensor, "batch *shape"], levels: Level, step: Step, **cond: Tensor
+    denoiser: Denoise,
+    x0: Float[Tensor, "batch *shape"],
+    levels: Level,
+    step: Step,
+    *,
+    up: Step | None = None,
+    **cond: Tensor,
 ) -> Inversion:
     """The noise of images, by walking a grid from its end to its start, and what comes of it on the way back.
 
@@ -164,25 +180,36 @@ def invert(
         x0: the images.
         levels: a grid for sampling.
         step: a deterministic step.
+        up: a step that knows both ends of the way up, such as :func:`~sfumato.sampling.adaptive.adaptive`; by default
+            ``step``, :class:`Ascending`.
         cond: conditions, the same both ways.
 
     Raises:
-        InputError: if the grid does not go down to the data, or the step draws noise.
+        InputError: if the grid does not go down to the data, or a step of it draws noise.
     """
     check_grid(levels)
-    # a step that draws noise has no variance to draw it with on the way up: ask one on the way down
-    top, next_ = list(levels)[:2]
-    with torch.no_grad():
-        one = {name: value[:1] for name, value in cond.items()}
-        step(lambda x, level: denoiser(x, level, **one), x0[:1], top, next_, Memory(refuse_noise))
-    up = Level(*(torch.as_tensor(value).flip(0) for value in (levels.t, levels.alpha, levels.sigma)))
+    _check_deterministic(x0, levels, step)
+    rising = Level(*(torch.as_tensor(value).flip(0) for value in (levels.t, levels.alpha, levels.sigma)))
     noise = x0
-    for frame in walk(denoiser, x0, up, Ascending(step), noise=refuse_noise, previews=False, reuse=False, **cond):
+    for frame in walk(
+        denoiser, x0, rising, up or Ascending(step), noise=refuse_noise, previews=False, reuse=False, **cond
+    ):
         noise = frame.x
     x = noise
     for frame in sample(denoiser, x, levels, step, noise=refuse_noise, previews=False, reuse=False, **cond):
         x = frame.x
     return Inversion(noise, x, (x - x0).flatten(1).square().mean(1).sqrt())
+
+
+def _check_deterministic(x0: Tensor, levels: Level, step: Step) -> None:
+    """Refuse a step that draws noise, anywhere on the way down: up there is no variance to draw it with."""
+
+    def nothing(x: Tensor, level: Level, **cond: Tensor) -> Prediction:
+        zero = torch.zeros_like(x)
+        return Prediction.of_x0(x, zero, level, variance_fraction=zero)
+
+    for _ in sample(nothing, torch.zeros_like(x0[:1]), levels, step, noise=refuse_noise):
+        pass
 
 
 def slerp(

@@ -93,10 +93,13 @@ def karras(
     Args:
         sigma_min: the last level before the data.
         sigma_max: the first level; by default the end of the schedule, ``t = 1``.
+        rho: larger puts more levels near the data.
 
     Raises:
-        InputError: if the range is empty or goes beyond the schedule, or there is no step.
+        InputError: if the range is empty or goes beyond the schedule, there is no step, or ``rho`` is not positive.
     """
+    if not 0.0 < rho < math.inf:
+        raise InputError(f"The rho of a Karras grid must be positive; got {rho}.")
 
     def between(ramp: Tensor, top: float) -> Tensor:
         return (top ** (1.0 / rho) + ramp * (sigma_min ** (1.0 / rho) - top ** (1.0 / rho))) ** rho

@@ -180,7 +180,9 @@ def multistep(
 
     .. math:: x_s = c(t, s)\, x_t + \sum_j C_j N_j
 
-    The order grows with the number of predictions that are there: the first step is of order 1.
+    The order grows with the number of predictions that are there: the first step is of order 1. It is cut in a step
+    that reaches so much further than those before that extrapolation would only multiply errors
+    (:meth:`~sfumato.sampling.coordinate.Coordinate.bound`).
 
     With a corrector, what is predicted at ``t`` also improves :math:`x_t` itself, which was reached without it: the
     step that led there is weighed once more with that prediction among the nodes (UniC of Zhao et al. 2023; an
@@ -219,11 +221,10 @@ def multistep(
         memory.state["before"] = None
         return prediction.mix(s.alpha, s.sigma)
     nodes = [past.level for past in history]
-    count = rule.usable(nodes[:order], t, s)
-    weights = rule(nodes[:count], t, s)
+    weights = _weights(rule, nodes[:order], t, s)
     memory.state["before"] = _Before(t, weights)
     carry = coordinate.carry(t, s)
-    combined = weights + [0.0] * (len(history) - count)
+    combined = weights + [0.0] * (len(history) - len(weights))
     if corrector and before is not None:
         for j, change in enumerate(_correction(rule, nodes, before, min(corrector + 1, len(nodes)))):
             combined[j] += carry * change
@@ -235,13 +236,23 @@ def multistep(
     return out.add_(memory.noise(x), alpha=spread) if spread else out
 
 
+def _weights(rule: Rule, nodes: Sequence[Level], t: Level, s: Level) -> list[float]:
+    """The weights of as many of the nodes, from the first, as can be weighed together."""
+    count, most = rule.usable(nodes, t, s), rule.coordinate.bound(t, s)
+    while True:
+        weights = rule(nodes[:count], t, s)
+        # written so that a weight that is no number is too large
+        if count == 1 or math.fsum(map(abs, weights)) <= most:
+            return weights
+        count -= 1
+
+
 def _correction(rule: Rule, nodes: Sequence[Level], before: _Before, count: int) -> list[float]:
     """What the prediction at the end of the step before changes in the weights of that step."""
-    count = rule.usable(nodes[:count], before.start, nodes[0])
-    if count < 2:
+    change = _weights(rule, nodes[:count], before.start, nodes[0])
+    if len(change) < 2:
         return []
-    change = rule(nodes[:count], before.start, nodes[0])
-    change += [0.0] * (len(before.weights) + 1 - count)
+    change += [0.0] * (len(before.weights) + 1 - len(change))
     for j, weight in enumerate(before.weights):
         change[j + 1] -= weight
     return change
