@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from sfumato.conditioning.encoders import Conditioned
 from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
 from sfumato.config.schedule import has_empty_step
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model, save, write_config
+from sfumato.model import Facts, Model, read_config, save, write_config
 from sfumato.networks.unet import UNet
 
 
@@ -44,13 +45,19 @@ def unet_of(model: Model) -> UNet:
     return network
 
 
-def save_run(model: Model, run: str | Path) -> None:
+def save_run(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
     """Write a model as a run directory, which ``sfumato sample`` and :func:`sfumato.load` take.
 
     Its configuration is that of the network, not of its training, which is not known.
 
+    Args:
+        model: the model.
+        run: the run directory.
+        overwrite: delete a run that is there.
+
     Raises:
-        InputError: if its time features have random frequencies of their own, which a configuration does not hold.
+        InputError: if its time features have random frequencies of their own, which a configuration does not hold, or
+            if something is there already.
     """
     run = Path(run)
     if unet_of(model).plan.time_kind == "fourier":
@@ -58,5 +65,10 @@ def save_run(model: Model, run: str | Path) -> None:
             "The random frequencies of this network's time features are neither weights nor settings, so that a run "
             "can't keep them; load the network anew where it is needed."
         )
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if not overwrite:
+            raise InputError(f"{run} is there already; replace it with overwrite, or choose another run directory.")
+        read_config(run)
+        shutil.rmtree(run)
     write_config(run, model.config, model.facts)
     save(model, run, dict(model.denoiser.named_parameters()))
