@@ -176,7 +176,7 @@ def edited(folder: Path, **changes: Any) -> None:
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups"),
         ({"sample_size": None}, "no sample_size"),
         ({"out_channels": 4}, "from 3 to 4 channels"),
-        ({"layers_per_block": 2}, "missing, the first is 'down_blocks.0.resnets.1.norm1.weight'"),
+        ({"layers_per_block": 2}, "missing: 'down_blocks.0.resnets.1.norm1.weight'"),
         ({"block_out_channels": [32, 64, 96]}, "another shape"),
     ],
 )
@@ -222,11 +222,11 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
         return str(caught.value)
 
     name = "mid_block.resnets.0.conv1.weight"
-    assert f"1 tensor is missing, the first is '{name}'" in refused(**{name: None})
+    assert f"1 tensor is missing: '{name}'" in refused(**{name: None})
     renamed = refused(**{name: None, "mid_block.resnets.0.convolution1.weight": state[name]})
     assert "'mid_block.resnets.0.convolution1.weight' has its shape and may be its name here" in renamed
     assert "(3, 3) in place of (64, 64, 3, 3)" in refused(**{name: torch.zeros(3, 3)})
-    assert "1 tensor is not of this network, the first is 'extra'" in refused(extra=torch.zeros(1))
+    assert "1 tensor is not of this network: 'extra'" in refused(extra=torch.zeros(1))
     path.write_bytes(b"not safetensors")
     with pytest.raises(InputError, match="truncated or no file of weights"):
         load_diffusers(tmp_path)

@@ -248,9 +248,9 @@ def test_the_flags_of_a_schedule() -> None:
         ({**SMALL, "num_heads_upsample": 2}, "num_heads_upsample is 2 and num_heads 4"),
         ({**SMALL, "diffusion_steps": 4000}, "give rescale_timesteps, or the program"),
         ({**SMALL, "num_res_blocks": 2}, "is missing|are missing"),
-        ({**SMALL, "class_cond": True}, "missing, the first is 'label_emb.weight'"),
-        ({**SMALL, "learn_sigma": True}, r"'out.2.weight', \(3, 32, 3, 3\) in place of \(6, 32, 3, 3\)"),
-        ({**SMALL, "attention_resolutions": "8"}, "not of this network, the first is 'input_blocks.5.1"),
+        ({**SMALL, "class_cond": True}, "missing: 'label_emb.weight'"),
+        ({**SMALL, "learn_sigma": True}, r"'out.2.weight' is \(3, 32, 3, 3\) in place of \(6, 32, 3, 3\)"),
+        ({**SMALL, "attention_resolutions": "8"}, "not of this network: 'input_blocks.5.1"),
     ],
 )
 def test_wrong_flags_and_weights(program: Any, flags: Any, words: str) -> None:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError
 from sfumato.networks.layers import Attention, ResBlock
+
+Item = TypeVar("Item")
 
 HeadOrder = Literal["ours", "heads_first", "qkv_last"]
 """How the rows of a projection to queries, keys and values are ordered.
@@ -145,22 +147,27 @@ class Transfer:
         unknown = [name for name in self.state if name not in self._used and not name.startswith(prefixes or ("\0",))]
         parts: list[str] = []
         if self._missing:
-            name, shape = next(iter(self._missing.items()))
-            close = [u for u in unknown if _squeezed(tuple(self.state[u].shape)) == _squeezed(shape)]
-            near = difflib.get_close_matches(name, close, 1, 0.0)
-            hint = f"; {near[0]!r} has its shape and may be its name here" if near else ""
-            parts.append(f"{_number(self._missing, 'is', 'are')} missing, the first is {name!r}{hint}")
+            named = [f"{name!r}{self._hint(name, shape, unknown)}" for name, shape in _first(self._missing.items())]
+            parts.append(f"{_number(self._missing, 'is', 'are')} missing: {_listed(named, len(self._missing))}")
         if self._reshaped:
-            name, shape = next(iter(self._reshaped.items()))
-            found = tuple(self.state[name].shape)
+            named = [
+                f"{name!r} is {tuple(self.state[name].shape)} in place of {shape}"
+                for name, shape in _first(self._reshaped.items())
+            ]
             parts.append(
-                f"{_number(self._reshaped, 'has', 'have')} another shape, the first is {name!r}, {found} in place of "
-                f"{shape}"
+                f"{_number(self._reshaped, 'has', 'have')} another shape: {_listed(named, len(self._reshaped))}"
             )
         if unknown:
-            parts.append(f"{_number(unknown, 'is', 'are')} not of this network, the first is {unknown[0]!r}")
+            named = [repr(name) for name in _first(unknown)]
+            parts.append(f"{_number(unknown, 'is', 'are')} not of this network: {_listed(named, len(unknown))}")
         if parts:
             raise InputError(f"The weights in {self.origin} don't fit the configuration: {'; '.join(parts)}.")
+
+    def _hint(self, name: str, shape: tuple[int, ...], unknown: Sequence[str]) -> str:
+        """The unknown tensor that a missing one may be called."""
+        close = [u for u in unknown if _squeezed(tuple(self.state[u].shape)) == _squeezed(shape)]
+        near = difflib.get_close_matches(name, close, 1, 0.0)
+        return f" ({near[0]!r} has its shape and may be its name here)" if near else ""
 
 
 class Collected:
@@ -203,6 +210,18 @@ class Collected:
         if block.adaptive:
             self.state[f"{names['norm2']}.weight"] = torch.ones(block.norm2.num_channels)
             self.state[f"{names['norm2']}.bias"] = torch.zeros(block.norm2.num_channels)
+
+
+SHOWN = 10
+"""The most tensors of one kind that are named."""
+
+
+def _first(items: Iterable[Item]) -> list[Item]:
+    return list(items)[:SHOWN]
+
+
+def _listed(named: Sequence[str], count: int) -> str:
+    return ", ".join(named) + (f" and {count - len(named)} more" if count > len(named) else "")
 
 
 def _number(names: Any, one: str, many: str) -> str:
