@@ -265,6 +265,6 @@ def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:
         if isinstance(module, nn.GroupNorm) and module.num_groups != min(groups, module.num_channels // at_least):
             raise InputError(
                 f"This network normalizes {module.num_channels} channels in "
-                f"{min(groups, module.num_channels // at_least)} groups, which has no equivalent here; networks whose "
+                f"{min(groups, module.num_channels // at_least)} groups, which do not divide them; networks whose "
                 f"widths divide by {groups} can be loaded."
             )

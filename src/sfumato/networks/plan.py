@@ -42,6 +42,7 @@ class Plan:
         heads: attention heads.
         head_channels: channels per attention head, in place of a number of heads.
         groups: groups of the normalizations, at most.
+        group_channels: channels of a group, at least.
         eps: what the normalizations add to the variance.
         embedding: width of the time embedding; by default four times the first width.
         time_features: number of time features; by default the first width.
@@ -76,6 +77,7 @@ class Plan:
     heads: int = 1
     head_channels: int | None = None
     groups: int = 32
+    group_channels: int = 1
     eps: float = 1e-5
     embedding: int | None = None
     time_features: int | None = None
@@ -127,6 +129,7 @@ class Plan:
             self.groups,
             self.modulation,
             eps=self.eps,
+            group_channels=self.group_channels,
             dropout=self.dropout,
             rescale=self.rescale,
             resample=Resample(self.dims, direction, self.taps) if direction else None,

@@ -27,7 +27,7 @@ class _Block(nn.Module):
         super().__init__()
         self.res = plan.res_block(inputs, outputs)
         heads = head_count(outputs, plan.heads, plan.head_channels) if attend else 0
-        how: dict[str, Any] = {"eps": plan.eps, "rescale": plan.rescale}
+        how: dict[str, Any] = {"eps": plan.eps, "group_channels": plan.group_channels, "rescale": plan.rescale}
         self.attention = Attention(outputs, heads, plan.groups, **how) if attend else None
         cross = attend and plan.tokens is not None
         self.cross = CrossAttention(outputs, plan.tokens or 0, heads, plan.groups, **how) if cross else None
@@ -191,7 +191,7 @@ class UNet(WayDown):
             if level > 0:
                 stage.append(plan.upsample(current))
             self.up.append(stage)
-        self.norm = group_norm(current, plan.groups, eps=plan.eps)
+        self.norm = group_norm(current, plan.groups, eps=plan.eps, group_channels=plan.group_channels)
         self.last = zero(conv(plan.dims, current, outputs))
         self.initialize()
 

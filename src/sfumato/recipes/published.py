@@ -96,6 +96,7 @@ def edm(settings: Settings) -> Published:
         "attention": levels(numbers(given["attn_resolutions"]), size, len(channels)),
         "embedding": width * given["channel_mult_emb"],
         "dropout": given["dropout"],
+        "group_channels": 4,
     }
     if song:
         features, fourier = width * given["channel_mult_noise"], given["embedding_type"] == "fourier"
