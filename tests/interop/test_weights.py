@@ -55,6 +55,16 @@ def test_orders_of_heads() -> None:
     assert torch.equal(by_projection(ours.flatten(), 2, "ours"), ours.flatten())
 
 
+@pytest.mark.parametrize(
+    ("value", "why"), [(torch.full((3,), torch.nan), "not finite"), (torch.zeros(3, dtype=torch.int64), "int64")]
+)
+def test_what_is_no_number_is_refused(value: torch.Tensor, why: str) -> None:
+    transfer = Transfer({"a.weight": torch.zeros(3, 2), "a.bias": value}, "the file")
+    transfer.layer(nn.Linear(2, 3), "a")
+    with pytest.raises(InputError, match=rf"1 tensor is no finite real numbers: 'a.bias' \({why}\)"):
+        transfer.finish()
+
+
 def test_all_that_does_not_fit_is_named() -> None:
     """Up to ten of each kind, and the number of the rest."""
     layers = {f"layer{i}": nn.Linear(2, 3) for i in range(13)}

@@ -73,10 +73,11 @@ class Transfer:
         self.state, self.origin = state, origin
         self._missing: dict[str, tuple[int, ...]] = {}
         self._reshaped: dict[str, tuple[int, ...]] = {}
+        self._odd: dict[str, str] = {}
         self._used: set[str] = set()
 
     def tensor(self, name: str, shape: Iterable[int]) -> Tensor:
-        """The tensor of that name in float64; zeros where it is missing or misshapen, which :meth:`finish` tells.
+        """The tensor of that name in float64; zeros where it is not there as it should be, which :meth:`finish` tells.
 
         Sides of 1 at the end don't count: a 1x1 convolution is a linear layer.
         """
@@ -86,6 +87,10 @@ class Transfer:
             self._missing[name] = expected
         elif _squeezed(tuple(self.state[name].shape)) != _squeezed(expected):
             self._reshaped[name] = expected
+        elif not self.state[name].is_floating_point():
+            self._odd[name] = str(self.state[name].dtype).removeprefix("torch.")
+        elif not bool(self.state[name].isfinite().all()):
+            self._odd[name] = "not finite"
         else:
             return self.state[name].detach().double().cpu().reshape(expected)
         return torch.zeros(expected, dtype=torch.float64)
@@ -141,7 +146,7 @@ class Transfer:
         """Check that all was there, and nothing else but names that start with one of ``ignored``.
 
         Raises:
-            InputError: one sentence that names what is missing, misshapen or unknown.
+            InputError: one sentence that names what is missing, misshapen, no finite numbers, or unknown.
         """
         prefixes = tuple(ignored)
         unknown = [name for name in self.state if name not in self._used and not name.startswith(prefixes or ("\0",))]
@@ -157,6 +162,9 @@ class Transfer:
             parts.append(
                 f"{_number(self._reshaped, 'has', 'have')} another shape: {_listed(named, len(self._reshaped))}"
             )
+        if self._odd:
+            named = [f"{name!r} ({why})" for name, why in _first(self._odd.items())]
+            parts.append(f"{_number(self._odd, 'is', 'are')} no finite real numbers: {_listed(named, len(self._odd))}")
         if unknown:
             named = [repr(name) for name in _first(unknown)]
             parts.append(f"{_number(unknown, 'is', 'are')} not of this network: {_listed(named, len(unknown))}")
