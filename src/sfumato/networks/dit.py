@@ -16,6 +16,7 @@ from sfumato.errors import InputError
 from sfumato.networks.embeddings import TimeEmbedding, TimeFeatures
 from sfumato.networks.layers import zero
 from sfumato.networks.mlp import modulate
+from sfumato.networks.slots import check_channels, check_tokens, check_vector
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (384, 12, 6),
@@ -282,9 +283,11 @@ class DiT(nn.Module):
             channels: concatenated to ``x``; zeros if they are missing.
 
         Raises:
-            InputError: if the shape of ``x`` does not fit, or the network was not made for the condition.
+            InputError: if the shape of ``x`` does not fit, or the network was not made for the condition or
+                takes it in another shape.
         """
         self.check(x.shape[1:])
+        check_vector(vector, x.shape[0], self.width)
         embedding = self.time(time)
         if vector is not None:
             embedding = embedding + vector
@@ -310,11 +313,7 @@ class DiT(nn.Module):
         """The input with the channels of the condition behind its own."""
         if channels is None:
             return torch.cat([x, x.new_zeros(x.shape[0], self.concatenated, *self.size)], 1) if self.concatenated else x
-        if channels.shape[1:] != (self.concatenated, *self.size):
-            raise InputError(
-                f"The channels of the condition have shape {tuple(channels.shape[1:])}; this network takes "
-                f"{(self.concatenated, *self.size)}."
-            )
+        check_channels(channels, x.shape[0], self.concatenated, self.size)
         return torch.cat([x, channels], dim=1)
 
     def _context(
@@ -325,13 +324,7 @@ class DiT(nn.Module):
             return None if self.nothing is None else self.nothing.expand(batch, 1, -1), None
         if self.tokens is None:
             raise InputError("This network was not made for tokens; give it their width.")
-        if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != self.tokens.in_features:
-            raise InputError(
-                f"The tokens have shape {tuple(tokens.shape)}; expected ({batch}, any number, "
-                f"{self.tokens.in_features})."
-            )
-        if mask is not None and mask.shape != tokens.shape[:2]:
-            raise InputError(f"The mask has shape {tuple(mask.shape)}; the tokens have {tuple(tokens.shape[:2])}.")
+        check_tokens(tokens, mask, batch, self.tokens.in_features)
         context = self.tokens(tokens)
         if self.nothing is not None:
             context = torch.cat([self.nothing.expand(batch, 1, -1).to(context.dtype), context], dim=1)

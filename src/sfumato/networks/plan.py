@@ -107,6 +107,18 @@ class Plan:
                 f"Attention is asked at resolution {odd[0]}, but there are {len(self.channels)}, counted from 0."
             )
 
+        if self.features < 2 or self.features % 2:
+            raise InputError(f"Time features are an even number from 2 on; got {self.features}.")
+        if self.tokens is not None and self.tokens < 1:
+            raise InputError(f"Tokens have at least 1 feature; got {self.tokens}.")
+        if self.tokens is not None and not self.attention and not self.middle_attention:
+            raise InputError(
+                "Tokens are attended to where there is self-attention, but there is none; give resolutions for "
+                "attention, or middle_attention."
+            )
+        if self.concatenated < 0:
+            raise InputError(f"The channels of a condition are a number from 0 on; got {self.concatenated}.")
+
     @property
     def width(self) -> int:
         return self.embedding or 4 * self.channels[0]
