@@ -9,6 +9,7 @@ from typing import Any
 
 from sfumato.config import (
     Ancestral,
+    DiTConfig,
     Edm,
     Eps,
     Heun,
@@ -20,6 +21,7 @@ from sfumato.config import (
     UNetConfig,
     parse,
 )
+from sfumato.config.network import DiTPreset
 from sfumato.errors import InputError
 from sfumato.recipes.described import Published, Settings, filled, levels, numbers, to_the_end
 from sfumato.recipes.openai import GUIDED, guided
@@ -153,10 +155,27 @@ EDM: dict[str, dict[str, Any]] = {
 }
 """The settings of the published networks of Karras et al. 2022."""
 
+DIT: tuple[DiTPreset, ...] = ("DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2")
+"""The published transformers of Peebles and Xie 2023 with patches of 2."""
+
+
+def dit(size: DiTPreset) -> Published:
+    """A transformer on the latents of ImageNet at 256x256, of an autoencoder that is not a part of it.
+
+    The variance is learned (Peebles and Xie 2023, sec. 4), and samples are of 250 steps.
+    """
+    model = ModelConfig(
+        schedule=Linear(), parameterization=Eps(), network=DiTConfig(preset=size), learned_variance=True
+    )
+    sampling = SamplingConfig(sampler=Ancestral(variance="learned"), steps=250, clip=False, classes="uniform")
+    return Published(model, (4, 32, 32), 1000, sampling)
+
+
 PRESETS: dict[str, Callable[[], Published]] = {
     "ddpm-cifar10": partial(ddpm, (128, 256, 256, 256), 1, 32, 0.1),
     "ddpm-256": partial(ddpm, (128, 128, 256, 256, 512, 512), 4, 256, 0.0),
     **{name: partial(guided, flags) for name, flags in GUIDED.items()},
     **{name: partial(edm, settings) for name, settings in EDM.items()},
+    **{name: partial(dit, name) for name in DIT},
 }
 """Published models by name."""
