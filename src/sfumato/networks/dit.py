@@ -287,14 +287,14 @@ class DiT(nn.Module):
                 takes it in another shape.
         """
         self.check(x.shape[1:])
-        check_vector(vector, x.shape[0], self.width)
+        check_vector(vector, x, self.width)
         embedding = self.time(time)
         if vector is not None:
             embedding = embedding + vector
         embedding = functional.silu(embedding)
         h = self.first(patchify(self._joined(x, channels), self.patch)) + self.positions
         count = h.shape[1]
-        context, keep = self._context(x.shape[0], tokens, mask)
+        context, keep = self._context(x, tokens, mask)
         if context is not None and self.nothing is None:
             # in context: more tokens before those of the patches
             h, context = torch.cat([context.to(h.dtype), h], dim=1), None
@@ -313,20 +313,20 @@ class DiT(nn.Module):
         """The input with the channels of the condition behind its own."""
         if channels is None:
             return torch.cat([x, x.new_zeros(x.shape[0], self.concatenated, *self.size)], 1) if self.concatenated else x
-        check_channels(channels, x.shape[0], self.concatenated, self.size)
+        check_channels(channels, x, self.concatenated)
         return torch.cat([x, channels], dim=1)
 
     def _context(
-        self, batch: int, tokens: Tensor | None, mask: Tensor | None
+        self, x: Tensor, tokens: Tensor | None, mask: Tensor | None
     ) -> tuple[Float[Tensor, "batch context width"] | None, Bool[Tensor, "batch context"] | None]:
         """The tokens of the condition at the width of the network, and which of them are there."""
         if tokens is None:
-            return None if self.nothing is None else self.nothing.expand(batch, 1, -1), None
+            return None if self.nothing is None else self.nothing.expand(x.shape[0], 1, -1), None
         if self.tokens is None:
             raise InputError("This network was not made for tokens; give it their width.")
-        check_tokens(tokens, mask, batch, self.tokens.in_features)
+        check_tokens(tokens, mask, x, self.tokens.in_features)
         context = self.tokens(tokens)
         if self.nothing is not None:
-            context = torch.cat([self.nothing.expand(batch, 1, -1).to(context.dtype), context], dim=1)
+            context = torch.cat([self.nothing.expand(x.shape[0], 1, -1).to(context.dtype), context], dim=1)
             mask = None if mask is None else functional.pad(mask, (1, 0), value=True)
         return context, mask

@@ -110,7 +110,7 @@ class MLP(nn.Module):
             InputError: if ``x`` or ``vector`` is of another length.
         """
         self.check(x.shape[1:])
-        check_vector(vector, x.shape[0], self.width)
+        check_vector(vector, x, self.width)
         embedding = self.time(time)
         if vector is not None:
             embedding = embedding + vector

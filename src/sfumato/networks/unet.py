@@ -223,11 +223,11 @@ class UNet(WayDown):
         """
         self.check(x.shape[1:])
         x = self._concatenated(x, channels)
-        check_vector(vector, x.shape[0], self.width)
+        check_vector(vector, x, self.width)
         if tokens is not None:
             if self.plan.tokens is None:
                 raise InputError("This network was not made to attend to tokens; give it their width.")
-            check_tokens(tokens, mask, x.shape[0], self.plan.tokens)
+            check_tokens(tokens, mask, x, self.plan.tokens)
         embedding = self.embed(time, vector)
         told = (tokens, mask)
         x, skips = self.descend(x, embedding, keys, told)
@@ -245,5 +245,5 @@ class UNet(WayDown):
         wanted = self.plan.concatenated
         if channels is None:
             return torch.cat([x, x.new_zeros(x.shape[0], wanted, *x.shape[2:])], dim=1) if wanted else x
-        check_channels(channels, x.shape[0], wanted, x.shape[2:])
+        check_channels(channels, x, wanted)
         return torch.cat([x, channels.to(x.dtype)], dim=1)
