@@ -66,7 +66,8 @@ def evaluate(
     Of very many images, more than 1 GiB of them in float32, a random part is compared with.
 
     Raises:
-        InputError: if the data hold out fewer than 2 images, or there are fewer than 2 samples.
+        InputError: if the data hold out fewer than 2 images or are of another shape than the samples, or there are
+            fewer than 2 samples.
     """
     if not isinstance(model, Model):
         model = load(model)
@@ -74,6 +75,12 @@ def evaluate(
     train_set, heldout = read_data(model.config)
     if len(heldout) < 2:
         raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
+    if model.config.data.random_crop is None and train_set.shape != model.facts.shape:
+        found, drawn = ("x".join(map(str, shape)) for shape in (train_set.shape, model.facts.shape))
+        raise InputError(
+            f"The data {model.config.data.source} of this run are {found} and the model draws {drawn}; an imported "
+            "model must be told the data it is compared with: sfumato import WEIGHTS --run RUN --data DATA."
+        )
     sampling = sampling or model.config.sampling
     which = model.config.evaluation.seed if seed is None else seed
     images = model.sample(count, seed=which, sampling=sampling, progress=progress)

@@ -336,8 +336,16 @@ def read_config(run: Path) -> tuple[Config, Facts]:
         InputError: if the directory is not a run, or one of another version.
     """
     path = run / "config.json"
+    if run.is_file():
+        raise InputError(
+            f"{run} is a file, not a run directory; weights of other programs become one with: sfumato import {run}"
+        )
     if not run.is_dir():
         raise InputError(f"There is no run directory {run}; train one with: sfumato train --run {run}")
+    if (run / "model_index.json").is_file() or _of_diffusers(path):
+        raise InputError(
+            f"{run} holds a model of diffusers; make a run of it with: sfumato import {run} --run runs/{run.name}"
+        )
     if not path.is_file():
         pickles = [p.name for p in run.iterdir() if p.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl")]
         held = f" It holds {pickles[0]}, a pickle, which is never loaded." if pickles else ""
@@ -355,6 +363,15 @@ def read_config(run: Path) -> tuple[Config, Facts]:
         )
     origin = str(path)
     return parse(Config, value.get("config", {}), origin=origin), parse(Facts, value.get("data", {}), origin=origin)
+
+
+def _of_diffusers(path: Path) -> bool:
+    """Whether a file is the configuration of a network of diffusers."""
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and "_class_name" in value
 
 
 def load(run: str | Path, device: str | torch.device = "cpu") -> Model:

@@ -15,7 +15,7 @@ SMALL: dict[str, Any] = {
         "parameterization": {"kind": "eps"},
         "network": {"channels": (16, 32), "blocks": 1, "attention": (1,), "heads": 2, "groups": 8},
     },
-    "sampling": {"sampler": {"kind": "ddim"}, "steps": 5},
+    "sampling": {"sampler": {"kind": "ddim"}, "grid": {"kind": "uniform"}, "steps": 5},
 }
 
 

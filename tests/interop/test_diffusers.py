@@ -175,8 +175,19 @@ def edited(folder: Path, **changes: Any) -> None:
         ({"norm_num_groups": 48}, "normalizes"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups"),
         ({"sample_size": None}, "no sample_size"),
+        ({"sample_size": "x"}, "sample_size is 'x' in the configuration of the UNet2DModel; a side"),
+        ({"sample_size": [16]}, "a height and a width"),
+        ({"in_channels": "3"}, "in_channels is '3' .*; a whole number from 1 on is expected"),
+        ({"freq_shift": 16}, "freq_shift is 16; a number below 16"),
+        ({"freq_shift": "1"}, "freq_shift is '1' .*; a number is expected"),
+        ({"block_out_channels": None}, "block_out_channels is None .*; a list, each a whole number"),
+        ({"block_out_channels": [32, 64.5, 64]}, "a list, each a whole number"),
+        ({"down_block_types": 3}, "down_block_types is 3 .*; a list, each a word"),
+        ({"add_attention": "no"}, "true or false"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan"),
+        ({"dropout": 2}, "dropout is 2"),
         ({"out_channels": 4}, "from 3 to 4 channels"),
-        ({"layers_per_block": 2}, "missing, the first is 'down_blocks.0.resnets.1.norm1.weight'"),
+        ({"layers_per_block": 2}, "missing: 'down_blocks.0.resnets.1.norm1.weight'"),
         ({"block_out_channels": [32, 64, 96]}, "another shape"),
     ],
 )
@@ -194,6 +205,12 @@ def test_configurations_without_an_equivalent(tmp_path: Path, changes: dict[str,
         ({"prediction_type": "noise"}, "prediction_type 'noise'"),
         ({"variance_type": "learned"}, "variance_type 'learned'"),
         ({"beta_schedule": "liner"}, "did you mean 'linear'"),
+        ({"prediction_type": ["epsilon"]}, "prediction_type is .*; a word is expected"),
+        ({"num_train_timesteps": "1000"}, "a whole number from 1 on"),
+        ({"beta_start": -0.1, "beta_schedule": "scaled_linear"}, "a number above 0"),
+        ({"beta_end": 2.0, "num_train_timesteps": 50}, "A beta table needs"),
+        ({"trained_betas": 3}, "a list, each a number"),
+        ({"rescale_betas_zero_snr": True}, "parameterization is eps"),
     ],
 )
 def test_schedulers_without_an_equivalent(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
@@ -222,11 +239,11 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
         return str(caught.value)
 
     name = "mid_block.resnets.0.conv1.weight"
-    assert f"1 tensor is missing, the first is '{name}'" in refused(**{name: None})
+    assert f"1 tensor is missing: '{name}'" in refused(**{name: None})
     renamed = refused(**{name: None, "mid_block.resnets.0.convolution1.weight": state[name]})
     assert "'mid_block.resnets.0.convolution1.weight' has its shape and may be its name here" in renamed
     assert "(3, 3) in place of (64, 64, 3, 3)" in refused(**{name: torch.zeros(3, 3)})
-    assert "1 tensor is not of this network, the first is 'extra'" in refused(extra=torch.zeros(1))
+    assert "1 tensor is not of this network: 'extra'" in refused(extra=torch.zeros(1))
     path.write_bytes(b"not safetensors")
     with pytest.raises(InputError, match="truncated or no file of weights"):
         load_diffusers(tmp_path)

@@ -39,9 +39,11 @@ NCSNPP: dict[str, Any] = {
 }
 FREQUENCIES = "network.time.features.frequencies"
 DHARIWAL: dict[str, Any] = {**SONG, "class_name": "DhariwalUNet"}
+# 8 groups of 32 channels, 24 of 96 and 32 of more
+SMALL: dict[str, Any] = {**SONG, "model_channels": 32, "channel_mult": (1, 2, 4)}
 
 
-@pytest.mark.parametrize("settings", [SONG, NCSNPP, DHARIWAL], ids=["ddpm++", "ncsn++", "adm"])
+@pytest.mark.parametrize("settings", [SONG, NCSNPP, DHARIWAL, SMALL], ids=["ddpm++", "ncsn++", "adm", "small"])
 @pytest.mark.parametrize("classes", [0, 3])
 def test_equal_outputs(settings: dict[str, Any], classes: int) -> None:
     settings = {**settings, "label_dim": classes}
@@ -146,9 +148,9 @@ def test_published_sizes() -> None:
         ({**SONG, "decoder_type": "skip"}, "decoder_type is 'skip'"),
         ({**DHARIWAL, "encoder_type": "residual"}, "encoder_type is 'residual'"),
         ({**SONG, "attn_resolutions": (16,)}, "side of 16, but the sides are 8, 4"),
-        ({**SONG, "model_channels": 64}, "normalizes"),
-        ({**SONG, "num_blocks": 2}, "missing, the first is 'enc.8x8_block1.norm0.weight'"),
-        ({**SONG, "label_dim": 2}, "missing, the first is 'map_label.weight'"),
+        ({**SONG, "model_channels": 130}, "normalizes 130 channels in 32 groups, which do not divide them"),
+        ({**SONG, "num_blocks": 2}, "missing: 'enc.8x8_block1.norm0.weight'"),
+        ({**SONG, "label_dim": 2}, "missing: 'map_label.weight'"),
         ({**SONG, "channel_mult": (1, 1)}, "another shape"),
         ({**DHARIWAL}, "'out_norm.weight'|another shape"),
     ],

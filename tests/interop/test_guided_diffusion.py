@@ -11,7 +11,9 @@ import torch
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 from sfumato.interop import load_guided_classifier, load_guided_diffusion, load_guided_upsampler
-from sfumato.recipes.published import GUIDED, GUIDED_DEFAULTS, PRESETS, guided, numbers
+from sfumato.recipes.described import numbers
+from sfumato.recipes.openai import GUIDED, GUIDED_DEFAULTS, guided
+from sfumato.recipes.published import PRESETS
 
 SMALL: dict[str, Any] = {
     "image_size": 16,
@@ -21,7 +23,13 @@ SMALL: dict[str, Any] = {
     "attention_resolutions": "8,4",
     "num_classes": 5,
 }
-MULTIPLES = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+MULTIPLES = {
+    32: (1, 2, 2, 2),
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +104,56 @@ def test_times_of_improved_diffusion_are_rescaled(program: Any) -> None:
     assert (denoiser(x, denoiser.schedule(1235 / 4000)).eps - expected).abs().max() < 1e-5
 
 
+def test_the_published_flags_of_improved_diffusion() -> None:
+    """Theirs rescale the time unless they say not to; and a command line has strings."""
+    text = "image_size 64 num_channels 128 num_res_blocks 3 learn_sigma True diffusion_steps 4000 noise_schedule cosine"
+    words = text.split()
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    found = guided(flags, "improved-diffusion")
+    assert found.model.network.time_scale == 0.25  # type: ignore[union-attr]
+    assert found.model == PRESETS["iddpm-64"]().model
+    assert guided(flags, "guided-diffusion").model.network.time_scale == 1.0  # type: ignore[union-attr]
+    assert not guided({"learn_sigma": "False"}).model.learned_variance
+    with pytest.raises(InputError, match="did you mean 'improved-diffusion'"):
+        guided(flags, "improve-diffusion")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "classes", "scale"),
+    [("iddpm-cifar10", 50, 0, 0.25), ("iddpm-64", 100, 0, 0.25), ("iddpm-64-conditional", 270, 1000, 1.0)],
+)
+def test_the_models_of_improved_diffusion(name: str, millions: int, classes: int, scale: float) -> None:
+    """The sizes that their authors state: 50 M, 100 M and 270 M parameters, roundly."""
+    published = PRESETS[name]()
+    with torch.device("meta"):
+        network = published.model.network.build(published.shape, published.classes, 6)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(millions * 1e6, rel=0.25)
+    assert published.classes == classes and published.model.network.time_scale == scale  # type: ignore[union-attr]
+
+
+def test_flags_that_change_nothing_are_taken(program: Any) -> None:
+    state = theirs(program, SMALL).state_dict()
+    more = {"use_fp16": "True", "use_checkpoint": True, "timestep_respacing": "250", "use_kl": False}
+    loaded = load_guided_diffusion(
+        state, {**SMALL, **more, "num_heads_upsample": -1, "rescale_learned_sigmas": "0", "sigma_small": True}
+    )
+    assert loaded.config.model == load_guided_diffusion(state, SMALL).config.model
+    # but the fixed variance is a choice of the sampler
+    assert loaded.config.sampling.sampler.variance == "small"  # type: ignore[union-attr]
+    assert load_guided_diffusion(state, SMALL).config.sampling.sampler.variance == "large"  # type: ignore[union-attr]
+
+
+def test_the_widths_of_an_upsampler_are_its_own(program: Any) -> None:
+    """At 512 they begin with 1, not with the 0.5 of the model of that side."""
+    flags = {"num_channels": 32, "num_res_blocks": 1, "attention_resolutions": "16"}
+    wide = {**flags, "image_size": 512, "channel_mult": "1,1,2,2,4,4"}
+    state = theirs(program, wide, "SuperResModel").state_dict()
+    denoiser = load_guided_upsampler(state, {**flags, "large_size": "512", "small_size": 128})
+    assert torch.equal(denoiser.network.network.last.weight, state["out.2.weight"])  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="no widths for a large_size of 128"):
+        load_guided_upsampler(state, {**flags, "large_size": 128})
+
+
 @torch.no_grad()
 def test_an_upsampler(program: Any) -> None:
     flags = {**SMALL, "class_cond": True, "learn_sigma": True}
@@ -137,6 +195,7 @@ def test_a_classifier(program: Any) -> None:
         "classifier_attention_resolutions": "8",
         "channel_mult": "1,2",
         "num_classes": 7,
+        "classifier_use_fp16": True,
     }
     classifier = load_guided_classifier(network.state_dict(), flags)
     x, time = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 900.0])
@@ -163,7 +222,9 @@ def test_published_models_have_their_size(program: Any, name: str) -> None:
 
 
 def test_the_flags_of_a_schedule() -> None:
-    cosine = guided({**SMALL, "noise_schedule": "cosine", "diffusion_steps": 50, "learn_sigma": True})
+    cosine = guided(
+        {**SMALL, "noise_schedule": "cosine", "diffusion_steps": 50, "learn_sigma": True}, "guided-diffusion"
+    )
     assert cosine.model.schedule.build()(1.0).alpha < 1e-2  # type: ignore[operator]
     assert cosine.model.learned_variance and cosine.sampling.sampler.variance == "learned"  # type: ignore[union-attr]
     assert isinstance(cosine.model.schedule.build()(0.5), Level)
@@ -180,10 +241,16 @@ def test_the_flags_of_a_schedule() -> None:
         ({**SMALL, "channel_mult": "one,two"}, "Numbers between commas"),
         ({**SMALL, "channel_mult": "", "image_size": 48}, "no widths for a side of 48"),
         ({**SMALL, "num_channels": 40}, "normalizes 40 channels"),
+        ({**SMALL, "image_size": "sixteen"}, "image_size is 'sixteen'; a whole number is expected"),
+        ({**SMALL, "num_channels": 32.5}, "num_channels is 32.5; a whole number is expected"),
+        ({**SMALL, "learn_sigma": "maybe"}, "learn_sigma is 'maybe'; true or false is expected"),
+        ({**SMALL, "diffusion_steps": 0}, "diffusion_steps is 0; at least 2 is expected"),
+        ({**SMALL, "num_heads_upsample": 2}, "num_heads_upsample is 2 and num_heads 4"),
+        ({**SMALL, "diffusion_steps": 4000}, "give rescale_timesteps, or the program"),
         ({**SMALL, "num_res_blocks": 2}, "is missing|are missing"),
-        ({**SMALL, "class_cond": True}, "missing, the first is 'label_emb.weight'"),
-        ({**SMALL, "learn_sigma": True}, r"'out.2.weight', \(3, 32, 3, 3\) in place of \(6, 32, 3, 3\)"),
-        ({**SMALL, "attention_resolutions": "8"}, "not of this network, the first is 'input_blocks.5.1"),
+        ({**SMALL, "class_cond": True}, "missing: 'label_emb.weight'"),
+        ({**SMALL, "learn_sigma": True}, r"'out.2.weight' is \(3, 32, 3, 3\) in place of \(6, 32, 3, 3\)"),
+        ({**SMALL, "attention_resolutions": "8"}, "not of this network: 'input_blocks.5.1"),
     ],
 )
 def test_wrong_flags_and_weights(program: Any, flags: Any, words: str) -> None:

@@ -61,6 +61,20 @@ def test_the_network_of_ddpm_is_that_of_diffusers() -> None:
     assert size.macs == counter.get_total_flops() // 2
 
 
+@pytest.mark.parametrize(
+    ("name", "millions", "giga"),
+    [("DiT-S/2", 33, 6.06), ("DiT-B/2", 130, 23.01), ("DiT-L/2", 458, 80.71), ("DiT-XL/2", 675, 118.64)],
+)
+def test_the_sizes_of_dit(name: str, millions: int, giga: float) -> None:
+    """Peebles and Xie 2023, table 1 and text, whose Gflops are multiply-accumulates."""
+    published = PRESETS[name]()
+    with torch.device("meta"):
+        network = published.model.network.build(published.shape, published.classes, 2 * published.shape[0])
+    size = count(network, published.shape)
+    assert round(size.parameters / 1e6) == millions
+    assert size.macs / 1e9 == pytest.approx(giga, rel=2e-3)
+
+
 def test_counting_touches_nothing() -> None:
     network = PRESETS["ddpm-cifar10"]().model.network.model_copy(update={"channels": (32, 32)}).build((3, 8, 8), 2)
     before = {name: value.clone() for name, value in network.state_dict().items()}

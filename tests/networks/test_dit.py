@@ -243,7 +243,7 @@ def test_bad_settings(options: dict[str, Any], words: str) -> None:
         ((1, 4, 6), {}, "2 channels of 4x6"),
         ((2, 4, 6), {"tokens": (1, 5, 3)}, "any number, 4"),
         ((2, 4, 6), {"tokens": (1, 5, 4), "mask": (1, 4)}, "mask has shape"),
-        ((2, 4, 6), {"channels": (1, 1, 4, 6)}, "channels of the condition"),
+        ((2, 4, 6), {"channels": (1, 1, 4, 6)}, "0 channels of condition"),
     ],
 )
 def test_bad_input(shape: tuple[int, ...], cond: dict[str, tuple[int, ...]], words: str, unchecked: None) -> None:

@@ -109,3 +109,12 @@ def test_blocks_resample_both_branches_and_rescale() -> None:
 def test_groups_must_be_some() -> None:
     with pytest.raises(InputError, match="at least 1 group"):
         group_norm(8, 0)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "least", "expected"), [(32, 32, 4, 8), (96, 32, 4, 24), (128, 32, 4, 32), (2, 32, 4, 1)]
+)
+def test_groups_have_at_least_so_many_channels(channels: int, groups: int, least: int, expected: int) -> None:
+    assert group_norm(channels, groups, group_channels=least).num_groups == expected
+    with pytest.raises(InputError, match="at least 1 channel"):
+        group_norm(channels, groups, group_channels=0)

@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from sfumato.conditioning.encoders import Conditioned, LabelEncoder, drop
 from sfumato.errors import InputError
+from sfumato.networks.dit import DiT
 from sfumato.networks.embeddings import RandomFourier, Sinusoidal
 from sfumato.networks.layers import Attention, ResBlock
+from sfumato.networks.mlp import MLP
 from sfumato.networks.unet import UNet
 
 
@@ -166,8 +168,37 @@ def test_labels() -> None:
         ({"middle": 0}, "at least one resolution"),
         ({"attention": (3,)}, "resolution 3"),
         ({"heads": 3, "channels": (8, 8)}, "do not divide"),
+        ({"time_features": 5}, "even number from 2 on; got 5"),
+        ({"channels": (1, 8)}, "even number from 2 on; got 0"),
+        ({"tokens": 0}, "at least 1 feature; got 0"),
+        ({"tokens": 4, "middle_attention": False}, "where there is self-attention"),
+        ({"concatenated": -1}, "from 0 on; got -1"),
     ],
 )
 def test_bad_settings(options: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         UNet(1, 1, **{"channels": (8, 16), "groups": 4, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"vector": torch.zeros(2, 11)}, r"vectors have shape \(2, 11\); expected \(2, 12\)"),
+        ({"vector": torch.zeros(3, 12)}, r"expected \(2, 12\)"),
+        ({"tokens": torch.zeros(2, 5, 3)}, r"tokens have shape \(2, 5, 3\); expected \(2, any number, 4\)"),
+        ({"tokens": torch.zeros(2, 4)}, "any number, 4"),
+        ({"tokens": torch.zeros(2, 5, 4), "mask": torch.ones(2, 6, dtype=torch.bool)}, r"mask has shape \(2, 6\)"),
+        ({"channels": torch.zeros(3, 1, 8, 8)}, r"each of 2 samples; got shape \(3, 1, 8, 8\)"),
+    ],
+)
+def test_conditions_of_another_shape(given: dict[str, torch.Tensor], words: str, unchecked: None) -> None:
+    network = UNet(1, 1, (8,), blocks=1, groups=4, embedding=12, tokens=4, concatenated=1)
+    with pytest.raises(InputError, match=words):
+        network(torch.zeros(2, 1, 8, 8), torch.zeros(2), **given)
+
+
+def test_vectors_of_another_width_in_the_other_networks(unchecked: None) -> None:
+    with pytest.raises(InputError, match=r"expected \(2, 8\)"):
+        MLP(3, 3, width=8)(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2, 1))
+    with pytest.raises(InputError, match=r"expected \(2, 8\)"):
+        DiT(1, 1, (4, 4), width=8, depth=1, heads=2)(torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(1, 8))

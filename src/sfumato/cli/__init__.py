@@ -22,6 +22,7 @@ commands:
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
   tune RUN       fit to a trained model what samples and bounds gain from
   export RUN OUT write the model for diffusers, ONNX or OpenVINO, or its weights alone
+  import WEIGHTS make a run of the weights of diffusers, guided-diffusion or EDM
   info RUN       say what a run is: data, model, settings, progress, evaluation; or a published model by name
   explain TOPIC  draw a figure of the lecture from a run, from data or in closed form
 
@@ -69,6 +70,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sfumato {__version__}")
         return 0
     from sfumato.cli import commands
+    from sfumato.cli.bring import bring
     from sfumato.cli.edit import edit
     from sfumato.cli.explain import explain
     from sfumato.cli.export import export
@@ -83,6 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
         "likelihood": likelihood,
         "tune": tune,
         "export": export,
+        "import": bring,
         "info": commands.info,
         "explain": explain,
     }

@@ -64,7 +64,8 @@ def _names(kind: type[Any], prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
             found += _names(field.type, f"{prefix}{field.name}.")
         else:
-            found.append(prefix + field.name)
+            # a field can't have the name of a keyword, an option can: from_
+            found.append(prefix + field.name.rstrip("_"))
     return found
 
 

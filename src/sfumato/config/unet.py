@@ -52,6 +52,7 @@ class UNetConfig(Component):
         default=None, ge=1, description="Channels per attention head, in place of a number of heads."
     )
     groups: int = Field(default=32, ge=1, description="Groups of the normalizations, at most.")
+    group_channels: int = Field(default=1, ge=1, description="Channels of such a group, at least.")
     eps: float = Field(default=1e-5, gt=0, description="What the normalizations add to the variance.")
     embedding: int | None = Field(
         default=None, ge=2, description="Width of the time embedding; four times the first width."

@@ -13,20 +13,17 @@ import torch
 from sfumato.config import (
     X0,
     Ancestral,
-    Cosine,
     Ddim,
     Eps,
-    Linear,
     ModelConfig,
     SamplingConfig,
-    Table,
     UNetConfig,
     V,
-    ZeroTerminalSnr,
     parse,
 )
 from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.interop import unet2d
+from sfumato.interop.kinds import NUMBER, POSITIVE, TRUTH, WHOLE, WORD, Kind, check_kinds
 from sfumato.interop.model import model_of, unet_of
 from sfumato.interop.weights import Transfer, read_state, require_groups
 from sfumato.model import Model
@@ -121,28 +118,46 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 """Settings with the values that have an equivalent here."""
 
-_KNOWN = {
-    *_FIXED,
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "time_embedding_dim",
-    "freq_shift",
-    "flip_sin_to_cos",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "downsample_type",
-    "upsample_type",
-    "dropout",
-    "attention_head_dim",
-    "norm_num_groups",
-    "attn_norm_num_groups",
-    "norm_eps",
-    "add_attention",
-    "num_class_embeds",
-    "num_train_timesteps",
+_SIDES = Kind(
+    "a side, or a height and a width,",
+    lambda value: WHOLE.or_none.holds(value) or (WHOLE.several.holds(value) and len(value) == 2),
+)
+_KINDS = {
+    "sample_size": _SIDES,
+    "in_channels": WHOLE,
+    "out_channels": WHOLE,
+    "time_embedding_dim": WHOLE.or_none,
+    "freq_shift": NUMBER,
+    "flip_sin_to_cos": TRUTH,
+    "down_block_types": WORD.several,
+    "up_block_types": WORD.several,
+    "block_out_channels": WHOLE.several,
+    "layers_per_block": WHOLE,
+    "downsample_type": WORD,
+    "upsample_type": WORD,
+    "dropout": NUMBER,
+    "attention_head_dim": WHOLE.or_none,
+    "norm_num_groups": WHOLE,
+    "attn_norm_num_groups": WHOLE.or_none,
+    "norm_eps": POSITIVE,
+    "add_attention": TRUTH,
+    "num_class_embeds": WHOLE.or_none,
+    "num_train_timesteps": WHOLE.or_none,
+}
+_KNOWN = {*_FIXED, *_KINDS}
+
+_SCHEDULER_KINDS = {
+    "num_train_timesteps": WHOLE,
+    "beta_start": POSITIVE,
+    "beta_end": POSITIVE,
+    "beta_schedule": WORD,
+    "trained_betas": POSITIVE.several.or_none,
+    "prediction_type": WORD,
+    "variance_type": WORD.or_none,
+    "clip_sample": TRUTH,
+    "clip_sample_range": POSITIVE,
+    "thresholding": TRUTH,
+    "rescale_betas_zero_snr": TRUTH,
 }
 
 
@@ -163,6 +178,7 @@ def network_config(settings: dict[str, Any]) -> UNetConfig:
                 f"A UNet2DModel whose {name} is {value!r} has no equivalent here; "
                 f"{' or '.join(map(repr, _FIXED[name]))} can be loaded."
             )
+    check_kinds(settings, _KINDS, "the configuration of the UNet2DModel")
     channels = tuple(settings.get("block_out_channels", (224, 448, 672, 896)))
     head_channels, groups = settings.get("attention_head_dim", 8), settings.get("norm_num_groups", 32)
     shifted = settings.get("resnet_time_scale_shift", "default") == "scale_shift"
@@ -174,7 +190,11 @@ def network_config(settings: dict[str, Any]) -> UNetConfig:
             "The middle attention of this UNet2DModel is not normalized as the others are (attn_norm_num_groups), "
             "which has no equivalent here."
         )
-    half = channels[0] // 2
+    half, shift = channels[0] // 2, settings.get("freq_shift", 0)
+    if shift >= half:
+        raise InputError(
+            f"freq_shift is {shift}; a number below {half}, half the first of block_out_channels, is expected."
+        )
     return parse(
         UNetConfig,
         {
@@ -190,7 +210,7 @@ def network_config(settings: dict[str, Any]) -> UNetConfig:
             "eps": settings.get("norm_eps", 1e-5),
             "embedding": settings.get("time_embedding_dim"),
             # their exponents are i / (n - shift), ours i / n
-            "time_period": 10_000.0 ** (half / (half - settings.get("freq_shift", 0))),
+            "time_period": 10_000.0 ** (half / (half - shift)),
             "modulation": "adaptive" if shifted else "additive",
             "dropout": settings.get("dropout", 0.0),
         },
@@ -237,6 +257,7 @@ def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> t
     kind = scheduler.get("_class_name")
     if kind not in _BETA_SCHEDULERS:
         raise InputError(f"The scheduler {kind!r} of diffusers has no table of betas that is known here.")
+    check_kinds(scheduler, _SCHEDULER_KINDS, f"the configuration of the {kind}")
     output = scheduler.get("prediction_type", "epsilon")
     if output not in PREDICTIONS:
         raise InputError(f"The prediction_type {output!r} is not known here{nearest(str(output), PREDICTIONS)}")
@@ -256,11 +277,15 @@ def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> t
         )
         clip = True
     steps = int(scheduler.get("num_train_timesteps", 1000))
-    model = ModelConfig(
-        schedule=_schedule(scheduler, steps),
-        parameterization=PREDICTIONS[output],
-        network=network,
-        learned_variance=learned,
+    model = parse(
+        ModelConfig,
+        {
+            "schedule": _schedule(scheduler, steps),
+            "parameterization": PREDICTIONS[output],
+            "network": network,
+            "learned_variance": learned,
+        },
+        origin=f"the configuration of the {kind}",
     )
     reverse: Any = VARIANCES[variance] if learned or VARIANCES[variance] != "learned" else "small"
     if kind == "DDPMScheduler":
@@ -268,25 +293,26 @@ def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> t
     return model, SamplingConfig(sampler=Ddim(), steps=50, clip=clip, classes="uniform")
 
 
-def _schedule(scheduler: dict[str, Any], steps: int) -> Any:
+def _schedule(scheduler: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The settings of our schedule."""
     kind = scheduler.get("beta_schedule", "linear")
     start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
     given = scheduler.get("trained_betas")
     if given is not None:
-        table: Any = Table(betas=tuple(given))
+        table: dict[str, Any] = {"kind": "table", "betas": tuple(given)}
     elif kind == "linear" and steps == 1000:
-        table = Linear(steps=steps, beta_start=start, beta_end=end)
+        table = {"kind": "linear", "steps": steps, "beta_start": start, "beta_end": end}
     elif kind == "linear":
-        table = Table(betas=tuple(torch.linspace(start, end, steps, dtype=torch.float64).tolist()))
+        table = {"kind": "table", "betas": tuple(torch.linspace(start, end, steps, dtype=torch.float64).tolist())}
     elif kind == "scaled_linear":
         line = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64)
-        table = Table(betas=tuple(line.square().tolist()))
+        table = {"kind": "table", "betas": tuple(line.square().tolist())}
     elif kind == "squaredcos_cap_v2":
-        table = Cosine(steps=steps)
+        table = {"kind": "cosine", "steps": steps}
     elif kind == "sigmoid":
         line = torch.linspace(-6.0, 6.0, steps, dtype=torch.float64).sigmoid()
-        table = Table(betas=tuple((start + (end - start) * line).tolist()))
+        table = {"kind": "table", "betas": tuple((start + (end - start) * line).tolist())}
     else:
         known = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
         raise InputError(f"The beta_schedule {kind!r} is not known here{nearest(str(kind), known)}")
-    return ZeroTerminalSnr(table=table) if scheduler.get("rescale_betas_zero_snr") else table
+    return {"kind": "zero_terminal_snr", "table": table} if scheduler.get("rescale_betas_zero_snr") else table

@@ -19,7 +19,15 @@ from sfumato.model import Model
 from sfumato.networks.classifier import Classifier
 from sfumato.networks.layers import Attention, ResBlock
 from sfumato.networks.unet import UNet, WayDown
-from sfumato.recipes.published import GUIDED, GUIDED_DEFAULTS, Settings, filled, guided, guided_network
+from sfumato.recipes.described import Settings, filled, numbers
+from sfumato.recipes.openai import (
+    GUIDED,
+    GUIDED_DEFAULTS,
+    UPSAMPLER_MULTIPLES,
+    flags_of,
+    guided,
+    guided_network,
+)
 
 Weights = str | Path | Mapping[str, Tensor]
 
@@ -38,7 +46,7 @@ def _settings(settings: str | Settings) -> Settings:
     return GUIDED[settings]
 
 
-def load_guided_diffusion(weights: Weights, settings: str | Settings) -> Model:
+def load_guided_diffusion(weights: Weights, settings: str | Settings, *, program: str | None = None) -> Model:
     """The model of a state dict of improved-diffusion or guided-diffusion.
 
     ::
@@ -47,7 +55,9 @@ def load_guided_diffusion(weights: Weights, settings: str | Settings) -> Model:
 
     Args:
         weights: a file, or a mapping from names to tensors.
-        settings: the name of a published model (``sfumato.recipes.published.GUIDED``), or the flags of their programs.
+        settings: the name of a published model (``sfumato.recipes.openai.GUIDED``), or the flags of their programs.
+        program: ``"guided-diffusion"`` or ``"improved-diffusion"``, whose flags these are: what is not given has other
+            defaults in the two. Only where they differ in what the network is told must it be said.
 
     Returns:
         The model; a class of -1 adds nothing to the embedding, which only a model without classes was trained for.
@@ -55,7 +65,7 @@ def load_guided_diffusion(weights: Weights, settings: str | Settings) -> Model:
     Raises:
         InputError: for unknown flags, or weights that are not those of the flags.
     """
-    flags = filled(_settings(settings), GUIDED_DEFAULTS, "guided-diffusion")
+    flags = flags_of(_settings(settings), program)
     published = guided(flags)
     transfer = Transfer(*_state(weights))
     model = model_of(published.model, published.shape, published.classes, published.sampling)
@@ -66,12 +76,13 @@ def load_guided_diffusion(weights: Weights, settings: str | Settings) -> Model:
     return model
 
 
-def load_guided_upsampler(weights: Weights, settings: Settings) -> Denoiser:
-    """The denoiser of an up-sampling model of guided-diffusion.
+def load_guided_upsampler(weights: Weights, settings: Settings, *, program: str | None = None) -> Denoiser:
+    """The denoiser of an up-sampling model of improved-diffusion or guided-diffusion.
 
     Args:
         weights: a file, or a mapping from names to tensors.
         settings: the flags of their programs, with ``large_size`` and ``small_size`` in place of ``image_size``.
+        program: as of :func:`load_guided_diffusion`.
 
     Returns:
         A denoiser with the conditions ``low_res``, pictures of any size that are brought to the large one bilinearly,
@@ -80,10 +91,19 @@ def load_guided_upsampler(weights: Weights, settings: Settings) -> Denoiser:
     Raises:
         InputError: for unknown flags, or weights that are not those of the flags.
     """
-    known = {name: value for name, value in GUIDED_DEFAULTS.items() if name != "image_size"}
-    flags = filled(settings, known | {"large_size": 256, "small_size": 64}, "guided-diffusion's up-sampler")
-    size = flags["large_size"]
-    published = guided({n: v for n, v in flags.items() if n in known} | {"image_size": size})
+    sizes = {"large_size": 256, "small_size": 64}
+    known = {name: value for name, value in GUIDED_DEFAULTS.items() if name != "image_size"} | sizes
+    size: int = filled(settings, known, "guided-diffusion's up-sampler")["large_size"]
+    own = {name: value for name, value in settings.items() if name not in sizes}
+    if not numbers(own.get("channel_mult", "")):
+        own["channel_mult"] = UPSAMPLER_MULTIPLES.get(size, ())
+    if not own["channel_mult"]:
+        raise InputError(
+            f"An up-sampler has no widths for a large_size of {size}; give channel_mult, or one of "
+            f"{', '.join(map(str, UPSAMPLER_MULTIPLES))}."
+        )
+    flags = flags_of({**own, "image_size": size}, program)
+    published = guided(flags)
     outputs = 6 if flags["learn_sigma"] else 3
     network = UNet(3, outputs, **guided_network(flags, size).options(), concatenated=3)
     encoders: dict[str, nn.Module] = {"low_res": Resized(3, (size, size))}
@@ -108,6 +128,7 @@ CLASSIFIER_DEFAULTS: dict[str, Any] = {
     "classifier_use_scale_shift_norm": True,
     "classifier_resblock_updown": True,
     "classifier_pool": "attention",
+    "classifier_use_fp16": False,
     "channel_mult": "",
     "num_classes": 1000,
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from sfumato.conditioning.encoders import Conditioned
 from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
 from sfumato.config.schedule import has_empty_step
-from sfumato.model import Facts, Model, save, write_config
+from sfumato.errors import InputError
+from sfumato.model import Facts, Model, read_config, save, write_config
 from sfumato.networks.unet import UNet
 
 
@@ -43,11 +45,24 @@ def unet_of(model: Model) -> UNet:
     return network
 
 
-def save_run(model: Model, run: str | Path) -> None:
+def save_run(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
     """Write a model as a run directory, which ``sfumato sample`` and :func:`sfumato.load` take.
 
     Its configuration is that of the network, not of its training, which is not known.
+
+    Args:
+        model: the model.
+        run: the run directory.
+        overwrite: delete a run that is there.
+
+    Raises:
+        InputError: if something is there already.
     """
     run = Path(run)
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if not overwrite:
+            raise InputError(f"{run} is there already; replace it with overwrite, or choose another run directory.")
+        read_config(run)
+        shutil.rmtree(run)
     write_config(run, model.config, model.facts)
     save(model, run, model.denoiser.state_dict())

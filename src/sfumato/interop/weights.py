@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError
 from sfumato.networks.layers import Attention, ResBlock
+
+Item = TypeVar("Item")
 
 HeadOrder = Literal["ours", "heads_first", "qkv_last"]
 """How the rows of a projection to queries, keys and values are ordered.
@@ -71,10 +73,11 @@ class Transfer:
         self.state, self.origin = state, origin
         self._missing: dict[str, tuple[int, ...]] = {}
         self._reshaped: dict[str, tuple[int, ...]] = {}
+        self._odd: dict[str, str] = {}
         self._used: set[str] = set()
 
     def tensor(self, name: str, shape: Iterable[int]) -> Tensor:
-        """The tensor of that name in float64; zeros where it is missing or misshapen, which :meth:`finish` tells.
+        """The tensor of that name in float64; zeros where it is not there as it should be, which :meth:`finish` tells.
 
         Sides of 1 at the end don't count: a 1x1 convolution is a linear layer.
         """
@@ -84,6 +87,10 @@ class Transfer:
             self._missing[name] = expected
         elif _squeezed(tuple(self.state[name].shape)) != _squeezed(expected):
             self._reshaped[name] = expected
+        elif not self.state[name].is_floating_point():
+            self._odd[name] = str(self.state[name].dtype).removeprefix("torch.")
+        elif not bool(self.state[name].isfinite().all()):
+            self._odd[name] = "not finite"
         else:
             return self.state[name].detach().double().cpu().reshape(expected)
         return torch.zeros(expected, dtype=torch.float64)
@@ -139,28 +146,36 @@ class Transfer:
         """Check that all was there, and nothing else but names that start with one of ``ignored``.
 
         Raises:
-            InputError: one sentence that names what is missing, misshapen or unknown.
+            InputError: one sentence that names what is missing, misshapen, no finite numbers, or unknown.
         """
         prefixes = tuple(ignored)
         unknown = [name for name in self.state if name not in self._used and not name.startswith(prefixes or ("\0",))]
         parts: list[str] = []
         if self._missing:
-            name, shape = next(iter(self._missing.items()))
-            close = [u for u in unknown if _squeezed(tuple(self.state[u].shape)) == _squeezed(shape)]
-            near = difflib.get_close_matches(name, close, 1, 0.0)
-            hint = f"; {near[0]!r} has its shape and may be its name here" if near else ""
-            parts.append(f"{_number(self._missing, 'is', 'are')} missing, the first is {name!r}{hint}")
+            named = [f"{name!r}{self._hint(name, shape, unknown)}" for name, shape in _first(self._missing.items())]
+            parts.append(f"{_number(self._missing, 'is', 'are')} missing: {_listed(named, len(self._missing))}")
         if self._reshaped:
-            name, shape = next(iter(self._reshaped.items()))
-            found = tuple(self.state[name].shape)
+            named = [
+                f"{name!r} is {tuple(self.state[name].shape)} in place of {shape}"
+                for name, shape in _first(self._reshaped.items())
+            ]
             parts.append(
-                f"{_number(self._reshaped, 'has', 'have')} another shape, the first is {name!r}, {found} in place of "
-                f"{shape}"
+                f"{_number(self._reshaped, 'has', 'have')} another shape: {_listed(named, len(self._reshaped))}"
             )
+        if self._odd:
+            named = [f"{name!r} ({why})" for name, why in _first(self._odd.items())]
+            parts.append(f"{_number(self._odd, 'is', 'are')} no finite real numbers: {_listed(named, len(self._odd))}")
         if unknown:
-            parts.append(f"{_number(unknown, 'is', 'are')} not of this network, the first is {unknown[0]!r}")
+            named = [repr(name) for name in _first(unknown)]
+            parts.append(f"{_number(unknown, 'is', 'are')} not of this network: {_listed(named, len(unknown))}")
         if parts:
             raise InputError(f"The weights in {self.origin} don't fit the configuration: {'; '.join(parts)}.")
+
+    def _hint(self, name: str, shape: tuple[int, ...], unknown: Sequence[str]) -> str:
+        """The unknown tensor that a missing one may be called."""
+        close = [u for u in unknown if _squeezed(tuple(self.state[u].shape)) == _squeezed(shape)]
+        near = difflib.get_close_matches(name, close, 1, 0.0)
+        return f" ({near[0]!r} has its shape and may be its name here)" if near else ""
 
 
 class Collected:
@@ -205,6 +220,18 @@ class Collected:
             self.state[f"{names['norm2']}.bias"] = torch.zeros(block.norm2.num_channels)
 
 
+SHOWN = 10
+"""The most tensors of one kind that are named."""
+
+
+def _first(items: Iterable[Item]) -> list[Item]:
+    return list(items)[:SHOWN]
+
+
+def _listed(named: Sequence[str], count: int) -> str:
+    return ", ".join(named) + (f" and {count - len(named)} more" if count > len(named) else "")
+
+
 def _number(names: Any, one: str, many: str) -> str:
     return f"1 tensor {one}" if len(names) == 1 else f"{len(names)} tensors {many}"
 
@@ -246,6 +273,6 @@ def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:
         if isinstance(module, nn.GroupNorm) and module.num_groups != min(groups, module.num_channels // at_least):
             raise InputError(
                 f"This network normalizes {module.num_channels} channels in "
-                f"{min(groups, module.num_channels // at_least)} groups, which has no equivalent here; networks whose "
+                f"{min(groups, module.num_channels // at_least)} groups, which do not divide them; networks whose "
                 f"widths divide by {groups} can be loaded."
             )

@@ -39,7 +39,7 @@ class Classifier(WayDown):
         current, positions = self.current, (size // self.factor) ** plan.dims
         self.size = size
         self.check((inputs, *[size] * plan.dims))
-        self.norm = group_norm(current, plan.groups, eps=plan.eps)
+        self.norm = group_norm(current, plan.groups, eps=plan.eps, group_channels=plan.group_channels)
         self.heads = head_count(current, plan.heads, plan.head_channels)
         self.position = nn.Parameter(torch.randn(1 + positions, current) / math.sqrt(current))
         self.qkv = nn.Linear(current, 3 * current)

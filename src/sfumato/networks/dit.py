@@ -16,6 +16,7 @@ from sfumato.errors import InputError
 from sfumato.networks.embeddings import TimeEmbedding, TimeFeatures
 from sfumato.networks.layers import zero
 from sfumato.networks.mlp import modulate
+from sfumato.networks.slots import check_channels, check_tokens, check_vector
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (384, 12, 6),
@@ -282,16 +283,18 @@ class DiT(nn.Module):
             channels: concatenated to ``x``; zeros if they are missing.
 
         Raises:
-            InputError: if the shape of ``x`` does not fit, or the network was not made for the condition.
+            InputError: if the shape of ``x`` does not fit, or the network was not made for the condition or
+                takes it in another shape.
         """
         self.check(x.shape[1:])
+        check_vector(vector, x, self.width)
         embedding = self.time(time)
         if vector is not None:
             embedding = embedding + vector
         embedding = functional.silu(embedding)
         h = self.first(patchify(self._joined(x, channels), self.patch)) + self.positions
         count = h.shape[1]
-        context, keep = self._context(x.shape[0], tokens, mask)
+        context, keep = self._context(x, tokens, mask)
         if context is not None and self.nothing is None:
             # in context: more tokens before those of the patches
             h, context = torch.cat([context.to(h.dtype), h], dim=1), None
@@ -310,30 +313,20 @@ class DiT(nn.Module):
         """The input with the channels of the condition behind its own."""
         if channels is None:
             return torch.cat([x, x.new_zeros(x.shape[0], self.concatenated, *self.size)], 1) if self.concatenated else x
-        if channels.shape[1:] != (self.concatenated, *self.size):
-            raise InputError(
-                f"The channels of the condition have shape {tuple(channels.shape[1:])}; this network takes "
-                f"{(self.concatenated, *self.size)}."
-            )
+        check_channels(channels, x, self.concatenated)
         return torch.cat([x, channels], dim=1)
 
     def _context(
-        self, batch: int, tokens: Tensor | None, mask: Tensor | None
+        self, x: Tensor, tokens: Tensor | None, mask: Tensor | None
     ) -> tuple[Float[Tensor, "batch context width"] | None, Bool[Tensor, "batch context"] | None]:
         """The tokens of the condition at the width of the network, and which of them are there."""
         if tokens is None:
-            return None if self.nothing is None else self.nothing.expand(batch, 1, -1), None
+            return None if self.nothing is None else self.nothing.expand(x.shape[0], 1, -1), None
         if self.tokens is None:
             raise InputError("This network was not made for tokens; give it their width.")
-        if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != self.tokens.in_features:
-            raise InputError(
-                f"The tokens have shape {tuple(tokens.shape)}; expected ({batch}, any number, "
-                f"{self.tokens.in_features})."
-            )
-        if mask is not None and mask.shape != tokens.shape[:2]:
-            raise InputError(f"The mask has shape {tuple(mask.shape)}; the tokens have {tuple(tokens.shape[:2])}.")
+        check_tokens(tokens, mask, x, self.tokens.in_features)
         context = self.tokens(tokens)
         if self.nothing is not None:
-            context = torch.cat([self.nothing.expand(batch, 1, -1).to(context.dtype), context], dim=1)
+            context = torch.cat([self.nothing.expand(x.shape[0], 1, -1).to(context.dtype), context], dim=1)
             mask = None if mask is None else functional.pad(mask, (1, 0), value=True)
         return context, mask

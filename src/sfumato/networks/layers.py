@@ -34,15 +34,22 @@ def zero(module: M) -> M:
     return module
 
 
-def group_norm(channels: int, groups: int, affine: bool = True, eps: float = 1e-5) -> nn.GroupNorm:
+def group_norm(
+    channels: int, groups: int, affine: bool = True, eps: float = 1e-5, group_channels: int = 1
+) -> nn.GroupNorm:
     """Group normalization with at most ``groups`` groups: the largest number that divides the channels.
 
+    Groups have at least ``group_channels`` channels, where there are so many.
+
     Raises:
-        InputError: if ``groups < 1``.
+        InputError: if ``groups < 1`` or ``group_channels < 1``.
     """
-    if groups < 1:
-        raise InputError(f"Group normalization needs at least 1 group; got {groups}.")
-    divisor = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
+    if groups < 1 or group_channels < 1:
+        raise InputError(
+            f"Group normalization needs at least 1 group, of at least 1 channel; got {groups} of {group_channels}."
+        )
+    most = min(groups, max(1, channels // group_channels))
+    divisor = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(divisor, channels, affine=affine, eps=eps)
 
 
@@ -74,6 +81,7 @@ class ResBlock(nn.Module):
         outputs: channels of the output.
         embedding: width of the embedding.
         groups: groups of the normalizations, at most.
+        group_channels: channels of a group, at least.
         modulation: how the embedding acts.
         eps: what the normalizations add to the variance.
         dropout: the fraction of the activations that is left out before the last convolution, in calls with keys.
@@ -92,6 +100,7 @@ class ResBlock(nn.Module):
         modulation: Modulation = "adaptive",
         *,
         eps: float = 1e-5,
+        group_channels: int = 1,
         dropout: float = 0.0,
         rescale: bool = False,
         resample: Resample | None = None,
@@ -101,11 +110,11 @@ class ResBlock(nn.Module):
         self.adaptive = modulation == "adaptive"
         self.rescale = rescale
         self.resample = resample
-        self.norm1 = group_norm(inputs, groups, eps=eps)
+        self.norm1 = group_norm(inputs, groups, eps=eps, group_channels=group_channels)
         self.conv1 = conv(dims, inputs, outputs)
         linear = nn.Linear(embedding, 2 * outputs if self.adaptive else outputs)
         self.modulation = zero(linear) if self.adaptive else linear
-        self.norm2 = group_norm(outputs, groups, affine=not self.adaptive, eps=eps)
+        self.norm2 = group_norm(outputs, groups, not self.adaptive, eps, group_channels)
         self.dropout = Dropout(dropout) if dropout else None
         self.conv2 = zero(conv(dims, outputs, outputs))
         same = inputs == outputs and not project
@@ -144,11 +153,20 @@ class Attention(nn.Module):
         InputError: if the heads do not divide the channels.
     """
 
-    def __init__(self, channels: int, heads: int, groups: int, *, eps: float = 1e-5, rescale: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        groups: int,
+        *,
+        eps: float = 1e-5,
+        group_channels: int = 1,
+        rescale: bool = False,
+    ) -> None:
         super().__init__()
         self.heads = head_count(channels, heads, None)
         self.rescale = rescale
-        self.norm = group_norm(channels, groups, eps=eps)
+        self.norm = group_norm(channels, groups, eps=eps, group_channels=group_channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero(nn.Linear(channels, channels))
 
@@ -173,18 +191,27 @@ class CrossAttention(nn.Module):
         width: features of a token.
         heads: attention heads.
         groups: groups of the normalization, at most.
+        group_channels: channels of a group, at least.
 
     Raises:
         InputError: if the heads do not divide the channels.
     """
 
     def __init__(
-        self, channels: int, width: int, heads: int, groups: int, *, eps: float = 1e-5, rescale: bool = False
+        self,
+        channels: int,
+        width: int,
+        heads: int,
+        groups: int,
+        *,
+        eps: float = 1e-5,
+        group_channels: int = 1,
+        rescale: bool = False,
     ) -> None:
         super().__init__()
         self.heads = head_count(channels, heads, None)
         self.rescale = rescale
-        self.norm = group_norm(channels, groups, eps=eps)
+        self.norm = group_norm(channels, groups, eps=eps, group_channels=group_channels)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(width, 2 * channels)
         self.out = zero(nn.Linear(channels, channels, bias=False))

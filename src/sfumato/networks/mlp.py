@@ -12,6 +12,7 @@ from torch.nn import functional
 from sfumato.errors import InputError
 from sfumato.networks.embeddings import TimeEmbedding, TimeFeatures
 from sfumato.networks.layers import zero
+from sfumato.networks.slots import check_vector
 
 
 def modulate(
@@ -106,9 +107,10 @@ class MLP(nn.Module):
         """The output for ``x`` at ``time``; ``vector`` is added to the time embedding.
 
         Raises:
-            InputError: if ``x`` is of another length.
+            InputError: if ``x`` or ``vector`` is of another length.
         """
         self.check(x.shape[1:])
+        check_vector(vector, x, self.width)
         embedding = self.time(time)
         if vector is not None:
             embedding = embedding + vector

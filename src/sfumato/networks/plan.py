@@ -42,6 +42,7 @@ class Plan:
         heads: attention heads.
         head_channels: channels per attention head, in place of a number of heads.
         groups: groups of the normalizations, at most.
+        group_channels: channels of a group, at least.
         eps: what the normalizations add to the variance.
         embedding: width of the time embedding; by default four times the first width.
         time_features: number of time features; by default the first width.
@@ -76,6 +77,7 @@ class Plan:
     heads: int = 1
     head_channels: int | None = None
     groups: int = 32
+    group_channels: int = 1
     eps: float = 1e-5
     embedding: int | None = None
     time_features: int | None = None
@@ -105,6 +107,18 @@ class Plan:
                 f"Attention is asked at resolution {odd[0]}, but there are {len(self.channels)}, counted from 0."
             )
 
+        if self.features < 2 or self.features % 2:
+            raise InputError(f"Time features are an even number from 2 on; got {self.features}.")
+        if self.tokens is not None and self.tokens < 1:
+            raise InputError(f"Tokens have at least 1 feature; got {self.tokens}.")
+        if self.tokens is not None and not self.attention and not self.middle_attention:
+            raise InputError(
+                "Tokens are attended to where there is self-attention, but there is none; give resolutions for "
+                "attention, or middle_attention."
+            )
+        if self.concatenated < 0:
+            raise InputError(f"The channels of a condition are a number from 0 on; got {self.concatenated}.")
+
     @property
     def width(self) -> int:
         return self.embedding or 4 * self.channels[0]
@@ -127,6 +141,7 @@ class Plan:
             self.groups,
             self.modulation,
             eps=self.eps,
+            group_channels=self.group_channels,
             dropout=self.dropout,
             rescale=self.rescale,
             resample=Resample(self.dims, direction, self.taps) if direction else None,

@@ -18,6 +18,7 @@ from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.networks.layers import Attention, CrossAttention, ResBlock, conv, group_norm, head_count, zero
 from sfumato.networks.plan import Plan
 from sfumato.networks.resampling import Resample
+from sfumato.networks.slots import check_channels, check_tokens, check_vector
 
 
 class _Block(nn.Module):
@@ -27,7 +28,7 @@ class _Block(nn.Module):
         super().__init__()
         self.res = plan.res_block(inputs, outputs)
         heads = head_count(outputs, plan.heads, plan.head_channels) if attend else 0
-        how: dict[str, Any] = {"eps": plan.eps, "rescale": plan.rescale}
+        how: dict[str, Any] = {"eps": plan.eps, "group_channels": plan.group_channels, "rescale": plan.rescale}
         self.attention = Attention(outputs, heads, plan.groups, **how) if attend else None
         cross = attend and plan.tokens is not None
         self.cross = CrossAttention(outputs, plan.tokens or 0, heads, plan.groups, **how) if cross else None
@@ -191,7 +192,7 @@ class UNet(WayDown):
             if level > 0:
                 stage.append(plan.upsample(current))
             self.up.append(stage)
-        self.norm = group_norm(current, plan.groups, eps=plan.eps)
+        self.norm = group_norm(current, plan.groups, eps=plan.eps, group_channels=plan.group_channels)
         self.last = zero(conv(plan.dims, current, outputs))
         self.initialize()
 
@@ -218,12 +219,15 @@ class UNet(WayDown):
 
         Raises:
             InputError: if the sides of ``x`` do not divide by the down-sampling, or the network was not made for the
-                condition.
+                condition or takes it in another shape.
         """
         self.check(x.shape[1:])
         x = self._concatenated(x, channels)
-        if tokens is not None and self.plan.tokens is None:
-            raise InputError("This network was not made to attend to tokens; give it their width.")
+        check_vector(vector, x, self.width)
+        if tokens is not None:
+            if self.plan.tokens is None:
+                raise InputError("This network was not made to attend to tokens; give it their width.")
+            check_tokens(tokens, mask, x, self.plan.tokens)
         embedding = self.embed(time, vector)
         told = (tokens, mask)
         x, skips = self.descend(x, embedding, keys, told)
@@ -241,9 +245,5 @@ class UNet(WayDown):
         wanted = self.plan.concatenated
         if channels is None:
             return torch.cat([x, x.new_zeros(x.shape[0], wanted, *x.shape[2:])], dim=1) if wanted else x
-        if channels.shape[1:] != (wanted, *x.shape[2:]):
-            raise InputError(
-                f"This network takes {wanted} channels of condition at the size of its input, "
-                f"{'x'.join(map(str, x.shape[2:]))}; got shape {tuple(channels.shape[1:])}."
-            )
+        check_channels(channels, x, wanted)
         return torch.cat([x, channels.to(x.dtype)], dim=1)

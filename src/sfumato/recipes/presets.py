@@ -18,7 +18,7 @@ from sfumato.config import (
     Uniform,
 )
 from sfumato.errors import InputError, nearest
-from sfumato.recipes.published import EDM, PRESETS
+from sfumato.recipes.published import DIT, EDM, PRESETS
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ TRAINED: dict[str, Trained] = {
     "ddpm-cifar10": Trained(800_000, 128, 2e-4, _CONSTANT, 5000, 1.0, True),
     "ddpm-256": Trained(500_000, 64, 2e-5, _CONSTANT, 5000, 1.0, True),
     # Nichol and Dhariwal 2021
+    "iddpm-cifar10": Trained(500_000, 128, 1e-4, _CONSTANT),
     "iddpm-64": Trained(1_500_000, 128, 1e-4, _CONSTANT),
+    "iddpm-64-conditional": Trained(250_000, 2048, 3e-4, _CONSTANT),
     # Dhariwal and Nichol 2021, app. I and code
     "adm-64": Trained(540_000, 2048, 3e-4, _CONSTANT, flip=True),
     "adm-128": Trained(4_360_000, 256, 1e-4, _CONSTANT, flip=True),
@@ -76,6 +78,8 @@ TRAINED: dict[str, Trained] = {
     "ncsnpp-cifar10": _CIFAR10,
     "ddpmpp-64": _FACES,
     "ncsnpp-64": _FACES,
+    # Peebles and Xie 2023, sec. 4; the largest went on to 7 million steps
+    **{name: Trained(7_000_000 if name == "DiT-XL/2" else 400_000, 256, 1e-4, _CONSTANT, flip=True) for name in DIT},
     "edm-imagenet64": _edm(2500, 4096, 1e-4, 50.0, False),
 }
 """How the published models were trained, by name."""
@@ -106,7 +110,7 @@ def preset(name: str) -> Config:
             weight=EdmWeight(sigma_data=0.5) if levels else Simple(),
             times=LogNormal(mean=-1.2, std=1.2) if levels else Uniform(),
             stratified=False,
-            label_dropout=0.0,
+            label_dropout=0.1 if published.model.network.kind == "dit" else 0.0,
         ),
         optimizer=OptimizerConfig(
             learning_rate=trained.learning_rate, warmup=trained.warmup, betas=(0.9, 0.999), clip=trained.clip

@@ -1,17 +1,15 @@
-"""Networks of papers by name, described in the words of their authors' programs."""
+"""Networks of papers by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from sfumato.config import (
-    X0,
     Ancestral,
-    Cosine,
+    DiTConfig,
     Edm,
     Eps,
     Heun,
@@ -23,26 +21,10 @@ from sfumato.config import (
     UNetConfig,
     parse,
 )
-from sfumato.errors import InputError, nearest
-
-Settings = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Published:
-    """A model of a paper.
-
-    Attributes:
-        model: schedule, parameterization and network.
-        shape: ``(C, H, W)`` of its pictures.
-        classes: number of classes that it is told.
-        sampling: how its authors sample.
-    """
-
-    model: ModelConfig
-    shape: tuple[int, ...]
-    classes: int
-    sampling: SamplingConfig
+from sfumato.config.network import DiTPreset
+from sfumato.errors import InputError
+from sfumato.recipes.described import Published, Settings, filled, levels, numbers, to_the_end
+from sfumato.recipes.openai import GUIDED, guided
 
 
 def ddpm(channels: tuple[int, ...], attention: int, size: int, dropout: float) -> Published:
@@ -53,172 +35,13 @@ def ddpm(channels: tuple[int, ...], attention: int, size: int, dropout: float) -
         resample="asymmetric",
         heads=1,
         eps=1e-6,
-        time_period=_to_the_end(channels[0]),
+        time_period=to_the_end(channels[0]),
         modulation="additive",
         dropout=dropout,
         initialization="xavier",
     )
     model = ModelConfig(schedule=Linear(), parameterization=Eps(), network=network)
     return Published(model, (3, size, size), 0, SamplingConfig(sampler=Ancestral(variance="large"), steps=1000))
-
-
-def _to_the_end(features: int) -> float:
-    """The period with which the last of the frequencies is 1 / 10,000, not the one after the last."""
-    half = features // 2
-    return 10_000.0 ** (half / (half - 1))
-
-
-_MULTIPLES: dict[int, tuple[float, ...]] = {
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-    32: (1, 2, 2, 2),
-}
-
-GUIDED_DEFAULTS: dict[str, Any] = {
-    "image_size": 64,
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "num_head_channels": -1,
-    "attention_resolutions": "16,8",
-    "channel_mult": "",
-    "dropout": 0.0,
-    "class_cond": False,
-    "num_classes": 1000,
-    "use_scale_shift_norm": True,
-    "resblock_updown": False,
-    "conv_resample": True,
-    "use_new_attention_order": False,
-    "learn_sigma": False,
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "predict_xstart": False,
-    "rescale_timesteps": False,
-}
-"""What the flags of guided-diffusion are when they are not given, those that decide what a network computes."""
-
-
-def numbers(value: Any) -> tuple[float, ...]:
-    """Numbers that are written as one, as a list, or as a string with commas."""
-    parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
-    try:
-        return tuple(float(part) for part in parts if str(part).strip())
-    except (TypeError, ValueError):
-        raise InputError(f"Numbers between commas are expected; got {value!r}.") from None
-
-
-def filled(settings: Settings, defaults: Mapping[str, Any], program: str) -> dict[str, Any]:
-    """The settings with the defaults of those that are not given.
-
-    Raises:
-        InputError: for one that the program does not know.
-    """
-    for name in settings:
-        if name not in defaults:
-            raise InputError(f"{program} has no setting {name!r}{nearest(name, defaults)}")
-    return {**defaults, **settings}
-
-
-def guided_network(settings: Settings, size: int) -> UNetConfig:
-    """The network of the flags of guided-diffusion, for pictures of a side.
-
-    Raises:
-        InputError: if its widths are not known, or attention is asked at a side that does not occur.
-    """
-    multiples = numbers(settings["channel_mult"]) or _MULTIPLES.get(size, ())
-    if not multiples:
-        raise InputError(f"guided-diffusion has no widths for a side of {size}; give channel_mult.")
-    width, head_channels = settings["num_channels"], settings["num_head_channels"]
-    return parse(
-        UNetConfig,
-        {
-            "channels": [int(multiple * width) for multiple in multiples],
-            "blocks": settings["num_res_blocks"],
-            "attention": _levels(numbers(settings["attention_resolutions"]), size, len(multiples)),
-            "resample": "block" if settings["resblock_updown"] else "learned" if settings["conv_resample"] else "fixed",
-            "heads": settings["num_heads"],
-            "head_channels": None if head_channels == -1 else head_channels,
-            "embedding": 4 * width,
-            "time_features": width,
-            "time_scale": 1000.0 / settings["diffusion_steps"] if settings["rescale_timesteps"] else 1.0,
-            "modulation": "adaptive" if settings["use_scale_shift_norm"] else "additive",
-            "dropout": settings["dropout"],
-        },
-        origin="the flags of guided-diffusion",
-    )
-
-
-def _levels(sides: tuple[float, ...], size: int, count: int) -> list[int]:
-    """The indices of the resolutions with these sides."""
-    occurring = [size // 2**level for level in range(count)]
-    for side in sides:
-        if side not in occurring:
-            raise InputError(
-                f"Attention is asked at a side of {side:g}, but the sides are {', '.join(map(str, occurring))}."
-            )
-    return [level for level, side in enumerate(occurring) if side in sides]
-
-
-def guided(settings: Settings) -> Published:
-    """A model by the flags of improved- or guided-diffusion.
-
-    Raises:
-        InputError: for an unknown flag or schedule, or flags that contradict each other.
-    """
-    flags = filled(settings, GUIDED_DEFAULTS, "guided-diffusion")
-    size, steps = flags["image_size"], flags["diffusion_steps"]
-    schedules: dict[str, Any] = {"linear": Linear, "cosine": Cosine}
-    if flags["noise_schedule"] not in schedules:
-        raise InputError(
-            f"guided-diffusion has no noise_schedule {flags['noise_schedule']!r}"
-            f"{nearest(str(flags['noise_schedule']), schedules)}"
-        )
-    model = ModelConfig(
-        schedule=schedules[flags["noise_schedule"]](steps=steps),
-        parameterization=X0() if flags["predict_xstart"] else Eps(),
-        network=guided_network(flags, size),
-        learned_variance=flags["learn_sigma"],
-    )
-    sampler = Ancestral(variance="learned" if flags["learn_sigma"] else "large")
-    sampling = SamplingConfig(sampler=sampler, steps=steps, clip=True, classes="uniform")
-    return Published(model, (3, size, size), flags["num_classes"] if flags["class_cond"] else 0, sampling)
-
-
-_ADM: dict[str, Any] = {
-    "attention_resolutions": "32,16,8",
-    "class_cond": True,
-    "learn_sigma": True,
-    "num_channels": 256,
-    "num_head_channels": 64,
-    "resblock_updown": True,
-}
-
-GUIDED: dict[str, dict[str, Any]] = {
-    "iddpm-64": {
-        "num_res_blocks": 3,
-        "learn_sigma": True,
-        "class_cond": True,
-        "diffusion_steps": 4000,
-        "noise_schedule": "cosine",
-        "rescale_timesteps": True,
-    },
-    "adm-64": _ADM
-    | {
-        "image_size": 64,
-        "num_channels": 192,
-        "num_res_blocks": 3,
-        "dropout": 0.1,
-        "noise_schedule": "cosine",
-        "use_new_attention_order": True,
-    },
-    "adm-128": _ADM | {"image_size": 128, "num_heads": 4, "num_head_channels": -1},
-    "adm-256": _ADM | {"image_size": 256},
-    "adm-256-unconditional": _ADM | {"image_size": 256, "class_cond": False},
-    "adm-512": _ADM | {"image_size": 512},
-}
-"""The flags of the published models of Nichol and Dhariwal 2021 and of Dhariwal and Nichol 2021."""
 
 
 EDM_DEFAULTS: dict[str, Any] = {
@@ -272,9 +95,10 @@ def edm(settings: Settings) -> Published:
     common: dict[str, Any] = {
         "channels": channels,
         "blocks": given["num_blocks"],
-        "attention": _levels(numbers(given["attn_resolutions"]), size, len(channels)),
+        "attention": levels(numbers(given["attn_resolutions"]), size, len(channels)),
         "embedding": width * given["channel_mult_emb"],
         "dropout": given["dropout"],
+        "group_channels": 4,
     }
     if song:
         features, fourier = width * given["channel_mult_noise"], given["embedding_type"] == "fourier"
@@ -290,7 +114,7 @@ def edm(settings: Settings) -> Published:
             "time_features": features,
             "time_kind": "fourier" if fourier else "sinusoidal",
             "time_scale": 16.0 * 2.0 * math.pi if fourier else 1.0,
-            "time_period": _to_the_end(features),
+            "time_period": to_the_end(features),
             "vector_in": "features",
             "modulation": "additive",
             "initialization": "xavier",
@@ -331,10 +155,27 @@ EDM: dict[str, dict[str, Any]] = {
 }
 """The settings of the published networks of Karras et al. 2022."""
 
+DIT: tuple[DiTPreset, ...] = ("DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2")
+"""The published transformers of Peebles and Xie 2023 with patches of 2."""
+
+
+def dit(size: DiTPreset) -> Published:
+    """A transformer on the latents of ImageNet at 256x256, of an autoencoder that is not a part of it.
+
+    The variance is learned (Peebles and Xie 2023, sec. 4), and samples are of 250 steps.
+    """
+    model = ModelConfig(
+        schedule=Linear(), parameterization=Eps(), network=DiTConfig(preset=size), learned_variance=True
+    )
+    sampling = SamplingConfig(sampler=Ancestral(variance="learned"), steps=250, clip=False, classes="uniform")
+    return Published(model, (4, 32, 32), 1000, sampling)
+
+
 PRESETS: dict[str, Callable[[], Published]] = {
     "ddpm-cifar10": partial(ddpm, (128, 256, 256, 256), 1, 32, 0.1),
     "ddpm-256": partial(ddpm, (128, 128, 256, 256, 512, 512), 4, 256, 0.0),
     **{name: partial(guided, flags) for name, flags in GUIDED.items()},
     **{name: partial(edm, settings) for name, settings in EDM.items()},
+    **{name: partial(dit, name) for name in DIT},
 }
 """Published models by name."""
