@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.networks.dropout import Dropout
-from sfumato.networks.layers import CrossAttention, Downsample, ResBlock, group_norm
+from sfumato.networks.layers import CrossAttention, Downsample, ResBlock, attend, conv, group_norm
 from sfumato.networks.resampling import Resample
 
 
@@ -118,3 +118,41 @@ def test_groups_have_at_least_so_many_channels(channels: int, groups: int, least
     assert group_norm(channels, groups, group_channels=least).num_groups == expected
     with pytest.raises(InputError, match="at least 1 channel"):
         group_norm(channels, groups, group_channels=0)
+
+
+@pytest.mark.parametrize("queries", [40, 600], ids=["plain", "kernel"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_that_in_fp32(queries: int, masked: bool) -> None:
+    """Both ways it is computed, with its gradients, to the rounding of bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, 3, n, 8, generator=generator) for n in (queries, 500, 500)]
+
+    seen = torch.rand(2, 1, 1, 500, generator=generator) > 0.5 if masked else None
+    found: list[list[torch.Tensor]] = []
+    for kind in (torch.float32, torch.bfloat16):
+        q, k, v = (x.detach().to(kind).requires_grad_() for x in given)
+        out = attend(q, k, v, seen)
+        (out.float() * given[0]).sum().backward()
+        found.append([out.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        assert other.dtype == torch.bfloat16
+        assert (other.float() - one).norm() < 0.02 * one.norm()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_pointwise_convolution_is_one(layout: torch.memory_format) -> None:
+    """In training as in use, with its gradients."""
+    ours = conv(2, 6, 5, kernel=1).double()
+    theirs = torch.nn.Conv2d(6, 5, 1).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 6, 4, 7, dtype=torch.float64).to(memory_format=layout)
+    found: list[list[torch.Tensor]] = []
+    for module in (ours, theirs):
+        given = x.clone().requires_grad_()
+        out = module(given)
+        out.square().sum().backward()
+        found.append([out.detach(), given.grad, *(p.grad for p in module.parameters())])  # type: ignore[list-item]
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), out)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.networks.layers import group_norm, head_count
+from sfumato.networks.layers import attend, group_norm, head_count
 from sfumato.networks.plan import Plan
 from sfumato.networks.unet import WayDown
 
@@ -64,5 +64,5 @@ class Classifier(WayDown):
         tokens = functional.silu(self.norm(x)).flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.position
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q[:, :, :1], k, v)
+        mixed = attend(q[:, :, :1], k, v)
         return self.out(mixed.flatten(1))

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.errors import InputError
 from sfumato.networks.embeddings import TimeEmbedding, TimeFeatures
-from sfumato.networks.layers import zero
+from sfumato.networks.layers import attend, zero
 from sfumato.networks.mlp import modulate
 from sfumato.networks.slots import check_channels, check_tokens, check_vector
 
@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
         """The attended values; tokens whose ``mask`` is False are not attended to."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = attend(q, k, v, mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -121,7 +121,7 @@ class CrossAttention(nn.Module):
         """The attended values; those whose ``mask`` is False are not attended to."""
         q = self.q(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = attend(q, k, v, mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -17,13 +17,34 @@ from sfumato.networks.resampling import Resample, Smoothing
 Dims = Literal[1, 2]
 Modulation = Literal["adaptive", "additive"]
 M = TypeVar("M", bound=nn.Module)
+_PLAIN = 512 * 512
+"""Queries times keys, up to which attention is computed by plain products where that is faster."""
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution; trained on a processor with the channels first, a product of matrices, in a third of the time.
+
+    (torch 2.13, in bfloat16 and float32; with the channels last its own kernel is ahead.)
+    """
+
+    def forward(self, input: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs h w"]:
+        bias = self.bias
+        slow = input.device.type == "cpu" and torch.is_grad_enabled() and self.weight.requires_grad
+        if not slow or bias is None or not input.is_contiguous():
+            return super().forward(input)
+        flat = input.flatten(2)
+        out = torch.bmm(self.weight.flatten(1).expand(len(flat), -1, -1), flat)
+        return (out + bias.to(out.dtype)[:, None]).unflatten(2, input.shape[2:])
 
 
 def conv(
     dims: Dims, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pad: int | None = None
 ) -> nn.Conv1d | nn.Conv2d:
     """A convolution over ``dims`` spatial axes, by default padded to keep the size."""
-    kind = nn.Conv2d if dims == 2 else nn.Conv1d
+    if dims == 2:
+        kind = Pointwise if kernel == stride == 1 and not pad else nn.Conv2d
+    else:
+        kind = nn.Conv1d
     return kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2 if pad is None else pad)
 
 
@@ -66,6 +87,27 @@ def head_count(channels: int, heads: int, head_channels: int | None) -> int:
     if head_channels < 1 or channels % head_channels:
         raise InputError(f"Attention heads of {head_channels} channels do not divide {channels} channels.")
     return channels // head_channels
+
+
+def attend(
+    q: Float[Tensor, "batch heads queries width"],
+    k: Float[Tensor, "batch heads keys width"],
+    v: Float[Tensor, "batch heads keys width"],
+    seen: Bool[Tensor, "..."] | None = None,
+) -> Float[Tensor, "batch heads queries width"]:
+    r"""Attention, :math:`\operatorname{softmax}(q k^T / \sqrt{d})\, v`; keys where ``seen`` is False are left out.
+
+    The kernel of PyTorch, but where its gradient is slow: on a processor in bfloat16 three plain products take a tenth
+    of its time for 64 positions with heads of 8 channels, and half for 256 with heads of 64 (torch 2.13); with a
+    thousand positions the kernel is ahead again, and saves their square in memory.
+    """
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
+    if not slow or q.shape[-2] * k.shape[-2] > _PLAIN:
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return torch.softmax(scores, dim=-1) @ v
 
 
 class ResBlock(nn.Module):
@@ -175,7 +217,7 @@ class Attention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         qkv = self.qkv(tokens).reshape(batch, -1, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
         out = x + self.out(mixed).transpose(1, 2).reshape(x.shape)
         return out * math.sqrt(0.5) if self.rescale else out
 
@@ -228,7 +270,7 @@ class CrossAttention(nn.Module):
             kv = functional.pad(self.kv(tokens), (0, 0, 0, 1)).unflatten(2, (2, self.heads, -1))
             k, v = kv.permute(2, 0, 3, 1, 4)
             seen = None if mask is None else functional.pad(mask, (0, 1), value=True)[:, None, None]
-            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+            mixed = attend(q, k, v, seen).transpose(1, 2).flatten(2)
             x = x + self.out(mixed).transpose(1, 2).reshape(x.shape)
         return x * math.sqrt(0.5) if self.rescale else x
 

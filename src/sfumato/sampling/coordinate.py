@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -82,8 +83,11 @@ def half_log_snr(ratio: Numbers) -> Numbers:
     return -np.log(ratio)
 
 
+@lru_cache(64)
 def arsinh(scale: float) -> Variable:
     r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR in much noise, but linear near the data.
+
+    The same for the same scale, so that weights that were computed with it are known again.
 
     Args:
         scale: the level between the two, ``d``.

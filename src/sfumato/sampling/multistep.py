@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -161,7 +162,7 @@ class _Before:
     """The step before: where it started, and the predictions it weighed with their weights."""
 
     start: Level
-    weights: list[float]
+    weights: tuple[float, ...]
 
 
 def multistep(
@@ -221,10 +222,10 @@ def multistep(
         memory.state["before"] = None
         return prediction.mix(s.alpha, s.sigma)
     nodes = [past.level for past in history]
-    weights = _weights(rule, nodes[:order], t, s)
+    weights = _weights(rule, tuple(nodes[:order]), t, s)
     memory.state["before"] = _Before(t, weights)
     carry = coordinate.carry(t, s)
-    combined = weights + [0.0] * (len(history) - len(weights))
+    combined = [*weights, *[0.0] * (len(history) - len(weights))]
     if corrector and before is not None:
         for j, change in enumerate(_correction(rule, nodes, before, min(corrector + 1, len(nodes)))):
             combined[j] += carry * change
@@ -236,20 +237,24 @@ def multistep(
     return out.add_(memory.noise(x), alpha=spread) if spread else out
 
 
-def _weights(rule: Rule, nodes: Sequence[Level], t: Level, s: Level) -> list[float]:
-    """The weights of as many of the nodes, from the first, as can be weighed together."""
+@lru_cache(4096)
+def _weights(rule: Rule, nodes: tuple[Level, ...], t: Level, s: Level) -> tuple[float, ...]:
+    """The weights of as many of the nodes, from the first, as can be weighed together.
+
+    They are remembered: every batch takes the same steps.
+    """
     count, most = rule.usable(nodes, t, s), rule.coordinate.bound(t, s)
     while True:
         weights = rule(nodes[:count], t, s)
         # written so that a weight that is no number is too large
         if count == 1 or math.fsum(map(abs, weights)) <= most:
-            return weights
+            return tuple(weights)
         count -= 1
 
 
 def _correction(rule: Rule, nodes: Sequence[Level], before: _Before, count: int) -> list[float]:
     """What the prediction at the end of the step before changes in the weights of that step."""
-    change = _weights(rule, nodes[:count], before.start, nodes[0])
+    change = list(_weights(rule, tuple(nodes[:count]), before.start, nodes[0]))
     if len(change) < 2:
         return []
     change += [0.0] * (len(before.weights) + 1 - len(change))
