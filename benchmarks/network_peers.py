@@ -48,14 +48,14 @@ class Contender:
         name: what it is called.
         precision: what it trains in, and what its forward pass computes in.
         parameters: of its network.
-        train: a training step.
+        train: a training step; None where there is none.
         forward: a denoising forward pass.
     """
 
     name: str
     precision: tuple[str, str]
     parameters: int
-    train: Callable[[], Any]
+    train: Callable[[], Any] | None
     forward: Callable[[], Any]
 
 

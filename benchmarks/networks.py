@@ -5,14 +5,16 @@ a processor (1.6 million parameters, batches of 128 at 1x32x32). A training step
 loss, gradient, clipping, optimizer, average of the weights; Sfumato's has the reading of the batch in it too. The
 contenders take turns; each time and each ratio is a median over the turns, with the middle half of them beside it.
 
-``sfumato`` is what it does without being asked; ``sfumato fp32`` is held in float32. ``diffusers`` does what its
-example of unconditional training does on a processor (float32, AdamW and EMAModel as they are made there), ``diffusers
-bf16`` the same within autocast. ``denoising-diffusion-pytorch`` is a network of the same widths with the layers of that
-library, under the optimizer and average of its trainer. ``azula`` has no trainer: its copy of the guided-diffusion
+``sfumato`` is what it does without being asked; ``sfumato fp32`` is held in float32; ``sfumato openvino`` is the
+forward pass of its inference engine. ``diffusers`` does what its example of unconditional training does on a processor
+(float32, AdamW and EMAModel as they are made there), ``diffusers bf16`` the same within autocast.
+``denoising-diffusion-pytorch`` is a network of the same widths with the layers of that library, under the optimizer and
+average of its trainer. ``azula`` has no trainer: its copy of the guided-diffusion
 network, of the same layers, trains with AdamW and an average as PyTorch has them.
 
     pip install -e ".[bench]"
     pip install --no-deps denoising-diffusion-pytorch azula && pip install einops ema-pytorch gdown
+    pip install "sfumato[int8]"
     python benchmarks/networks.py --repeats 9 --json networks.json
 """
 
@@ -39,6 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfumato.allocator import keep_freed_memory
 from sfumato.config import Config, Eps, Linear, ModelConfig, TrainingConfig, UNetConfig
 from sfumato.data import Dataset, Loader
+from sfumato.errors import InputError
 from sfumato.inference import prepared
 from sfumato.model import Facts, Model
 from sfumato.networks.twin import Half
@@ -54,7 +57,7 @@ SMALL = Work("small", (32, 64, 64), 2, 2, 8, (1, 32, 32), 128)
 QUICK = Work("tiny", (32, 32), 1, 1, 8, (1, 8, 8), 4)
 
 
-def sfumato(work: Work, fp32: bool = False) -> Contender:
+def built(work: Work, fp32: bool = False) -> Model:
     network = UNetConfig(
         channels=work.widths,
         attention=(work.attention,),
@@ -67,8 +70,12 @@ def sfumato(work: Work, fp32: bool = False) -> Contender:
         model=ModelConfig(schedule=Linear(), parameterization=Eps(), network=network),
         training=TrainingConfig(steps=1_000_000, batch_size=work.batch, precision="fp32" if fp32 else "auto"),
     )
-    bf16 = not fp32 and supports_bf16(CPU)
-    model = Model(config, Facts(shape=work.shape, std=0.5, train=512, heldout=0))
+    return Model(config, Facts(shape=work.shape, std=0.5, train=512, heldout=0))
+
+
+def sfumato(work: Work, fp32: bool = False) -> Contender:
+    model, bf16 = built(work, fp32), not fp32 and supports_bf16(CPU)
+    config = model.config
     images = np.random.default_rng(0).integers(0, 256, (512, *work.shape), dtype=np.uint8)
     trainer = make_trainer(model, Loader(Dataset(images, None, (), "noise"), 0), engine(), bf16)
     records = trainer.run(config.training.steps)
@@ -90,6 +97,23 @@ def sfumato(work: Work, fp32: bool = False) -> Contender:
     return Contender(name, precision, size(model.denoiser), trainer_step(records), forward)
 
 
+def in_engine(work: Work, precision: str) -> Contender:
+    """The forward pass in OpenVINO, of the same network."""
+    from sfumato import engines
+
+    model = built(work)
+    fast = engines.compile(model, "openvino", precision).denoiser.eval()
+    x, _ = inputs(work)
+    (level,) = list(model.denoiser.schedule(torch.tensor([0.5])))
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return fast(x, level).eps
+
+    forward()
+    return Contender(f"sfumato openvino {precision}", ("", precision), size(model.denoiser), None, forward)
+
+
 def trainer_step(records: Any) -> Callable[[], float]:
     return lambda: next(records).loss
 
@@ -97,6 +121,8 @@ def trainer_step(records: Any) -> Callable[[], float]:
 CONTENDERS: dict[str, Callable[[Work], Contender]] = {
     "sfumato": sfumato,
     "sfumato fp32": lambda work: sfumato(work, fp32=True),
+    "sfumato openvino bf16": lambda work: in_engine(work, "bf16"),
+    "sfumato openvino int8": lambda work: in_engine(work, "int8"),
     "diffusers": diffusers,
     "diffusers bf16": lambda work: diffusers(work, bf16=True),
     "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
@@ -124,24 +150,27 @@ def measure(work: Work, names: list[str], repeats: int, peak: dict[str, float]) 
     for name in names:
         try:
             made = CONTENDERS[name](work)
-        except ImportError as error:
+        except (ImportError, InputError) as error:
             print(f"{name}: left out ({error})", file=sys.stderr)
             continue
-        made.train()
-        contenders.append((made, macs(made.forward, work.batch)))
+        if made.train is not None:
+            made.train()
+        # an engine hides its products; they are those of the network in torch
+        contenders.append((made, macs(made.forward, work.batch) or contenders[0][1]))
     rows: list[dict[str, Any]] = []
     for column, what in enumerate(("train", "forward")):
-        seconds: dict[str, list[float]] = {made.name: [] for made, _ in contenders}
+        able = [(made, each) for made, each in contenders if getattr(made, what) is not None]
+        seconds: dict[str, list[float]] = {made.name: [] for made, _ in able}
         for turn in range(repeats):
             # nobody is always the one that follows the same other
-            for made, _ in contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)]:
+            for made, _ in able[turn % len(able) :] + able[: turn % len(able)]:
                 began = time.perf_counter()
                 getattr(made, what)()
                 seconds[made.name].append(time.perf_counter() - began)
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
                 peak[name] = max(peak[name], matmul_speed(CPU, dtype, 1536, 0.2))
-        base = seconds[contenders[0][0].name]
-        for made, each in contenders:
+        base = seconds[able[0][0].name]
+        for made, each in able:
             median, low, high = quartiles(seconds[made.name])
             ratio, ratio_low, ratio_high = quartiles([b / a for a, b in zip(base, seconds[made.name], strict=True)])
             rows.append(
@@ -180,7 +209,7 @@ def show(rows: list[dict[str, Any]], machine: dict[str, Any], console: Console) 
             f"{1e3 * row['seconds']:,.1f}",
             f"{1e3 * row['seconds_low']:,.1f} ... {1e3 * row['seconds_high']:,.1f}",
             f"{row['ratio']:.2f} ({row['ratio_low']:.2f} ... {row['ratio_high']:.2f})",
-            f"{row['of_peak']:.0%} of {row['precision'][:4]}",
+            "" if row["of_peak"] is None else f"{row['of_peak']:.0%} of {row['precision'][:4]}",
         )
     console.print(table)
     console.print(
@@ -216,7 +245,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if work.name in wanted:
             rows += measure(work, chosen(list(CONTENDERS)), options.repeats, peak)
     for row in rows:
-        row["of_peak"] = row["macs_per_second"] / peak[row["precision"][:4]]
+        # the peak of int8 is not measured
+        known = peak.get(row["precision"][:4])
+        row["of_peak"] = None if known is None else row["macs_per_second"] / known
     machine = {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

@@ -39,6 +39,9 @@ def test_a_quick_run(benchmark: ModuleType, tmp_path: Path, capsys: pytest.Captu
     assert json.loads(path.read_text()) == found
     rows = found["rows"]
     names = ["sfumato", "sfumato fp32", "diffusers", "diffusers bf16"]
+    engines = [row["contender"] for row in rows if "openvino" in row["contender"]]
+    assert len(engines) in (0, 1, 2)  # what is installed, and for the forward pass alone
+    rows = [row for row in rows if row["contender"] not in engines]
     assert [row["contender"] for row in rows] == 2 * names
     # equal architectures: as many weights, as many multiplications
     assert len({row["parameters"] for row in rows}) == len({row["macs"] for row in rows}) == 1
