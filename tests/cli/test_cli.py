@@ -19,7 +19,8 @@ from sfumato.cli.commands import train_options, with_sampling
 from sfumato.cli.flags import parse as parse_flags
 from sfumato.config import Config, EvaluationConfig, merge, parse
 from sfumato.config.base import choices
-from sfumato.config.sampling import GridConfig, SamplerConfig
+from sfumato.config.grids import GridConfig
+from sfumato.config.sampling import SamplerConfig
 from sfumato.errors import SfumatoWarning
 from sfumato.recipes.published import PRESETS
 from sfumato.run import train

@@ -10,7 +10,8 @@ from tests.training.tiny import tiny
 
 from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.config.base import choices
-from sfumato.config.sampling import GridConfig, SamplerConfig
+from sfumato.config.grids import GridConfig
+from sfumato.config.sampling import SamplerConfig
 from sfumato.errors import InputError
 from sfumato.model import Facts, Model
 

@@ -5,6 +5,18 @@ Importing it costs no torch: the libraries that compute are imported by the ``bu
 
 from sfumato.config.base import Component, keys, merge, parse, read_file
 from sfumato.config.data import DataConfig
+from sfumato.config.grids import (
+    BestGrid,
+    FittedGrid,
+    KarrasGrid,
+    LeadingGrid,
+    ListGrid,
+    LogSnrGrid,
+    OptimalGrid,
+    QuadraticGrid,
+    TrailingGrid,
+    UniformGrid,
+)
 from sfumato.config.guidance import GuidanceConfig
 from sfumato.config.model import (
     X0,
@@ -20,20 +32,10 @@ from sfumato.config.network import DiTConfig, MLPConfig
 from sfumato.config.run import Config
 from sfumato.config.sampling import (
     Ancestral,
-    BestGrid,
     Ddim,
     EvaluationConfig,
-    FittedGrid,
     FittedSampler,
-    KarrasGrid,
-    LeadingGrid,
-    ListGrid,
-    LogSnrGrid,
-    OptimalGrid,
-    QuadraticGrid,
     SamplingConfig,
-    TrailingGrid,
-    UniformGrid,
 )
 from sfumato.config.schedule import (
     ContinuousCosine,
