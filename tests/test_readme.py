@@ -49,6 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.array([[255], [0]], dtype=np.uint8).repeat(4, axis=0).repeat(8, axis=1)).save(place / "mask.png")
     train(tiny(data={"labels": True}, evaluation={"samples": 50}), run=place / "runs/digits")
     save_run(random_model(), place / "runs/ddpm")
+    export(random_model(), "diffusers", place / "ddpm-cifar10-32")
     return place
 
 
@@ -84,7 +85,6 @@ def test_weights_of_others_come_in(place: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(place)
     monkeypatch.setitem(GUIDED, "adm-256", SMALL)
     monkeypatch.setitem(EDM, "ncsnpp-cifar10", NCSNPP)
-    export(random_model(), "diffusers", "ddpm-cifar10-32")
     torch.save(theirs(program, SMALL).state_dict(), "256x256_diffusion.pt")
     reference = Reference(NCSNPP)
     reference(torch.zeros(1, 3, 16, 16), torch.zeros(1))
