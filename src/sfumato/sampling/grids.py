@@ -147,7 +147,13 @@ def _between(
 
 
 def logistic(
-    schedule: Schedule, steps: int, centre: float, width: float, skew: float = 1.0, sigma_min: float = 0.0
+    schedule: Schedule,
+    steps: int,
+    centre: float,
+    width: float,
+    skew: float = 1.0,
+    sigma_min: float = 0.0,
+    sigma_max: float = math.inf,
 ) -> Level:
     r"""From ``t = 1`` to the data, densest about one level: equal parts of a skewed logistic law of the log-SNR.
 
@@ -167,6 +173,8 @@ def logistic(
         skew: ``k``; above 1 the denser levels lie above the centre.
         sigma_min: the least level before the data. Where the last would be below it, it is the last, and the others
             enclose equal parts of what lies above it.
+        sigma_max: what lies above it is not divided: the first step leads from the end of the schedule to the level
+            that would come after this one.
 
     Raises:
         InputError: if there is no step, a number is not positive or the range empty.
@@ -175,13 +183,13 @@ def logistic(
     if not (0.0 < centre < math.inf and 0.0 < width < math.inf and 0.0 < skew < math.inf):
         raise InputError(f"A logistic grid needs a positive centre, width and skew; got {centre}, {width} and {skew}.")
     end = float(schedule(1.0).noise_to_signal)
-    if not 0.0 <= sigma_min < end:
-        raise InputError(f"A grid needs 0 <= sigma_min < sigma_max; got {sigma_min:.4g} and {end:.4g}.")
+    if not 0.0 <= sigma_min < min(end, sigma_max):
+        raise InputError(f"A grid needs 0 <= sigma_min < sigma_max; got {sigma_min:.4g} and {min(end, sigma_max):.4g}.")
 
     def part(ratio: float) -> float:
         return math.exp(-skew * math.log1p((ratio / centre) ** (-1.0 / width))) if ratio < math.inf else 1.0
 
-    top, least = part(end), part(sigma_min) if sigma_min > 0.0 else 0.0
+    top, least = part(min(end, sigma_max)), part(sigma_min) if sigma_min > 0.0 else 0.0
     ramp = torch.arange(1, steps, dtype=torch.float64)
     parts = top - top * ramp / steps
     if steps > 1 and least > parts[-1]:
