@@ -14,7 +14,7 @@ import tyro
 
 from sfumato.cli import engine, flags
 from sfumato.cli.flags import option
-from sfumato.config import Component, Config, SamplingConfig, merge, parse, read_file
+from sfumato.config import Best, BestGrid, Component, Config, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError, nearest
 from sfumato.recipes.published import PRESETS
 
@@ -164,8 +164,7 @@ def _with_fit(sampling: SamplingConfig, model: Model, arguments: list[str]) -> S
     """The sampling with what was fitted for its number of steps, where no sampler and no grid is named."""
     if any(argument.startswith(("--sampler.", "--grid.")) for argument in arguments):
         return sampling
-    best = SamplingConfig()
-    found = sampling.model_copy(update={"sampler": best.sampler, "grid": best.grid}).tuned(model.fitted)
+    found = sampling.model_copy(update={"sampler": Best(), "grid": BestGrid()}).tuned(model.fitted)
     return found if found.needs_plan else sampling
 
 
