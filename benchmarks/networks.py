@@ -41,9 +41,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfumato.allocator import keep_freed_memory
 from sfumato.config import Config, Eps, Linear, ModelConfig, TrainingConfig, UNetConfig
 from sfumato.data import Dataset, Loader
+from sfumato.description import Facts
 from sfumato.errors import InputError
 from sfumato.inference import prepared
-from sfumato.model import Facts, Model
+from sfumato.model import Model
 from sfumato.networks.twin import Half
 from sfumato.run import engine, make_trainer
 from sfumato.training.estimate import matmul_speed

@@ -16,9 +16,10 @@ import sfumato
 from sfumato import pictures
 from sfumato.config import GuidanceConfig, SamplingConfig, merge, parse
 from sfumato.config.base import Component
+from sfumato.description import Facts
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model
+from sfumato.model import Model
 from tests.training.tiny import tiny
 
 FACTS = Facts(shape=(1, 8, 8), classes=("a", "b", "c"), frequencies=(0.5, 0.25, 0.25), std=0.7, train=100, heldout=10)

@@ -10,9 +10,10 @@ from torch import nn
 
 import sfumato.inference as inference
 from sfumato.config import Config, SamplingConfig, UNetConfig, merge, parse
+from sfumato.description import Facts
 from sfumato.errors import SfumatoWarning
 from sfumato.inference import prepared, samples_in_bf16
-from sfumato.model import Facts, Model
+from sfumato.model import Model
 from sfumato.networks.twin import Half, twin
 from sfumato.recipes import digits
 from sfumato.training.ema import Ema, power_law

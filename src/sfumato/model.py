@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 
-import sfumato
-from sfumato import random
-from sfumato.config import Component, Config, SamplingConfig, parse
+from sfumato.conditioning.labels import drawn_labels, given_labels
+from sfumato.config import Config, SamplingConfig
+from sfumato.description import FORMAT, Facts, read_config
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, SfumatoWarning
@@ -27,23 +25,8 @@ from sfumato.sampling.fitted import Fitted
 from sfumato.sampling.sample import Frame, Noise, Step, check_grid, initial, seeded_noise, walk
 from sfumato.training.checkpoint import Checkpoints, read_tensors, write_json, write_tensors
 
-FORMAT = 1
-"""The version of the layout of a run directory."""
-
-
 LAST = 2**40
 """How many images a seed has: counters of the random numbers of each are whole numbers of 64 bits."""
-
-
-class Facts(Component):
-    """What a model must know of the data it was trained on."""
-
-    shape: tuple[int, ...] = Field(description="(C, *space) of one image.")
-    classes: tuple[str, ...] = Field(default=(), description="Names of the classes, for a model with labels.")
-    frequencies: tuple[float, ...] = Field(default=(), description="Fraction of the training images in each class.")
-    std: float = Field(gt=0, description="Standard deviation of the training data.")
-    train: int = Field(description="Number of training images.")
-    heldout: int = Field(description="Number of held-out images.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +103,7 @@ class Model:
         seed: int = 0,
         first: int = 0,
         labels: Int[Tensor, "count"] | int | str | None = None,
+        cond: Mapping[str, Tensor] | None = None,
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
@@ -134,6 +118,8 @@ class Model:
             first: the number of the first image.
             labels: for a model with labels, a class (its number or its name) or one number per image; by default the
                 classes that ``sampling.classes`` asks for.
+            cond: other conditions of the network by name, such as ``tokens``, their ``mask`` and ``channels``: tensors
+                with a row per image.
             sampling: the sampler, its grid and number of steps; by default those of the configuration.
             batch_size: images computed at once.
             progress: called after each batch with the number of images done.
@@ -142,10 +128,12 @@ class Model:
             float32 images in [-1, 1], on the processor.
 
         Raises:
-            InputError: if a number is not positive, or a label is unknown or given to a model without labels.
+            InputError: if a number is not positive, a label is unknown or given to a model without labels, or a
+                condition has not a row per image.
         """
         done: list[Tensor] = []
-        draws = self.draws(count, seed=seed, first=first, labels=labels, sampling=sampling, batch_size=batch_size)
+        options: dict[str, Any] = {"labels": labels, "cond": cond, "sampling": sampling, "batch_size": batch_size}
+        draws = self.draws(count, seed=seed, first=first, **options)
         for draw in draws:
             done.append(draw.images())
             if progress is not None:
@@ -159,6 +147,7 @@ class Model:
         seed: int = 0,
         first: int = 0,
         labels: Int[Tensor, "count"] | int | str | None = None,
+        cond: Mapping[str, Tensor] | None = None,
         sampling: SamplingConfig | None = None,
     ) -> Iterator[Frame]:
         """The way of the images that :meth:`sample` draws: the noise, then a frame per step with its estimate of them.
@@ -173,7 +162,8 @@ class Model:
         Raises:
             InputError: as :meth:`sample` does.
         """
-        for draw in self.draws(count, seed=seed, first=first, labels=labels, sampling=sampling, batch_size=count):
+        options: dict[str, Any] = {"labels": labels, "cond": cond, "sampling": sampling, "batch_size": count}
+        for draw in self.draws(count, seed=seed, first=first, **options):
             yield Frame(draw.x, next(iter(draw.levels)))
             yield from draw.frames(previews=True)
 
@@ -184,6 +174,7 @@ class Model:
         seed: int = 0,
         first: int = 0,
         labels: Int[Tensor, "count"] | int | str | None = None,
+        cond: Mapping[str, Tensor] | None = None,
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Draw]:
@@ -203,10 +194,19 @@ class Model:
                 f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 on; "
                 f"got {count}, {size} and {first}."
             )
+        told = dict(cond or {})
+        for name, rows in told.items():
+            if rows.ndim < 1 or len(rows) != count or name == "label":
+                raise InputError(
+                    f"The condition {name!r} has shape {tuple(rows.shape)}; it needs a row for each of {count} images, "
+                    "and labels are an argument of their own."
+                )
         given = self.classes_of(labels, sampling.classes, seed, first, count)
         denoise, levels, step = self.sampler(sampling)
         if sampling.guidance.by_label and given is not None and bool((given == -1).any()):
             raise InputError("A guidance scale needs a condition to guide by, but the label is -1, none; give a class.")
+        if given is not None:
+            told["label"] = given
         check_grid(levels)
         was_training = self.denoiser.training
         self.denoiser.eval()
@@ -214,8 +214,8 @@ class Model:
             for start in range(0, count, size):
                 number = min(size, count - start)
                 x = initial(levels, self.facts.shape, seed, first=first + start, count=number).to(self.device)
-                cond = {} if given is None else {"label": given[start : start + number].to(self.device)}
-                yield Draw(denoise, x, levels, step, seeded_noise(seed, first + start), cond, start)
+                part = {name: rows[start : start + number].to(self.device) for name, rows in told.items()}
+                yield Draw(denoise, x, levels, step, seeded_noise(seed, first + start), part, start)
         finally:
             self.denoiser.train(was_training)
 
@@ -257,31 +257,10 @@ class Model:
         Raises:
             InputError: if a label is unknown or given to a model without labels.
         """
-        classes = self.facts.classes
-        if not classes:
-            if labels is not None:
-                raise InputError("This model was trained without labels, so it can't be asked for a class.")
-            return None
-        if labels is None and law == "uniform":
-            return torch.arange(first, first + count) % len(classes)
+        facts = self.facts
         if labels is None:
-            # evenly spread quantiles, shifted by the seed: class frequencies hold in any run of images
-            shift = float(random.uniform(seed, "label", 0, 1))
-            golden = (math.sqrt(5.0) - 1.0) / 2.0
-            quantile = (shift + golden * torch.arange(first, first + count, dtype=torch.float64)) % 1.0
-            edges = torch.tensor(self.facts.frequencies, dtype=torch.float64).cumsum(0)
-            return torch.searchsorted(edges, quantile, right=True).clamp(max=len(classes) - 1)
-        if isinstance(labels, str) and labels in classes:
-            labels = classes.index(labels)
-        elif isinstance(labels, str):
-            raise InputError(f"There is no class {labels!r}; the classes are {', '.join(classes)}.")
-        chosen = torch.as_tensor(labels)
-        if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
-            raise InputError(f"Labels must be whole numbers; got {chosen.dtype}.")
-        chosen = (chosen.expand(count) if chosen.ndim == 0 else chosen).long()
-        if tuple(chosen.shape) != (count,) or bool(((chosen < -1) | (chosen >= len(classes))).any()):
-            raise InputError(f"Labels must be {count} numbers from 0 to {len(classes) - 1} (or -1 for none).")
-        return chosen
+            return drawn_labels(law, facts.frequencies, seed, first, count) if facts.classes else None
+        return given_labels(labels, facts.classes, count)
 
 
 def save(model: Model, run: Path, weights: Mapping[str, Tensor]) -> None:
@@ -316,62 +295,6 @@ def _read_fitted(model: Model, run: Path) -> Fitted:
         raise InputError(f"{path} can't be read ({error}); delete it and fit again: sfumato tune {run}") from None
     same = of == model.step and values.get("weights") in (None, _fingerprint(model))
     return found if same else Fitted(stale=of)
-
-
-def write_config(run: Path, config: Config, facts: Facts) -> None:
-    """Write ``config.json``, which describes a run and what its model must know of the data."""
-    value = {
-        "format": FORMAT,
-        "sfumato": sfumato.__version__,
-        "data": facts.model_dump(mode="json"),
-        "config": config.model_dump(mode="json"),
-    }
-    write_json(run / "config.json", value)
-
-
-def read_config(run: Path) -> tuple[Config, Facts]:
-    """What :func:`write_config` wrote.
-
-    Raises:
-        InputError: if the directory is not a run, or one of another version.
-    """
-    path = run / "config.json"
-    if run.is_file():
-        raise InputError(
-            f"{run} is a file, not a run directory; weights of other programs become one with: sfumato import {run}"
-        )
-    if not run.is_dir():
-        raise InputError(f"There is no run directory {run}; train one with: sfumato train --run {run}")
-    if (run / "model_index.json").is_file() or _of_diffusers(path):
-        raise InputError(
-            f"{run} holds a model of diffusers; make a run of it with: sfumato import {run} --run runs/{run.name}"
-        )
-    if not path.is_file():
-        pickles = [p.name for p in run.iterdir() if p.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl")]
-        held = f" It holds {pickles[0]}, a pickle, which is never loaded." if pickles else ""
-        raise InputError(f"{run} is not a run of Sfumato: it has no config.json.{held}")
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({error}).") from None
-    if not isinstance(value, dict) or "format" not in value:
-        raise InputError(f"{path} was not written by Sfumato: it states no format.")
-    if value["format"] != FORMAT:
-        raise InputError(
-            f"{run} has format {value['format']}, written by sfumato {value.get('sfumato', '?')}; this is sfumato "
-            f"{sfumato.__version__}, which reads format {FORMAT}. Install the version that wrote it."
-        )
-    origin = str(path)
-    return parse(Config, value.get("config", {}), origin=origin), parse(Facts, value.get("data", {}), origin=origin)
-
-
-def _of_diffusers(path: Path) -> bool:
-    """Whether a file is the configuration of a network of diffusers."""
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and "_class_name" in value
 
 
 def load(run: str | Path, device: str | torch.device = "cpu") -> Model:

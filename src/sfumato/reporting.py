@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from sfumato.config import Config
+from sfumato.description import Facts
 from sfumato.metrics import Evaluation, table
-from sfumato.model import Facts, Model
+from sfumato.model import Model
 from sfumato.networks.counting import Size, count
 from sfumato.recipes.presets import preset
 from sfumato.recipes.published import PRESETS, Published

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.config import Config
+from sfumato.config.conditions import Slots
 from sfumato.data import Loader
+from sfumato.description import Facts, read_config, write_config
 from sfumato.errors import InputError
 from sfumato.evaluation import evaluate, read_data, training_data
-from sfumato.model import Facts, Model, read_config, save, write_config
+from sfumato.model import Model, save
 from sfumato.networks.compiling import compile_in_place
 from sfumato.pictures import save_grid
 from sfumato.reporting import Reporter, Silent
@@ -197,6 +199,8 @@ class _Run:
 
     def train(self, resume: bool, overwrite: bool) -> Model:
         config = self.config
+        if isinstance(config.model.network, Slots):
+            config.model.network.require_told(config.data.labels)
         loader, heldout = training_data(config)
         facts = describe(loader, len(heldout))
         if resume:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from sfumato.config import Config, merge, parse
-from sfumato.model import Facts, Model
+from sfumato.description import Facts
+from sfumato.model import Model
 
 SMALL: dict[str, Any] = {
     "model": {

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from sfumato.description import write_config
 from sfumato.engines.program import program_of
 from sfumato.errors import InputError
 from sfumato.interop import export, load_edm, save_run
-from sfumato.model import Model, load, write_config
+from sfumato.model import Model, load
 from sfumato.networks.twin import Half, twin
 from sfumato.recipes.published import PRESETS
 from sfumato.training.checkpoint import read_tensors, write_tensors

@@ -13,9 +13,10 @@ import torch
 from sfumato import random
 from sfumato.config import Config
 from sfumato.data import Dataset, Loader
+from sfumato.description import Facts
 from sfumato.diffusion.importance import LossSecondMoment
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model, load
+from sfumato.model import Model, load
 from sfumato.run import make_trainer, train
 from sfumato.training.checkpoint import read_tensors
 from sfumato.training.loop import Diverged, Trainer

@@ -15,8 +15,9 @@ import sfumato.training.layout as layout
 from sfumato import load
 from sfumato.config import Config, merge, parse
 from sfumato.data import Dataset, Loader
+from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model
+from sfumato.model import Model
 from sfumato.reporting import Terminal
 from sfumato.run import engine, make_trainer, train
 from sfumato.training.checkpoint import read_tensors

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from sfumato.data import Dataset, Loader
+from sfumato.description import Facts
 from sfumato.diffusion.objective import simple, uniform_times
 from sfumato.diffusion.schedule import linear
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model, load
+from sfumato.model import Model, load
 from sfumato.run import describe, train
 from sfumato.training.ema import Ema, power_law
 from sfumato.training.loop import Diverged, Objective, Trainer

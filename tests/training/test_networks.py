@@ -19,8 +19,9 @@ import sfumato
 from sfumato.cli import main
 from sfumato.config import Config, merge, parse
 from sfumato.data import Dataset, Loader
+from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model
+from sfumato.model import Model
 from sfumato.pictures import grid, save_each
 from sfumato.recipes import vectors
 from sfumato.run import engine, make_trainer

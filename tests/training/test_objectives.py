@@ -14,8 +14,9 @@ import torch
 from sfumato.config import Config, parse
 from sfumato.config.base import walk
 from sfumato.data import Dataset, Loader
+from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model, load
+from sfumato.model import Model, load
 from sfumato.run import make_trainer, train
 from tests.training.tiny import tiny
 

@@ -78,7 +78,7 @@ def train(arguments: list[str]) -> int:
     if resume is not None:
         if source is not None or file is not None or recipe is not None:
             raise InputError("A run that is resumed has its data and settings; leave DATA, --config and --recipe out.")
-        from sfumato.model import read_config
+        from sfumato.description import read_config
 
         values: dict[str, Any] = read_config(Path(resume))[0].model_dump()
     else:
@@ -133,7 +133,7 @@ def train(arguments: list[str]) -> int:
 
 def _sampling(arguments: list[str], run: Path) -> SamplingConfig:
     """The sampling of a run, with the kinds that the options ask for."""
-    from sfumato.model import read_config
+    from sfumato.description import read_config
 
     stored = read_config(run)[0].sampling
     values = merge(stored.model_dump(), flags.config_kinds(SamplingConfig, arguments))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,32 +24,31 @@ class Encoder(Protocol):
 
 
 class LabelEncoder(nn.Module):
-    """A learned vector per class, and one for no class: slot ``vector``.
+    """A learned vector per class, and one for no class: slot ``vector``, or, as one token, slot ``tokens``.
 
     A label of -1 is the null condition.
     """
 
-    slot = "vector"
-
-    def __init__(self, classes: int, width: int) -> None:
+    def __init__(self, classes: int, width: int, slot: Literal["vector", "tokens"] = "vector") -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.slot = classes, slot
         self.table = nn.Embedding(classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.5)
 
     def null(self, batch: int, device: torch.device) -> Int[Tensor, "batch"]:
         return torch.full((batch,), -1, dtype=torch.long, device=device)
 
-    def forward(self, labels: Int[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
+    def forward(self, labels: Int[Tensor, "batch"]) -> Float[Tensor, "batch *one width"]:
         """The vectors of the labels.
 
         Raises:
             InputError: for a label that is no class, on the processor; a GPU would have to be waited for.
         """
         try:
-            return self.table(labels + 1)
+            found = self.table(labels + 1)
         except IndexError:
             raise InputError(unknown_label(self.classes)) from None
+        return found[:, None] if self.slot == "tokens" else found
 
 
 def unknown_label(classes: int) -> str:
@@ -83,17 +82,21 @@ class Resized(nn.Module):
 class Conditioned(nn.Module):
     """A network whose named conditions are encoded into its slots.
 
-    A missing condition is the null condition of its encoder.
+    A missing condition is the null condition of its encoder. Conditions by the name of a slot need no encoder: tokens
+    with their mask, and channels, are the network's as they are, behind those of the encoders of their slot.
 
     Args:
         network: called as ``network(x, time, **slots)``.
-        encoders: an encoder per condition; two encoders of one slot are added.
+        encoders: an encoder per condition. Two of one slot are added as vectors, and follow each other as tokens and
+            as channels.
+        slots: the slots that are given to the network as they are.
     """
 
-    def __init__(self, network: nn.Module, encoders: Mapping[str, nn.Module]) -> None:
+    def __init__(self, network: nn.Module, encoders: Mapping[str, nn.Module], slots: Sequence[str] = ()) -> None:
         super().__init__()
         self.network = network
         self.encoders = nn.ModuleDict(dict(encoders))
+        self.slots = tuple(slots)
 
     def forward(
         self,
@@ -108,16 +111,28 @@ class Conditioned(nn.Module):
             InputError: for a condition that no encoder knows.
         """
         slots: dict[str, Tensor] = {} if keys is None else {"keys": keys}
+        known = (*self.encoders, *self.slots)
         for name in cond:
-            if name not in self.encoders:
-                raise InputError(f"The model knows no condition {name!r}{nearest(name, self.encoders)}")
+            if name not in known:
+                raise InputError(f"The model knows no condition {name!r}{nearest(name, known)}")
         for name, module in self.encoders.items():
             assert isinstance(module, Encoder)
             encoder: Encoder = module
             given = cond[name] if name in cond else encoder.null(x.shape[0], x.device)
-            encoded = encoder(given)
-            slots[encoder.slot] = slots[encoder.slot] + encoded if encoder.slot in slots else encoded
+            slots[encoder.slot] = _joined(encoder.slot, slots.get(encoder.slot), encoder(given))
+        told = slots["tokens"].shape[1] if "tokens" in slots else 0
+        for name in self.slots:
+            if name in cond:
+                given = functional.pad(cond[name], (told, 0), value=True) if name == "mask" else cond[name]
+                slots[name] = _joined(name, slots.get(name), given)
         return self.network(x, time, **slots)
+
+
+def _joined(slot: str, before: Tensor | None, given: Tensor) -> Tensor:
+    """What a slot holds when something is given beside what it held."""
+    if before is None:
+        return given
+    return before + given if slot == "vector" else torch.cat([before, given.to(before.dtype)], dim=1)
 
 
 def drop(labels: Int[Tensor, "batch"], dropped: Bool[Tensor, "batch"]) -> Int[Tensor, "batch"]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from sfumato.config.base import Component
+from sfumato.config.conditions import Slots, conditioned
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ DiTPreset = Literal[
 """The published sizes, each with its patch (Peebles and Xie 2023)."""
 
 
-class DiTConfig(Component):
+class DiTConfig(Slots):
     """A transformer over patches."""
 
     kind: Literal["dit"] = "dit"
@@ -42,6 +43,10 @@ class DiTConfig(Component):
     width: int | None = Field(default=None, ge=2, description="Width of the tokens; that of the preset.")
     depth: int | None = Field(default=None, ge=1, description="Blocks; those of the preset.")
     heads: int | None = Field(default=None, ge=1, description="Attention heads; those of the preset.")
+    conditioning: Literal["cross", "context"] = Field(
+        default="cross",
+        description="How such tokens are taken in: by cross-attention in every block, or as more tokens in context.",
+    )
     checkpointing: bool = Field(
         default=False, description="Compute the blocks again in the backward pass, which saves memory and costs time."
     )
@@ -63,7 +68,6 @@ class DiTConfig(Component):
         Raises:
             InputError: if the shape does not fit, or the numbers contradict each other.
         """
-        from sfumato.conditioning.encoders import Conditioned, LabelEncoder
         from sfumato.networks.dit import SIZES, DiT
 
         size, _, patch = self.preset.removeprefix("DiT-").partition("/")
@@ -76,12 +80,15 @@ class DiTConfig(Component):
             width=self.width or width,
             depth=self.depth or depth,
             heads=self.heads or heads,
+            tokens=self.tokens,
+            conditioning=self.conditioning,
+            concatenated=self.concatenated,
             checkpointing=self.checkpointing,
             time_features=self.time_features,
             time_scale=self.time_scale,
             time_kind=self.time_kind,
         )
-        return Conditioned(network, {"label": LabelEncoder(classes, network.width)}) if classes else network
+        return conditioned(network, classes, self.labels_in, network.width, self.tokens, self.concatenated)
 
 
 class MLPConfig(Component):
@@ -109,7 +116,6 @@ class MLPConfig(Component):
         Raises:
             InputError: if the data are no vectors.
         """
-        from sfumato.conditioning.encoders import Conditioned, LabelEncoder
         from sfumato.networks.mlp import MLP
 
         if len(shape) != 1:
@@ -126,4 +132,4 @@ class MLPConfig(Component):
             time_scale=self.time_scale,
             time_kind=self.time_kind,
         )
-        return Conditioned(network, {"label": LabelEncoder(classes, network.width)}) if classes else network
+        return conditioned(network, classes, "vector", network.width)

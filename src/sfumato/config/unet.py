@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from sfumato.config.base import Component
+from sfumato.config.conditions import Slots, conditioned
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class UNetConfig(Component):
+class UNetConfig(Slots):
     """A U-Net of residual blocks and self-attention."""
 
     kind: Literal["unet"] = "unet"
@@ -89,18 +89,17 @@ class UNetConfig(Component):
 
     def options(self) -> dict[str, Any]:
         """The settings as arguments of a :class:`~sfumato.networks.unet.UNet`."""
-        return self.model_dump(exclude={"kind"})
+        return self.model_dump(exclude={"kind", "labels_in"})
 
     def build(self, shape: tuple[int, ...], classes: int, outputs: int | None = None) -> nn.Module:
         """The network for data of ``shape`` ``(C, *space)``, told of ``classes`` labels when there are any.
 
         It returns ``outputs`` channels, by default as many as the data have.
         """
-        from sfumato.conditioning.encoders import Conditioned, LabelEncoder
         from sfumato.networks.unet import UNet
 
         if len(shape) not in (2, 3):
             raise InputError(f"A U-Net takes signals (C, L) or images (C, H, W); the data have shape {shape}.")
         network = UNet(shape[0], outputs or shape[0], **self.options(), dims=1 if len(shape) == 2 else 2)
         network.check(shape)
-        return Conditioned(network, {"label": LabelEncoder(classes, network.width)}) if classes else network
+        return conditioned(network, classes, self.labels_in, network.width, self.tokens, self.concatenated)

@@ -105,7 +105,8 @@ def load_guided_upsampler(weights: Weights, settings: Settings, *, program: str 
     flags = flags_of({**own, "image_size": size}, program)
     published = guided(flags)
     outputs = 6 if flags["learn_sigma"] else 3
-    network = UNet(3, outputs, **guided_network(flags, size).options(), concatenated=3)
+    options: dict[str, Any] = {**guided_network(flags, size).options(), "concatenated": 3}
+    network = UNet(3, outputs, **options)
     encoders: dict[str, nn.Module] = {"low_res": Resized(3, (size, size))}
     transfer = Transfer(*_state(weights))
     _fill(transfer, network, _order(flags))

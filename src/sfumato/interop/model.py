@@ -8,8 +8,9 @@ from pathlib import Path
 from sfumato.conditioning.encoders import Conditioned
 from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
 from sfumato.config.schedule import has_empty_step
+from sfumato.description import Facts, read_config, write_config
 from sfumato.errors import InputError
-from sfumato.model import Facts, Model, read_config, save, write_config
+from sfumato.model import Model, save
 from sfumato.networks.unet import UNet
 
 

@@ -152,6 +152,8 @@ def _differences(config: UNetConfig, network: UNet) -> list[tuple[bool, str]]:
         (plan.time_scale != 1.0, "its time features have a scale (model.network.time_scale)"),
         (plan.features != plan.channels[0], "it has more or fewer time features than channels at first"),
         (plan.vector_in != "embedding", "its labels are added to the features of time"),
+        (plan.tokens is not None, "it attends to tokens of a condition"),
+        (plan.concatenated > 0, "it takes channels of a condition"),
     ]
 
 
