@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any, Literal
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from sfumato.conditioning.encoders import Conditioned, LabelEncoder, drop
@@ -202,3 +206,30 @@ def test_vectors_of_another_width_in_the_other_networks(unchecked: None) -> None
         MLP(3, 3, width=8)(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2, 1))
     with pytest.raises(InputError, match=r"expected \(2, 8\)"):
         DiT(1, 1, (4, 4), width=8, depth=1, heads=2)(torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"residual_input": True, "resample": "projected", "concatenated": 1}])
+def test_a_patch_is_one_position(dims: Literal[1, 2], options: dict[str, Any]) -> None:
+    """A network of patches is the plain one of inputs whose patches are channels."""
+    network = randomized(UNet(2, 3, (8, 16), blocks=1, groups=4, patch=2, dims=dims, **options))
+    size, told = (8,) * dims, options.get("concatenated", 0)
+    x, time = torch.randn(2, 2, *size), torch.rand(2)
+    channels = torch.randn(2, told, *size) if told else None
+    out = network(x, time, channels=channels)
+    assert out.shape == (2, 3, *size)
+    plain = UNet(
+        2 * 2**dims, 3 * 2**dims, (8, 16), blocks=1, groups=4, dims=dims, **{**options, "concatenated": told * 2**dims}
+    )
+    plain.load_state_dict(network.state_dict())
+
+    def cut(values: Tensor) -> Tensor:
+        parts = [values[(..., *[slice(i, None, 2) for i in at])] for at in product(range(2), repeat=dims)]
+        return torch.stack(parts, dim=2).flatten(1, 2)
+
+    expected = plain.eval()(cut(x), time, channels=None if channels is None else cut(channels))
+    assert torch.allclose(cut(out), expected, atol=1e-6)
+    with pytest.raises(InputError, match="not divisible by the down-sampling of 4"):
+        network(torch.zeros(1, 2, *[6] * dims), time[:1])
+    with pytest.raises(InputError, match="side of at least 1; got 0"):
+        UNet(1, 1, (8,), patch=0)

@@ -20,6 +20,12 @@ class UNetConfig(Slots):
     channels: tuple[PositiveInt, ...] = Field(
         default=(64, 128, 128), min_length=1, description="Width per resolution, finest first."
     )
+    patch: int = Field(
+        default=1,
+        ge=1,
+        description="Side of patches of the input that are one position of the finest resolution: 2 is four times as "
+        "fast as 1.",
+    )
     first: int | None = Field(
         default=None, ge=1, description="Width of the first convolution; that of the finest resolution."
     )

@@ -133,6 +133,7 @@ def _differences(config: UNetConfig, network: UNet) -> list[tuple[bool, str]]:
     plan = network.plan
     return [
         (plan.dims != 2, "it draws signals, and the U-Net there takes images"),
+        (plan.patch != 1, "it sees patches of its input (model.network.patch)"),
         (plan.first not in (None, plan.channels[0]), "its first convolution has a width of its own"),
         (plan.skips != "all", "its skips join the activations of blocks only (model.network.skips blocks)"),
         (plan.up_attention != "all", "only the last block of each resolution attends on the way up"),

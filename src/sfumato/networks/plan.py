@@ -22,6 +22,8 @@ class Plan:
 
     Attributes:
         channels: width of each resolution, from the finest; each further one halves the sides.
+        patch: side of the patches of the input that the first convolution sees as one position, and that the last one
+            gives (Luhman and Luhman 2022): the finest resolution has ``1 / patch`` of the sides.
         first: width of the first convolution; by default that of the finest resolution.
         blocks: residual blocks per resolution.
         attention: which resolutions have self-attention, by index from the finest.
@@ -63,6 +65,7 @@ class Plan:
     """
 
     channels: Sequence[int] = (64, 128)
+    patch: int = 1
     first: int | None = None
     blocks: int = 2
     attention: Sequence[int] = ()
@@ -101,6 +104,8 @@ class Plan:
         """
         if not self.channels or self.blocks < 1 or self.middle < 1:
             raise InputError("A U-Net needs at least one resolution, and one block there and in the middle.")
+        if self.patch < 1:
+            raise InputError(f"A patch has a side of at least 1; got {self.patch}.")
         odd = [level for level in self.attention if not 0 <= level < len(self.channels)]
         if odd:
             raise InputError(

@@ -65,3 +65,21 @@ class Resample(nn.Module):
             return convolve(x, weight, stride=2, padding=pad, groups=channels)
         spread = functional.conv_transpose2d if self.dims == 2 else functional.conv_transpose1d
         return spread(x, weight, stride=2, padding=pad, groups=channels)
+
+
+def to_patches(x: Float[Tensor, "batch channels *space"], patch: int) -> Float[Tensor, "batch _ *patches"]:
+    """Signals or images with the values of each patch of side ``patch`` as the channels of one position."""
+    if patch == 1:
+        return x
+    if x.ndim == 4:
+        return functional.pixel_unshuffle(x, patch)
+    return x.unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
+
+
+def from_patches(x: Float[Tensor, "batch _ *patches"], patch: int) -> Float[Tensor, "batch channels *space"]:
+    """The inverse of :func:`to_patches`."""
+    if patch == 1:
+        return x
+    if x.ndim == 4:
+        return functional.pixel_shuffle(x, patch)
+    return x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2, 3)

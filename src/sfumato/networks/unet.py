@@ -17,7 +17,7 @@ from sfumato.networks.dropout import number_layers
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.networks.layers import Attention, CrossAttention, ResBlock, conv, group_norm, head_count, zero
 from sfumato.networks.plan import Plan
-from sfumato.networks.resampling import Resample
+from sfumato.networks.resampling import Resample, from_patches, to_patches
 from sfumato.networks.slots import check_channels, check_tokens, check_vector
 
 
@@ -62,12 +62,13 @@ class WayDown(nn.Module):
         plan.check()
         channels = plan.channels
         self.plan = plan
-        self.inputs, self.dims, self.factor = inputs, plan.dims, 2 ** (len(channels) - 1)
+        self.inputs, self.dims, self.factor = inputs, plan.dims, plan.patch * 2 ** (len(channels) - 1)
         self.width = plan.features if plan.vector_in == "features" else plan.width
         self.time = TimeEmbedding(plan.features, plan.width, plan.time_scale, plan.time_kind, plan.time_period)
         self.every = plan.skips == "all"
         self.current = plan.first or channels[0]
-        self.first = conv(plan.dims, inputs + plan.concatenated, self.current)
+        seen = (inputs + plan.concatenated) * plan.patch**plan.dims
+        self.first = conv(plan.dims, seen, self.current)
         self.joined = [self.current] if self.every else []
         self.down = nn.ModuleList()
         for level, wide in enumerate(channels):
@@ -81,7 +82,7 @@ class WayDown(nn.Module):
                 self.joined += [self.current] if self.every else []
             self.down.append(stage)
         if plan.residual_input:
-            before = [inputs + plan.concatenated, *channels[:-1]]
+            before = [seen, *channels[:-1]]
             self.residuals = nn.ModuleList(
                 _ResidualInput(plan, b, c) for b, c in zip(before, channels[:-1], strict=False)
             )
@@ -128,7 +129,7 @@ class WayDown(nn.Module):
         self, x: Tensor, embedding: Tensor, keys: Tensor | None, told: tuple[Tensor | None, Tensor | None]
     ) -> tuple[Tensor, list[Tensor]]:
         """The activation after the middle, and those that are joined on the way up."""
-        aside = x
+        x = aside = to_patches(x, self.plan.patch)
         x = self.first(x)
         skips = [x] if self.every else []
         for level, stage in enumerate(self.down):
@@ -193,7 +194,7 @@ class UNet(WayDown):
                 stage.append(plan.upsample(current))
             self.up.append(stage)
         self.norm = group_norm(current, plan.groups, eps=plan.eps, group_channels=plan.group_channels)
-        self.last = zero(conv(plan.dims, current, outputs))
+        self.last = zero(conv(plan.dims, current, outputs * plan.patch**plan.dims))
         self.initialize()
 
     def forward(
@@ -239,7 +240,7 @@ class UNet(WayDown):
                     x = self._run(module, x, embedding, keys)
                 else:
                     x = module(x)
-        return self.last(functional.silu(self.norm(x)))
+        return from_patches(self.last(functional.silu(self.norm(x))), self.plan.patch)
 
     def _concatenated(self, x: Tensor, channels: Tensor | None) -> Tensor:
         wanted = self.plan.concatenated
