@@ -44,7 +44,8 @@ def export(arguments: list[str]) -> int:
 
     model = load_model(options.run, "cpu")
     # a target that there is not is refused there
-    out = options.out or options.run / "export" / f"{options.to}{TARGETS.get(options.to, '')}"
+    name = options.to if options.precision == "fp32" else f"{options.to}-{options.precision}"
+    out = options.out or options.run / "export" / f"{name}{TARGETS.get(options.to, '')}"
     notes = write(model, options.to, out, precision=options.precision, overwrite=options.overwrite)
     print(f"{options.to}: {out}")
     for note in notes:
