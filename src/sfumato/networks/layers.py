@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.networks.dropout import Dropout
+from sfumato.networks.normalization import GroupNorm
 from sfumato.networks.resampling import Resample, Smoothing
 
 Dims = Literal[1, 2]
@@ -71,7 +72,7 @@ def group_norm(
         )
     most = min(groups, max(1, channels // group_channels))
     divisor = next(g for g in range(most, 0, -1) if channels % g == 0)
-    return nn.GroupNorm(divisor, channels, affine=affine, eps=eps)
+    return GroupNorm(divisor, channels, affine=affine, eps=eps)
 
 
 def head_count(channels: int, heads: int, head_channels: int | None) -> int:

@@ -1,0 +1,78 @@
+"""Group normalization with the channels last, against double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfumato.networks.layers import group_norm
+from sfumato.networks.normalization import GroupNorm
+from sfumato.networks.unet import UNet
+
+LAST = torch.channels_last
+
+
+def both(module: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The output and the gradients of the input and of the parameters."""
+    x = x.detach().requires_grad_()
+    out = module(x)
+    found = torch.autograd.grad(out, [x, *module.parameters()], gradient)
+    return [out.detach(), *found]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("size", [(3, 5), (8, 8), (9, 15), (16, 16), (32, 33)])
+def test_channels_last_in_bf16(size: tuple[int, int], groups: int, affine: bool) -> None:
+    """All three ways to compute it: channels brought first and back, sums over positions, the kernel forward."""
+    torch.manual_seed(0)
+    module = group_norm(16, groups, affine)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0.5)
+    # means of several deviations, as activations have them
+    x = (torch.randn(3, 16, *size) + 3.0 * torch.randn(3, 16, 1, 1)).bfloat16().to(memory_format=LAST)
+    gradient = (torch.randn(3, 16, *size) + 0.5).bfloat16().to(memory_format=LAST)
+    found = both(module, x, gradient)
+    exact = both(nn.GroupNorm(groups, 16, affine=affine).double(), x.double(), gradient.double())
+    if affine:
+        copied = nn.GroupNorm(groups, 16).double()
+        copied.load_state_dict(module.state_dict())
+        exact = both(copied, x.double(), gradient.double())
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.shape == theirs.shape
+        # a few roundings of 8 bits
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < 8e-3
+    assert found[0].is_contiguous(memory_format=LAST) and found[1].is_contiguous(memory_format=LAST)
+    assert [t.dtype for t in found] == [torch.bfloat16] * 2 + [torch.float32] * (2 * affine)
+
+
+def test_other_layouts_and_types_are_the_kernels_own() -> None:
+    module, plain = GroupNorm(4, 8), nn.GroupNorm(4, 8)
+    for x in (torch.randn(2, 8, 5), torch.randn(2, 8, 5, 5), torch.randn(2, 8, 5, 5).to(memory_format=LAST)):
+        assert torch.equal(module(x), plain(x))
+    first = torch.randn(2, 8, 5, 5).bfloat16()
+    assert torch.equal(module(first), plain(first))
+
+
+def test_a_network_in_bf16_has_the_same_gradients_in_both_layouts() -> None:
+    torch.manual_seed(0)
+    network = UNet(1, 1, (16, 32), blocks=1, groups=8, attention=(1,), middle=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.2, generator=generator)
+    x, time, target = torch.randn(4, 1, 32, 32), torch.rand(4), torch.randn(4, 1, 32, 32)
+
+    def gradients(bf16: bool) -> Tensor:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = network(x, time)
+        (out.float() - target).square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    exact, first = gradients(bf16=False), gradients(bf16=True)
+    network.to(memory_format=LAST)  # type: ignore[call-overload]
+    last = gradients(bf16=True)
+    error = float((first - exact).norm() / exact.norm())
+    assert 0.0 < error < 0.1 and float((last - exact).norm() / exact.norm()) < 1.3 * error
