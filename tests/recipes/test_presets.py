@@ -43,8 +43,9 @@ def test_a_size_that_does_not_fit(unchecked: None) -> None:
 
 def test_averages_are_those_of_the_papers() -> None:
     """A constant decay of 0.9999; or a half-life in pictures, at most a twentieth of those so far."""
-    law = recipes.preset("ddpm-cifar10").ema.build()
-    assert law(20_000) == law(800_000) == 0.9999
+    for config in (recipes.preset("ddpm-cifar10"), recipes.ddpm()):
+        law = config.ema.build()
+        assert law(20_000) == law(800_000) == 0.9999
     config = recipes.preset("ddpmpp-cifar10")
     batch, law = config.training.batch_size, config.ema.build()
     assert config.training.steps * batch == pytest.approx(200e6, rel=1e-5)

@@ -89,7 +89,7 @@ def ddpm() -> Config:
         model=ModelConfig(schedule=Linear(), parameterization=Eps()),
         objective=ObjectiveConfig(weight=Simple(), times=Uniform(), stratified=False),
         optimizer=OptimizerConfig(learning_rate=2e-4, warmup=5000),
-        ema=EmaConfig(gamma=1000.0, limit=0.9999),
+        ema=EmaConfig(gamma=0.0, limit=0.9999),
         training=TrainingConfig(steps=800_000, batch_size=128),
         sampling=SamplingConfig(sampler=Ancestral(variance="large"), grid=UniformGrid(), steps=1000),
     )
