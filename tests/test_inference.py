@@ -113,3 +113,20 @@ def test_a_processor_without_bf16_samples_in_fp32_and_says_so(monkeypatch: pytes
         assert torch.equal(made.sample(2, sampling=asked("bf16", steps=2)), exact)
     # who did not ask is not told
     assert torch.equal(made.sample(2, sampling=asked("auto", steps=2)), exact)
+
+
+@needs_bf16
+def test_a_copy_in_bf16_has_the_layout_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model(WIDE.model_dump())
+    made.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    x, level = torch.randn(2, 1, 32, 32), next(iter(made.denoiser.schedule(torch.tensor([0.5]))))
+    found: list[torch.Tensor] = []
+    for faster in (True, False):
+        monkeypatch.setattr(inference, "convolves_faster_last", lambda device, faster=faster: faster)
+        denoiser = prepared(made.denoiser, (1, 32, 32), asked("bf16"))
+        first = next(p for p in denoiser.parameters() if p.ndim == 4 and min(p.shape) > 1)
+        assert first.is_contiguous(memory_format=torch.channels_last) == faster
+        with torch.no_grad():
+            found.append(denoiser(x, level).x0)
+    assert all(p.is_contiguous() for p in made.denoiser.parameters())
+    assert float((found[0] - found[1]).square().mean().sqrt() / found[1].std()) < 0.03

@@ -6,13 +6,15 @@ import math
 import warnings
 from collections.abc import Sequence
 
+import torch
+
 from sfumato.config import SamplingConfig
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import SfumatoWarning
 from sfumato.networks.compiling import compile_in_place
 from sfumato.networks.counting import count
 from sfumato.networks.twin import Half, twin
-from sfumato.training.precision import supports_bf16
+from sfumato.training.precision import convolves_faster_last, supports_bf16
 
 LEAST_MACS = 50_000_000
 """Multiply-accumulates per sample from which bfloat16 is worth its rounding; smaller networks are fast as they are."""
@@ -59,6 +61,8 @@ def prepared(denoiser: Denoiser, shape: Sequence[int], sampling: SamplingConfig)
     if not half and not sampling.compile:
         return denoiser
     network = Half(denoiser.network) if half else twin(denoiser.network)
+    if half and convolves_faster_last(next(network.parameters()).device):
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if sampling.compile:
         compile_in_place(network)
     return Denoiser(

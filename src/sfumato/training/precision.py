@@ -17,6 +17,14 @@ def supports_bf16(device: torch.device) -> bool:
     return False
 
 
+def convolves_faster_last(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 are known to be faster with the channels last, without measuring.
+
+    So it is on processors with AMX, where bringing the channels last and back takes longer than the convolution.
+    """
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+
+
 @contextmanager
 def tf32(device: torch.device) -> Generator[None]:
     """Let products of float32 matrices round what they multiply to TF32 on a GPU, as its convolutions do anyway.
