@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.conditioning.encoders import check_conditions
 from sfumato.conditioning.labels import drawn_labels, given_labels
-from sfumato.config import Config, SamplingConfig
+from sfumato.config import Component, Config, SamplingConfig
 from sfumato.description import FORMAT, Facts, read_config
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
@@ -195,12 +196,7 @@ class Model:
                 f"got {count}, {size} and {first}."
             )
         told = dict(cond or {})
-        for name, rows in told.items():
-            if rows.ndim < 1 or len(rows) != count or name == "label":
-                raise InputError(
-                    f"The condition {name!r} has shape {tuple(rows.shape)}; it needs a row for each of {count} images, "
-                    "and labels are an argument of their own."
-                )
+        check_conditions(told, self.denoiser.network, count)
         given = self.classes_of(labels, sampling.classes, seed, first, count)
         denoise, levels, step = self.sampler(sampling)
         if sampling.guidance.by_label and given is not None and bool((given == -1).any()):
@@ -275,9 +271,19 @@ def save_fitted(model: Model, run: Path) -> None:
     write_json(run / "fitted.json", {"format": FORMAT, **of, **model.fitted.to_dict()})
 
 
+def _told(config: Component) -> dict[str, Any]:
+    """The settings that differ from their defaults: a setting that a later version adds changes nothing of it."""
+    told: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name == "kind" or value != field.default:
+            told[name] = _told(value) if isinstance(value, Component) else value
+    return told
+
+
 def _fingerprint(model: Model) -> str:
     """A number of the weights and of what they mean, to tell them from those of another model."""
-    found = hashlib.sha256(model.config.model.model_dump_json().encode())
+    found = hashlib.sha256(json.dumps(_told(model.config.model), default=str).encode())
     for parameter in model.denoiser.parameters():
         found.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

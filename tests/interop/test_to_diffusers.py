@@ -160,6 +160,9 @@ def test_a_learned_variance_leaves_and_comes_back(tmp_path: Path) -> None:
         ({"network": {"middle": 1}}, "middle has 1"),
         ({"network": {"time_scale": 2.0}}, "time_scale"),
         ({"network": {"first": 8}}, "first convolution"),
+        ({"network": {"patch": 2}}, "patches of its input"),
+        ({"network": {"tokens": 4}}, "attends to tokens"),
+        ({"network": {"concatenated": 2}}, "takes channels of a condition"),
     ],
 )
 def test_what_cannot_be_expressed_is_said(tmp_path: Path, over: dict[str, Any], words: str) -> None:

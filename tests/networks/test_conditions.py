@@ -56,14 +56,15 @@ def test_labels_are_tokens(name: str) -> None:
 @pytest.mark.parametrize("classes", [0, 3])
 def test_slots_are_filled_as_they_are(name: str, classes: int) -> None:
     whole = randomized(config_of(name, tokens=5, concatenated=2).build((1, 8, 8), classes))
-    network = whole.network if isinstance(whole, Conditioned) else whole
+    assert isinstance(whole, Conditioned)
+    network = whole.network
     x, time = torch.randn(2, 1, 8, 8), torch.zeros(2)
     slots = {"tokens": torch.randn(2, 4, 5), "mask": torch.rand(2, 4) < 0.6, "channels": torch.randn(2, 2, 8, 8)}
-    vector = whole.encoders["label"](torch.tensor([-1, -1])) if isinstance(whole, Conditioned) else None
+    vector = whole.encoders["label"](torch.tensor([-1, -1])) if classes else None
     expected = network(x, time, vector=vector, **slots)
     assert torch.allclose(whole(x, time, **slots), expected, atol=1e-6)
-    for slot in ("tokens", "channels"):
-        rest = {name: given for name, given in slots.items() if name != slot}
+    for without in (("tokens", "mask"), ("channels",)):
+        rest = {name: given for name, given in slots.items() if name not in without}
         assert not torch.allclose(whole(x, time, **rest), expected, atol=1e-3)
 
 
@@ -93,9 +94,53 @@ def test_a_model_is_sampled_with_conditions_in_any_batch() -> None:
     assert not torch.allclose(model.sample(5), whole, atol=1e-3)
     *_, last = model.frames(5, cond=cond)
     assert torch.allclose(last.x.clamp(-1, 1), whole, atol=1e-5)
-    for bad in ({"tokens": torch.randn(4, 4, 5)}, {"channels": torch.tensor(1.0)}, {"label": torch.zeros(5)}):
-        with pytest.raises(InputError, match="a row for each of 5 images"):
-            model.sample(5, cond=bad)
+    for bad in (torch.randn(4, 4, 5), torch.tensor(1.0)):
+        with pytest.raises(InputError, match="with a row for each of 5 images"):
+            model.sample(5, cond={"tokens": bad})
+    for name, words in (
+        ("token", "did you mean 'tokens'"),
+        ("level", "no condition 'level'"),
+        ("label", "no condition"),
+    ):
+        with pytest.raises(InputError, match=words):
+            model.sample(5, cond={name: torch.zeros(5)})
+
+
+def test_guidance_by_label_keeps_the_other_conditions() -> None:
+    config = Config.model_validate(
+        {
+            "model": {"network": {**SMALL["unet"], "tokens": 5, "concatenated": 2}},
+            "objective": {"label_dropout": 0.1},
+            "sampling": {"steps": 3, "guidance": {"scale": 2.0}, "precision": "fp32"},
+        }
+    )
+    model = Model(config, Facts(shape=(1, 8, 8), classes=("a", "b"), std=0.5, train=2, heldout=0))
+    randomized(model.denoiser)
+    cond = {"tokens": torch.randn(2, 4, 5), "mask": torch.rand(2, 4) < 0.6, "channels": torch.randn(2, 2, 8, 8)}
+    denoise, levels, _ = model.sampler()
+    level, x, labels = next(iter(levels)), torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    found = denoise(x, level, label=labels, **cond).eps
+    with_label, without = (model.denoiser(x, level, label=given, **cond).eps for given in (labels, labels * 0 - 1))
+    assert torch.allclose(found, without + 2.0 * (with_label - without), atol=1e-4)
+    assert model.sample(2, labels=1, cond=cond).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("labels_in", ["vector", "tokens"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_tokens_that_do_not_fit_are_refused(name: str, labels_in: str, classes: int, unchecked: None) -> None:
+    network = config_of(name, tokens=5, labels_in=labels_in).build((1, 8, 8), classes)
+    x, time, tokens = torch.zeros(2, 1, 8, 8), torch.zeros(2), torch.zeros(2, 4, 5)
+    for given, words in (
+        ({"tokens": tokens, "mask": torch.ones(2, 4)}, "True for the tokens that are seen"),
+        ({"tokens": tokens, "mask": torch.ones(2, 5, dtype=torch.bool)}, "The mask has shape"),
+        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "none were given"),
+        ({"tokens": torch.zeros(2, 4, 6)}, "tokens have shape"),
+        ({"tokens": torch.zeros(2, 5)}, "tokens have shape"),
+    ):
+        with pytest.raises(InputError, match=words):
+            network(x, time, **given)
+    assert network(x, time, tokens=tokens.double()).dtype == torch.float32
 
 
 def test_labels_in_tokens_are_trained_and_come_back(tmp_path: Path) -> None:

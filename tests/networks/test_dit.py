@@ -250,5 +250,5 @@ def test_bad_input(shape: tuple[int, ...], cond: dict[str, tuple[int, ...]], wor
     slots = {name: torch.ones(size, dtype=torch.bool if name == "mask" else None) for name, size in cond.items()}
     with pytest.raises(InputError, match=words):
         small(tokens=4)(torch.randn(1, *shape), torch.zeros(1), **slots)
-    with pytest.raises(InputError, match="not made for tokens"):
+    with pytest.raises(InputError, match="not made to attend to tokens"):
         small()(torch.randn(1, 2, 4, 6), torch.zeros(1), tokens=torch.randn(1, 2, 4))

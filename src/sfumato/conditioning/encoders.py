@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -111,27 +111,66 @@ class Conditioned(nn.Module):
             InputError: for a condition that no encoder knows.
         """
         slots: dict[str, Tensor] = {} if keys is None else {"keys": keys}
-        known = (*self.encoders, *self.slots)
         for name in cond:
-            if name not in known:
-                raise InputError(f"The model knows no condition {name!r}{nearest(name, known)}")
+            require_known(name, self.conditions)
+        if "mask" in cond and "tokens" not in cond:
+            raise InputError("A mask says which tokens are seen, but none were given.")
         for name, module in self.encoders.items():
             assert isinstance(module, Encoder)
             encoder: Encoder = module
             given = cond[name] if name in cond else encoder.null(x.shape[0], x.device)
             slots[encoder.slot] = _joined(encoder.slot, slots.get(encoder.slot), encoder(given))
-        told = slots["tokens"].shape[1] if "tokens" in slots else 0
+        before = slots["tokens"].shape[1] if "tokens" in slots else 0
         for name in self.slots:
             if name in cond:
-                given = functional.pad(cond[name], (told, 0), value=True) if name == "mask" else cond[name]
+                given = functional.pad(cond[name], (before, 0), value=True) if name == "mask" else cond[name]
                 slots[name] = _joined(name, slots.get(name), given)
         return self.network(x, time, **slots)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions it takes."""
+        return (*self.encoders, *self.slots)
+
+
+def require_known(name: str, conditions: Iterable[str]) -> None:
+    """Check that a condition is one of those.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if name not in conditions:
+        raise InputError(f"The model knows no condition {name!r}{nearest(name, conditions)}")
+
+
+def check_conditions(given: Mapping[str, Tensor], network: nn.Module, count: int) -> None:
+    """Check that a network takes conditions by these names, and that each has a row per image.
+
+    Raises:
+        InputError: if not.
+    """
+    known: tuple[str, ...] = getattr(network, "conditions", ())
+    for name, rows in given.items():
+        require_known(name, known)
+        if name == "label":
+            raise InputError("Labels are an argument of their own, not one of the other conditions.")
+        shape = tuple(getattr(rows, "shape", ()))
+        if shape[:1] != (count,) or not torch.is_tensor(rows):
+            raise InputError(
+                f"The condition {name!r} is a {type(rows).__name__} of shape {shape}; expected a tensor with a row for "
+                f"each of {count} images."
+            )
 
 
 def _joined(slot: str, before: Tensor | None, given: Tensor) -> Tensor:
     """What a slot holds when something is given beside what it held."""
     if before is None:
         return given
+    if given.ndim != before.ndim or (given.shape[0], *given.shape[2:]) != (before.shape[0], *before.shape[2:]):
+        raise InputError(
+            f"The {slot} have shape {tuple(given.shape)}; beside those of the encoders, of shape "
+            f"{tuple(before.shape)}, they may be of another number only."
+        )
     return before + given if slot == "vector" else torch.cat([before, given.to(before.dtype)], dim=1)
 
 

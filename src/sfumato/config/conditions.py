@@ -68,8 +68,8 @@ def conditioned(
 
     if labels_in == "tokens" and tokens is None:
         raise InputError("model.network.labels_in is tokens; say how many features one has, model.network.tokens.")
-    if classes == 0:
-        return network
     slots = (("tokens", "mask") if tokens is not None else ()) + (("channels",) if concatenated else ())
+    if classes == 0:
+        return Conditioned(network, {}, slots) if slots else network
     encoder = LabelEncoder(classes, tokens or width, "tokens") if labels_in == "tokens" else None
     return Conditioned(network, {"label": encoder or LabelEncoder(classes, width)}, slots)

@@ -93,13 +93,13 @@ class GuidanceConfig(Component):
         Raises:
             InputError: if there is a weak run whose denoiser is not given.
         """
-        from sfumato.sampling.guidance import EVERYWHERE, Autoguided, ClassifierFree
+        from sfumato.sampling.guidance import EVERYWHERE, Autoguided, ClassifierFree, label_alone
 
         if self.scale == 1.0:
             return denoiser
         interval = self.interval or EVERYWHERE
         if self.weak_run is None:
-            return ClassifierFree(denoiser, self.scale, self.rescale, interval)
+            return ClassifierFree(denoiser, self.scale, self.rescale, interval, label_alone)
         if weak is None:
             raise InputError(f"Autoguidance needs the denoiser of the weaker run, {self.weak_run}.")
         return Autoguided(denoiser, weak, self.scale, interval)

@@ -45,7 +45,8 @@ class DiTConfig(Slots):
     heads: int | None = Field(default=None, ge=1, description="Attention heads; those of the preset.")
     conditioning: Literal["cross", "context"] = Field(
         default="cross",
-        description="How such tokens are taken in: by cross-attention in every block, or as more tokens in context.",
+        description="How the tokens of a condition are taken in: by cross-attention in every block, or as more tokens "
+        "in context.",
     )
     checkpointing: bool = Field(
         default=False, description="Compute the blocks again in the backward pass, which saves memory and costs time."

@@ -23,8 +23,8 @@ class UNetConfig(Slots):
     patch: int = Field(
         default=1,
         ge=1,
-        description="Side of patches of the input that are one position of the finest resolution: 2 is four times as "
-        "fast as 1.",
+        description="Side of patches of the input that are one position of the finest resolution: 2 leaves a quarter "
+        "of them.",
     )
     first: int | None = Field(
         default=None, ge=1, description="Width of the first convolution; that of the finest resolution."

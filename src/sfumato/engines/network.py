@@ -29,6 +29,11 @@ class EngineNetwork(nn.Module):
         self._program, self._compiled = program, compiled
         self._ready: dict[int, Callable[[Arrays], Any]] = {}
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions it takes."""
+        return tuple(self._program.nulls)
+
     def forward(
         self, x: Float[Tensor, "batch inputs *space"], time: Float[Tensor, "batch"], **cond: Tensor
     ) -> Float[Tensor, "batch outputs *space"]:

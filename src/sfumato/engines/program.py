@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import sfumato
-from sfumato.conditioning.encoders import Conditioned, Encoder, LabelEncoder, unknown_label
-from sfumato.errors import InputError, nearest
+from sfumato.conditioning.encoders import Conditioned, Encoder, LabelEncoder, require_known, unknown_label
+from sfumato.errors import InputError
 from sfumato.model import Model
 
 OUTPUT = "output"
@@ -96,8 +96,7 @@ class Program:
         """
         count = x.shape[0]
         for name in cond:
-            if name not in self.nulls:
-                raise InputError(f"The model knows no condition {name!r}{nearest(name, self.nulls)}")
+            require_known(name, self.nulls)
         shapes = {"x": self.sides, "time": (), **{name: tuple(self.nulls[name].shape[1:]) for name in cond}}
         for name, tensor in {"x": x, "time": time, **cond}.items():
             if tuple(tensor.shape) != (count, *shapes[name]):
@@ -124,6 +123,11 @@ def nulls_of(network: nn.Module) -> dict[str, Tensor]:
             encoder: Encoder = module
             found[name] = encoder.null(1, torch.device("cpu"))
     return found
+
+
+def left_out(network: nn.Module) -> tuple[str, ...]:
+    """The conditions of a network that its graph does not take, and for which it has none."""
+    return network.slots if isinstance(network, Conditioned) else ()
 
 
 def require_torch(network: nn.Module) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sfumato import engines
 from sfumato.engines import onnx, openvino
-from sfumato.engines.program import described, program_of, require_torch
+from sfumato.engines.program import described, left_out, program_of, require_torch
 from sfumato.errors import InputError, nearest
 from sfumato.interop.to_diffusers import write_diffusers
 from sfumato.model import Model
@@ -50,7 +50,8 @@ def export(
     out = Path(out)
     _check(to, out, precision, overwrite)
     require_torch(model.denoiser.network)
-    notes: list[str] = []
+    slots = left_out(model.denoiser.network) if to in QUANTIZED else ()
+    notes = [f"The graph is the network without the conditions {', '.join(slots)}."] if slots else []
     write: dict[str, Callable[[Path], None]] = {
         "diffusers": lambda path: notes.extend(write_diffusers(model, path)),
         "onnx": lambda path: _write_onnx(model, path, precision),

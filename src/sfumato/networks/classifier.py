@@ -35,6 +35,8 @@ class Classifier(WayDown):
 
     def __init__(self, inputs: int, classes: int, size: int, channels: Sequence[int], **options: Any) -> None:
         plan = Plan(channels=channels, **options)
+        if plan.tokens is not None or plan.concatenated:
+            raise InputError("A classifier has no slots for conditions; leave tokens and concatenated out.")
         super().__init__(inputs, plan)
         current, positions = self.current, (size // self.factor) ** plan.dims
         self.size = size

@@ -314,18 +314,16 @@ class DiT(nn.Module):
         if channels is None:
             return torch.cat([x, x.new_zeros(x.shape[0], self.concatenated, *self.size)], 1) if self.concatenated else x
         check_channels(channels, x, self.concatenated)
-        return torch.cat([x, channels], dim=1)
+        return torch.cat([x, channels.to(x.dtype)], dim=1)
 
     def _context(
         self, x: Tensor, tokens: Tensor | None, mask: Tensor | None
     ) -> tuple[Float[Tensor, "batch context width"] | None, Bool[Tensor, "batch context"] | None]:
         """The tokens of the condition at the width of the network, and which of them are there."""
-        if tokens is None:
+        check_tokens(tokens, mask, x, None if self.tokens is None else self.tokens.in_features)
+        if tokens is None or self.tokens is None:
             return None if self.nothing is None else self.nothing.expand(x.shape[0], 1, -1), None
-        if self.tokens is None:
-            raise InputError("This network was not made for tokens; give it their width.")
-        check_tokens(tokens, mask, x, self.tokens.in_features)
-        context = self.tokens(tokens)
+        context = self.tokens(tokens.to(x.dtype))
         if self.nothing is not None:
             context = torch.cat([self.nothing.expand(x.shape[0], 1, -1).to(context.dtype), context], dim=1)
             mask = None if mask is None else functional.pad(mask, (1, 0), value=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
@@ -17,14 +18,28 @@ def check_vector(vector: Tensor | None, x: Tensor, width: int) -> None:
         raise InputError(f"The vectors have shape {tuple(vector.shape)}; expected ({x.shape[0]}, {width}).")
 
 
-def check_tokens(tokens: Tensor, mask: Tensor | None, x: Tensor, width: int) -> None:
+def check_tokens(tokens: Tensor | None, mask: Tensor | None, x: Tensor, width: int | None) -> None:
     """Check that there are tokens for each sample of ``x``, of their width, and that a mask is of them.
+
+    Args:
+        tokens: the tokens, if any are given.
+        mask: their mask, if it is given.
+        x: the input.
+        width: features of a token; None for a network that takes none.
 
     Raises:
         InputError: if they are not.
     """
+    if tokens is None:
+        if mask is not None:
+            raise InputError("A mask says which tokens are seen, but none were given.")
+        return
+    if width is None:
+        raise InputError("This network was not made to attend to tokens; give it their width.")
     if tokens.ndim != 3 or tokens.shape[0] != x.shape[0] or tokens.shape[2] != width:
         raise InputError(f"The tokens have shape {tuple(tokens.shape)}; expected ({x.shape[0]}, any number, {width}).")
+    if mask is not None and mask.dtype != torch.bool:
+        raise InputError(f"The mask is True for the tokens that are seen, and False for others; got {mask.dtype}.")
     if mask is not None and mask.shape != tokens.shape[:2]:
         raise InputError(f"The mask has shape {tuple(mask.shape)}; the tokens have {tuple(tokens.shape[:2])}.")
 

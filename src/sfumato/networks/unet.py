@@ -225,12 +225,9 @@ class UNet(WayDown):
         self.check(x.shape[1:])
         x = self._concatenated(x, channels)
         check_vector(vector, x, self.width)
-        if tokens is not None:
-            if self.plan.tokens is None:
-                raise InputError("This network was not made to attend to tokens; give it their width.")
-            check_tokens(tokens, mask, x, self.plan.tokens)
+        check_tokens(tokens, mask, x, self.plan.tokens)
         embedding = self.embed(time, vector)
-        told = (tokens, mask)
+        told = (None if tokens is None else tokens.to(x.dtype), mask)
         x, skips = self.descend(x, embedding, keys, told)
         for stage in self.up:
             for module in stage:  # pyright: ignore[reportGeneralTypeIssues]

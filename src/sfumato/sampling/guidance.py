@@ -93,9 +93,14 @@ def no_label(name: str, condition: Tensor) -> Tensor:
     Raises:
         InputError: for a condition of other than whole numbers, whose null condition must be told.
     """
-    if condition.is_floating_point() or condition.is_complex():
+    if condition.is_floating_point() or condition.is_complex() or condition.dtype == torch.bool:
         raise InputError(f"The condition {name!r} is no label; guidance needs to be told its null condition.")
     return torch.full_like(condition, -1)
+
+
+def label_alone(name: str, condition: Tensor) -> Tensor:
+    """The null condition of guidance by class labels where there are other conditions, which stay as they are."""
+    return no_label(name, condition) if name == "label" else condition
 
 
 @dataclass(frozen=True, slots=True)
