@@ -255,7 +255,8 @@ class Model:
         """
         facts = self.facts
         if labels is None:
-            return drawn_labels(law, facts.frequencies, seed, first, count) if facts.classes else None
+            known = len(facts.classes)
+            return drawn_labels(law, known, facts.frequencies, seed, first, count) if known else None
         return given_labels(labels, facts.classes, count)
 
 

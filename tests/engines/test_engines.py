@@ -110,6 +110,7 @@ def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
     packages(engine, "onnx", "onnxscript")
     model = of_kind("unet")
     fast = engines.compile(model, engine)
+    assert fast.denoiser.data_std == model.denoiser.data_std != 1.0
     assert torch.allclose(fast.sample(5, seed=1, batch_size=3), model.sample(5, seed=1), atol=1e-4)
     guided = model.config.sampling.model_copy(
         update={"guidance": model.config.sampling.guidance.model_copy(update={"scale": 2.0})}

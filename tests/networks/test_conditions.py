@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import sfumato
 from sfumato.conditioning.encoders import Conditioned
@@ -16,6 +15,7 @@ from sfumato.config.conditions import Slots
 from sfumato.description import Facts
 from sfumato.errors import InputError
 from sfumato.model import Model
+from tests.networks.weights import randomized
 from tests.training.tiny import tiny
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -28,14 +28,6 @@ SMALL: dict[str, dict[str, Any]] = {
 def config_of(name: str, **options: Any) -> UNetConfig | DiTConfig:
     values = {**SMALL[name], **options}
     return UNetConfig(**values) if values["kind"] == "unet" else DiTConfig(**values)
-
-
-def randomized(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.3, generator=generator)
-    return module.eval()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -111,7 +103,7 @@ def test_guidance_by_label_keeps_the_other_conditions() -> None:
         {
             "model": {"network": {**SMALL["unet"], "tokens": 5, "concatenated": 2}},
             "objective": {"label_dropout": 0.1},
-            "sampling": {"steps": 3, "guidance": {"scale": 2.0}, "precision": "fp32"},
+            "sampling": {"steps": 3, "guidance": {"scale": 2.0}, "precision": "fp32", "classes": "uniform"},
         }
     )
     model = Model(config, Facts(shape=(1, 8, 8), classes=("a", "b"), std=0.5, train=2, heldout=0))
@@ -123,6 +115,8 @@ def test_guidance_by_label_keeps_the_other_conditions() -> None:
     with_label, without = (model.denoiser(x, level, label=given, **cond).eps for given in (labels, labels * 0 - 1))
     assert torch.allclose(found, without + 2.0 * (with_label - without), atol=1e-4)
     assert model.sample(2, labels=1, cond=cond).shape == (2, 1, 8, 8)
+    # without a label the classes take turns, of a model that knows no frequencies too
+    assert torch.equal(model.sample(2, cond=cond), model.sample(2, labels=labels, cond=cond))
 
 
 @pytest.mark.parametrize("name", SMALL)

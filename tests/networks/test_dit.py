@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sfumato.conditioning.encoders import Conditioned
@@ -15,20 +15,12 @@ from sfumato.config import DiTConfig
 from sfumato.config.network import DiTPreset
 from sfumato.errors import InputError
 from sfumato.networks.dit import DiT, DiTBlock, patchify, positions, unpatchify
+from tests.networks.weights import randomized
 
 
 def small(size: tuple[int, ...] = (4, 6), **options: Any) -> DiT:
     torch.manual_seed(0)
     return DiT(2, 3, size, **{"patch": 2, "width": 8, "depth": 2, "heads": 2, "time_features": 8, **options})
-
-
-def randomized(module: nn.Module) -> nn.Module:
-    """Weights without the zeros that residual branches start with."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.3, generator=generator)
-    return module.eval()
 
 
 @pytest.mark.parametrize(

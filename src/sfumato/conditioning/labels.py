@@ -13,24 +13,27 @@ from sfumato import random
 from sfumato.errors import InputError
 
 
-def drawn_labels(law: str, frequencies: Sequence[float], seed: int, first: int, count: int) -> Int[Tensor, "count"]:
+def drawn_labels(
+    law: str, classes: int, frequencies: Sequence[float], seed: int, first: int, count: int
+) -> Int[Tensor, "count"]:
     """The classes of images ``first ... first + count - 1`` of a seed, the same whatever else is drawn.
 
     Args:
         law: "uniform", every class in turn, or "frequency", each as often as its frequency says.
-        frequencies: the fraction of each class, together 1.
+        classes: how many classes there are.
+        frequencies: the fraction of each class, together 1; only for the law "frequency".
         seed: which images.
         first: the number of the first image.
         count: how many images.
     """
     if law == "uniform":
-        return torch.arange(first, first + count) % len(frequencies)
+        return torch.arange(first, first + count) % classes
     # evenly spread quantiles, shifted by the seed: class frequencies hold in any run of images
     shift = float(random.uniform(seed, "label", 0, 1))
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     quantile = (shift + golden * torch.arange(first, first + count, dtype=torch.float64)) % 1.0
     edges = torch.tensor(frequencies, dtype=torch.float64).cumsum(0)
-    return torch.searchsorted(edges, quantile, right=True).clamp(max=len(frequencies) - 1)
+    return torch.searchsorted(edges, quantile, right=True).clamp(max=classes - 1)
 
 
 def given_labels(labels: Int[Tensor, "count"] | int | str, classes: Sequence[str], count: int) -> Int[Tensor, "count"]:

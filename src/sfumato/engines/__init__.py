@@ -85,6 +85,7 @@ def compile(
         old.parameterization,
         old.embed,
         learned_variance=old.learned_variance,
+        data_std=old.data_std,
     )
     fast.denoiser.eval()
     # what is written into a run is of the model in torch
