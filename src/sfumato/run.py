@@ -31,7 +31,7 @@ from sfumato.reporting import Reporter, Silent
 from sfumato.training.checkpoint import Checkpoints, atomic_write
 from sfumato.training.layout import Measured, measured
 from sfumato.training.loop import Diverged, Objective, Record, Trainer
-from sfumato.training.optimization import adamw, learning_rate
+from sfumato.training.optimization import learning_rate
 from sfumato.training.precision import supports_bf16, tf32
 from sfumato.training.signals import stopping_on_signals
 from sfumato.tuning import tune
@@ -170,7 +170,7 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
             objective.stratified,
             objective.bins,
         ),
-        adamw(denoiser, betas=optimizer.betas, weight_decay=optimizer.weight_decay),
+        optimizer.build(denoiser),
         learning_rate(optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay),
         config.ema.build(),
         batch_size=options.batch_size,

@@ -73,10 +73,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert int(read_tensors(next((tmp_path / "run" / "checkpoints").iterdir()))[1]["step"]) > 0
 
 
-def test_stopping_in_python_and_going_on_gives_the_same_bytes(tmp_path: Path) -> None:
-    train(tiny(), run=tmp_path / "whole")
-    half = tiny(training={"steps": 12})
-    train(half, run=tmp_path / "parts")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_stopping_in_python_and_going_on_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    config = tiny(optimizer={"kind": kind})
+    for name in ("whole", "parts"):
+        train(config, run=tmp_path / name)
     # back to an older checkpoint, as after a crash
     newest = max((tmp_path / "parts" / "checkpoints").iterdir())
     newest.unlink()

@@ -9,6 +9,9 @@ from pydantic import Field
 from sfumato.config.base import Component
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from sfumato.diffusion import importance
     from sfumato.diffusion.objective import TimeLaw
     from sfumato.diffusion.schedule import Schedule
@@ -195,14 +198,26 @@ class ObjectiveConfig(Component):
 
 
 class OptimizerConfig(Component):
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="AdamW, or Muon, which orthogonalizes the momentum of matrices and kernels: fewer steps, each a "
+        "little longer.",
+    )
     learning_rate: float = Field(default=2e-4, gt=0, description="The peak learning rate.")
     warmup: int = Field(default=500, ge=0, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine", "linear"] = Field(default="constant", description="What follows the warm-up.")
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decay of AdamW's two moments.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, on matrices and kernels.")
     clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the weights of ``module``."""
+        from sfumato.training.optimization import Muon, adamw
+
+        make = Muon if self.kind == "muon" else adamw
+        return make(module, betas=self.betas, weight_decay=self.weight_decay)
 
 
 class EmaConfig(Component):
