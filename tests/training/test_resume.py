@@ -73,9 +73,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert int(read_tensors(next((tmp_path / "run" / "checkpoints").iterdir()))[1]["step"]) > 0
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_stopping_in_python_and_going_on_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    config = tiny(optimizer={"kind": kind})
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_stopping_in_python_and_going_on_gives_the_same_bytes(tmp_path: Path, method: str) -> None:
+    config = tiny(optimizer={"method": method})
     for name in ("whole", "parts"):
         train(config, run=tmp_path / name)
     # back to an older checkpoint, as after a crash

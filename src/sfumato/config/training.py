@@ -200,7 +200,7 @@ class ObjectiveConfig(Component):
 class OptimizerConfig(Component):
     """The optimizer and its learning rate."""
 
-    kind: Literal["adamw", "muon"] = Field(
+    method: Literal["adamw", "muon"] = Field(
         default="adamw",
         description="AdamW, or Muon, which orthogonalizes the momentum of matrices and kernels: fewer steps, each a "
         "little longer.",
@@ -216,7 +216,7 @@ class OptimizerConfig(Component):
         """The optimizer of the weights of ``module``."""
         from sfumato.training.optimization import Muon, adamw
 
-        make = Muon if self.kind == "muon" else adamw
+        make = Muon if self.method == "muon" else adamw
         return make(module, betas=self.betas, weight_decay=self.weight_decay)
 
 
