@@ -90,11 +90,25 @@ def test_other_weights_move_as_by_adamw() -> None:
         assert torch.equal(a, b) == (name != "0.weight"), name
 
 
+def test_its_copy_and_its_loaded_state_go_on_alike() -> None:
+    module = nn.ModuleList([nn.Linear(4, 4), nn.GroupNorm(2, 4)])
+    optimizer = Muon(module)
+    step(module, optimizer, 0, 0.02)
+    twin, (other, copied) = copy.deepcopy(module), copy.deepcopy((module, optimizer))
+    loaded = Muon(twin)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, by in ((module, optimizer), (twin, loaded), (other, copied)):
+        step(one, by, 1, 0.02)
+    for three in zip(module.parameters(), twin.parameters(), other.parameters(), strict=True):
+        assert torch.equal(three[0], three[1]) and torch.equal(three[0], three[2])
+
+
 def test_weights_without_a_gradient_stay() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     before = copy.deepcopy(module)
-    optimizer = Muon(module)
-    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer = Muon(module, weight_decay=0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
     module[0].weight.grad = torch.ones(3, 3)
     optimizer.step()
     same = [torch.equal(a, b) for a, b in zip(module.parameters(), before.parameters(), strict=True)]

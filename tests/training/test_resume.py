@@ -83,6 +83,8 @@ def test_stopping_in_python_and_going_on_gives_the_same_bytes(tmp_path: Path, me
     newest.unlink()
     train(run=tmp_path / "parts", resume=True)
     assert_same_bytes(tmp_path / "whole", tmp_path / "parts")
+    kept = {name.split("/")[1] for name in state(tmp_path / "whole") if name.startswith("optimizer/")}
+    assert kept == {"exp_avg", "exp_avg_sq", "step"} | ({"momentum"} if method == "muon" else set())
 
 
 def test_accumulation_sees_the_same_numbers(tmp_path: Path) -> None:

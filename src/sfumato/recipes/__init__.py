@@ -75,7 +75,7 @@ def digits() -> Config:
 
 
 def small() -> Config:
-    """Small images of even sides, such as MNIST's: a U-Net of patches of 2 and Muon, in minutes on two processor cores.
+    """Small images, such as MNIST's, of sides that 4 divides: patches of 2 and Muon, minutes on two processor cores.
 
     Its weights are young when they sample; noise during the sampling (DDIM with eta 1) takes back a part of their
     errors.

@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_iter
 from sfumato.networks.twin import twin
 
 PER_PARAMETER = 16
-"""Bytes per parameter beside the gradient: the weight, its average, and the two moments of Adam, all in float32."""
+"""Bytes per parameter beside the gradient: the weight, its average, and the two moments of Adam, all in float32.
+
+Muon keeps one, and works on copies of few weights at a time."""
 
 
 class _Peak(TorchDispatchMode):

@@ -63,7 +63,7 @@ def orthogonalized(
     A matrix :math:`U S V^T` becomes :math:`U S' V^T` with :math:`S'` between 0.7 and 1.2, by ``steps`` of a quintic
     Newton-Schulz iteration :math:`X \leftarrow a X + (b X X^T + c (X X^T)^2) X` whose coefficients are chosen for speed
     near zero (Jordan et al. 2024). Singular values below a thousandth of the Frobenius norm come out smaller. It is
-    computed in bfloat16 where the processor has it.
+    computed in bfloat16 where the processor has it, whatever the precision of the training.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16() if supports_bf16(matrices.device) else matrices.float()
@@ -74,6 +74,10 @@ def orthogonalized(
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+TOGETHER = 2**24
+"""Numbers that are orthogonalized at once, unless one matrix has more: for speed many, for memory not all."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -102,15 +106,13 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         layered, tables, rest = self._split(module)
+        kept = {"betas": betas, "fused": _fuses([*tables, *rest]), "orthogonal": False}
         groups: list[dict[str, Any]] = [
             {"params": layered, "weight_decay": weight_decay, "orthogonal": True},
-            {"params": tables, "weight_decay": weight_decay, "orthogonal": False},
-            {"params": rest, "weight_decay": 0.0, "orthogonal": False},
+            {"params": tables, "weight_decay": weight_decay, **kept},
+            {"params": rest, "weight_decay": 0.0, **kept},
         ]
-        groups = [group for group in groups if group["params"]]
-        super().__init__(groups, {"lr": 0.0, "momentum": momentum})
-        others = [p for group in groups if not group["orthogonal"] for p in group["params"]]
-        self._others = torch.optim.AdamW(others, lr=0.0, betas=betas, fused=_fuses(others)) if others else None
+        super().__init__([group for group in groups if group["params"]], {"lr": 0.0, "momentum": momentum})
 
     @staticmethod
     def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -132,12 +134,12 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["orthogonal"]:
                 self._turn(group)
-        if self._others is not None:
-            # the groups and the state are of this optimizer, which may have been given others since
-            self._others.state = self.state
-            given = [group for group in self.param_groups if not group["orthogonal"]]
-            self._others.param_groups = [{**self._others.defaults, **group} for group in given]
-            self._others.step()
+        others = [group for group in self.param_groups if not group["orthogonal"]]
+        if others:
+            # made anew, of the groups and the state as they are: those may have been loaded or copied
+            adam = torch.optim.AdamW(others)
+            adam.state = self.state
+            adam.step()
         return loss
 
     def _turn(self, group: dict[str, Any]) -> None:
@@ -146,15 +148,23 @@ class Muon(torch.optim.Optimizer):
             if p.grad is not None:
                 shapes[len(p), p[0].numel()].append(p)
         rate, momentum = group["lr"], group["momentum"]
-        for shape, weights in shapes.items():
-            gradients = [p.grad for p in weights if p.grad is not None]
-            for p in weights:
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            past = [self.state[p]["momentum"] for p in weights]
-            torch._foreach_lerp_(past, gradients, 1.0 - momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            ahead = torch._foreach_lerp(gradients, past, momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            turned = orthogonalized(torch.stack([a.reshape(shape) for a in ahead]))
-            torch._foreach_mul_(weights, 1.0 - rate * group["weight_decay"])  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            moves = [t.view(p.shape) for t, p in zip(turned, weights, strict=True)]
-            torch._foreach_add_(weights, moves, alpha=-rate * 0.2 * math.sqrt(max(shape)))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        for shape, every in shapes.items():
+            count = max(1, TOGETHER // math.prod(shape))
+            for i in range(0, len(every), count):
+                self._turn_alike(shape, every[i : i + count], rate, momentum, group["weight_decay"])
+
+    def _turn_alike(
+        self, shape: tuple[int, int], weights: list[Tensor], rate: float, momentum: float, weight_decay: float
+    ) -> None:
+        gradients = [p.grad for p in weights if p.grad is not None]
+        for p in weights:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        past = [self.state[p]["momentum"] for p in weights]
+        torch._foreach_lerp_(past, gradients, 1.0 - momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        ahead = torch._foreach_lerp(gradients, past, momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        turned = orthogonalized(torch.stack([a.reshape(shape) for a in ahead]))
+        if weight_decay:
+            torch._foreach_mul_(weights, 1.0 - rate * weight_decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        moves = [t.view(p.shape) for t, p in zip(turned, weights, strict=True)]
+        torch._foreach_add_(weights, moves, alpha=-rate * 0.2 * math.sqrt(max(shape)))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
