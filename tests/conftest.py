@@ -9,20 +9,24 @@ import pytest
 import torch
 from jaxtyping import config, install_import_hook
 
+from tests import first_calls
+
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-install_import_hook("sfumato", "beartype.beartype")
+install_import_hook("sfumato", "tests.first_calls.checked")
 
 # tests are many small computations: two threads would mostly wait for each other
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _first_calls() -> None:
+    first_calls.begin()
+
+
 @pytest.fixture
-def unchecked() -> Iterator[None]:
+def unchecked(_first_calls: None) -> None:
     """Shapes are not checked at run time, as in the hands of a user: a wrong input meets the library's own message."""
-    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -64,16 +64,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_help_is_fast_and_imports_no_torch(command: str) -> None:
     code = (
-        "import sys, time; began = time.perf_counter()\n"
+        "import sys\n"
         "from sfumato.cli import main\n"
         f"try: main({command.split()!r})\n"
         "except SystemExit as e: assert not e.code\n"
-        "print('torch' in sys.modules, time.perf_counter() - began, file=sys.stderr)"
+        "print('torch' in sys.modules, file=sys.stderr)"
     )
-    done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(3)]
-    assert all(d.returncode == 0 for d in done), done[0].stderr
-    assert all(d.stderr.startswith("False") for d in done)
-    assert len(done[0].stdout) > 10
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("False")
+    assert len(done.stdout) > 10
 
 
 def test_top_level_help_answers_in_a_third_of_a_second() -> None:
@@ -361,10 +361,13 @@ def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1000 classes" in said and "sfumato train DATA --recipe adm-256" in said and "optimizer.clip" in said
 
 
-def test_info_lists_the_published_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_lists_the_published_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {name: PRESETS[name] for name in ("ddpm-cifar10", "DiT-S/2")}
+    # all of them are counted by a command of the README
+    monkeypatch.setattr("sfumato.reporting.PRESETS", few)
     assert run("info", "--presets") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
+    assert [line.split()[0] for line in lines[1:]] == list(few)
     assert lines[1].split()[1:6] == ["3x32x32", "none", "35,746,307", "6.22", "GMAC"]
 
 

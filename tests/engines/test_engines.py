@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ FAMILIES = [pytest.param(kind, marks=pytest.mark.slow) if kind in ("additive", "
 
 def of_kind(kind: str) -> Model:
     return random_model(**KINDS[kind])
+
+
+@cache
+def in_engine(engine: str) -> Model:
+    """The U-Net in an engine, which takes seconds to compile."""
+    return engines.compile(of_kind("unet"), engine)
 
 
 def inputs(model: Model, count: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -109,7 +116,7 @@ def test_openvino_at_any_batch_size(tmp_path: Path, kind: str) -> None:
 def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
     packages(engine, "onnx", "onnxscript")
     model = of_kind("unet")
-    fast = engines.compile(model, engine)
+    fast = in_engine(engine)
     assert fast.denoiser.data_std == model.denoiser.data_std != 1.0
     assert torch.allclose(fast.sample(5, seed=1, batch_size=3), model.sample(5, seed=1), atol=1e-4)
     guided = model.config.sampling.model_copy(
@@ -140,7 +147,7 @@ def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
     model = of_kind("unet")
     if engine != "torch":
         packages(engine, "onnx", "onnxscript")
-        model = engines.compile(model, engine)
+        model = in_engine(engine)
     network = model.denoiser.network
     x, time, _ = inputs(model, 2)
     for label in (3, -2):
@@ -180,7 +187,12 @@ def test_a_file_says_what_its_network_is_told_of_the_level(settings: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("engine", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")]
+    ("engine", "precision"),
+    [
+        ("onnxruntime", "fp32"),
+        pytest.param("onnxruntime", "int8", marks=pytest.mark.slow),
+        pytest.param("openvino", "fp32", marks=pytest.mark.slow),
+    ],
 )
 def test_weights_that_no_file_of_protobuf_can_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, precision: str

@@ -54,7 +54,14 @@ DEEP = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-@pytest.mark.parametrize("oracle", [GAUSSIAN, ONE_D, TWO_D], ids=["gaussian", "1d", "2d"])
+@pytest.mark.parametrize(
+    "oracle",
+    [
+        pytest.param(GAUSSIAN, id="gaussian", marks=pytest.mark.slow),
+        pytest.param(ONE_D, id="1d", marks=pytest.mark.slow),
+        pytest.param(TWO_D, id="2d"),
+    ],
+)
 def test_the_density_of_each_point_is_exact(name: str, oracle: Mixture) -> None:
     """RK4 of 100 steps: every point within 1e-3 bits per dimension."""
     x = oracle.draw(64)

@@ -26,7 +26,13 @@ def test_every_published_model_is_a_recipe() -> None:
         assert parse(Config, config.model_dump(mode="json")) == config
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+# no family without a quick one
+LARGE = ("adm-256-unconditional", "adm-512", "edm-imagenet64", "iddpm-64-conditional", "DiT-L/2", "DiT-XL/2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in PRESETS]
+)
 @pytest.mark.parametrize("shape", [(1, 64, 64), (4, 128, 64)])
 def test_their_networks_take_other_sizes_and_channels(name: str, shape: tuple[int, ...]) -> None:
     model = recipes.preset(name).model

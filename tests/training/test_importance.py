@@ -69,6 +69,7 @@ def test_what_is_remembered_is_the_loss_itself() -> None:
     assert int(history(run).seen.sum()) == 80 * 64 and history(run).losses.shape == (8, 60)
 
 
+@pytest.mark.slow
 def test_the_logged_loss_is_comparable_and_varies_less() -> None:
     """The loss of a step estimates the same objective under both laws, with less variance under importance."""
 
@@ -163,6 +164,7 @@ def test_accumulation_sees_the_same_law(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "one", tmp_path / "four")
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_same_law(tmp_path: Path) -> None:
     settings = [*flags(batch_size=64, steps=8), "--objective.times.kind", "loss_second_moment"]
     settings += ["--objective.times.history", "2", "--objective.times.strata", "8"]

@@ -37,7 +37,7 @@ def assert_same_bytes(one: Path, two: Path, *more: str) -> None:
 
 def test_killed_and_resumed_is_never_stopped(tmp_path: Path) -> None:
     """SIGKILL at a moment that chance decides, twice; the resumed run ends with the same bytes."""
-    steps = 400
+    steps = 150
     settings = flags(steps=steps, checkpoint_every=7)
     whole = command("train", "digits", "--run", "whole", *settings, cwd=tmp_path)
     killed = tmp_path / "killed"
