@@ -77,7 +77,7 @@ def test_the_faster_one_is_taken(first: float, last: float, chosen: bool, monkey
 
 def test_the_time_that_was_measured_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of the faster layout, for all samples of a step: 16 of 64, in four parts."""
-    monkeypatch.setattr(layout, "measured_batch", lambda *_: 4)
+    monkeypatch.setattr(layout, "measured_batch", lambda *_, **__: 4)
     say(monkeypatch, 2.0, 1.0)
     wanted = undecided(batch_size=64, accumulate=4)
     made = model(wanted)
@@ -147,5 +147,5 @@ def test_networks_without_kernels_of_two_dimensions_are_not_measured(monkeypatch
 
 def test_a_measurement_stays_short() -> None:
     network = model(undecided()).denoiser.network
-    assert layout.measured_batch(network, (1, 8, 8), 16) == 16
-    assert layout.measured_batch(network, (1, 4096, 4096), 16) == 1
+    assert layout.measured_batch(network, (1, 8, 8), 16, bf16=False) == 16
+    assert layout.measured_batch(network, (1, 4096, 4096), 16, bf16=True) == 1

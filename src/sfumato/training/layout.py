@@ -17,6 +17,8 @@ from sfumato.networks.counting import count
 
 MACS = 100_000_000_000
 """What a measured step computes, at most, unless one sample is more: a step that takes a second on two cores."""
+BF16 = 3
+"""How many times as much it may be in bfloat16. With too few samples what differs between layouts is hidden."""
 MARGIN = 0.97
 """Channels-last must take less than this part of the time; a tie is left as it is."""
 
@@ -26,9 +28,10 @@ def has_layouts(network: nn.Module, shape: Sequence[int]) -> bool:
     return len(shape) == 3 and any(parameter.ndim == 4 for parameter in network.parameters())
 
 
-def measured_batch(network: nn.Module, shape: Sequence[int], most: int) -> int:
+def measured_batch(network: nn.Module, shape: Sequence[int], most: int, *, bf16: bool) -> int:
     """As many samples, up to ``most``, as a measurement can afford."""
-    return max(1, min(most, MACS // max(1, 3 * count(network, shape).macs)))
+    affordable = (BF16 if bf16 else 1) * MACS
+    return max(1, min(most, affordable // max(1, 3 * count(network, shape).macs)))
 
 
 def layout_seconds(
@@ -86,7 +89,7 @@ def measured(network: nn.Module, loader: Loader, share: int, accelerator: Accele
     """
     if not has_layouts(network, loader.shape):
         return Measured(False, None)
-    x = loader.batch(0, measured_batch(network, loader.shape, max(1, share))).x0.to(accelerator.device)
+    x = loader.batch(0, measured_batch(network, loader.shape, max(1, share), bf16=bf16)).x0.to(accelerator.device)
     seconds = layout_seconds(network, x, bf16=bf16).to(accelerator.device)
     first, last = accelerator.reduce(seconds, reduction="mean").tolist()  # pyright: ignore[reportAttributeAccessIssue]
     chosen = last < MARGIN * first

@@ -1,0 +1,60 @@
+"""Convolutions whose gradient is a product of matrices, against double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfumato.networks.convolution import Threefold
+from sfumato.networks.layers import conv
+
+LAST = torch.channels_last
+
+
+def both(module: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The output and the gradients of the input and of the parameters."""
+    x = x.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        out = module(x)
+    return [out.detach(), *torch.autograd.grad(out, [x, *module.parameters()], gradient)]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 4), (3, 7), (1, 2), (2, 1)])
+@pytest.mark.parametrize("given", [LAST, torch.contiguous_format])
+def test_the_gradient_of_few_positions(size: tuple[int, int], given: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    module = conv(2, 128, 24)
+    assert isinstance(module, Threefold)
+    x = torch.randn(3, 128, *size).bfloat16().to(memory_format=LAST)
+    # a gradient may come in another layout than the input had
+    gradient = torch.randn(3, 24, *size).bfloat16().to(memory_format=given)
+    found = both(module, x, gradient)
+    copied = nn.Conv2d(128, 24, 3, padding=1).double()
+    copied.load_state_dict(module.state_dict())
+    exact = both(copied, x.double(), gradient.double())
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.shape == theirs.shape
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < 5e-3
+    assert [t.dtype for t in found] == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
+def test_where_it_is_taken() -> None:
+    few = torch.randn(2, 128, 4, 4).bfloat16().to(memory_format=LAST)
+
+    def gradient_of(module: nn.Module, x: Tensor) -> str:
+        with torch.autocast("cpu", torch.bfloat16):
+            return type(module(x).grad_fn).__name__
+
+    assert gradient_of(conv(2, 128, 8), few) == "_UnfoldedBackward"
+    kernel = "ConvolutionBackward0"
+    assert gradient_of(conv(2, 128, 8), few.contiguous()) == kernel
+    assert gradient_of(conv(2, 128, 8), few.float().to(memory_format=LAST)) == kernel
+    assert gradient_of(conv(2, 128, 8), torch.randn(2, 128, 9, 9).bfloat16().to(memory_format=LAST)) == kernel
+    assert gradient_of(conv(2, 64, 8), few[:, :64].to(memory_format=LAST)) == kernel
+    for other in (conv(2, 128, 8, kernel=4, stride=2, pad=1), conv(2, 128, 8, stride=2), conv(2, 128, 8, pad=0)):
+        assert type(other) is nn.Conv2d
+    # nothing is trained: no gradient, or none of the weights
+    with torch.no_grad():
+        assert conv(2, 128, 8)(few.float()).grad_fn is None
+    assert gradient_of(conv(2, 128, 8).requires_grad_(False), few.requires_grad_()) == kernel
