@@ -61,9 +61,10 @@ BASE: Over = {
         "network": {"time_scale": 1.0},
     },
     "objective": {"weight": {"kind": "simple"}, "times": {"kind": "uniform"}},
+    "optimizer": {"method": "adamw", "learning_rate": 4e-3},
     "sampling": {"sampler": {"kind": "ddim"}, "grid": {"kind": "uniform"}, "steps": SAMPLING_STEPS, "clip": True},
 }
-"""The lecture's recipe on the network of the digits: linear betas, noise prediction, L_simple."""
+"""The lecture's recipe on the network of the digits: linear betas, noise prediction, L_simple, Adam."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
         "precision": "fp32",
         "threads": 1,
     },
-    "optimizer": {"warmup": 2},
+    "optimizer": {"method": "adamw", "learning_rate": 4e-3, "warmup": 2},
     "sampling": {"steps": 3},
     "evaluation": {"samples": 0},
 }
@@ -38,7 +38,8 @@ def tiny(**over: Any) -> Config:
 def flags(**training: Any) -> list[str]:
     """The same as :func:`tiny`, as options of the command line."""
     found = ["--model.network.channels", "8", "8", "--model.network.groups", "4", "--model.network.embedding", "16"]
-    found += ["--model.network.heads", "1", "--optimizer.warmup", "2", "--sampling.steps", "3"]
+    found += ["--model.network.heads", "1", "--sampling.steps", "3"]
+    found += [f"--optimizer.{name.replace('_', '-')}={value}" for name, value in TINY["optimizer"].items()]
     found += ["--evaluation.samples", "0", "--data.no-labels"]
     values: dict[str, Any] = {**TINY["training"], **training}
     for name, value in values.items():
