@@ -87,17 +87,16 @@ def test_stopping_in_python_and_going_on_gives_the_same_bytes(tmp_path: Path, me
     assert kept == {"exp_avg", "exp_avg_sq", "step"} | ({"momentum"} if method == "muon" else set())
 
 
-# Muon orthogonalizes in bfloat16, which now and then rounds the same gradient the other way
-@pytest.mark.parametrize(("method", "loss", "weight"), [("adamw", 1e-5, 1e-4), ("muon", 2e-4, 2e-2)])
-def test_accumulation_sees_the_same_numbers(tmp_path: Path, method: str, loss: float, weight: float) -> None:
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_accumulation_sees_the_same_numbers(tmp_path: Path, method: str) -> None:
     optimizer = {"method": method}
     train(tiny(training={"batch_size": 64}, optimizer=optimizer), run=tmp_path / "one")
     train(tiny(training={"batch_size": 64, "accumulate": 4}, optimizer=optimizer), run=tmp_path / "four")
     one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
-    assert list(one.values()) == pytest.approx(list(four.values()), rel=loss)
+    assert list(one.values()) == pytest.approx(list(four.values()), rel=1e-5)
     a, b = state(tmp_path / "one"), state(tmp_path / "four")
     weights = [name for name in a if name.startswith(("weights", "ema"))]
-    assert max(float((a[name] - b[name]).abs().max()) for name in weights) < weight
+    assert max(float((a[name] - b[name]).abs().max()) for name in weights) < 1e-4
 
 
 def test_two_processes_give_the_same_as_one(tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ def _fuses(parameters: list[nn.Parameter]) -> bool:
     return all(p.device.type in ("cpu", "cuda", "xpu", "mps") and p.is_floating_point() for p in parameters)
 
 
+SMALL = 2**20
+"""The products of a matrix with itself up to which float32 is the quicker type, for kernels of about 64 channels."""
+TOGETHER = 2**24
+"""Numbers that are orthogonalized at once, unless one matrix has more: for speed many, for memory not all."""
+
+
 def orthogonalized(
     matrices: Float[Tensor, "count rows columns"], steps: int = 5
 ) -> Float[Tensor, "count rows columns"]:
@@ -63,10 +69,13 @@ def orthogonalized(
     A matrix :math:`U S V^T` becomes :math:`U S' V^T` with :math:`S'` between 0.7 and 1.2, by ``steps`` of a quintic
     Newton-Schulz iteration :math:`X \leftarrow a X + (b X X^T + c (X X^T)^2) X` whose coefficients are chosen for speed
     near zero (Jordan et al. 2024). Singular values below a thousandth of the Frobenius norm come out smaller. It is
-    computed in bfloat16 where the processor has it, whatever the precision of the training.
+    computed in bfloat16 where the processor has it, whatever the precision of the training; small matrices, which take
+    longer so, in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16() if supports_bf16(matrices.device) else matrices.float()
+    short, long = sorted(matrices.shape[-2:])
+    half = short * short * long > SMALL and supports_bf16(matrices.device)
+    x = matrices.bfloat16() if half else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -74,10 +83,6 @@ def orthogonalized(
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
-
-
-TOGETHER = 2**24
-"""Numbers that are orthogonalized at once, unless one matrix has more: for speed many, for memory not all."""
 
 
 class Muon(torch.optim.Optimizer):
