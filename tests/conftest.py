@@ -18,13 +18,13 @@ install_import_hook("sfumato", "tests.first_calls.checked")
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _first_calls() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
     first_calls.begin()
 
 
 @pytest.fixture
-def unchecked(_first_calls: None) -> None:
+def unchecked() -> None:
     """Shapes are not checked at run time, as in the hands of a user: a wrong input meets the library's own message."""
     config.update("jaxtyping_disable", True)
 

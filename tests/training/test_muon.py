@@ -23,7 +23,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int, rate: f
     optimizer.step()
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (1, 9), (9, 1)])
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (1, 9), (9, 1), (80, 300)])
 def test_the_orthogonal_factor(shape: tuple[int, int]) -> None:
     """The singular vectors stay, and the singular values come near 1."""
     given = random(5, *shape)

@@ -37,11 +37,15 @@ class Threefold(nn.Conv2d):
     """
 
     def forward(self, input: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs h w"]:
-        few = input.shape[2] * input.shape[3] <= _POSITIONS and self.in_channels >= _CHANNELS
-        last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
-        if not few or not last or input.dtype != torch.bfloat16 or not _trained(self, input) or self.bias is None:
+        if not _trained(self, input) or self.bias is None or not self._is_quicker(input):
             return super().forward(input)
         return _Unfolded.apply(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+
+    def _is_quicker(self, input: Tensor) -> bool:
+        few = input.shape[2] * input.shape[3] <= _POSITIONS and min(self.in_channels, self.out_channels) >= _CHANNELS
+        last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+        cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+        return few and last and input.dtype == cast == torch.bfloat16
 
 
 def _trained(module: nn.Conv2d, input: Tensor) -> bool:
@@ -70,7 +74,7 @@ class _Unfolded(torch.autograd.Function):
             sizes = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
             found = torch.ops.aten.convolution_backward(gradient, input, weight, *sizes)[0]
         rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
-        padded = functional.pad(input.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        padded = functional.pad(input.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
         step, line, place, _ = padded.stride()
         # three neighbours in a line lie side by side
         windows = padded.as_strided((batch, height, width, 3, 3 * channels), (step, line, place, line, 1))

@@ -55,7 +55,7 @@ def _tiny(channels: tuple[int, ...], patch: int = 1) -> UNetConfig:
 
 
 def digits() -> Config:
-    """scikit-learn's 1,797 digits of 8x8 pixels, by class, in half a minute on two processor cores."""
+    """scikit-learn's 1,797 digits of 8x8 pixels, by class, in about a minute on two slow processor cores."""
     return Config(
         data=DataConfig(source="digits", labels=True, holdout=797),
         model=ModelConfig(
