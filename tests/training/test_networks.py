@@ -149,7 +149,7 @@ def test_a_transformer_trains_on_the_digits(precision: str, tmp_path: Path, monk
     options = [f"--model.network.{name.replace('_', '-')}={value}" for name, value in DIT.items()]
     options += [
         "--training.steps",
-        "60",
+        "100",
         "--training.batch-size",
         "64",
         "--training.threads",
