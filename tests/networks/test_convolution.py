@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfumato.networks.convolution import Threefold
+from sfumato.networks.convolution import Conv3x3
 from sfumato.networks.layers import conv
 
 LAST = torch.channels_last
@@ -25,7 +25,7 @@ def both(module: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
 def test_the_gradient_of_few_positions(size: tuple[int, int], given: torch.memory_format) -> None:
     torch.manual_seed(0)
     module = conv(2, 128, 136)
-    assert isinstance(module, Threefold)
+    assert isinstance(module, Conv3x3)
     x = torch.randn(3, 128, *size).bfloat16().to(memory_format=LAST)
     # a gradient may come in another layout than the input had
     gradient = torch.randn(3, 136, *size).bfloat16().to(memory_format=given)

@@ -29,7 +29,7 @@ class Pointwise(nn.Conv2d):
         return (out + bias.to(out.dtype)[:, None]).unflatten(2, input.shape[2:])
 
 
-class Threefold(nn.Conv2d):
+class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps the size; for few positions of many channels in bfloat16, with a quicker gradient.
 
     With the channels last on a processor, the gradient of the kernel is one product of matrices: for 256 channels it
@@ -56,7 +56,11 @@ def _trained(module: nn.Conv2d, input: Tensor) -> bool:
 
 
 class _Unfolded(torch.autograd.Function):
-    """A 3x3 convolution whose kernel has the gradient ``output^T windows``. There is no second derivative."""
+    r"""A 3x3 convolution whose kernel has the gradient :math:`G^T W` (im2col; Chellapilla et al. 2006).
+
+    :math:`G` has a row per position with the gradient of the output there, :math:`W` one with the 3x3 inputs that the
+    kernel saw. There is no second derivative.
+    """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

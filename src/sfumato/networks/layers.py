@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.networks.convolution import Pointwise, Threefold
+from sfumato.networks.convolution import Conv3x3, Pointwise
 from sfumato.networks.dropout import Dropout
 from sfumato.networks.normalization import GroupNorm
 from sfumato.networks.resampling import Resample, Smoothing
@@ -28,8 +28,8 @@ def conv(
 ) -> nn.Conv1d | nn.Conv2d:
     """A convolution over ``dims`` spatial axes, by default padded to keep the size."""
     pad = kernel // 2 if pad is None else pad
-    same = {(1, 1, 0): Pointwise, (3, 1, 1): Threefold}.get((kernel, stride, pad), nn.Conv2d)
-    return (same if dims == 2 else nn.Conv1d)(inputs, outputs, kernel, stride=stride, padding=pad)
+    planar = {(1, 1, 0): Pointwise, (3, 1, 1): Conv3x3}.get((kernel, stride, pad), nn.Conv2d)
+    return (planar if dims == 2 else nn.Conv1d)(inputs, outputs, kernel, stride=stride, padding=pad)
 
 
 def zero(module: M) -> M:
