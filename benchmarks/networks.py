@@ -41,12 +41,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfumato.allocator import keep_freed_memory
 from sfumato.config import Config, Eps, Linear, ModelConfig, TrainingConfig, UNetConfig
 from sfumato.data import Dataset, Loader
-from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.inference import prepared
-from sfumato.model import Model
-from sfumato.networks.twin import Half
-from sfumato.run import engine, make_trainer
+from sfumato.models.inference import prepared
+from sfumato.models.model import Model
+from sfumato.models.storage import Facts
+from sfumato.networks.replicas import Half
+from sfumato.runs.train import engine, make_trainer
 from sfumato.training.estimate import matmul_speed
 from sfumato.training.precision import supports_bf16
 
@@ -100,7 +100,7 @@ def sfumato(work: Work, fp32: bool = False) -> Contender:
 
 def in_engine(work: Work, precision: str) -> Contender:
     """The forward pass in OpenVINO, of the same network."""
-    from sfumato import engines
+    from sfumato.interop import engines
 
     model = built(work)
     fast = engines.compile(model, "openvino", precision).denoiser.eval()

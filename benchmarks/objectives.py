@@ -41,12 +41,12 @@ from sfumato.diffusion.likelihood import rk4
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import decoded
 from sfumato.errors import InputError
-from sfumato.likelihoods import bits_per_dim, default_levels
-from sfumato.model import Model
+from sfumato.models.calibrate import tune
+from sfumato.models.likelihood import bits_per_dim, default_levels
+from sfumato.models.model import Model
 from sfumato.recipes import digits
-from sfumato.run import describe, make_trainer, read_data, training_data
+from sfumato.runs.train import describe, make_trainer, read_data, training_data
 from sfumato.sampling import grids
-from sfumato.tuning import tune
 
 BINS = 17
 SAMPLING_STEPS = 50

@@ -30,10 +30,10 @@ from sfumato.diffusion.bound import discretized_gaussian
 from sfumato.diffusion.continuous import Learned, prior_nats
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.gaussian import diffuse
-from sfumato.likelihoods import bits_per_dim
-from sfumato.model import Model
+from sfumato.models.likelihood import bits_per_dim
+from sfumato.models.model import Model
 from sfumato.recipes import digits
-from sfumato.run import read_data
+from sfumato.runs.train import read_data
 
 
 def freeze_shape(model: Model) -> None:

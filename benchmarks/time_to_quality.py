@@ -38,11 +38,11 @@ from torch import Tensor, nn
 from sfumato import metrics
 from sfumato.allocator import keep_freed_memory
 from sfumato.config import Config, Ddim, KarrasGrid, merge, parse
-from sfumato.evaluation import read_data, training_data
 from sfumato.metrics.frechet import Gaussian
-from sfumato.model import Model
+from sfumato.models.evaluate import read_data, training_data
+from sfumato.models.model import Model
 from sfumato.recipes import digits, small
-from sfumato.run import describe, make_trainer
+from sfumato.runs.train import describe, make_trainer
 from sfumato.training.precision import supports_bf16
 
 Step = Callable[[], float]

@@ -93,7 +93,7 @@ def test_evaluate(model: sfumato.Model) -> None:
 
 
 def test_of_many_images_a_part_is_evaluated(model: sfumato.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.evaluation._MOST_VALUES", 300 * 64)
+    monkeypatch.setattr("sfumato.models.evaluate._MOST_VALUES", 300 * 64)
     result = sfumato.evaluate(model, samples=60)
     assert (result.train, result.heldout) == (300, 300)
     assert result == sfumato.evaluate(model, samples=60)

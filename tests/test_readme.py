@@ -19,9 +19,9 @@ import sfumato
 from sfumato.cli import main
 from sfumato.interop import export, save_run
 from sfumato.recipes.published import EDM, GUIDED
-from sfumato.run import train
-from tests.engines.models import random_model
+from sfumato.runs.train import train
 from tests.interop.edm_reference import Reference
+from tests.interop.engines.models import random_model
 from tests.interop.test_edm import NCSNPP
 from tests.interop.test_guided_diffusion import SMALL, theirs
 from tests.training.tiny import flags, tiny

@@ -6,9 +6,9 @@ import json
 from functools import partial
 from pathlib import Path
 
+from sfumato.io.files import atomic_write
 from sfumato.sampling import fitting
-from sfumato.sampling.plan import Plan, follow
-from sfumato.training.checkpoint import atomic_write
+from sfumato.sampling.fitted_solver import Plan, follow
 from side_by_side.own import final
 from side_by_side.peers import Result
 from side_by_side.problem import Problem

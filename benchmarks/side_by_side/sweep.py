@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from sfumato.training.checkpoint import atomic_write
+from sfumato.io.files import atomic_write
 from side_by_side.peers import Peer, Result, measure
 from side_by_side.problem import Problem
 

@@ -25,21 +25,21 @@ if TYPE_CHECKING:
         cosine,
         linear,
     )
-    from sfumato.edits import inpaint, interpolate, invert, sdedit
     from sfumato.errors import InputError
-    from sfumato.evaluation import evaluate
-    from sfumato.likelihoods import bits_per_dim
-    from sfumato.model import Model, load
+    from sfumato.models.calibrate import tune
+    from sfumato.models.edit import inpaint, interpolate, invert, sdedit
+    from sfumato.models.evaluate import evaluate
+    from sfumato.models.likelihood import bits_per_dim
+    from sfumato.models.model import Model, load
     from sfumato.networks.dit import DiT
     from sfumato.networks.mlp import MLP
     from sfumato.networks.unet import UNet
-    from sfumato.run import train
+    from sfumato.runs.train import train
     from sfumato.sampling.ancestral import ancestral
     from sfumato.sampling.ddim import ddim
     from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
     from sfumato.sampling.heun import heun
     from sfumato.sampling.sample import sample
-    from sfumato.tuning import tune
 
 _HOMES = {
     "MLP": "networks.mlp",
@@ -52,28 +52,28 @@ _HOMES = {
     "InputError": "errors",
     "Karras": "diffusion.schedule",
     "Level": "diffusion.level",
-    "Model": "model",
+    "Model": "models.model",
     "Prediction": "diffusion.denoiser",
     "Schedule": "diffusion.schedule",
     "UNet": "networks.unet",
     "ancestral": "sampling.ancestral",
-    "bits_per_dim": "likelihoods",
+    "bits_per_dim": "models.likelihood",
     "cosine": "diffusion.schedule",
     "ddim": "sampling.ddim",
     "denoising_loss": "diffusion.objective",
     "dpm_solver_pp_2m": "sampling.dpm_solver",
-    "evaluate": "evaluation",
+    "evaluate": "models.evaluate",
     "heun": "sampling.heun",
-    "inpaint": "edits",
-    "interpolate": "edits",
-    "invert": "edits",
+    "inpaint": "models.edit",
+    "interpolate": "models.edit",
+    "invert": "models.edit",
     "linear": "diffusion.schedule",
-    "load": "model",
+    "load": "models.model",
     "posterior": "diffusion.gaussian",
     "sample": "sampling.sample",
-    "sdedit": "edits",
-    "train": "run",
-    "tune": "tuning",
+    "sdedit": "models.edit",
+    "train": "runs.train",
+    "tune": "models.calibrate",
 }
 
 __all__ = [

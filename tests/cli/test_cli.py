@@ -23,7 +23,7 @@ from sfumato.config.grids import GridConfig
 from sfumato.config.sampling import SamplerConfig
 from sfumato.errors import SfumatoWarning
 from sfumato.recipes.published import PRESETS
-from sfumato.run import train
+from sfumato.runs.train import train
 from tests.training.tiny import flags, tiny
 
 GRID_KINDS, SAMPLER_KINDS = (
@@ -367,7 +367,7 @@ def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_lists_the_published_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     few = {name: PRESETS[name] for name in ("ddpm-cifar10", "DiT-S/2")}
     # all of them are counted by a command of the README
-    monkeypatch.setattr("sfumato.reporting.PRESETS", few)
+    monkeypatch.setattr("sfumato.runs.reporting.PRESETS", few)
     assert run("info", "--presets") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(few)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.run import train
+from sfumato.runs.train import train
 from tests.cli.test_cli import run
 from tests.training.tiny import tiny
 

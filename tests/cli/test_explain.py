@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sfumato.cli.explain import TOPICS
-from sfumato.run import train
+from sfumato.runs.train import train
 from tests.cli.test_cli import run
 from tests.training.tiny import tiny
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sfumato import load
-from sfumato.run import train
-from sfumato.training.checkpoint import read_tensors
+from sfumato.io.files import read_tensors
+from sfumato.runs.train import train
 from tests.cli.test_cli import run
 from tests.training.tiny import tiny
 

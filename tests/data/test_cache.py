@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from sfumato.config import DataConfig
-from sfumato.data import Dataset, Loader, cache, load, pictures
+from sfumato.data import Dataset, Loader, cache, load
+from sfumato.data import decoding as pictures
 from sfumato.data.cache import default_folder
 from sfumato.errors import InputError, SfumatoWarning
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sfumato.config import Config
 from sfumato.data.dataset import Dataset
-from sfumato.description import Facts
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.bound import Bound
 from sfumato.diffusion.denoiser import Denoiser, embed_thousand
@@ -24,8 +23,9 @@ from sfumato.diffusion.likelihood import (
 )
 from sfumato.diffusion.parameterization import eps
 from sfumato.errors import InputError
-from sfumato.likelihoods import bits_per_dim, default_levels
-from sfumato.model import Model
+from sfumato.models.likelihood import bits_per_dim, default_levels
+from sfumato.models.model import Model
+from sfumato.models.storage import Facts
 from sfumato.sampling import grids
 
 

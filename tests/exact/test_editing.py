@@ -21,7 +21,7 @@ from sfumato.sampling.ddim import ddim
 from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 from sfumato.sampling.editing import Inpainting, below, invert, resampled, slerp
 from sfumato.sampling.heun import heun
-from sfumato.sampling.named import sa_solver, sde_dpm_solver_pp
+from sfumato.sampling.published import sa_solver, sde_dpm_solver_pp
 from sfumato.sampling.sample import Memory, initial, sample, seeded_noise, walk
 
 MEAN = torch.tensor([0.2, -0.1], dtype=torch.float64)

@@ -20,14 +20,14 @@ from sfumato.diffusion.schedule import Karras, RectifiedFlow, Schedule, linear
 from sfumato.errors import InputError
 from sfumato.sampling import fitting, grids
 from sfumato.sampling.ancestral import ancestral
-from sfumato.sampling.coordinate import Noise, Rotation
+from sfumato.sampling.coordinates import Noise, Rotation
 from sfumato.sampling.ddim import ddim
 from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
 from sfumato.sampling.fitted import Fitted
+from sfumato.sampling.fitted_solver import Plan, follow, weights_of
 from sfumato.sampling.heun import heun
 from sfumato.sampling.multistep import Adams, multistep
-from sfumato.sampling.named import deis, dpm_solver_pp, lms, unipc
-from sfumato.sampling.plan import Plan, follow, weights_of
+from sfumato.sampling.published import deis, dpm_solver_pp, lms, unipc
 from sfumato.sampling.sample import Step, check_grid, sample
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {

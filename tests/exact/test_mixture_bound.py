@@ -13,7 +13,7 @@ from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion import variance
 from sfumato.diffusion.analytic import analytic, estimate
 from sfumato.diffusion.oracle import MixtureOracle
-from sfumato.likelihoods import bits_per_dim
+from sfumato.models.likelihood import bits_per_dim
 from sfumato.sampling import grids
 
 WIDTH = 2.0 / 255.0

@@ -21,13 +21,13 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.sampling import grids
-from sfumato.sampling.coordinate import Data, Noise, Rotation, half_log_snr, time_of
+from sfumato.sampling.coordinates import Data, Noise, Rotation, half_log_snr, time_of
 from sfumato.sampling.ddim import ddim
 from sfumato.sampling.defaults import best
 from sfumato.sampling.dpm_solver import dpm_solver_2, dpm_solver_pp_2m, dpm_solver_pp_2s, dpm_solver_pp_3s
 from sfumato.sampling.heun import euler, heun
 from sfumato.sampling.multistep import Adams, Unified, bh1, bh2, multistep
-from sfumato.sampling.named import deis, dpm_solver_pp, lms, unipc
+from sfumato.sampling.published import deis, dpm_solver_pp, lms, unipc
 from sfumato.sampling.sample import Memory, initial, sample
 
 SCHEDULES: dict[str, Schedule] = {

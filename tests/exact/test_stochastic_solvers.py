@@ -20,7 +20,7 @@ from sfumato.sampling.ancestral import ancestral
 from sfumato.sampling.churn import Churn
 from sfumato.sampling.heun import euler, heun
 from sfumato.sampling.langevin import predictor_corrector
-from sfumato.sampling.named import dpm_solver_pp, sa_solver, sde_dpm_solver_pp
+from sfumato.sampling.published import dpm_solver_pp, sa_solver, sde_dpm_solver_pp
 from sfumato.sampling.sample import Memory, initial, sample, seeded_noise
 
 SCHEDULES: dict[str, Schedule] = {

@@ -19,7 +19,8 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.oracle import GaussianOracle
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
-from sfumato.sampling import grids, trajectory
+from sfumato.sampling import grids
+from sfumato.sampling import optimal_grid as trajectory
 
 VARIANCES = torch.tensor([0.04, 0.02, 1e-2, 1e-3, 1e-4, 1e-5], dtype=torch.float64)
 """Of Gaussian data whose dimensions drown at different levels, so that no two trajectories are alike."""

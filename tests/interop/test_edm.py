@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from sfumato.description import write_config
-from sfumato.engines.program import program_of
 from sfumato.errors import InputError
 from sfumato.interop import export, load_edm, save_run
-from sfumato.model import Model, load
-from sfumato.networks.twin import Half, twin
+from sfumato.interop.engines.program import program_of
+from sfumato.io.files import read_tensors, write_tensors
+from sfumato.models.model import Model, load
+from sfumato.models.storage import write_config
+from sfumato.networks.replicas import Half, twin
 from sfumato.recipes.published import PRESETS
-from sfumato.training.checkpoint import read_tensors, write_tensors
 from tests.interop.edm_reference import Reference
 
 SONG: dict[str, Any] = {

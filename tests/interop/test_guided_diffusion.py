@@ -11,9 +11,9 @@ import torch
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 from sfumato.interop import load_guided_classifier, load_guided_diffusion, load_guided_upsampler
-from sfumato.recipes.described import numbers
 from sfumato.recipes.openai import GUIDED, GUIDED_DEFAULTS, guided
 from sfumato.recipes.published import PRESETS
+from sfumato.recipes.settings import numbers
 
 SMALL: dict[str, Any] = {
     "image_size": 16,

@@ -12,9 +12,9 @@ import torch
 from sfumato.config import Ancestral, SamplingConfig
 from sfumato.errors import InputError
 from sfumato.interop import export, load_diffusers
-from sfumato.model import Model
+from sfumato.models.model import Model
 from sfumato.sampling.sample import seeded_noise
-from tests.engines.models import random_model
+from tests.interop.engines.models import random_model
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'sfumato[dev]'")
 

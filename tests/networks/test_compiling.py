@@ -13,11 +13,11 @@ from rich.console import Console
 from torch import nn
 
 from sfumato.errors import SfumatoWarning
-from sfumato.networks.compiling import compile_in_place
+from sfumato.networks.compilation import compile_in_place
 from sfumato.networks.counting import count
 from sfumato.networks.unet import UNet
-from sfumato.reporting import Terminal
-from sfumato.run import train
+from sfumato.runs.reporting import Terminal
+from sfumato.runs.train import train
 from sfumato.training.estimate import training_memory
 from tests.training.tiny import command, flags, tiny
 

@@ -12,9 +12,9 @@ import sfumato
 from sfumato.conditioning.encoders import Conditioned
 from sfumato.config import Config, DiTConfig, UNetConfig
 from sfumato.config.conditions import Slots
-from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Model
+from sfumato.models.model import Model
+from sfumato.models.storage import Facts
 from tests.networks.weights import randomized
 from tests.training.tiny import tiny
 

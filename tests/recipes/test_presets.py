@@ -13,7 +13,7 @@ from sfumato.config import Config, merge, parse
 from sfumato.errors import InputError
 from sfumato.recipes.presets import TRAINED
 from sfumato.recipes.published import PRESETS
-from sfumato.run import train
+from sfumato.runs.train import train
 
 
 def test_every_published_model_is_a_recipe() -> None:

@@ -12,9 +12,9 @@ from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.config.base import choices
 from sfumato.config.grids import GridConfig
 from sfumato.config.sampling import SamplerConfig
-from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Model
+from sfumato.models.model import Model
+from sfumato.models.storage import Facts
 
 KINDS = [str(kind.model_fields["kind"].default) for kind in choices(get_args(SamplerConfig)[0])]
 SCHEDULES: dict[str, Any] = {

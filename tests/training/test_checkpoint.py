@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 import sfumato
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.model import load
-from sfumato.run import train
-from sfumato.training.checkpoint import Checkpoints, SaveError, read_tensors, write_json, write_tensors
+from sfumato.io.files import SaveError, read_tensors, write_json, write_tensors
+from sfumato.models.model import load
+from sfumato.runs.train import train
+from sfumato.training.checkpoint import Checkpoints
 from tests.training.tiny import tiny
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones((), dtype=torch.float64)}
@@ -188,7 +189,8 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from sfumato.training.checkpoint import Checkpoints, SaveError
+from sfumato.io.files import SaveError
+from sfumato.training.checkpoint import Checkpoints
 folder = Path(sys.argv[1])
 saves = Checkpoints(folder)
 saves.save(1, {"a": torch.zeros(10)}, {})

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sfumato import run as runs
+from sfumato.runs import train as runs
 from tests.training.tiny import tiny
 
 

@@ -13,14 +13,14 @@ import torch
 from sfumato import random
 from sfumato.config import Config
 from sfumato.data import Dataset, Loader
-from sfumato.description import Facts
 from sfumato.diffusion.importance import LossSecondMoment
 from sfumato.errors import InputError
-from sfumato.model import Model, load
-from sfumato.run import make_trainer, train
-from sfumato.training.checkpoint import read_tensors
+from sfumato.io.files import read_tensors
+from sfumato.models.model import Model, load
+from sfumato.models.storage import Facts
+from sfumato.runs.train import make_trainer, train
 from sfumato.training.loop import Diverged, Trainer
-from tests.training.test_resume import assert_same_bytes, losses, state
+from tests.runs.test_resume import assert_same_bytes, losses, state
 from tests.training.tiny import command, flags, tiny
 
 TIMES = {"kind": "loss_second_moment", "history": 2, "strata": 8}

@@ -15,12 +15,12 @@ import sfumato.training.layout as layout
 from sfumato import load
 from sfumato.config import Config, merge, parse
 from sfumato.data import Dataset, Loader
-from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Model
-from sfumato.reporting import Terminal
-from sfumato.run import engine, make_trainer, train
-from sfumato.training.checkpoint import read_tensors
+from sfumato.io.files import read_tensors
+from sfumato.models.model import Model
+from sfumato.models.storage import Facts
+from sfumato.runs.reporting import Terminal
+from sfumato.runs.train import engine, make_trainer, train
 from tests.training.tiny import tiny
 
 FACTS = Facts(shape=(1, 8, 8), std=0.5, train=32, heldout=0)

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from sfumato.data import Dataset, Loader
-from sfumato.description import Facts
 from sfumato.diffusion.objective import simple, uniform_times
 from sfumato.diffusion.schedule import linear
 from sfumato.errors import InputError
-from sfumato.model import Model, load
-from sfumato.run import describe, train
+from sfumato.models.model import Model, load
+from sfumato.models.storage import Facts
+from sfumato.runs.train import describe, train
 from sfumato.training.ema import Ema, power_law
 from sfumato.training.loop import Diverged, Objective, Trainer
 from sfumato.training.optimization import adamw, learning_rate
@@ -206,7 +206,7 @@ def test_any_number_of_channels_draws_and_trains(tmp_path: Path) -> None:
 
 
 def test_labels_stay_with_their_images_under_random_crops(tmp_path: Path) -> None:
-    from sfumato.run import evaluate
+    from sfumato.runs.train import evaluate
 
     labels = np.arange(200) % 4
     images = (labels[:, None, None] * 60 + np.random.default_rng(0).integers(0, 20, (200, 12, 12))).astype(np.uint8)
@@ -217,7 +217,7 @@ def test_labels_stay_with_their_images_under_random_crops(tmp_path: Path) -> Non
 
 
 def test_an_impossible_evaluation_does_not_cost_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sfumato.reporting import Terminal
+    from sfumato.runs.reporting import Terminal
 
     config = tiny(data={"holdout": 1796}, training={"steps": 2}, evaluation={"samples": 20})
     train(config, run=tmp_path / "run", reporter=Terminal())
@@ -240,10 +240,10 @@ def test_bf16_trains_where_the_processor_has_it(tmp_path: Path) -> None:
 def test_bf16_on_a_processor_without_it_falls_back_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sfumato.run
-    from sfumato.reporting import Terminal
+    import sfumato.runs.train
+    from sfumato.runs.reporting import Terminal
 
-    monkeypatch.setattr(sfumato.run, "supports_bf16", lambda device: False)
+    monkeypatch.setattr(sfumato.runs.train, "supports_bf16", lambda device: False)
     train(tiny(training={"precision": "bf16", "steps": 1}), run=tmp_path / "run", reporter=Terminal())
     assert "training in fp32" in " ".join(capsys.readouterr().out.split())
 

@@ -19,12 +19,12 @@ import sfumato
 from sfumato.cli import main
 from sfumato.config import Config, merge, parse
 from sfumato.data import Dataset, Loader
-from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Model
-from sfumato.pictures import grid, save_each
+from sfumato.io.images import grid, save_each
+from sfumato.models.model import Model
+from sfumato.models.storage import Facts
 from sfumato.recipes import vectors
-from sfumato.run import engine, make_trainer
+from sfumato.runs.train import engine, make_trainer
 from tests.training.tiny import tiny
 
 Points = npt.NDArray[np.float32]

@@ -14,10 +14,10 @@ import torch
 from sfumato.config import Config, parse
 from sfumato.config.base import walk
 from sfumato.data import Dataset, Loader
-from sfumato.description import Facts
 from sfumato.errors import InputError
-from sfumato.model import Model, load
-from sfumato.run import make_trainer, train
+from sfumato.models.model import Model, load
+from sfumato.models.storage import Facts
+from sfumato.runs.train import make_trainer, train
 from tests.training.tiny import tiny
 
 LINEAR = {"kind": "linear", "steps": 100}

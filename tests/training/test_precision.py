@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato import run
-from sfumato.reporting import Silent
+from sfumato.runs import train as run
+from sfumato.runs.reporting import Silent
 from sfumato.training.loop import Record
 from sfumato.training.precision import multiplies_in_tf32, tf32
 from tests.training.tiny import tiny

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.training.checkpoint import atomic_write
+from sfumato.io.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -70,10 +70,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sfumato {__version__}")
         return 0
     from sfumato.cli import commands
-    from sfumato.cli.bring import bring
     from sfumato.cli.edit import edit
     from sfumato.cli.explain import explain
     from sfumato.cli.export import export
+    from sfumato.cli.import_weights import import_weights
     from sfumato.cli.likelihood import likelihood
     from sfumato.cli.tune import tune
 
@@ -85,7 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
         "likelihood": likelihood,
         "tune": tune,
         "export": export,
-        "import": bring,
+        "import": import_weights,
         "info": commands.info,
         "explain": explain,
     }

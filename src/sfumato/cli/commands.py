@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from sfumato.model import Model
+    from sfumato.models.model import Model
 
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run directory, such as runs/digits.")]
 
@@ -78,7 +78,7 @@ def train(arguments: list[str]) -> int:
     if resume is not None:
         if source is not None or file is not None or recipe is not None:
             raise InputError("A run that is resumed has its data and settings; leave DATA, --config and --recipe out.")
-        from sfumato.description import read_config
+        from sfumato.models.storage import read_config
 
         values: dict[str, Any] = read_config(Path(resume))[0].model_dump()
     else:
@@ -96,9 +96,9 @@ def train(arguments: list[str]) -> int:
     given = {name: dataclasses.asdict(getattr(options, name)) for name in Config.model_fields}
     config = parse(Config, given, origin="the options")
 
-    from sfumato import run as runs
-    from sfumato.reporting import Terminal
-    from sfumato.training.checkpoint import SaveError
+    from sfumato.io.files import SaveError
+    from sfumato.runs import train as runs
+    from sfumato.runs.reporting import Terminal
 
     if options.resume is not None and (options.run is not None or options.overwrite):
         raise InputError("--resume goes on with a run as it is; leave --run and --overwrite out.")
@@ -133,7 +133,7 @@ def train(arguments: list[str]) -> int:
 
 def _sampling(arguments: list[str], run: Path) -> SamplingConfig:
     """The sampling of a run, with the kinds that the options ask for."""
-    from sfumato.description import read_config
+    from sfumato.models.storage import read_config
 
     stored = read_config(run)[0].sampling
     values = merge(stored.model_dump(), flags.config_kinds(SamplingConfig, arguments))
@@ -197,8 +197,8 @@ def sample(arguments: list[str]) -> int:
         fields,
         "Draw images from a trained model.\n\nThe options of sampling start from those the run was trained with.",
     )
-    from sfumato import pictures
-    from sfumato.reporting import bar
+    from sfumato.io import images as pictures
+    from sfumato.runs.reporting import bar
 
     check_out(options.out)
     if options.film is None and options.film_x0:
@@ -239,7 +239,7 @@ def _film(
     model: Model, count: int, asked: dict[str, Any], estimates: bool, advance: Callable[[int], None]
 ) -> tuple[Tensor, list[Image]]:
     """Sampled images, and the pictures of the way there."""
-    from sfumato import pictures
+    from sfumato.io import images as pictures
 
     steps: int = asked["sampling"].steps
     every = math.ceil(steps / FRAMES)
@@ -272,7 +272,7 @@ def write_images(images: Tensor, out: Path, first: int = 0, given: Tensor | None
     """Write images as :data:`OUT` says, a grid with what was ``given`` at its start, and say where."""
     import torch
 
-    from sfumato import pictures
+    from sfumato.io import images as pictures
 
     if out.suffix == ".png":
         pictures.save_grid(images if given is None else torch.cat([given, images]), out)
@@ -292,7 +292,7 @@ def load_model(run: Path, device: str | None) -> Model:
     """The model of a run, on the device that was asked for or on the best there is."""
     import torch
 
-    from sfumato.model import load
+    from sfumato.models.model import load
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -319,9 +319,9 @@ def evaluate(arguments: list[str]) -> int:
     from rich.console import Console
 
     from sfumato import metrics
-    from sfumato.evaluation import evaluate as run_evaluation
-    from sfumato.evaluation import sample_count
-    from sfumato.reporting import bar
+    from sfumato.models.evaluate import evaluate as run_evaluation
+    from sfumato.models.evaluate import sample_count
+    from sfumato.runs.reporting import bar
 
     model = load_model(options.run, engine.device(options))
     sampling = _with_fit(sampling, model, arguments)
@@ -362,8 +362,8 @@ def info(arguments: list[str]) -> int:
     )
     from rich.console import Console
 
-    from sfumato.model import load
-    from sfumato.reporting import presets_table, published_summary, summary
+    from sfumato.models.model import load
+    from sfumato.runs.reporting import presets_table, published_summary, summary
 
     if (options.run is None) != options.presets:
         raise InputError("A run directory, the name of a published model, or --presets alone is required.")

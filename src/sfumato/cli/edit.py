@@ -79,9 +79,9 @@ def _inpaint(arguments: list[str]) -> int:
         raise InputError("Say what to keep: --mask MASK, a picture that is white there.")
     import torch
 
-    from sfumato import pictures
-    from sfumato.edits import inpaint
-    from sfumato.reporting import bar
+    from sfumato.io import images as pictures
+    from sfumato.models.edit import inpaint
+    from sfumato.runs.reporting import bar
 
     model = load_model(options.run, options.device)
     image = pictures.read(options.image, model.facts.shape, fit=options.fit)
@@ -117,9 +117,9 @@ def _sdedit(arguments: list[str]) -> int:
     }
     text = "Redraw an image from its noisy version, by SDEdit. The grid shows the image first."
     options, sampling = _options("sdedit", arguments, fields, text)
-    from sfumato import pictures
-    from sfumato.edits import sdedit
-    from sfumato.reporting import bar
+    from sfumato.io import images as pictures
+    from sfumato.models.edit import sdedit
+    from sfumato.runs.reporting import bar
 
     model = load_model(options.run, options.device)
     image = pictures.read(options.image, model.facts.shape, fit=options.fit)
@@ -147,8 +147,8 @@ def _invert(arguments: list[str]) -> int:
     options, sampling = _options("invert", arguments, fields, text)
     import torch
 
-    from sfumato import pictures
-    from sfumato.edits import invert
+    from sfumato.io import images as pictures
+    from sfumato.models.edit import invert
 
     model = load_model(options.run, options.device)
     image = pictures.read(options.image, model.facts.shape, fit=options.fit)
@@ -170,8 +170,8 @@ def _interpolate(arguments: list[str]) -> int:
     }
     text = "Draw images between two, from noises on the arc between theirs."
     options, sampling = _options("interpolate", arguments, fields, text)
-    from sfumato.edits import interpolate
-    from sfumato.reporting import bar
+    from sfumato.models.edit import interpolate
+    from sfumato.runs.reporting import bar
 
     model = load_model(options.run, options.device)
     start, end = options.seeds

@@ -10,7 +10,7 @@ from sfumato.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.config import SamplingConfig
-    from sfumato.model import Model
+    from sfumato.models.model import Model
 
 ENGINE = {
     "engine": option(
@@ -32,7 +32,7 @@ def device(options: Any) -> str | None:
         if options.engine_precision is not None:
             raise InputError("--engine-precision is that of an engine; name one with --engine openvino or onnxruntime.")
         return options.device
-    from sfumato import engines
+    from sfumato.interop import engines
 
     engines.check(options.engine, _precision(options))
     if options.device not in (None, "cpu"):
@@ -44,7 +44,7 @@ def within(model: Model, options: Any, sampling: SamplingConfig) -> Model:
     """The model in the engine that was asked for, if any; how far it is from the model in torch is said."""
     if options.engine is None:
         return model
-    from sfumato import engines
+    from sfumato.interop import engines
 
     precision = _precision(options)
     fast = engines.compile(model, options.engine, precision, sampling=sampling)

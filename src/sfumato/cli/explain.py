@@ -14,7 +14,7 @@ from sfumato.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sfumato.analysis.topics import Other, Subject
-    from sfumato.model import Model
+    from sfumato.models.model import Model
 
 TOPICS = {
     "forward": "an image on its way to noise, step by step",
@@ -132,8 +132,8 @@ def _of_run(run: Path, options: Any, second: Path | None = None) -> Subject:
     import torch
 
     from sfumato.analysis import topics
-    from sfumato.model import load
-    from sfumato.run import training_data
+    from sfumato.models.model import load
+    from sfumato.runs.train import training_data
 
     model = load(run, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.denoiser.eval()
@@ -169,7 +169,7 @@ def _of_run(run: Path, options: Any, second: Path | None = None) -> Subject:
 
 def _other(run: Path, first: Model) -> Other:
     from sfumato.analysis import topics
-    from sfumato.model import load
+    from sfumato.models.model import load
 
     model = load(run, first.device)
     model.denoiser.eval()

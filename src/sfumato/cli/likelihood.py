@@ -16,7 +16,7 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sfumato.likelihoods import Likelihood
+    from sfumato.models.likelihood import Likelihood
 
 _DESCRIPTION = """\
 Bits per dimension of the data of a run: the variational bound, term by term, and the likelihood of the flow.
@@ -69,11 +69,11 @@ def likelihood(arguments: list[str]) -> int:
 
     from sfumato.cli.commands import load_model
     from sfumato.diffusion.likelihood import dormand_prince, rk4
-    from sfumato.evaluation import training_data
-    from sfumato.likelihoods import bits_per_dim
-    from sfumato.reporting import bar
-    from sfumato.run import engine
-    from sfumato.training.checkpoint import write_json
+    from sfumato.io.files import write_json
+    from sfumato.models.evaluate import training_data
+    from sfumato.models.likelihood import bits_per_dim
+    from sfumato.runs.reporting import bar
+    from sfumato.runs.train import engine
 
     accelerator = engine()
     several = accelerator.num_processes > 1

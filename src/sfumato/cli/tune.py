@@ -43,8 +43,8 @@ def tune(arguments: list[str]) -> int:
     options = flags.parse(_Tune, arguments, prog="sfumato tune", description=_DESCRIPTION)
     if options.steps is not None:
         return _grid(options, options.steps)
-    from sfumato import tuning
-    from sfumato.reporting import bar
+    from sfumato.models import calibrate as tuning
+    from sfumato.runs.reporting import bar
 
     model = load_model(options.run, options.device)
     count = min(options.images, model.facts.train)
@@ -56,8 +56,8 @@ def tune(arguments: list[str]) -> int:
 
 
 def _grid(options: _Tune, steps: int) -> int:
-    from sfumato import tuning
-    from sfumato.reporting import bar
+    from sfumato.models import calibrate as tuning
+    from sfumato.runs.reporting import bar
     from sfumato.sampling import fitting
 
     model = load_model(options.run, options.device)

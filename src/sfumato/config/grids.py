@@ -136,7 +136,8 @@ class OptimalGrid(Component):
 
     def build(self, denoiser: Denoiser, steps: int, fitted: Fitted) -> Level:
         from sfumato.diffusion.schedule import Discrete
-        from sfumato.sampling import grids, trajectory
+        from sfumato.sampling import grids
+        from sfumato.sampling import optimal_grid as trajectory
 
         schedule = denoiser.schedule
         count = schedule.steps if isinstance(schedule, Discrete) else trajectory.CANDIDATES

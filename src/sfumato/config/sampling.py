@@ -110,7 +110,7 @@ class FittedSampler(Component):
     kind: Literal["fitted"] = "fitted"
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.plan import follow
+        from sfumato.sampling.fitted_solver import follow
 
         return partial(follow, plan=fitted.require_plan(len(levels) - 1))
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sfumato.diffusion.denoiser import Denoiser
     from sfumato.diffusion.level import Level
     from sfumato.sampling.churn import Churn
-    from sfumato.sampling.coordinate import Coordinate, Variable
+    from sfumato.sampling.coordinates import Coordinate, Variable
     from sfumato.sampling.fitted import Fitted
     from sfumato.sampling.sample import Step
 
@@ -89,7 +89,7 @@ class DpmSolver(Component):
     ending: int | None = Field(default=None, ge=1, le=4, description=_ENDING)
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.named import dpm_solver_pp
+        from sfumato.sampling.published import dpm_solver_pp
 
         return dpm_solver_pp(self.order, self.ending)
 
@@ -138,7 +138,7 @@ class UniPc(Component):
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
         from sfumato.sampling.multistep import bh1, bh2
-        from sfumato.sampling.named import unipc
+        from sfumato.sampling.published import unipc
 
         return unipc(self.order, b=bh1 if self.b == "bh1" else bh2, corrector=self.corrector, ending=self.ending)
 
@@ -151,7 +151,7 @@ class Lms(Component):
     ending: int | None = Field(default=None, ge=1, le=4, description=_ENDING)
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.named import lms
+        from sfumato.sampling.published import lms
 
         return lms(self.order, self.ending)
 
@@ -164,7 +164,7 @@ class Deis(Component):
     ending: int | None = Field(default=None, ge=1, le=4, description=_ENDING)
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.named import deis
+        from sfumato.sampling.published import deis
 
         return deis(denoiser.schedule, self.order, self.ending)
 
@@ -189,7 +189,8 @@ class Multistep(Component):
     ending: int | None = Field(default=None, ge=1, le=4, description=_ENDING)
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling import coordinate, multistep
+        from sfumato.sampling import coordinates as coordinate
+        from sfumato.sampling import multistep
 
         scale = denoiser.data_std if self.scale is None else self.scale
         kinds: dict[str, Coordinate] = {
@@ -214,7 +215,7 @@ class SdeDpmSolver(Component):
     eta: float = Field(default=1.0, ge=0, description="How much noise: 0 is deterministic, 1 the reverse diffusion.")
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.named import sde_dpm_solver_pp
+        from sfumato.sampling.published import sde_dpm_solver_pp
 
         return sde_dpm_solver_pp(self.order, self.eta)
 
@@ -236,7 +237,7 @@ class SaSolver(Component):
         return self
 
     def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.named import sa_solver
+        from sfumato.sampling.published import sa_solver
 
         return sa_solver(self.order, self.corrector, tau=self.tau, low=self.low, high=self.high)
 

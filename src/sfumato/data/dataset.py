@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.data.rows import Images, Rows
+from sfumato.data.selection import Images, Rows
 from sfumato.errors import InputError
 from sfumato.random import permutation
 

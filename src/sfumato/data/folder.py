@@ -12,8 +12,8 @@ import numpy as np
 
 from sfumato.data.cache import cache_of
 from sfumato.data.dataset import Dataset
+from sfumato.data.decoding import Encoded, Pictures, decode
 from sfumato.data.options import Options
-from sfumato.data.pictures import Encoded, Pictures, decode
 from sfumato.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

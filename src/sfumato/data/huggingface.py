@@ -12,8 +12,8 @@ import numpy as np
 from sfumato.data.arrays import labels_of
 from sfumato.data.cache import cache_of
 from sfumato.data.dataset import Dataset
+from sfumato.data.decoding import Encoded, Pictures, decode
 from sfumato.data.options import Options
-from sfumato.data.pictures import Encoded, Pictures, decode
 from sfumato.errors import InputError, nearest
 
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves, of one split or of several

@@ -26,7 +26,7 @@ from sfumato.interop import unet2d
 from sfumato.interop.kinds import NUMBER, POSITIVE, TRUTH, WHOLE, WORD, Kind, check_kinds
 from sfumato.interop.model import model_of, unet_of
 from sfumato.interop.weights import Transfer, read_state, require_groups
-from sfumato.model import Model
+from sfumato.models.model import Model
 
 PREDICTIONS = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 """What a network predicts, by its name there."""

@@ -14,7 +14,7 @@ from sfumato.conditioning.encoders import Conditioned
 from sfumato.errors import InputError, nearest
 from sfumato.interop.model import model_of, unet_of
 from sfumato.interop.weights import Transfer, put, read_state, require_groups, swapped, tensors_of
-from sfumato.model import Model
+from sfumato.models.model import Model
 from sfumato.networks.layers import ResBlock
 from sfumato.networks.unet import UNet
 from sfumato.recipes.published import EDM, Settings, edm

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sfumato import engines
-from sfumato.engines import onnx, openvino
-from sfumato.engines.program import described, left_out, program_of, require_torch
 from sfumato.errors import InputError, nearest
+from sfumato.interop import engines
+from sfumato.interop.engines import onnx, openvino
+from sfumato.interop.engines.program import described, left_out, program_of, require_torch
 from sfumato.interop.to_diffusers import write_diffusers
-from sfumato.model import Model
-from sfumato.training.checkpoint import write_tensors
+from sfumato.io.files import write_tensors
+from sfumato.models.model import Model
 
 TARGETS = {"diffusers": "", "onnx": ".onnx", "openvino": ".xml", "safetensors": ".safetensors"}
 """What a model can be written as, with the end of the file's name; a folder has none."""

@@ -15,11 +15,10 @@ from sfumato.diffusion.schedule import Discrete
 from sfumato.errors import InputError, nearest
 from sfumato.interop.model import model_of, unet_of
 from sfumato.interop.weights import HeadOrder, Transfer, put, read_state, require_groups, tensors_of
-from sfumato.model import Model
+from sfumato.models.model import Model
 from sfumato.networks.classifier import Classifier
 from sfumato.networks.layers import Attention, ResBlock
 from sfumato.networks.unet import UNet, WayDown
-from sfumato.recipes.described import Settings, filled, numbers
 from sfumato.recipes.openai import (
     GUIDED,
     GUIDED_DEFAULTS,
@@ -28,6 +27,7 @@ from sfumato.recipes.openai import (
     guided,
     guided_network,
 )
+from sfumato.recipes.settings import Settings, filled, numbers
 
 Weights = str | Path | Mapping[str, Tensor]
 

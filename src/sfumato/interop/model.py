@@ -8,9 +8,9 @@ from pathlib import Path
 from sfumato.conditioning.encoders import Conditioned
 from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
 from sfumato.config.schedule import has_empty_step
-from sfumato.description import Facts, read_config, write_config
 from sfumato.errors import InputError
-from sfumato.model import Model, save
+from sfumato.models.model import Model, save
+from sfumato.models.storage import Facts, read_config, write_config
 from sfumato.networks.unet import UNet
 
 

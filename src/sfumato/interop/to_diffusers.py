@@ -17,7 +17,7 @@ from sfumato.errors import InputError
 from sfumato.interop import unet2d
 from sfumato.interop.diffusers import PREDICTIONS, VARIANCES, WEIGHTS
 from sfumato.interop.weights import Collected
-from sfumato.model import Model
+from sfumato.models.model import Model
 from sfumato.networks.layers import Attention
 from sfumato.networks.unet import UNet
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sfumato.conditioning.encoders import Conditioned
 from sfumato.interop.model import unet_of
 from sfumato.interop.weights import Collected, Transfer, swapped
-from sfumato.model import Model
+from sfumato.models.model import Model
 from sfumato.networks.layers import Attention, ResBlock
 
 _RES_BLOCK = {

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
+from sfumato.networks.blueprint import Plan
 from sfumato.networks.layers import attend, group_norm, head_count
-from sfumato.networks.plan import Plan
 from sfumato.networks.unet import WayDown
 
 

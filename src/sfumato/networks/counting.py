@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfumato.networks.twin import twin
+from sfumato.networks.replicas import twin
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.errors import InputError
+from sfumato.networks.blueprint import Plan
 from sfumato.networks.dropout import number_layers
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.networks.layers import Attention, CrossAttention, ResBlock, conv, group_norm, head_count, zero
-from sfumato.networks.plan import Plan
 from sfumato.networks.resampling import Resample, from_patches, to_patches
 from sfumato.networks.slots import check_channels, check_tokens, check_vector
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sfumato.config import X0, Ancestral, Cosine, Eps, Linear, ModelConfig, SamplingConfig, UNetConfig, parse
 from sfumato.errors import InputError, nearest
-from sfumato.recipes.described import Published, Settings, filled, levels, numbers
+from sfumato.recipes.settings import Published, Settings, filled, levels, numbers
 
 _MULTIPLES: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),

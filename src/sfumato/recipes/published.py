@@ -23,8 +23,8 @@ from sfumato.config import (
 )
 from sfumato.config.network import DiTPreset
 from sfumato.errors import InputError
-from sfumato.recipes.described import Published, Settings, filled, levels, numbers, to_the_end
 from sfumato.recipes.openai import GUIDED, guided
+from sfumato.recipes.settings import Published, Settings, filled, levels, numbers, to_the_end
 
 
 def ddpm(channels: tuple[int, ...], attention: int, size: int, dropout: float) -> Published:

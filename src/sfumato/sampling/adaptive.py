@@ -47,7 +47,7 @@ def adaptive(
 ) -> Tensor:
     r"""The probability flow from ``t`` to ``s`` to a tolerance, by as many steps as that takes.
 
-    The flow :math:`dy / d\varphi = N` of :class:`~sfumato.sampling.coordinate.Rotation`, whose angle runs over
+    The flow :math:`dy / d\varphi = N` of :class:`~sfumato.sampling.coordinates.Rotation`, whose angle runs over
     :math:`[0, \pi / 2]` from the data to pure noise on every schedule, is integrated with the embedded pair of orders 3
     and 2 of Bogacki and Shampine (1989), three evaluations a step, and a proportional-integral control of the
     step length (Gustafsson 1991). A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one from

@@ -10,7 +10,7 @@ from torch import Tensor
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
-from sfumato.sampling.coordinate import ratio
+from sfumato.sampling.coordinates import ratio
 from sfumato.sampling.sample import Memory
 
 

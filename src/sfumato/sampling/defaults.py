@@ -10,7 +10,7 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 from sfumato.sampling import grids
-from sfumato.sampling.coordinate import Rotation, arsinh
+from sfumato.sampling.coordinates import Rotation, arsinh
 from sfumato.sampling.multistep import Adams, multistep
 from sfumato.sampling.sample import Step
 
@@ -70,7 +70,7 @@ def choice(nfe: int) -> Choice:
 def best(schedule: Schedule, nfe: int, scale: float = 1.0, sigma_min: float | None = None) -> tuple[Level, Step]:
     r"""The grid and the step that come nearest to the exact answer with so many evaluations of the network.
 
-    All of them are exponential Adams methods in a :class:`~sfumato.sampling.coordinate.Rotation`, with a corrector,
+    All of them are exponential Adams methods in a :class:`~sfumato.sampling.coordinates.Rotation`, with a corrector,
     on a :func:`~sfumato.sampling.grids.logistic` grid, and have one evaluation per step. With ``d`` the standard
     deviation of the data:
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
-from sfumato.sampling.coordinate import Coordinate, Data, Noise, half_log_snr
-from sfumato.sampling.ending import remember, to_data
+from sfumato.sampling.coordinates import Coordinate, Data, Noise, half_log_snr
+from sfumato.sampling.final_step import remember, to_data
 from sfumato.sampling.multistep import Adams, Unified, multistep
 from sfumato.sampling.sample import Memory, Step
 
@@ -30,7 +30,7 @@ def dpm_solver_pp_2m(
     .. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t - \alpha_s (e^{-h} - 1) D.
 
     The first step is first order, which is DDIM. So is the one that ends at the data with ``ending=1``, as published;
-    see :func:`~sfumato.sampling.ending.to_data`.
+    see :func:`~sfumato.sampling.final_step.to_data`.
     """
     return multistep(denoise, x, t, s, memory, rule=_PLUS_PLUS, order=2, ending=ending)
 
@@ -59,7 +59,7 @@ def midpoint(
     r"""A step with the prediction in its middle, at :math:`(\lambda_t + \lambda_s) / 2`; two evaluations.
 
     The middle is reached by a step of DDIM. One evaluation, and first order, in a step that starts where nothing of the
-    data is left; one in the step to the data (:func:`~sfumato.sampling.ending.to_data`).
+    data is left; one in the step to the data (:func:`~sfumato.sampling.final_step.to_data`).
 
     Args:
         coordinate: what is predicted.
@@ -102,7 +102,7 @@ def thirds(
     One third is reached by a step of DDIM. Two thirds are reached with the data linear in log-SNR through the first two
     predictions, and the end with the line through the first and the last. One evaluation, and first order, in a step
     that starts where nothing of the data is left; one in the step to the data
-    (:func:`~sfumato.sampling.ending.to_data`).
+    (:func:`~sfumato.sampling.final_step.to_data`).
 
     Args:
         schedule: where the levels in between are found.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sfumato.diffusion.analytic import Gamma
 from sfumato.errors import InputError
-from sfumato.sampling.plan import Plan
+from sfumato.sampling.fitted_solver import Plan
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
-from sfumato.sampling.coordinate import Data, Noise, half_log_snr
+from sfumato.sampling.coordinates import Data, Noise, half_log_snr
 from sfumato.sampling.defaults import best
+from sfumato.sampling.fitted_solver import Plan, weights_of, with_data
 from sfumato.sampling.multistep import Adams, multistep
-from sfumato.sampling.plan import Plan, weights_of, with_data
 from sfumato.sampling.sample import Step, sample
 
 MOST = 50

@@ -9,7 +9,7 @@ from torch import Tensor
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.sampling.churn import Churn
-from sfumato.sampling.ending import remember, to_data
+from sfumato.sampling.final_step import remember, to_data
 from sfumato.sampling.sample import Memory
 
 
@@ -50,8 +50,8 @@ def heun(
 
     Args:
         churn: fresh noise before the step.
-        ending: how many predictions the step to the data extrapolates (:func:`~sfumato.sampling.ending.to_data`), at
-            most; by default 2, and 1 with churn. 1 as published.
+        ending: how many predictions the step to the data extrapolates, at most
+            (:func:`~sfumato.sampling.final_step.to_data`); by default 2, and 1 with churn. 1 as published.
 
     Raises:
         InputError: if ``ending`` is out of range.

@@ -14,8 +14,8 @@ from torch import Tensor
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
-from sfumato.sampling.coordinate import Coordinate, Data, Numbers, Variable, half_log_snr, ratio
-from sfumato.sampling.ending import check_ending, remember, to_data
+from sfumato.sampling.coordinates import Coordinate, Data, Numbers, Variable, half_log_snr, ratio
+from sfumato.sampling.final_step import check_ending, remember, to_data
 from sfumato.sampling.sample import Memory
 
 _ROOTS, _WEIGHTS = (np.asarray(values, dtype=np.float64) for values in np.polynomial.legendre.leggauss(20))
@@ -183,13 +183,13 @@ def multistep(
 
     The order grows with the number of predictions that are there: the first step is of order 1. It is cut in a step
     that reaches so much further than those before that extrapolation would only multiply errors
-    (:meth:`~sfumato.sampling.coordinate.Coordinate.bound`).
+    (:meth:`~sfumato.sampling.coordinates.Coordinate.bound`).
 
     With a corrector, what is predicted at ``t`` also improves :math:`x_t` itself, which was reached without it: the
     step that led there is weighed once more with that prediction among the nodes (UniC of Zhao et al. 2023; an
     Adams-Moulton corrector that is evaluated once). Only the weights differ, so that it costs no further pass.
 
-    The step to the data does not integrate: see :func:`~sfumato.sampling.ending.to_data`.
+    The step to the data does not integrate: see :func:`~sfumato.sampling.final_step.to_data`.
 
     Args:
         rule: the coordinate, and how predictions are weighed.

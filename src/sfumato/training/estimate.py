@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from sfumato.networks.twin import twin
+from sfumato.networks.replicas import twin
 
 PER_PARAMETER = 16
 """Bytes per parameter beside the gradient: the weight, its average, and the two moments of Adam, all in float32.

@@ -1,0 +1,96 @@
+"""Inference engines: the network of a model run by OpenVINO or onnxruntime.
+
+::
+
+    fast = sfumato.interop.engines.compile(model, "openvino", "bf16")
+    images = fast.sample(64)
+    print(sfumato.interop.engines.deviation(model, fast))
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from sfumato.config import SamplingConfig
+from sfumato.diffusion.denoiser import Denoiser
+from sfumato.errors import InputError, nearest
+from sfumato.interop.engines import onnx, openvino
+from sfumato.interop.engines.deviation import Deviation, calibration, deviation
+from sfumato.interop.engines.network import EngineNetwork
+from sfumato.interop.engines.program import described, program_of, require
+from sfumato.models.model import Model
+
+ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
+"""The engines, each with the precisions it computes in."""
+
+
+def check(engine: str, precision: str) -> None:
+    """Check that there is such an engine, with such a precision, and that it is installed.
+
+    Raises:
+        InputError: if not; the sentence says what there is, or what to install.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"There is no engine {engine!r}{nearest(engine, ENGINES)}")
+    if precision not in ENGINES[engine]:
+        able = [name for name, known in ENGINES.items() if precision in known]
+        hint = f"; {' or '.join(able)} does" if able else ""
+        raise InputError(f"{engine} does not compute in {precision}, but in {' or '.join(ENGINES[engine])}{hint}.")
+    extra = "onnx" if engine == "onnxruntime" else "int8" if precision == "int8" else "openvino"
+    for package in (engine, "onnx", "onnxscript", *(["nncf"] if extra == "int8" else [])):
+        require(package, extra, f"The engine {engine} in {precision}")
+
+
+def compile(
+    model: Model, engine: str = "openvino", precision: str = "fp32", *, sampling: SamplingConfig | None = None
+) -> Model:
+    """The same model, whose network runs in an engine on the processor.
+
+    It samples and is evaluated as any model; it can't be trained, and gives no gradients.
+
+    Args:
+        model: a trained model, which stays as it is.
+        engine: ``"openvino"`` or ``"onnxruntime"``.
+        precision: ``"fp32"``, ``"bf16"`` (OpenVINO, on processors that have it) or ``"int8"``, whose ranges are taken
+            from trajectories of the model.
+        sampling: the sampling whose trajectories those are; by default that of the configuration.
+
+    Raises:
+        InputError: if the engine is not known or not installed, or the model is not on the processor.
+
+    Warns:
+        SfumatoWarning: the processor has no bf16, so that fp32 is computed.
+    """
+    check(engine, precision)
+    if model.device.type != "cpu":
+        raise InputError(
+            f"Engines run on the processor, but this model is on {model.device}; move it: model.to('cpu')."
+        )
+    program = program_of(model)
+    calls = calibration(model, sampling=sampling) if precision == "int8" else []
+    runner: Any
+    if engine == "openvino":
+        found = openvino.graph(program, described(model))
+        found = openvino.quantized(found, program, calls) if calls else found
+        runner = openvino.runner(found, program, precision)
+    else:
+        found = onnx.graph(program, described(model))
+        runner = onnx.runner(onnx.quantized(found, program, calls) if calls else found)
+    old = model.denoiser
+    fast = copy.copy(model)
+    fast.denoiser = Denoiser(
+        EngineNetwork(program, runner),
+        old.schedule,
+        old.parameterization,
+        old.embed,
+        learned_variance=old.learned_variance,
+        data_std=old.data_std,
+    )
+    fast.denoiser.eval()
+    # what is written into a run is of the model in torch
+    fast.run = None
+    return fast
+
+
+__all__ = ["ENGINES", "Deviation", "calibration", "check", "compile", "deviation"]

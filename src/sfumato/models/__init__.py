@@ -1,0 +1,1 @@
+"""What one does with a denoiser: sample, edit, evaluate, calibrate."""

@@ -1,0 +1,134 @@
+"""Fitting to a trained model what samples and bounds gain from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato import random
+from sfumato.data import Loader
+from sfumato.diffusion.analytic import Batch, estimate
+from sfumato.diffusion.level import Level
+from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.errors import InputError
+from sfumato.models.evaluate import training_data
+from sfumato.models.model import Model, load, save_fitted
+from sfumato.sampling import fitting
+from sfumato.sampling.fitted import Fitted
+
+_MOST_LOG_SNR = 14.0
+"""How near to the data Gamma is known: a noise of a thousandth of their unit, less than any grid's last level."""
+
+_LEAST_LOG_SNR = -20.0
+"""Where a schedule that ends at ``alpha = 0`` is left: data of unit scale have 5e-5 of theirs there."""
+
+
+def tune(
+    model: Model | str | Path,
+    *,
+    images: int = 500,
+    levels: int = 100,
+    seed: int = 0,
+    steps: int | None = None,
+    coefficients: bool = True,
+    noises: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> Fitted:
+    """Fit to a model what samples and bounds gain from, as ``sfumato tune`` does.
+
+    It becomes part of the model, and ``fitted.json`` of its run if it has one, beside what is there. By default it is
+    Gamma (Bao et al. 2022), estimated in one pass over training images: the optimal reverse variance follows from it
+    on every grid. With ``steps`` it is the grid of so many steps, and the weights of a solver on it, that lead from
+    noise to nearly the same images as very many steps do (:func:`sfumato.sampling.fitting.fit`); with the
+    configuration's guidance and clipping.
+
+    ::
+
+        sfumato.tune(model, steps=10)
+        images = model.sample(64, sampling=SamplingConfig(steps=10))  # kind best takes what was fitted
+
+    Args:
+        model: a model, or its run directory.
+        images: for Gamma, how many training images, at most all of them.
+        levels: for Gamma, at how many levels, evenly spread in log-SNR over the schedule.
+        seed: which noise. Images of a seed have other noise, also of the same.
+        steps: how many steps a grid is fitted for.
+        coefficients: whether the weights are fitted with the grid, or those of a usual solver are kept.
+        noises: from how many noises a grid is fitted.
+        progress: called with the number of images, or of iterations, that are done.
+
+    Raises:
+        InputError: if a number is not positive, or there are too few noises.
+    """
+    if not isinstance(model, Model):
+        model = load(model)
+    if steps is not None:
+        return _tune_grid(model, steps, coefficients, noises, seed, progress)
+    if images < 1 or levels < 2:
+        raise InputError(f"Gamma needs at least 1 image and 2 levels; got {images} and {levels}.")
+    loader, _ = training_data(model.config)
+    count = min(images, len(loader.dataset))
+    was_training = model.denoiser.training
+    model.denoiser.eval()
+    batches = _batches(loader, count, model.config.sampling.batch_size, model.device)
+    found = estimate(model.denoiser, batches, _spread(model.denoiser.schedule, levels), seed=seed, progress=progress)
+    model.denoiser.train(was_training)
+    return _keep(model, dataclasses.replace(model.fitted, gamma=found, stale=None))
+
+
+def _tune_grid(
+    model: Model,
+    steps: int,
+    coefficients: bool,
+    noises: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> Fitted:
+    fitting.check(steps, noises)
+    sampling = model.config.sampling
+    labels = model.classes_of(None, sampling.classes, seed, 0, noises)
+    denoise, _, _ = model.sampler(sampling.untuned())
+    noise = random.normal(seed, "fitting", 0, noises, model.facts.shape).to(model.device)
+    cond: dict[str, Tensor] = {} if labels is None else {"label": labels.to(model.device)}
+    was_training = model.denoiser.training
+    model.denoiser.eval()
+    known = fitting.examples(denoise, model.denoiser.schedule, noise, cond=cond)
+    found = fitting.fit(known, steps, coefficients=coefficients, progress=progress)
+    plan = dataclasses.replace(found, guidance=sampling.guidance.scale)
+    model.denoiser.train(was_training)
+    plans = {**model.fitted.plans, steps: plan}
+    return _keep(model, dataclasses.replace(model.fitted, plans=dict(sorted(plans.items())), stale=None))
+
+
+def _keep(model: Model, fitted: Fitted) -> Fitted:
+    model.fitted = fitted
+    if model.run is not None:
+        save_fitted(model, model.run)
+    return fitted
+
+
+def _spread(schedule: Schedule, count: int) -> Level:
+    """Levels evenly spread in log-SNR over all that samplers reach; those of a table are the nearest of its steps.
+
+    Below its first step a table is read as samplers read it whose grid ends nearer to the data.
+    """
+    low = max(float(schedule(1.0).log_snr), _LEAST_LOG_SNR)
+    wanted = torch.linspace(low, _MOST_LOG_SNR, count, dtype=torch.float64)
+    if not isinstance(schedule, Discrete):
+        return schedule.at(wanted)
+    steps = torch.as_tensor(schedule.at(wanted).t) * schedule.steps
+    times = torch.where(steps < 1.0, steps, steps.round()).unique() / schedule.steps
+    kept = schedule(torch.cat([times, torch.tensor([1.0 / schedule.steps], dtype=torch.float64)]).unique())
+    seen = torch.as_tensor(kept.alpha) > 0.0
+    return Level(*(torch.as_tensor(value)[seen] for value in (kept.t, kept.alpha, kept.sigma)))
+
+
+def _batches(loader: Loader, count: int, size: int, device: torch.device) -> Iterator[Batch]:
+    for start in range(0, count, size):
+        batch = loader.batch(start, min(size, count - start))
+        cond: dict[str, Tensor] = {} if batch.labels is None else {"label": batch.labels.to(device)}
+        yield batch.x0.to(device), cond
