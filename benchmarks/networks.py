@@ -38,16 +38,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfumato.allocator import keep_freed_memory
-from sfumato.config import Config, Eps, Linear, ModelConfig, TrainingConfig, UNetConfig
+from sfumato.config import Config, parse
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.models.inference import prepared
 from sfumato.models.model import Model
-from sfumato.models.storage import Facts
-from sfumato.networks.replicas import Half
-from sfumato.runs.train import engine, make_trainer
-from sfumato.training.estimate import matmul_speed
+from sfumato.models.storage import Info
+from sfumato.networks.execution import Bfloat16Copy
+from sfumato.runs.train import make_trainer
 from sfumato.training.precision import supports_bf16
 
 CPU = torch.device("cpu")
@@ -58,27 +56,41 @@ SMALL = Work("small", (32, 64, 64), 2, 2, 8, (1, 32, 32), 128)
 QUICK = Work("tiny", (32, 32), 1, 1, 8, (1, 8, 8), 4)
 
 
+def matmul_speed(dtype: torch.dtype, size: int = 768, seconds: float = 0.03) -> float:
+    """Multiply-accumulates per second of matrix products on the CPU, the best of as many as fit in some ``seconds``."""
+    a, b = (torch.full((size, size), 0.5, device=CPU, dtype=dtype) for _ in range(2))
+    best, began = 0.0, time.perf_counter()
+    while best == 0.0 or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        # reading one number waits for the result
+        float((a @ b)[0, 0])
+        best = max(best, size**3 / (time.perf_counter() - start))
+    return best
+
+
 def built(work: Work, fp32: bool = False) -> Model:
-    network = UNetConfig(
-        channels=work.widths,
-        attention=(work.attention,),
-        blocks=work.blocks,
-        groups=work.groups,
-        modulation="additive",
+    network = {
+        "kind": "unet",
+        "channels": work.widths,
+        "attention": (work.attention,),
+        "blocks": work.blocks,
+        "groups": work.groups,
+        "modulation": "additive",
         **work.heads(),
-    )
-    config = Config(
-        model=ModelConfig(schedule=Linear(), parameterization=Eps(), network=network),
-        training=TrainingConfig(steps=1_000_000, batch_size=work.batch, precision="fp32" if fp32 else "auto"),
-    )
-    return Model(config, Facts(shape=work.shape, std=0.5, train=512, heldout=0))
+    }
+    precision = "fp32" if fp32 else "auto"
+    settings = {
+        "model": {"schedule": "linear", "parameterization": "eps", "network": network},
+        "training": {"steps": 1_000_000, "batch_size": work.batch, "precision": precision},
+    }
+    return Model.build(parse(Config, settings), Info(shape=work.shape, std=0.5, train=512))
 
 
 def sfumato(work: Work, fp32: bool = False) -> Contender:
     model, bf16 = built(work, fp32), not fp32 and supports_bf16(CPU)
     config = model.config
     images = np.random.default_rng(0).integers(0, 256, (512, *work.shape), dtype=np.uint8)
-    trainer = make_trainer(model, Loader(Dataset(images, None, (), "noise"), 0), engine(), bf16)
+    trainer = make_trainer(model, Loader(Dataset(images, name="noise"), 0), bf16=bf16)
     records = trainer.run(config.training.steps)
     x, _ = inputs(work)
     (level,) = list(model.denoiser.schedule(torch.tensor([0.5])))
@@ -93,7 +105,7 @@ def sfumato(work: Work, fp32: bool = False) -> Contender:
     sampling = config.sampling.model_copy(update={"precision": "fp32"}) if fp32 else config.sampling
     denoiser = prepared(model.denoiser, work.shape, sampling)
     layout = ", channels last" if model.config.training.channels_last else ""
-    halves = (bf16, isinstance(denoiser.network, Half))
+    halves = (bf16, isinstance(denoiser.network, Bfloat16Copy))
     name, precision = "sfumato fp32" if fp32 else "sfumato", tuple(("bf16" if h else "fp32") + layout for h in halves)
     return Contender(name, precision, size(model.denoiser), trainer_step(records), forward)
 
@@ -169,7 +181,7 @@ def measure(work: Work, names: list[str], repeats: int, peak: dict[str, float]) 
                 getattr(made, what)()
                 seconds[made.name].append(time.perf_counter() - began)
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                peak[name] = max(peak[name], matmul_speed(CPU, dtype, 1536, 0.2))
+                peak[name] = max(peak[name], matmul_speed(dtype, 1536, 0.2))
         base = seconds[able[0][0].name]
         for made, each in able:
             median, low, high = quartiles(seconds[made.name])
@@ -239,7 +251,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     def chosen(names: list[str]) -> list[str]:
         return [n for n in names if any(n.startswith(o) for o in options.only)] or names
 
-    keep_freed_memory()
     wanted, peak = chosen([work.name for work in works]), {"fp32": 0.0, "bf16": 0.0}
     rows: list[dict[str, Any]] = []
     for work in works:

@@ -34,18 +34,18 @@ import torch
 from torch import Tensor
 
 from sfumato import metrics
-from sfumato.config import Config, merge, parse
-from sfumato.config.sampling import Ancestral, Variance, reverse_variance
+from sfumato.config import Config, merge, parse, reverse_variance
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.likelihood import rk4
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import decoded
 from sfumato.errors import InputError
 from sfumato.models.calibrate import tune
+from sfumato.models.evaluate import read_data, training_data
 from sfumato.models.likelihood import bits_per_dim, default_levels
 from sfumato.models.model import Model
 from sfumato.recipes import digits
-from sfumato.runs.train import describe, make_trainer, read_data, training_data
+from sfumato.runs.train import describe, make_trainer
 from sfumato.sampling import grids
 
 BINS = 17
@@ -54,14 +54,14 @@ COMMON_STEPS = 250
 Over = dict[str, Any]
 
 BASE: Over = {
-    "data": {"labels": False},
+    "conditions": {"label": None},
     "model": {
         "schedule": {"kind": "linear"},
         "parameterization": {"kind": "eps"},
         "network": {"time_scale": 1.0},
     },
     "objective": {"weight": {"kind": "simple"}, "times": {"kind": "uniform"}},
-    "optimizer": {"method": "adamw", "learning_rate": 4e-3},
+    "optimizer": {"method": {"kind": "adamw", "betas": (0.9, 0.99)}, "learning_rate": 4e-3},
     "sampling": {"sampler": {"kind": "ddim"}, "grid": {"kind": "uniform"}, "steps": SAMPLING_STEPS, "clip": True},
 }
 """The lecture's recipe on the network of the digits: linear betas, noise prediction, L_simple, Adam."""
@@ -83,7 +83,7 @@ class Row:
 
     def config(self, steps: int) -> Config:
         length = {"training": {"steps": steps}, "optimizer": {"warmup": max(1, steps // 20)}}
-        return parse(Config, merge(merge(merge(digits().model_dump(), BASE), self.over), length))
+        return parse(Config, merge(merge(merge(digits(), BASE), self.over), length))
 
 
 def of(schedule: Mapping[str, Any] | None = None, output: str | None = None, **weighting: Any) -> Over:
@@ -158,7 +158,7 @@ def fresh(config: Config) -> Model:
     """A model before its training, the same for the same configuration."""
     loader, heldout = training_data(config)
     torch.manual_seed(0)
-    return Model(config, describe(loader, len(heldout)))
+    return Model.build(config, describe(loader, len(heldout), config))
 
 
 def train(model: Model, prepare: Callable[[Model], None] | None = None) -> float:
@@ -193,9 +193,9 @@ class Bench:
 
     def __init__(self, effort: Effort) -> None:
         self.effort = effort
-        train_set, heldout = read_data(digits())
+        train_set, heldout = read_data(parse(Config, digits()))
         self.train, self.heldout = train_set.batch(range(len(train_set))), heldout.batch(range(len(heldout)))
-        self.classifier = metrics.train_classifier(self.train, torch.from_numpy(train_set.labels), seed=0)
+        self.classifier = metrics.train_classifier(self.train, train_set.rows(range(len(train_set)))["label"], seed=0)
         self.models: dict[str, tuple[Model, float, float]] = {}
         self.rows: dict[tuple[str, str, bool], dict[str, Any]] = {}
 
@@ -234,8 +234,8 @@ class Bench:
         return found.mean, found.standard_error
 
     def draw(self, model: Model, row: Row) -> Tensor:
-        sampler = {"sampler": Ancestral(variance=row.variance)} if row.ancestral else {}
-        return model.sample(self.effort.samples, seed=1, sampling=model.config.sampling.model_copy(update=sampler))
+        sampler = {"solver": {"kind": "ancestral", "variance": row.variance}} if row.ancestral else {}
+        return model.sample(self.effort.samples, seed=1, progress=False, **sampler)
 
     def __call__(self, row: Row) -> dict[str, Any]:
         """The numbers of a row; a configuration that is in the table twice is computed once."""
@@ -262,14 +262,14 @@ class Bench:
             "flow": flow,
             "flow_error": flow_error,
             "frechet": scores.frechet_heldout,
-            "frechet_floor": scores.frechet_floor,
+            "frechet_reference": scores.frechet_reference,
             "frechet_over_floor": scores.frechet_ratio,
             "neighbour_ratio": scores.neighbour_ratio,
             "seconds": round(seconds, 1),
         }
 
 
-HEADINGS = ("", "bound", "common", "flow", "Frechet / floor")
+HEADINGS = ("", "bound", "common", "flow", "Frechet / real")
 
 
 def line(found: Mapping[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 The baselines are loops written by hand, without any abstraction: ``in place (2)`` folds the update of DDIM into one
 multiplication and one addition with numbers computed beforehand, the least that is possible; ``in place (3)`` is the
-update as one would write it. ``sfumato`` is the loop as ``Model.sample`` runs it, ``frames kept`` the loop whose frames
-may all be kept. Where they are installed, diffusers' DDIM and k-diffusion's ``sample_dpmpp_2m`` run beside them, each
-in its own loop, as its users write it. Interleaved, median of many.
+update as one would write it. ``sfumato`` is the loop as ``Model.sample`` runs it. Where they are
+installed, diffusers' DDIM and k-diffusion's ``sample_dpmpp_2m`` run beside them, each in its own loop, as its users
+write it. Interleaved, median of many.
 
     pip install -e ".[bench]" && pip install --no-deps k-diffusion
     python benchmarks/sampler_overhead.py
@@ -27,11 +27,10 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.parameterization import eps
 from sfumato.diffusion.schedule import linear
 from sfumato.sampling import grids
-from sfumato.sampling.ddim import ddim
 from sfumato.sampling.defaults import best
-from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
-from sfumato.sampling.heun import heun
+from sfumato.sampling.published import dpm_solver_pp_2m
 from sfumato.sampling.sample import Step, initial, sample
+from sfumato.sampling.steps import ddim, heun
 
 
 class Zero(nn.Module):
@@ -104,16 +103,15 @@ def main() -> None:
             x.sub_(noise, alpha=t.sigma).mul_(s.alpha / t.alpha).add_(noise, alpha=s.sigma)
         return x
 
-    def ours(step: Step, grid: Level = levels, reuse: bool = True) -> Tensor:
+    def ours(step: Step, grid: Level = levels) -> Tensor:
         x = start
-        for frame in sample(denoiser, start, grid, step, reuse=reuse):
+        for frame in sample(denoiser, start, grid, step):
             x = frame.x
         return x
 
     runs: dict[str, Callable[[], Tensor]] = {
         "in place (2)": folded,
         "in place (3)": plain,
-        "sfumato, frames kept": lambda: ours(ddim, reuse=False),
         "sfumato": lambda: ours(ddim),
     }
     results = [run() for run in runs.values()]

@@ -25,15 +25,15 @@ from objectives import BINS, LEARNED, Over, Row, fresh, of, train
 from torch import Tensor
 
 from sfumato import random
-from sfumato.config import merge
+from sfumato.config import Config, merge, parse
 from sfumato.diffusion.bound import discretized_gaussian
-from sfumato.diffusion.continuous import Learned, prior_nats
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.gaussian import diffuse
+from sfumato.diffusion.learned_schedule import LearnedSchedule, prior_nats
+from sfumato.models.evaluate import read_data
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model
 from sfumato.recipes import digits
-from sfumato.runs.train import read_data
 
 
 def freeze_shape(model: Model) -> None:
@@ -71,7 +71,7 @@ def measure(steps: int, images: int, rounds: int, draws: int | None, seed: int) 
     The bound of linear beta starts at the log-SNR where the learned schedule was told to; nearer to the data, its
     variance would only be larger.
     """
-    x0 = read_data(digits())[1].batch(range(images))
+    x0 = read_data(parse(Config, digits()))[1].batch(range(images))
     found: list[dict[str, Any]] = []
     print(f"\n| {'schedule':15} |   iid | stratified |      bound |  1000 steps | log-SNR |")
     print(f"|{'-' * 17}|{'-' * 10}:|{'-' * 12}:|{'-' * 16}:|{'-' * 16}:|{'-' * 14}:|", flush=True)
@@ -79,7 +79,8 @@ def measure(steps: int, images: int, rounds: int, draws: int | None, seed: int) 
         model = fresh(Row("schedule variance", name, merge(over, {"training": {"seed": seed}})).config(steps))
         train(model, prepare)
         denoiser = model.denoiser
-        start = float(denoiser.schedule.at(LEARNED["log_snr_max"]).t) if name == "linear beta" else Learned.start
+        linear = name == "linear beta"
+        start = float(denoiser.schedule.at(LEARNED["log_snr_max"]).t) if linear else LearnedSchedule.start
         free, spread = list[Tensor](), list[Tensor]()
         for k in range(rounds):
             order = random.uniform(k, "order", 0, images).argsort()

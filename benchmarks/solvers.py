@@ -63,7 +63,7 @@ def available_peers(console: Console) -> list[Peer]:
 def compare(options: argparse.Namespace, console: Console) -> tuple[list[report.Cell], dict[str, Any]]:
     peers = available_peers(console) if options.peers else []
     store = Store(options.cache / "peers.json")
-    plans = fitted.Plans(options.cache / "fitted.json", options.noises)
+    plans = fitted.Solvers(options.cache / "fitted.json", options.noises)
     cells: list[report.Cell] = []
     references: dict[str, Any] = {}
     for target in chosen_targets(options, console):

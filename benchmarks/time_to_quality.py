@@ -36,9 +36,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import metrics
-from sfumato.allocator import keep_freed_memory
-from sfumato.config import Config, Ddim, KarrasGrid, merge, parse
-from sfumato.metrics.frechet import Gaussian
+from sfumato.config import Config, merge, parse
+from sfumato.metrics import Moments
 from sfumato.models.evaluate import read_data, training_data
 from sfumato.models.model import Model
 from sfumato.recipes import digits, small
@@ -95,11 +94,11 @@ def of_mnist(cache: Path) -> Config:
     cache.mkdir(parents=True, exist_ok=True)
     np.savez(path, images=images.reshape(-1, 28, 28).astype(np.uint8), labels=labels.astype(np.int64))
     over = {
-        "data": {"source": str(path), "labels": True, "holdout": 1000},
-        "objective": {"label_dropout": 0.0},
+        "data": {"source": str(path), "holdout": 1000},
+        "conditions": {"label": {"kind": "label", "drop": 0.0, "draw": "uniform"}},
         "sampling": {"sampler": {"kind": "best"}, "grid": {"kind": "best"}, "steps": 20, "precision": "bf16"},
     }
-    return parse(Config, merge(small().model_dump(), over))
+    return parse(Config, merge(small(), over))
 
 
 @dataclass
@@ -114,18 +113,20 @@ class Contender:
 def sfumato(task: Task, labels: bool) -> Contender:
     def start(steps: int) -> tuple[Step, Draw]:
         over = {
-            "data": {"labels": labels},
+            "conditions": {} if labels else {"label": None},
             "training": {"steps": steps},
             "optimizer": {"warmup": max(1, steps // 20)},
         }
         config = task.changed(over)
         loader, _ = training_data(config)
         torch.manual_seed(0)
-        model = Model(config, describe(loader, 0))
+        model = Model.build(config, describe(loader, 0, config))
         bf16 = config.training.precision != "fp32" and supports_bf16(torch.device("cpu"))
         trainer = make_trainer(model, loader, bf16=bf16)
         records = trainer.run(steps)
-        noisy = config.sampling.model_copy(update={"sampler": Ddim(eta=1.0), "grid": KarrasGrid(), "steps": 40})
+        noisy = config.sampling.override(
+            {"sampler": {"kind": "ddim", "eta": 1.0}, "grid": {"kind": "karras"}, "steps": 40}
+        )
 
         def draw(count: int, seed: int, stochastic: bool) -> Tensor:
             sampling = noisy if stochastic else config.sampling
@@ -149,7 +150,7 @@ class Peer:
         self.average = copy.deepcopy(network).eval()
         self.optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         data, _ = read_data(task.config)
-        self.images, self.labels = data.batch(range(len(data))), torch.from_numpy(data.labels)
+        self.images, self.labels = data.batch(range(len(data))), data.rows(range(len(data)))["label"]
         self.generator = torch.Generator().manual_seed(0)
         self.done = 0
 
@@ -303,12 +304,12 @@ class Evaluator:
     def __init__(self, task: Task) -> None:
         train, heldout = read_data(task.config)
         self.train, self.heldout = train.batch(range(len(train))), heldout.batch(range(len(heldout)))
-        self.classifier = metrics.train_classifier(self.train, torch.from_numpy(train.labels), seed=0)
-        self.real = Gaussian.fit(self.classifier(self.heldout))
-        self.floor = Gaussian.fit(self.classifier(self.train)).distance(self.real)
+        self.classifier = metrics.train_classifier(self.train, train.rows(range(len(train)))["label"], seed=0)
+        self.real = Moments.fit(self.classifier(self.heldout))
+        self.floor = Moments.fit(self.classifier(self.train)).distance(self.real)
 
     def __call__(self, images: Tensor) -> tuple[float, float]:
-        ratio = Gaussian.fit(self.classifier(images)).distance(self.real) / self.floor
+        ratio = Moments.fit(self.classifier(images)).distance(self.real) / self.floor
         return ratio, metrics.nearest_neighbour_ratio(images, self.train, self.heldout)
 
 
@@ -344,7 +345,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    keep_freed_memory()
     task = TASKS[options.images](options.cache)
     names = ("rate", "batch", "attention", "widths")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}

@@ -28,6 +28,12 @@ def matrices(count: int, rank: int = DIMENSIONS, floor: float = 0.05) -> Tensor:
     return root @ root.mT + floor * torch.eye(DIMENSIONS, dtype=torch.float64)
 
 
+def low_rank(factors: Tensor, rest: Tensor) -> Covariances:
+    """The covariances F F^T + r I."""
+    basis, singular, _ = torch.linalg.svd(factors, full_matrices=False)
+    return Covariances(basis, singular.square() + rest[:, None], rest, factors.shape[1])
+
+
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 MEANS = randn(3, *SHAPE, seed=1)
 DATA = randn(7, *SHAPE, seed=2)
@@ -38,11 +44,8 @@ ORACLES: dict[str, Callable[[], Oracle]] = {
     "diagonal": lambda: MixtureOracle(MEANS, Covariances.diagonal(randn(3, *SHAPE).abs()), WEIGHTS),
     "low rank": lambda: MixtureOracle(
         MEANS,
-        Covariances.low_rank(randn(3, DIMENSIONS, 2), torch.tensor([0.3, 0.1, 0.2], dtype=torch.float64)),
+        low_rank(randn(3, DIMENSIONS, 2), torch.tensor([0.3, 0.1, 0.2], dtype=torch.float64)),
         WEIGHTS,
-    ),
-    "low rank, diagonal": lambda: MixtureOracle(
-        MEANS, Covariances.low_rank(randn(3, DIMENSIONS, 2), 0.1 + randn(3, DIMENSIONS).abs()), WEIGHTS
     ),
     "singular": lambda: MixtureOracle(MEANS, Covariances.full(matrices(3, 2, 0.0)), WEIGHTS),
     "empirical": lambda: EmpiricalOracle(DATA),
@@ -69,9 +72,6 @@ def components(name: str) -> list[tuple[float, np.ndarray, np.ndarray]]:
         "full": matrices(3).numpy(),
         "diagonal": [np.diag(row) for row in randn(3, DIMENSIONS).abs().numpy()],
         "low rank": [f @ f.T + d * eye for f, d in zip(factors, (0.3, 0.1, 0.2), strict=True)],
-        "low rank, diagonal": [
-            f @ f.T + np.diag(d) for f, d in zip(factors, 0.1 + randn(3, DIMENSIONS).abs().numpy(), strict=True)
-        ],
         "singular": matrices(3, 2, 0.0).numpy(),
     }[name]
     weights = [1.0] if name == "gaussian" else WEIGHTS.tolist()

@@ -21,14 +21,14 @@ def gaussian(mean: float = MEAN, std: float = STD, shape: tuple[int, ...] = (1,)
 
 
 class Counted:
-    """A denoiser that keeps the sigma of each call."""
+    """A denoiser that keeps the greatest sigma of each call."""
 
     def __init__(self, denoiser: Denoise) -> None:
         self.denoiser = denoiser
         self.calls: list[float] = []
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
-        self.calls.append(float(level.sigma))
+        self.calls.append(float(torch.as_tensor(level.sigma).max()))
         return self.denoiser(x, level, **cond)
 
 

@@ -24,7 +24,7 @@ from tests.interop.edm_reference import Reference
 from tests.interop.engines.models import random_model
 from tests.interop.test_edm import NCSNPP
 from tests.interop.test_guided_diffusion import SMALL, theirs
-from tests.training.tiny import flags, tiny
+from tests.training.tiny import LABELLED, flags, tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
@@ -47,7 +47,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "signals.npy", generator.uniform(-1, 1, (20, 2, 32)).astype(np.float32))
     Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(place / "seven.png")
     Image.fromarray(np.array([[255], [0]], dtype=np.uint8).repeat(4, axis=0).repeat(8, axis=1)).save(place / "mask.png")
-    train(tiny(data={"labels": True}, evaluation={"samples": 50}), run=place / "runs/digits")
+    label = {"label": {**LABELLED["label"], "drop": 0.1}}
+    train(tiny(conditions=label, evaluation={"samples": 50}), run=place / "runs/digits")
     save_run(random_model(), place / "runs/ddpm")
     export(random_model(), "diffusers", place / "ddpm-cifar10-32")
     return place
@@ -63,16 +64,12 @@ def test_the_readme_has_what_is_run_here() -> None:
 
 def test_the_python_of_the_readme_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    names: dict[str, object] = {}
+    names: dict[str, object] = dict(globals())
     for block in (text for text in PYTHON if text not in OF_OTHERS):
         # the same code, on a run small enough for a test
-        exec(
-            block.replace("digits().model_dump()", "tiny().model_dump()").replace("500", "3"),
-            {**globals(), **names},
-            names,
-        )
+        exec(block.replace('"steps": 500', '"steps": 3').replace('"digits", training', "tiny(), training"), names)
     images = names["images"]
-    assert tuple(images.shape) == (64, 1, 8, 8)  # type: ignore[attr-defined]
+    assert tuple(images.shape) == (16, 1, 8, 8)  # type: ignore[attr-defined]
 
 
 def test_weights_of_others_come_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +108,10 @@ def test_the_commands_of_the_readme_run(
     for package in needed(words):
         pytest.importorskip(package, reason=f"{package} is not installed")
     if words[0] == "train" and "--resume" not in words:
-        extra = [word for word in flags(steps=2) if word != "--data.no-labels"]
+        extra = flags(steps=2)
+        # conditions are those of the README
+        at = extra.index("--condition")
+        del extra[at : at + 2]
         where = [] if "--run" in words else ["--run", "runs/mine"]
         small = ["--model.network.attention", "1"]
         if "dit" in words:

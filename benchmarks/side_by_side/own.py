@@ -12,10 +12,9 @@ from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
 from sfumato.sampling import defaults, grids
-from sfumato.sampling.ddim import ddim
-from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
-from sfumato.sampling.heun import heun
+from sfumato.sampling.published import dpm_solver_pp_2m
 from sfumato.sampling.sample import Step, sample
+from sfumato.sampling.steps import ddim, heun
 from side_by_side.peers import Result
 from side_by_side.problem import Problem
 

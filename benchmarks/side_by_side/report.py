@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.analysis import style
+from sfumato.analysis import plots
 from side_by_side.peers import Result
 
 EXACT = 1e-6
@@ -129,15 +129,15 @@ def summarize(cells: list[Cell], low: Callable[[int], bool] = lambda nfe: nfe <=
     return found
 
 
-@style.styled
+@plots.styled
 def draw(cells: list[Cell], folder: Path) -> tuple[Path, Path]:
     """The error of each number of evaluations: a panel per target, a colour per schedule, peers dashed."""
     targets = list(dict.fromkeys(cell.target for cell in cells))
     schedules = list(dict.fromkeys(cell.schedule for cell in cells))
-    drawn = style.figure(3.2 * len(targets) + 0.8, 4.0)
+    drawn = plots.figure(3.2 * len(targets) + 0.8, 4.0)
     panels = drawn.subplots(1, len(targets), squeeze=False)[0]
     for panel, target in zip(panels, targets, strict=True):
-        for colour, schedule in zip(style.COLOURS, schedules, strict=False):
+        for colour, schedule in zip(plots.COLOURS, schedules, strict=False):
             group = [cell for cell in cells if (cell.target, cell.schedule) == (target, schedule)]
             numbers = [cell.nfe for cell in group]
             panel.plot(numbers, [cell.ours[1].rms for cell in group], color=colour, label=f"Sfumato, {schedule}")
@@ -150,4 +150,4 @@ def draw(cells: list[Cell], folder: Path) -> tuple[Path, Path]:
     panels[0].set_ylabel("RMS per dimension to the exact flow")
     handles, labels = panels[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(targets) + 1))
-    return style.save(drawn, folder, "solvers")
+    return plots.save(drawn, folder, "solvers")

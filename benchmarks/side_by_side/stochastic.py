@@ -15,9 +15,8 @@ from sfumato import random
 from sfumato.diffusion.schedule import Schedule
 from sfumato.diffusion.variance import large
 from sfumato.sampling import grids
-from sfumato.sampling.ancestral import ancestral
-from sfumato.sampling.ddim import ddim
 from sfumato.sampling.sample import Step
+from sfumato.sampling.steps import ancestral, ddim
 from side_by_side import own, peers_diffusers
 from side_by_side.peers_k_diffusion import sampling
 from side_by_side.problem import SCHEDULES, Counted

@@ -1,4 +1,4 @@
-"""The errors that a person can cause and mend: one sentence each, no traceback on the command line."""
+"""Errors that a person can cause and fix: one sentence each, no traceback on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A wrong input. The message says what is wrong, what was expected and how to mend it."""
+    """A wrong input. The message says what is wrong, what was expected and how to fix it."""
 
 
 class SfumatoWarning(UserWarning):
@@ -15,7 +15,7 @@ class SfumatoWarning(UserWarning):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The tail of an error message: ``"; did you mean 'digits'?"``, or the choices when none is near."""
+    """The end of an error message: ``"; did you mean 'digits'?"``, or the choices if none is similar."""
     known = list(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:

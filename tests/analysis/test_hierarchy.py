@@ -1,4 +1,4 @@
-"""Ledgers of the hierarchical VAE against quadrature, entropies and the bound itself."""
+"""The terms of the hierarchical VAE against quadrature, entropies and the bound itself."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SCHEDULES = [
 ]
 
 
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def coloured() -> GaussianOracle:
-    axes, _ = torch.linalg.qr(draw(6, 6, seed=9))
+    axes, _ = torch.linalg.qr(normal(6, 6, seed=9))
     scales = torch.tensor([0.5, 0.3, 0.2, 0.1, 0.03, 0.0], dtype=torch.float64)
     return GaussianOracle(torch.full((1, 2, 3), 0.1), Covariances.full(axes * scales.square() @ axes.mT))
 
@@ -51,7 +51,7 @@ def test_a_hierarchy_adds_up() -> None:
     assert Hierarchy(times, None, bits, None).known.tolist() == [0.0, 1.0, 3.0, 7.0]
 
 
-def test_the_ledger_of_a_gaussian_is_the_integral_of_its_error() -> None:
+def test_the_bits_of_a_gaussian_are_the_integral_of_its_error() -> None:
     """I(x_0; x_t) = 1/2 int_0^SNR mmse (Guo, Shamai and Verdu 2005, theorem 1), by quadrature."""
     data, schedule = coloured(), schedules.ContinuousCosine()
     levels = schedule(torch.linspace(0.9, 0.1, 9, dtype=torch.float64))
@@ -68,7 +68,7 @@ def test_the_ledger_of_a_gaussian_is_the_integral_of_its_error() -> None:
 def test_the_bound_of_a_gaussian_is_its_closed_form(schedule: schedules.Schedule) -> None:
     """White data, for which one variance per step is optimal: each step costs the information it adds."""
     oracle = gaussian(0.0, 0.5, (1, 4, 4))
-    images = 0.5 * draw(3000, 1, 4, 4)
+    images = 0.5 * normal(3000, 1, 4, 4)
     levels = latent_levels(schedule, 20, None)
     view = hierarchy(oracle, images, levels, bins=None, variance=gaussian_variance(oracle))
     exact = gaussian_hierarchy(oracle, levels)
@@ -78,7 +78,7 @@ def test_the_bound_of_a_gaussian_is_its_closed_form(schedule: schedules.Schedule
 
 
 def test_with_a_decoder_it_is_the_bound() -> None:
-    oracle, x = gaussian(0.0, 0.3, (1, 3, 3)), (draw(30, 1, 3, 3) * 0.3).clamp(-1, 1)
+    oracle, x = gaussian(0.0, 0.3, (1, 3, 3)), (normal(30, 1, 3, 3) * 0.3).clamp(-1, 1)
     x = ((x + 1) * 127.5).round() / 127.5 - 1
     schedule = schedules.linear(100)
     grid = grids.uniform(schedule, 10)
@@ -130,7 +130,7 @@ def test_the_grid_of_latents(schedule: schedules.Schedule, bins: int | None) -> 
         (torch.tensor([[-1.0, 1.0]]), 2),
         # grey values that are multiples of 3 and 5, but lie on no coarser grid
         (torch.tensor([[0.0, 3.0, 8.0, 13.0]]) / 127.5 - 1, 256),
-        (draw(2, 1, 3, 3).clamp(-1, 1), None),
+        (normal(2, 1, 3, 3).clamp(-1, 1), None),
         (torch.full((2, 1, 3, 3), 200 / 127.5 - 1), 256),
     ],
 )
@@ -140,7 +140,7 @@ def test_grey_values(images: torch.Tensor, bins: int | None) -> None:
 
 def test_bad_input() -> None:
     data, schedule = coloured(), schedules.linear(10)
-    images = draw(3, 1, 2, 3)
+    images = normal(3, 1, 2, 3)
     clean, rising = schedule(torch.tensor([0.5, 0.0]).double()), schedule(torch.tensor([0.2, 0.5]).double())
     with pytest.raises(InputError, match="leave t = 0 out"):
         gaussian_hierarchy(data, clean)
@@ -152,7 +152,3 @@ def test_bad_input() -> None:
         hierarchy(data, images, rising, bins=None)
     with pytest.raises(InputError, match="grid of 256 values"):
         hierarchy(data, images, latent_levels(schedule, 3, None), bins=256)
-    with pytest.raises(InputError, match="no data"):
-        hierarchy(data, images[:0], latent_levels(schedule, 3, None), bins=None)
-    with pytest.raises(InputError, match="at least 1 step"):
-        latent_levels(schedule, 0, None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from sfumato.analysis.marginals import bumps, marginals, smoothed, spiral
+from sfumato.analysis.processes import bumps, kernel_density, marginals, spiral
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.oracle import GaussianOracle
 from sfumato.errors import InputError
@@ -80,7 +80,7 @@ def test_the_first_axis_of_a_plane_is_horizontal() -> None:
 
 def test_a_kernel_density_is_that_of_scipy() -> None:
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = smoothed(points)
+    found = kernel_density(points)
     width = float(points.std(0).mean()) * stats.gaussian_kde(points.T.numpy()).silverman_factor()
     assert found.covariances.rest.sqrt().tolist() == pytest.approx([width] * 50)
     at = torch.tensor([[0.3, -0.2], [2.0, 1.0]], dtype=torch.float64)
@@ -91,8 +91,8 @@ def test_a_kernel_density_is_that_of_scipy() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: smoothed(torch.zeros(5, 1)),
-        lambda: smoothed(torch.zeros(1, 1)),
+        lambda: kernel_density(torch.zeros(5, 1)),
+        lambda: kernel_density(torch.zeros(1, 1)),
         # three dimensions, images, and points without a density of their own
         lambda: marginals(GaussianOracle(torch.zeros(3), torch.eye(3)), schedules.linear(10), torch.ones(1).double()),
         lambda: marginals(

@@ -8,28 +8,21 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sfumato.cli import main
-from sfumato.cli.commands import train_options, with_sampling
+from sfumato.cli.commands import with_sampling
+from sfumato.cli.flags import flag_fields
 from sfumato.cli.flags import parse as parse_flags
-from sfumato.config import Config, EvaluationConfig, merge, parse
-from sfumato.config.base import choices
-from sfumato.config.grids import GridConfig
-from sfumato.config.sampling import SamplerConfig
+from sfumato.config import KINDS, Config, EvaluationConfig, parse, walk
 from sfumato.errors import SfumatoWarning
 from sfumato.recipes.published import PRESETS
 from sfumato.runs.train import train
-from tests.training.tiny import flags, tiny
+from tests.training.tiny import LABELLED, flags, tiny
 
-GRID_KINDS, SAMPLER_KINDS = (
-    [str(kind.model_fields["kind"].default) for kind in choices(get_args(union)[0])]
-    for union in (GridConfig, SamplerConfig)
-)
 FITTED = ("optimal", "fitted")
 
 
@@ -42,7 +35,7 @@ def run(*arguments: str) -> int:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny(data={"labels": True}, training={"steps": 4}), run=folder)
+    train(tiny(conditions=LABELLED, training={"steps": 4}), run=folder)
     return str(folder)
 
 
@@ -60,6 +53,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
         "explain",
         "edit",
         "edit invert -h",
+        "tune --help",
+        "likelihood --help",
+        "export -h",
+        "import -h",
+        "info --presets",
     ],
 )
 def test_help_is_fast_and_imports_no_torch(command: str) -> None:
@@ -99,12 +97,13 @@ def test_importing_sfumato_costs_no_more_than_torch() -> None:
 
 
 def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    from sfumato.config import Config, keys
     from sfumato.recipes import digits
 
     assert run("train", "--help") == 0
     said = capsys.readouterr().out
-    used = digits().model_dump()
+    config = parse(Config, digits())
+    known = [key for key, _ in walk(Config, config.model_dump())]
+    used = config.model_dump()
 
     def leaves(values: dict[str, object], prefix: str = "") -> list[str]:
         found: list[str] = []
@@ -113,8 +112,9 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         return found
 
     for key in leaves(used):
-        assert key in keys(Config)
-        assert f"--{key.replace('_', '-')}" in said, key
+        assert key in known or key.endswith(".kind")
+        # the kind of a condition is chosen by --condition
+        assert f"--{key.replace('_', '-')}" in said or key == "conditions.label.kind", key
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         ("train --training.steps 0", "training.steps is 0: input should be greater than or equal to 1"),
         ("train --training.steps -5", "training.steps"),
         ("train --sampling.steps 0", "sampling.steps is 0"),
-        ("train --data.workers 0", "data.workers is 0"),
+        ("train --data.workers 0", "workers"),
         ("train --model.schedule.kind cosin", "did you mean 'cosine'?"),
         ("train --model.schedule.kind cosine --model.schedule.rho 3", "no option --model.schedule.rho"),
-        ("train --model.schedule.kind linear --model.schedule.steps 1", "model.schedule.steps is 1"),
+        ("train --model.schedule.kind linear --model.schedule.steps 1", "at least 2 steps"),
         ("train --model.schedule.kind linear --model.schedule.beta-end 1e-3", "leaves signal at its end"),
         ("train --model.schedule.kind cosine --model.schedule.steps 1", "None"),
         ("train --data.size 9", "resize to 8x8 or 10x10"),
@@ -151,10 +151,15 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         ("info nowhere", "no run directory nowhere"),
         ("info", "required"),
         ("train --evaluation.samples 1", "at least 2, or 0 for none"),
-        ("train --optimizer.betas 1.5 0.9", "optimizer.betas"),
-        ("train --model.network.channels 0 8", "model.network.channels"),
+        ("train --optimizer.method.betas 1.5 0.9", "betas"),
+        ("train --model.network.channels 0 8", "channels"),
         ("train --model.schedule.kind continuous_cosine --model.schedule.log-snr-min -1000", "log_snr_min"),
         ("train --sampling.grid.sigma-min 100", "sigma_min < sigma_max"),
+        ("train --condition lable", "did you mean 'label'?"),
+        ("train --model.network.kind nowhere:Network", "no Python module"),
+        ("train --model.network.blocksize 3", "no option --model.network.blocksize"),
+        ("train --sampling.sampler.eta 1", "it belongs to --sampling.sampler.kind ddim"),
+        ("train digits cats", "One DATA"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -187,11 +192,11 @@ def test_settings_from_files_and_flags(tmp_path: Path, monkeypatch: pytest.Monke
         'kind = "v"\n[objective.weight]\nkind = "simple"\n[objective.times]\nkind = "uniform"\n'
     )
     options = flags(steps=2)
-    assert run("train", "--config", "my.toml", *options, "--training.log-every", "1", "--data.labels") == 0
+    assert run("train", "--config", "my.toml", *options, "--training.log-every", "1", "--condition", "label") == 0
     written = json.loads(Path("runs/digits/config.json").read_text())["config"]
     assert written["training"]["seed"] == 7 and written["training"]["log_every"] == 1
     assert written["model"]["schedule"] == {"kind": "cosine", "steps": 50, "s": 0.008}
-    assert written["data"]["labels"] is True and written["data"]["holdout"] == 797
+    assert written["conditions"]["label"]["kind"] == "label" and written["data"]["holdout"] == 797
     # the config of a run is a file of settings too
     assert run("train", "--config", "runs/digits/config.json", "--run", "again", *options) == 0
     assert json.loads(Path("again/config.json").read_text())["config"]["model"] == written["model"]
@@ -247,22 +252,22 @@ def test_sample(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("--count -3", "at least 1 image"),
         ("--steps 0", "steps is 0"),
         ("--sampler.kind eluer", "did you mean"),
-        ("--sampler.kind ddim --sampler.eta 2", "sampler.eta is 2.0"),
+        ("--sampler.kind ddim --sampler.eta 2", "eta of DDIM"),
         ("--label eleven", "There is no class 'eleven'"),
         ("--label ²", "There is no class"),
         ("--device nowhere", "There is no device 'nowhere'"),
-        ("--first 9999999999999999999", "A seed has 2^40 images"),
-        ("--first -1", "a first image from 0 on"),
+        ("--first 9999999999999999999", "0 to 2^40"),
+        ("--first -1", "first image from 0"),
         ("--label 10", "0 to 9"),
         ("--out x.jpg", "written as .png, .npz"),
         ("--grid.sigma-max 1e9", "can't start"),
         ("--sed 3", "did you mean --seed?"),
-        ("--guidance.scale 2", "trained with objective.label_dropout 0 and knows no null condition"),
+        ("--guidance.scale 2", "conditions.label.drop 0 and knows no null condition"),
         ("--guidance.scale -1", "guidance.scale is -1.0"),
         ("--guidance.scale 2 --guidance.weak-run nowhere", "There is no run directory nowhere"),
-        ("--film x.mp4", "A film is written as .gif or .webp"),
-        ("--film-x0", "name one"),
-        ("--film x.gif --count 501", "A film shows one batch"),
+        ("--animation x.mp4", "written as .gif or .webp"),
+        ("--animation-x0", "name one"),
+        ("--animation x.gif --count 501", "An animation shows one batch"),
     ],
 )
 def test_sample_refuses(
@@ -282,21 +287,68 @@ GRIDS: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", GRID_KINDS)
+@pytest.mark.parametrize("kind", KINDS["grid"])
 def test_every_grid_can_be_asked_for(kind: str, trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--grid.kind", kind, *GRIDS.get(kind, [])]
-    _, sampling = with_sampling("sfumato sample", [trained, *asked], {}, "")
+    _, sampling, _ = with_sampling("sfumato sample", [trained, *asked], {}, "")
     assert sampling.grid.kind == kind
     code = run("sample", trained, "--count", "1", "--steps", "3", "--sampler.kind", "ddim", *asked)
     # what is fitted to a model is asked for in words
     assert (code, "sfumato tune" in capsys.readouterr().err) == ((2, True) if kind in FITTED else (0, False))
 
 
-@pytest.mark.parametrize("kind", SAMPLER_KINDS)
+@pytest.mark.parametrize("kind", KINDS["sampler"])
 def test_every_sampler_can_be_asked_for(kind: str, trained: str) -> None:
     asked = ["--sampler.kind", kind, *(["--grid.kind", "fitted"] if kind == "fitted" else [])]
-    _, sampling = with_sampling("sfumato sample", [trained, *asked], {}, "")
+    _, sampling, _ = with_sampling("sfumato sample", [trained, *asked], {}, "")
     assert sampling.sampler.kind == kind
+
+
+def test_the_help_of_a_run_shows_its_defaults_and_the_options_of_a_kind(
+    trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sample", trained, "--sampler.kind", "unipc", "--help") == 0
+    said = capsys.readouterr().out
+    assert "--sampler.corrector" in said and "(default: 3)" in said and "--label" in said
+    assert json.loads((Path(trained) / "config.json").read_text())["config"]["sampling"]["steps"] == 3
+    assert run("sample", "--sampler", "unipc", "--steps", "2", trained, "--print-config") == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["sampler"]["kind"] == "unipc" and settings["steps"] == 2 and settings["grid"]["kind"] == "karras"
+
+
+def test_a_solver_and_a_network_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from torch import nn\n\n"
+        "class Network(nn.Module):\n"
+        '    """Mine.\n\n    Args:\n        width: how wide it is.\n    """\n'
+        "    def __init__(self, inputs: int, outputs: int, width: int = 8):\n"
+        "        super().__init__()\n"
+        "        self.layers = nn.Sequential(nn.Conv2d(inputs, width, 1), nn.Conv2d(width, outputs, 1))\n"
+        "    def forward(self, x, time):\n"
+        "        return self.layers(x)\n\n"
+        "def step(denoise, x, t, s, memory, *, half: bool = False):\n"
+        '    """Euler."""\n'
+        "    return denoise(x, t).mix(s.alpha, s.sigma) * (0.5 if half else 1.0)\n"
+    )
+    options = [word for word in flags(steps=2) if "model.network" not in word]
+    options = options[options.index("--sampling.steps") :]
+    own = ["--model.network.kind", "mine:Network", "--model.network.width", "4"]
+    assert run("train", *own, "--help") == 0
+    assert "How wide it is" in capsys.readouterr().out
+    assert run("train", *own, *options) == 0
+    assert json.loads(Path("runs/digits/config.json").read_text())["config"]["model"]["network"]["width"] == 4
+    assert run("sample", "runs/digits", "--count", "2") == 2
+    assert "--trust" in capsys.readouterr().err
+    assert run("sample", "runs/digits", "--count", "2", "--trust", "--out", "a.npz", "--sampler", "ddim") == 0
+    step = ["--sampler.kind", "mine:step"]
+    assert run("sample", "--trust", *step, "runs/digits", "--count", "2", "--out", "b.npz") == 0
+    a, b = (np.load(name)["images"] for name in ("a.npz", "b.npz"))
+    assert np.abs(a - b).max() < 1e-5
+    assert run("sample", "runs/digits", "--trust", *step, "--sampler.half", "--count", "2", "--out", "c.npz") == 0
+    assert np.abs(np.load("c.npz")["images"] - b).max() > 0.01
 
 
 def test_lists_of_levels(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,8 +363,8 @@ def test_lists_of_levels(trained: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert np.abs(found[0] - found[1]).max() == 0.0 and np.abs(found[0] - found[2]).max() < 1e-4
     assert run("sample", trained, "--grid.kind", "list", "--grid.times", "1", "0.6", "0.2", "--steps", "3") == 0
     for listed, words in (
-        ([], "in one list: sigmas, times or log_snrs; got none"),
-        (["--grid.sigmas", "2", "--grid.times", "1"], "got sigmas and times"),
+        ([], "in one list: sigmas, times or log_snrs"),
+        (["--grid.sigmas", "2", "--grid.times", "1"], "in one list"),
         (["--grid.sigmas", "3", "1", "0"], "lists 2 levels, which make as many steps; sampling.steps is 3"),
     ):
         capsys.readouterr()
@@ -321,11 +373,11 @@ def test_lists_of_levels(trained: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_every_grid_and_sampler_can_be_trained_with() -> None:
-    for group, kinds in (("grid", GRID_KINDS), ("sampler", SAMPLER_KINDS)):
+    for group, kinds in (("grid", KINDS["grid"]), ("sampler", KINDS["sampler"])):
         for kind in kinds:
             over = {"sampling": {group: {"kind": kind}, **({"grid": {"kind": "fitted"}} if kind == "fitted" else {})}}
-            base = parse(Config, merge(tiny().model_dump(), over))
-            options = parse_flags(train_options(base), [], prog="sfumato train", description="")
+            base = tiny(**over)
+            options = parse_flags(flag_fields(base), [], prog="sfumato train", description="")
             assert getattr(options.sampling, group).kind == kind
 
 
@@ -336,12 +388,12 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
     assert (Path(trained) / "evaluation.json").exists()
     assert run("evaluate", trained, "--samples", "50") == 0
     table = capsys.readouterr().out
-    assert "Frechet to held-out" in table and "floor" in table and "FID" not in table
+    assert "Frechet to held-out" in table and "real vs real" in table and "FID" not in table
     assert run("info", trained) == 0
     said_info = capsys.readouterr().out
     assert "1000 images of 1x8x8, 797 held out" in said_info and "parameters" in said_info
     assert run("info", trained, "--settings", "all") == 0
-    assert "optimizer.weight_decay" in capsys.readouterr().out
+    assert "optimizer.method.weight_decay" in capsys.readouterr().out
     assert run("evaluate", trained, "--samples", "1") == 2
 
 
@@ -367,7 +419,7 @@ def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_lists_the_published_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     few = {name: PRESETS[name] for name in ("ddpm-cifar10", "DiT-S/2")}
     # all of them are counted by a command of the README
-    monkeypatch.setattr("sfumato.runs.reporting.PRESETS", few)
+    monkeypatch.setattr("sfumato.cli.info.PRESETS", few)
     assert run("info", "--presets") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(few)

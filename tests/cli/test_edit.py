@@ -1,4 +1,4 @@
-"""``sfumato edit`` and ``sfumato sample --film``: what they write, what they refuse."""
+"""``sfumato edit`` and ``sfumato sample --animation``: what they write, what they refuse."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from PIL import Image
 
 from sfumato.runs.train import train
 from tests.cli.test_cli import run
-from tests.training.tiny import tiny
+from tests.training.tiny import LABELLED, tiny
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny(data={"labels": True}, objective={"label_dropout": 0.1}, training={"steps": 4}), run=folder)
+    label = {"label": {**LABELLED["label"], "drop": 0.1}}
+    train(tiny(conditions=label, training={"steps": 4}), run=folder)
     return str(folder)
 
 
@@ -77,7 +78,7 @@ def test_interpolate(trained: str, tmp_path: Path) -> None:
 def test_film(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film, out, plain = tmp_path / "out.gif", tmp_path / "x.npz", tmp_path / "y.npz"
     asked = ["--count", "4", "--seed", "2", "--steps", "7"]
-    assert run("sample", trained, *asked, "--film", str(film), "--film-x0", "--out", str(out)) == 0
+    assert run("sample", trained, *asked, "--animation", str(film), "--animation-x0", "--out", str(out)) == 0
     assert "8 frames" in capsys.readouterr().out
     with Image.open(film) as moving:
         assert moving.n_frames == 8 and moving.size[0] == 2 * moving.size[1]  # type: ignore[attr-defined]
@@ -85,7 +86,7 @@ def test_film(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert np.abs(np.load(out)["images"] - np.load(plain)["images"]).max() < 1e-5
     capsys.readouterr()
     # of many steps, every n-th is shown, the first and the last among them
-    assert run("sample", trained, "--count", "1", "--steps", "205", "--film", str(tmp_path / "long.webp")) == 0
+    assert run("sample", trained, "--count", "1", "--steps", "205", "--animation", str(tmp_path / "long.webp")) == 0
     assert "70 frames" in capsys.readouterr().out
 
 
@@ -94,13 +95,13 @@ def test_film(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ("inpaint IMAGE", "--mask MASK"),
         ("inpaint IMAGE --mask LARGE", "has shape 30x40, and the images have 8x8"),
-        ("inpaint LARGE --mask MASK", "has shape 3x30x40, and this model draws 1x8x8; --fit"),
+        ("inpaint LARGE --mask MASK", "has shape 3x30x40, but this model needs 1x8x8; --fit"),
         ("inpaint IMAGE --mask MASK --repeats 0", "at least 1 repetition"),
-        ("inpaint nothing.png --mask MASK", "nothing.png (No such file or directory)"),
+        ("inpaint nothing.png --mask MASK", "nothing.png: No such file or directory"),
         ("sdedit IMAGE --strength 0", "strength"),
         ("sdedit IMAGE --strength 1.5", "strength"),
         ("sdedit IMAGE --label eleven", "There is no class 'eleven'"),
-        ("invert IMAGE --sampler.kind ancestral", "this sampler draws noise"),
+        ("invert IMAGE --sampler.kind ancestral", "noise"),
         ("invert IMAGE --out x.jpg", "written as .png"),
         ("interpolate --seeds 1", "--seeds"),
         ("interpolate --count 1", "at least 2 images"),

@@ -65,9 +65,9 @@ def test_the_way_is_shown(pipeline: Path, tmp_path: Path, capsys: pytest.Capture
     # without data, nothing is drawn in vain
     wide = tmp_path / "wide"
     save_file(_edm_state(), tmp_path / "edm.safetensors")
-    assert run("import", str(tmp_path / "edm.safetensors"), "--run", str(wide), "--from", "edm", "--flags", EDM) == 0
+    assert run("import", str(tmp_path / "edm.safetensors"), "--run", str(wide), "--origin", "edm", "--flags", EDM) == 0
     assert run("evaluate", str(wide), "--samples", "8") == 2
-    assert "1x8x8 and the model draws 3x8x8" in capsys.readouterr().err
+    assert "1x8x8 and the model samples 3x8x8" in capsys.readouterr().err
 
 
 SETTINGS: dict[str, Any] = {
@@ -92,19 +92,18 @@ def _edm_state() -> dict[str, torch.Tensor]:
 def test_a_network_of_edm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(_edm_state(), tmp_path / "edm.safetensors")
     made, file = str(tmp_path / "run"), str(tmp_path / "edm.safetensors")
-    assert run("import", file, "--run", made, "--from", "edm", "--flags", EDM) == 0
+    assert run("import", file, "--run", made, "--origin", "edm", "--flags", EDM) == 0
     model, expected = load(made), load_edm(file, SETTINGS)
-    sampling = expected.config.sampling.model_copy(update={"steps": 2})
-    assert torch.equal(model.sample(2, sampling=sampling), expected.sample(2, sampling=sampling))
+    assert torch.equal(model.sample(2, steps=2), expected.sample(2, steps=2))
     # once more: only where it is asked for, and what else was there has gone
-    assert run("import", file, "--run", made, "--from", "edm", "--flags", EDM) == 2
+    assert run("import", file, "--run", made, "--origin", "edm", "--flags", EDM) == 2
     assert "is there already" in capsys.readouterr().err
     (tmp_path / "run" / "fitted.json").write_text("{}")
-    assert run("import", file, "--run", made, "--from", "edm", "--flags", EDM, "--overwrite") == 0
+    assert run("import", file, "--run", made, "--origin", "edm", "--flags", EDM, "--overwrite") == 0
     assert not (tmp_path / "run" / "fitted.json").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    assert run("import", file, "--run", str(tmp_path / "mine"), "--from", "edm", "--flags", EDM, "--overwrite") == 2
+    assert run("import", file, "--run", str(tmp_path / "mine"), "--origin", "edm", "--flags", EDM, "--overwrite") == 2
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
@@ -129,25 +128,26 @@ def test_a_network_of_improved_diffusion(tmp_path: Path) -> None:
     )
     made = tmp_path / "run"
     assert (
-        run("import", str(tmp_path / "ema.pt"), "--run", str(made), "--from=improved-diffusion", f"--flags={text}") == 0
+        run("import", str(tmp_path / "ema.pt"), "--run", str(made), "--origin=improved-diffusion", f"--flags={text}")
+        == 0
     )
     config = load(made).config
-    assert config.model.network.time_scale == 0.25 and config.model.learned_variance  # type: ignore[union-attr]
+    assert config.model.network.time_scale == 0.25 and config.model.learned_variance
 
 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
         (("nothing",), "no file or folder nothing"),
-        (("FILE",), "say it with --from"),
-        (("FILE", "--from", "edmm"), "did you mean 'edm'"),
-        (("FILE", "--from", "edm"), "with --flags"),
+        (("FILE",), "--origin"),
+        (("FILE", "--origin", "edmm"), "did you mean 'edm'"),
+        (("FILE", "--origin", "edm"), "with --flags"),
         (("FILE", "--flags", "iddpm-46"), "did you mean 'iddpm-64'"),
         (("FILE", "--flags", "iddpm-64"), "tensors are missing"),
-        (("FILE", "--from", "edm", "--flags", "--num_blocks"), "pairs of a name and a value"),
-        (("FILE", "--from", "edm", "--flags", "num_blocks 1"), "pairs of a name and a value"),
-        (("FILE", "--from", "edm", "--flags", "--num_blocks 'one"), "can't be read"),
-        (("FILE", "--from", "guided-diffusion", "--flags", "--num_chanels 3"), "did you mean 'num_channels'"),
+        (("FILE", "--origin", "edm", "--flags", "--num_blocks"), "pairs of a name and a value"),
+        (("FILE", "--origin", "edm", "--flags", "num_blocks 1"), "pairs of a name and a value"),
+        (("FILE", "--origin", "edm", "--flags", "--num_blocks 'one"), "can't be read"),
+        (("FILE", "--origin", "guided-diffusion", "--flags", "--num_chanels 3"), "did you mean 'num_channels'"),
         ((".", "--flags", "iddpm-64"), "leave --flags out"),
         ((".",), "config.json can't be read"),
     ],

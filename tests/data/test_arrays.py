@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.data.reading import load
 
-from sfumato.data import load
-from sfumato.data.arrays import channels_first, labels_of, normalized
+from sfumato.data.arrays import channels_first, labels_of, normalized, read_arrays
 from sfumato.errors import InputError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -78,6 +78,7 @@ def test_layouts(tmp_path: Path, shape: tuple[int, ...], layout: str | None, exp
         ((5, 8, 8), "NWH", "layout='NWH' is unknown; did you mean 'NHW'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_layouts_refused(tmp_path: Path, shape: tuple[int, ...], layout: str | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load(npy(tmp_path, np.full(shape, 200, dtype=np.uint8)), layout=layout)
@@ -153,9 +154,8 @@ def test_bad_value_range(tmp_path: Path, value_range: tuple[float, float]) -> No
 def test_keys(tmp_path: Path, images: str, labels: str) -> None:
     path = npz(tmp_path, **{images: bytes_of(4, 8, 8, 3), labels: np.array([0, 2, 1, 2], dtype=np.uint8)})
     dataset = load(path)
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [0, 2, 1, 2]
-    assert dataset.classes == ("0", "1", "2")
+    assert np.asarray(dataset.columns["label"].values).tolist() == [0, 2, 1, 2]
+    assert dataset.columns["label"].names == ("0", "1", "2")
     assert dataset.name == "data"
 
 
@@ -167,10 +167,9 @@ def test_named_key_takes_its_twin(tmp_path: Path) -> None:
         x_test=bytes_of(2, 8, 8),
         y_test=np.array([1, 3]),
     )
-    dataset = load(f"{path}:x_test", labels=True)
+    dataset = load(f"{path}:x_test", columns=("label",))
     assert len(dataset) == 2
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [1, 3]
+    assert np.asarray(dataset.columns["label"].values).tolist() == [1, 3]
     with pytest.raises(InputError, match="holds no array 'x_tests'; did you mean 'x_test'"):
         load(f"{path}:x_tests")
 
@@ -178,9 +177,8 @@ def test_named_key_takes_its_twin(tmp_path: Path) -> None:
 def test_class_names(tmp_path: Path) -> None:
     path = npz(tmp_path, x=bytes_of(2, 8, 8), y=np.array([[1], [0]]), classes=np.array(["cat", "dog", "emu"]))
     dataset = load(path)
-    assert dataset.classes == ("cat", "dog", "emu")
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [1, 0]
+    assert dataset.columns["label"].names == ("cat", "dog", "emu")
+    assert np.asarray(dataset.columns["label"].values).tolist() == [1, 0]
 
 
 def test_string_labels() -> None:
@@ -201,22 +199,37 @@ def test_string_labels() -> None:
 )
 def test_labels_refused_only_when_asked_for(tmp_path: Path, labels: np.ndarray, message: str) -> None:
     path = npz(tmp_path, x=bytes_of(2, 8, 8), y=labels)
-    assert load(path).labels is None
+    assert not load(path).columns
     with pytest.raises(InputError, match=message):
-        load(path, labels=True)
+        load(path, columns=("label",))
 
 
 def test_missing_labels(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no array 'labels' or 'y' or 'y_train' beside 'x'"):
-        load(npz(tmp_path, x=bytes_of(2, 8, 8)), labels=True)
-    with pytest.raises(InputError, match="is a single array"):
-        load(npy(tmp_path, bytes_of(2, 8, 8)), labels=True)
+    with pytest.raises(InputError, match="no labels: no array 'labels' or 'y' or 'y_train' beside 'x'"):
+        load(npz(tmp_path, x=bytes_of(2, 8, 8)), columns=("label",))
+    with pytest.raises(InputError, match="single array without columns"):
+        load(npy(tmp_path, bytes_of(2, 8, 8)), columns=("label",))
+
+
+def test_further_columns(tmp_path: Path) -> None:
+    tokens = np.arange(6, dtype=np.int32).reshape(2, 3)
+    path = npz(tmp_path, images=bytes_of(2, 8, 8), caption_tokens=tokens, short=tokens[:1], words=np.array(["a", "b"]))
+    images, columns, classes = read_arrays(path, None, ("caption_tokens",), None, None)
+    assert images.shape == (2, 1, 8, 8) and list(columns) == ["caption_tokens"] and classes == ()
+    assert np.array_equal(columns["caption_tokens"], tokens)
+    assert torch.equal(load(path, columns=("caption_tokens",))[1]["caption_tokens"], torch.tensor([3, 4, 5]))
+    assert read_arrays(path, None, (), None, None)[1] == {}
+    with pytest.raises(InputError, match=r"no column 'caption_token'.* did you mean 'caption_tokens'"):
+        load(path, columns=("caption_token",))
+    for name in ("short", "words"):
+        with pytest.raises(InputError, match=rf"\['{name}'\] .* a row for each of the 2 images"):
+            load(path, columns=(name,))
 
 
 def test_too_few_class_names(tmp_path: Path) -> None:
     path = npz(tmp_path, x=bytes_of(2, 8, 8), y=np.array([0, 2]), classes=np.array(["a", "b"]))
     with pytest.raises(InputError, match="go up to 2, but class names have shape"):
-        load(path, labels=True)
+        load(path, columns=("label",))
 
 
 def test_unclear_key(tmp_path: Path) -> None:
@@ -281,11 +294,10 @@ def test_channels_first_names_the_culprit() -> None:
 
 @pytest.mark.skipif(not SHARED.exists(), reason="shared/data is not beside this checkout")
 def test_mnist_and_emoji() -> None:
-    mnist = load(SHARED / "mnist" / "mnist.npz", labels=True)
+    mnist = load(SHARED / "mnist" / "mnist.npz", columns=("label",))
     assert len(mnist) == 60000 and mnist.shape == (1, 28, 28) and mnist.images.dtype == np.uint8
-    assert mnist.classes == tuple("0123456789")
-    assert mnist.labels is not None
-    assert mnist.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert mnist.columns["label"].names == tuple("0123456789")
+    assert mnist.columns["label"].values[:5].tolist() == [5, 0, 4, 1, 9]
     batch = mnist.batch([0, 1])
     assert (batch.min(), batch.max(), batch.dtype) == (-1.0, 1.0, torch.float32)
     assert len(load(f"{SHARED / 'mnist' / 'mnist.npz'}:x_test", size=32)) == 10000

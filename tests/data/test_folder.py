@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.reading import load
 
-from sfumato.data import load
 from sfumato.errors import InputError, SfumatoWarning
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -30,7 +30,7 @@ def test_rgb_exact_and_sorted(tmp_path: Path) -> None:
     assert dataset.shape == (3, 6, 5)
     for image, name in zip(dataset.images, ["a.bmp", "b.png", "c/a.PNG"], strict=True):
         assert np.array_equal(image, arrays[name].transpose(2, 0, 1))
-    assert dataset.labels is None and dataset.classes == ()
+    assert not dataset.columns
     assert dataset.name == tmp_path.name
 
 
@@ -92,19 +92,24 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 def test_labels_are_first_level_folders(tmp_path: Path) -> None:
     for name in ("dog/x/1.png", "cat/2.png", "dog/0.png", "cat/.hidden.png"):
         save(tmp_path / name, pixels(0, 4, 4))
-    dataset = load(tmp_path, labels=True)
-    assert dataset.classes == ("cat", "dog")
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [0, 1, 1]
+    dataset = load(tmp_path, columns=("label",))
+    assert dataset.columns["label"].names == ("cat", "dog")
+    assert np.asarray(dataset.columns["label"].values).tolist() == [0, 1, 1]
 
 
 def test_labels_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.png", pixels(0, 4, 4))
-    with pytest.raises(InputError, match="has no sub-folders with images"):
-        load(tmp_path, labels=True)
+    with pytest.raises(InputError, match=r"1 of 1 images lie in no sub-folder"):
+        load(tmp_path, columns=("label",))
     save(tmp_path / "cat" / "a.png", pixels(0, 4, 4))
-    with pytest.raises(InputError, match=r"1 images in .* lie in no sub-folder, such as a\.png"):
-        load(tmp_path, labels=True)
+    with pytest.raises(InputError, match=r"1 of 2 images lie in no sub-folder, such as a\.png"):
+        load(tmp_path, columns=("label",))
+
+
+def test_folder_has_no_other_columns(tmp_path: Path) -> None:
+    save(tmp_path / "cat" / "a.png", pixels(0, 4, 4))
+    with pytest.raises(InputError, match="no column 'caption'"):
+        load(tmp_path, columns=("label", "caption"))
 
 
 def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_link_to_a_class_folder_is_followed_and_a_circle_is_not(tmp_path: Path) 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "data")
-    assert load(tmp_path / "data", labels=True).classes == ("cat",)
+    assert load(tmp_path / "data", columns=("label",)).columns["label"].names == ("cat",)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 100])
@@ -129,9 +134,8 @@ def test_damaged_files_are_named_and_skipped(tmp_path: Path, workers: int) -> No
     (tmp_path / "1" / "b.png").write_bytes(b"")
     (tmp_path / "2" / "c.png").write_bytes((tmp_path / "2" / "d.png").read_bytes()[:300])  # header whole, pixels cut
     with pytest.warns(SfumatoWarning, match=r"2 of the 4 images .* 1/b\.png \(not an image\), 2/c\.png \(.*trunc"):
-        dataset = load(tmp_path, labels=True, workers=workers)
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [0, 1]
+        dataset = load(tmp_path, columns=("label",), workers=workers)
+    assert np.asarray(dataset.columns["label"].values).tolist() == [0, 1]
     assert np.array_equal(dataset.images, np.stack(good).transpose(0, 3, 1, 2))
 
 

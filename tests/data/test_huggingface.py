@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from tests.data.reading import load
 
-from sfumato.data import load
+from sfumato.data import Dataset
 from sfumato.errors import InputError, SfumatoWarning
 
 
@@ -56,6 +57,11 @@ def png(array: np.ndarray) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
+def labels_of(dataset: Dataset) -> tuple[list[int], tuple[str, ...]]:
+    column = dataset.columns["label"]
+    return np.asarray(column.values).tolist(), column.names
+
+
 ARRAYS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 
 
@@ -84,8 +90,7 @@ def test_images_and_labels(hub: dict[Any, Any]) -> None:
     hub["who/what", None, "train"] = table(kind=(ClassLabel(["cat", "dog"]), [1, 0, 0, 1]))
     dataset = load("hf:who/what")
     assert np.array_equal(dataset.images, ARRAYS.transpose(0, 3, 1, 2))
-    assert dataset.labels is not None
-    assert (dataset.labels.tolist(), dataset.classes) == ([1, 0, 0, 1], ("cat", "dog"))
+    assert labels_of(dataset) == ([1, 0, 0, 1], ("cat", "dog"))
     assert dataset.name == "hf:who/what"
     assert load("hf:who/what", size=4, channels="grey").shape == (1, 4, 4)
 
@@ -102,14 +107,13 @@ def test_images_and_labels(hub: dict[Any, Any]) -> None:
 def test_syntax(hub: dict[Any, Any], source: str, key: tuple[Any, ...]) -> None:
     hub[key] = table()
     dataset = load(source)
-    assert len(dataset) == 4 and dataset.labels is None and dataset.classes == ()
+    assert len(dataset) == 4 and not dataset.columns
 
 
 def test_plain_label_columns(hub: dict[Any, Any]) -> None:
     hub["a/b", None, "train"] = table(label=(Value(), ["x", "y", "x", "x"]))
-    dataset = load("hf:a/b", labels=True)
-    assert dataset.labels is not None
-    assert (dataset.labels.tolist(), dataset.classes) == ([0, 1, 0, 0], ("x", "y"))
+    dataset = load("hf:a/b", columns=("label",))
+    assert labels_of(dataset) == ([0, 1, 0, 0], ("x", "y"))
 
 
 def test_unreadable_rows_are_named_and_skipped(hub: dict[Any, Any]) -> None:
@@ -119,8 +123,7 @@ def test_unreadable_rows_are_named_and_skipped(hub: dict[Any, Any]) -> None:
     hub["a/b", None, "train"] = broken
     with pytest.warns(SfumatoWarning, match=r"2 of the 4 images in hf:a/b .*row 1 \(not an image\), row 2 \(no image"):
         dataset = load("hf:a/b")
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [0, 1]
+    assert np.asarray(dataset.columns["label"].values).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_unreadable_rows_are_named_and_skipped(hub: dict[Any, Any]) -> None:
         ),
         ({"picture": (Value(), [1])}, r"no column of images.*picture \(Value\)"),
         ({"picture": (Image(), [])}, "has no rows"),
-        ({}, "labels=True, but hf:a/b has no label column"),
+        ({}, "hf:a/b has no label column"),
         (
             {"fine": (ClassLabel(["a"]), [0] * 4), "coarse": (ClassLabel(["a"]), [0] * 4)},
             r"several label columns \(fine, coarse\)",
@@ -143,7 +146,7 @@ def test_unreadable_rows_are_named_and_skipped(hub: dict[Any, Any]) -> None:
 def test_columns_refused(hub: dict[Any, Any], columns: dict[str, Any], message: str) -> None:
     hub["a/b", None, "train"] = table(**columns)
     with pytest.raises(InputError, match=message):
-        load("hf:a/b", labels=True)
+        load("hf:a/b", columns=("label",))
 
 
 def test_unknown_and_malformed_names(hub: dict[Any, Any]) -> None:
@@ -175,10 +178,9 @@ def test_the_library_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "parquet").mkdir()
     saved.to_parquet(tmp_path / "parquet" / "train.parquet")
     for name in ("one", "two", "parquet"):
-        dataset = load(f"hf:{tmp_path / name}", labels=True)
+        dataset = load(f"hf:{tmp_path / name}", columns=("label",))
         assert np.array_equal(dataset.images, ARRAYS.transpose(0, 3, 1, 2))
-        assert dataset.labels is not None
-        assert (dataset.labels.tolist(), dataset.classes) == ([1, 0, 0, 1], ("cat", "dog"))
+        assert labels_of(dataset) == ([1, 0, 0, 1], ("cat", "dog"))
     assert len(load(f"hf:{tmp_path / 'two'}:test")) == 1
     assert len(load(f"hf:{tmp_path / 'parquet'}:train[:3]")) == 3
     with pytest.raises(InputError, match="has no split 'tset'; did you mean 'test'"):

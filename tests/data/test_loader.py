@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.data import Batch, Dataset, Loader
+from sfumato.data import Batch, Dataset, Loader, labelled
 from sfumato.errors import InputError
 from sfumato.random import permutation, uniform
 
@@ -12,7 +12,7 @@ from sfumato.random import permutation, uniform
 def dataset(count: int = 23, side: int = 6) -> Dataset:
     """Every pixel of every image is different, so that nothing can be mistaken for anything else."""
     images = np.linspace(-1, 1, count * side * side, dtype=np.float32).reshape(count, 1, side, side)
-    return Dataset(images, np.arange(count), tuple(map(str, range(count))), "distinct")
+    return labelled(images, np.arange(count), tuple(map(str, range(count))), "distinct")
 
 
 def joined(loader: Loader, sizes: list[int], start: int = 0) -> Batch:
@@ -22,8 +22,8 @@ def joined(loader: Loader, sizes: list[int], start: int = 0) -> Batch:
         batches.append(loader.batch(position, size))
         assert batches[-1].start == position
         position += size
-    labels = [batch.labels for batch in batches if batch.labels is not None]
-    return Batch(torch.cat([batch.x0 for batch in batches]), torch.cat(labels), start)
+    labels = torch.cat([batch.cond["label"] for batch in batches])
+    return Batch(torch.cat([batch.x0 for batch in batches]), {"label": labels}, start)
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True}, {"crop": 4}, {"flip": True, "crop": (3, 5)}])
@@ -34,14 +34,12 @@ def test_any_batch_size_cuts_the_same_stream(options: dict, start: int) -> None:
     for sizes in ([16] * 4, [1] * 64, [5, 50, 9]):
         parts = joined(Loader(dataset(), 3, **options), sizes, start)
         assert torch.equal(whole.x0, parts.x0)
-        assert whole.labels is not None and parts.labels is not None
-        assert torch.equal(whole.labels, parts.labels)
+        assert torch.equal(whole.cond["label"], parts.cond["label"])
 
 
 def test_sample_n_is_item_of_its_epoch() -> None:
     data = dataset()
-    labels = Loader(data, 5).batch(0, 3 * 23).labels
-    assert labels is not None
+    labels = Loader(data, 5).batch(0, 3 * 23).cond["label"]
     orders = [permutation(5, "order", epoch, 23) for epoch in range(3)]
     assert labels.tolist() == np.concatenate(orders).tolist()
     assert labels[:23].tolist() != labels[23:46].tolist()
@@ -62,13 +60,13 @@ def test_seeds_differ() -> None:
 def test_labels_follow_their_images() -> None:
     data = dataset()
     batch = Loader(data, 2).batch(10, 40)
-    assert batch.labels is not None and batch.labels.dtype == torch.int64
-    assert torch.equal(batch.x0, data.batch(batch.labels.numpy()))
+    assert batch.cond["label"].dtype == torch.int64
+    assert torch.equal(batch.x0, data.batch(batch.cond["label"].numpy()))
 
 
 def test_no_labels() -> None:
     data = dataset()
-    assert Loader(Dataset(data.images, None, (), "bare"), 0).batch(0, 4).labels is None
+    assert Loader(Dataset(data.images, name="bare"), 0).batch(0, 4).cond == {}
 
 
 def test_flip_mirrors_exactly_the_chosen_half() -> None:
@@ -95,19 +93,18 @@ def test_crop_is_a_window_and_reaches_every_corner() -> None:
 
 
 def test_uint8_crop_is_converted() -> None:
-    data = Dataset(np.full((2, 3, 4, 4), 255, dtype=np.uint8), None, (), "white")
+    data = Dataset(np.full((2, 3, 4, 4), 255, dtype=np.uint8), name="white")
     assert torch.equal(Loader(data, 0, crop=2).batch(0, 2).x0, torch.ones(2, 3, 2, 2))
 
 
 def test_tiny_dataset_and_large_batch() -> None:
-    labels = Loader(dataset(count=2), 0).batch(1, 101).labels
-    assert labels is not None
+    labels = Loader(dataset(count=2), 0).batch(1, 101).cond["label"]
     assert torch.bincount(labels).sum() == 101
     assert torch.bincount(labels[1:]).tolist() == [50, 50]
 
 
 def test_signals() -> None:
-    data = Dataset(np.zeros((4, 2, 10), dtype=np.float32), None, (), "signals")
+    data = Dataset(np.zeros((4, 2, 10), dtype=np.float32), name="signals")
     assert Loader(data, 0).batch(0, 6).x0.shape == (6, 2, 10)
     with pytest.raises(InputError, match="flip is for images"):
         Loader(data, 0, flip=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from tests.data.reading import load
 
-from sfumato.data import Dataset, load
+from sfumato.data import Dataset
 from sfumato.data.sources import SOURCES
 from sfumato.errors import InputError
 
@@ -16,25 +17,24 @@ def test_digits() -> None:
     bunch = load_digits()
     assert len(dataset) == 1797 and dataset.shape == (1, 8, 8) and dataset.images.dtype == np.float32
     assert np.array_equal((dataset.images[:, 0] + 1) * 8, bunch.images)
-    assert dataset.labels is not None
-    assert np.array_equal(dataset.labels, bunch.target)
-    assert dataset.classes == tuple("0123456789")
+    assert np.array_equal(dataset.columns["label"].values, bunch.target)
+    assert dataset.columns["label"].names == tuple("0123456789")
     assert dataset.batch([0]).min() == -1
 
 
 def test_digits_at_another_size() -> None:
-    dataset = load("digits", size=16, channels="rgb", labels=True)
+    dataset = load("digits", size=16, channels="rgb", columns=("label",))
     assert dataset.shape == (3, 16, 16)
     assert dataset.images.min() >= -1 and dataset.images.max() <= 1
     assert np.array_equal(dataset.images[:, 0], dataset.images[:, 2])
 
 
 def test_a_name_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    blank = Dataset(np.zeros((2, 1, 4, 4), dtype=np.uint8), None, (), "blank")
+    blank = Dataset(np.zeros((2, 1, 4, 4), dtype=np.uint8), name="blank")
     monkeypatch.setitem(SOURCES, "blank", lambda: blank)
     assert load("blank") is blank
-    with pytest.raises(InputError, match="labels=True, but blank has no labels"):
-        load("blank", labels=True)
+    with pytest.raises(InputError, match="no column 'label'"):
+        load("blank", columns=("label",))
 
 
 def test_home_and_path_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +81,7 @@ def test_sources_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source
         ({"layout": "NHW"}, "layout is for"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_options_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load("digits", **options)

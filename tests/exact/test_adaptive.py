@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.exact.test_solvers import Line
+from tests.oracles import Counted
 
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoiser, embed_thousand
@@ -17,7 +18,7 @@ from sfumato.diffusion.parameterization import v
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.sampling import grids
-from sfumato.sampling.adaptive import Count, adaptive
+from sfumato.sampling.adaptive import adaptive
 from sfumato.sampling.editing import invert
 from sfumato.sampling.sample import initial, sample
 
@@ -50,11 +51,11 @@ def test_the_error_follows_the_tolerance(name: str) -> None:
     exact = Line().flow(x, schedule(1.0), schedule(0.0))
     errors, counts = [], []
     for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
-        count = Count()
-        step = partial(adaptive, schedule=schedule, rtol=tolerance, atol=tolerance, sigma_min=1e-4, count=count)
-        found = last(sample(LINE, x, grids.uniform(schedule, 1), step, noise=refuse))
+        oracle = Counted(LINE)
+        step = partial(adaptive, schedule=schedule, rtol=tolerance, atol=tolerance, sigma_min=1e-4)
+        found = last(sample(oracle, x, grids.uniform(schedule, 1), step, noise=refuse))
         errors.append(float((found - exact).abs().max()))
-        counts.append(count.evaluations)
+        counts.append(len(oracle.calls))
         assert errors[-1] < 10.0 * tolerance
     assert counts == sorted(counts) and counts[0] < 25
     # a third-order pair: each of the three factors of 10 costs 10^(1/3) as many evaluations
@@ -122,7 +123,9 @@ def test_inversion_follows_the_flow_to_the_tolerance(name: str, steps: int) -> N
         assert found.error.max() < 20.0 * tolerance
 
 
-@pytest.mark.parametrize("options", [{"atol": 0.0}, {"rtol": -1.0}, {"scale": 0.0}, {"sigma_min": 0.0}, {"most": 0}])
+@pytest.mark.parametrize(
+    "options", [{"atol": 0.0}, {"rtol": -1.0}, {"scale": 0.0}, {"sigma_min": 0.0}, {"max_steps": 0}]
+)
 def test_bad_options(options: dict[str, float]) -> None:
     schedule = schedules.Karras()
     with pytest.raises(InputError, match="adaptive step needs"):
@@ -139,6 +142,6 @@ def test_too_few_steps_are_told() -> None:
                 LINE,
                 torch.ones(2, 1),
                 grids.uniform(schedule, 1),
-                partial(adaptive, schedule=schedule, rtol=1e-6, atol=1e-6, most=3),
+                partial(adaptive, schedule=schedule, rtol=1e-6, atol=1e-6, max_steps=3),
             )
         )

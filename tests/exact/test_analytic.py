@@ -15,13 +15,13 @@ from tests.oracles import gaussian
 
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion import variance
-from sfumato.diffusion.analytic import Gamma, analytic, estimate
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
+from sfumato.diffusion.variance import Gamma, analytic, estimate
 from sfumato.errors import InputError
 from sfumato.sampling import grids
-from sfumato.sampling.ancestral import ancestral
 from sfumato.sampling.sample import initial, sample, seeded_noise
+from sfumato.sampling.steps import ancestral
 
 SCHEDULES = {
     "linear": schedules.linear(1000),
@@ -99,7 +99,7 @@ def test_it_lies_between_small_and_large(std: float) -> None:
     assert float(analytic(exact(levels, 1.0))(nothing(), t, s)) == pytest.approx(
         float(variance.large(nothing(), t, s)), rel=1e-9
     )
-    point = Gamma(spread.keywords["gamma"].log_snr, (1.0,) * 20)  # type: ignore[attr-defined]
+    point = Gamma(exact(levels, std).log_snr, (1.0,) * 20)
     assert float(analytic(point)(nothing(), t, s)) == pytest.approx(float(variance.small(nothing(), t, s)), rel=1e-6)
 
 
@@ -147,7 +147,7 @@ def test_estimated_from_a_denoiser() -> None:
     assert seen == [1000, 2000, 3000, 4000] and found.samples == 4000
     assert found.gamma == pytest.approx(exact(levels, 0.5).gamma, rel=0.03)
     assert found.log_snr == pytest.approx(exact(levels, 0.5).log_snr, abs=1e-12)
-    # whatever the batches and with conditions, which the oracle ignores
+    # for any batch size, and with conditions, which the oracle ignores
     again = estimate(oracle, [(part, {"label": torch.zeros(len(part))}) for part in data.split(1700)], levels)
     assert again.gamma == pytest.approx(found.gamma, rel=1e-12)
     assert estimate(oracle, [data], levels, seed=1).gamma != found.gamma
@@ -181,11 +181,11 @@ TABLE = Gamma((-5.0, 0.0, 5.0), (0.99, 0.8, 0.1))
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Gamma((), ()), "one number per level"),
-        (lambda: Gamma((0.0, 1.0), (0.5,)), "one number per level"),
+        (lambda: Gamma((), ()), "for each"),
+        (lambda: Gamma((0.0, 1.0), (0.5,)), "for each"),
         (lambda: Gamma((1.0, 0.0), (0.5, 0.5)), "rise strictly"),
-        (lambda: Gamma((0.0, 1.0), (0.5, math.nan)), "finite"),
-        (lambda: Gamma((0.0, 1.0), (0.5, -0.1)), "not negative"),
+        (lambda: Gamma((0.0, 1.0), (0.5, math.nan)), "for each"),
+        (lambda: Gamma((0.0, 1.0), (0.5, -0.1)), "for each"),
         (lambda: Gamma.from_dict({"gamma": [1.0]}), "not the values"),
         (lambda: Gamma.from_dict({"gamma": ["x"], "log_snr": [1.0], "samples": 1}), "not the values"),
         (lambda: TABLE.data_variance(schedules.linear()(1.0)), "log-SNR -5 to 5"),

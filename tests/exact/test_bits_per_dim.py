@@ -13,19 +13,17 @@ from scipy import stats
 from tests.round_mixtures import ONE_D, TWO_D, Mixture
 from torch import Tensor, nn
 
-from sfumato.config import Config
-from sfumato.data.dataset import Dataset
+from sfumato.config import Config, parse
+from sfumato.data import Column, Dataset
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.bound import Bound
 from sfumato.diffusion.denoiser import Denoiser, embed_thousand
-from sfumato.diffusion.likelihood import (
-    rk4,
-)
+from sfumato.diffusion.likelihood import rk4
 from sfumato.diffusion.parameterization import eps
 from sfumato.errors import InputError
 from sfumato.models.likelihood import bits_per_dim, default_levels
 from sfumato.models.model import Model
-from sfumato.models.storage import Facts
+from sfumato.models.storage import Info
 from sfumato.sampling import grids
 
 
@@ -128,7 +126,7 @@ def test_a_network_in_float32_with_conditions() -> None:
     schedule = schedules.linear(10)
     denoiser = Denoiser(Small(), schedule, eps, embed_thousand)
     images = (torch.arange(6 * 81).reshape(6, 1, 9, 9) % 256).to(torch.uint8).numpy()
-    data = Dataset(images, None, (), "ramp")
+    data = Dataset(images, name="ramp")
     options = {"integrator": partial(rk4, steps=4), "batch_size": 4}
     found = bits_per_dim(denoiser, data, **options)
     assert denoiser.training
@@ -143,12 +141,14 @@ def test_a_network_in_float32_with_conditions() -> None:
 
 
 def test_a_model_takes_the_labels_of_a_data_set() -> None:
-    model = Model(Config(), Facts(shape=(1, 8, 8), classes=("a", "b"), std=0.5, train=2, heldout=0))
-    with torch.no_grad():  # a new network gives zeros whatever it is told
+    classes = {"label": {"names": ("a", "b")}}
+    info = parse(Info, {"shape": (1, 8, 8), "std": 0.5, "train": 2, "conditions": classes})
+    model = Model.build(Config(), info)
+    with torch.no_grad():  # a new network returns zeros for any input
         for parameter in model.denoiser.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     images = (torch.arange(2 * 64).reshape(2, 1, 8, 8) * 2).to(torch.uint8).numpy()
-    data = Dataset(images, torch.tensor([0, 1]).numpy(), ("a", "b"), "ramp")
+    data = Dataset(images, {"label": Column(torch.tensor([0, 1]).numpy(), ("a", "b"))}, "ramp")
     options = {"flow": False, "steps": 3}
     found = bits_per_dim(model, data, **options).bound.total
     tensor, label = data.batch([0, 1]), torch.tensor([0, 1])
@@ -157,8 +157,8 @@ def test_a_model_takes_the_labels_of_a_data_set() -> None:
     assert bool((bits_per_dim(model, tensor, **options).bound.total != found).all())
     with pytest.raises(InputError, match=r"of shape \(1, 8, 8\)"):
         bits_per_dim(model, tensor[..., :4], **options)
-    plain = Model(Config(), Facts(shape=(1, 8, 8), std=0.5, train=2, heldout=0))
-    with pytest.raises(InputError, match="without labels"):
+    plain = Model.build(Config(), Info(shape=(1, 8, 8), std=0.5, train=2))
+    with pytest.raises(InputError, match="no condition or option 'label'"):
         bits_per_dim(plain, tensor, label=label, **options)
 
 
@@ -177,7 +177,7 @@ def test_one_and_two_steps() -> None:
     assert math.isfinite(found.bound.mean) and math.isfinite(found.flow.mean)
     one = schedules.Discrete([0.999])
     assert math.isfinite(bits_per_dim(TWO_D, x, bins=3, schedule=one, flow=False).bound.mean)
-    with pytest.raises(InputError, match="schedules of one step"):
+    with pytest.raises(InputError, match="below the end of the schedule"):
         bits_per_dim(TWO_D, x, bins=3, schedule=one)
 
 

@@ -19,16 +19,12 @@ from sfumato.diffusion.parameterization import eps
 from sfumato.diffusion.schedule import Karras, RectifiedFlow, Schedule, linear
 from sfumato.errors import InputError
 from sfumato.sampling import fitting, grids
-from sfumato.sampling.ancestral import ancestral
-from sfumato.sampling.coordinates import Noise, Rotation
-from sfumato.sampling.ddim import ddim
-from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
-from sfumato.sampling.fitted import Fitted
-from sfumato.sampling.fitted_solver import Plan, follow, weights_of
-from sfumato.sampling.heun import heun
+from sfumato.sampling.coordinates import PredictedNoise, Rotation
+from sfumato.sampling.fitted_solver import Fitted, FittedSolver, fitted_grid, follow, weights_of
 from sfumato.sampling.multistep import Adams, multistep
-from sfumato.sampling.published import deis, dpm_solver_pp, lms, unipc
+from sfumato.sampling.published import deis, dpm_solver_pp, dpm_solver_pp_2m, lms, unipc
 from sfumato.sampling.sample import Step, check_grid, sample
+from sfumato.sampling.steps import ancestral, ddim, heun
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": lambda: linear(1000),
@@ -75,9 +71,9 @@ def test_a_plan_is_the_solver_it_was_made_of(name: str, kind: str) -> None:
     levels = grids.karras(schedule, 7, 0.02, 20.0)
     table = weights_of(SOLVERS[name], levels)
     log_snr = torch.as_tensor(levels.log_snr)[:-1]
-    plan = Plan(tuple(log_snr.tolist()), rows(table))
+    solver = FittedSolver(tuple(log_snr.tolist()), rows(table))
     x = noise(0, 20) * next(iter(levels)).sigma
-    again = end(oracle, x, plan.levels(schedule), partial(follow, plan=plan))
+    again = end(oracle, x, fitted_grid(schedule, solver), partial(follow, plan=solver))
     torch.testing.assert_close(again, end(oracle, x, levels, SOLVERS[name]), rtol=1e-6, atol=1e-7)
 
 
@@ -128,11 +124,11 @@ def test_fitted_is_nearer_on_other_noises(
         x = end(oracle, start * next(iter(levels)).sigma, levels, step)
         return float((x - fresh.end).square().mean().sqrt())
 
-    errors = [error(plan.levels(schedule), partial(follow, plan=plan)) for plan in (grid_only, both)]
+    errors = [error(fitted_grid(schedule, solver), partial(follow, plan=solver)) for solver in (grid_only, both)]
     usual = error(grids.karras(schedule, 4, 0.05, min(20.0, float(schedule(1.0).noise_to_signal))), dpm_solver_pp(3))
-    assert both.error < 0.5 * both.stock and grid_only.error <= grid_only.stock
+    assert both.error < 0.5 * both.baseline and grid_only.error <= grid_only.baseline
     assert errors[1] < 0.4 * usual and errors[0] < usual
-    check_grid(both.levels(schedule))
+    check_grid(fitted_grid(schedule, both))
 
 
 def test_it_is_a_function_of_the_noises() -> None:
@@ -156,7 +152,7 @@ def test_it_is_a_function_of_the_noises() -> None:
 def test_the_slope_is_that_of_the_error() -> None:
     """By differences, in the levels and in the weights, also of the solver's own."""
     known = fitting.examples(ring(), linear(1000), noise(1, 16))
-    step = partial(multistep, rule=Adams(Noise()), order=3)
+    step = partial(multistep, rule=Adams(PredictedNoise()), order=3)
     space = fitting._Space(known.schedule, step, 4)
     search = fitting._Search(space, known, known, lambda: None)
     grid = torch.tensor([-4.0, -1.0, 1.0, 3.0], dtype=torch.float64)
@@ -191,35 +187,37 @@ def test_a_network_is_differentiable_in_the_level() -> None:
 
 
 def test_plans_go_through_json() -> None:
-    plan = Plan((-3.0, 1.0), ((0.5, 0.5), (0.1, 0.3, 0.6)), 0.01, 0.02, 64)
-    assert Plan.from_dict(plan.to_dict()) == plan
-    fitted = Fitted(plans={2: plan})
+    solver = FittedSolver((-3.0, 1.0), ((0.5, 0.5), (0.1, 0.3, 0.6)), 0.01, 0.02, 64)
+    assert FittedSolver.from_dict(solver.to_dict()) == solver
+    fitted = Fitted(solvers={2: solver})
     assert Fitted.from_dict(fitted.to_dict()) == fitted
-    with pytest.raises(InputError, match="another number of steps"):
-        Fitted.from_dict({"plans": {"3": plan.to_dict()}})
-    for broken in ({"log_snr": [1.0]}, {**plan.to_dict(), "weights": None}, {**plan.to_dict(), "log_snr": ["a", 2]}):
-        with pytest.raises(InputError, match="not the values of a plan"):
-            Plan.from_dict(broken)
+    for broken in (
+        {"log_snr": [1.0]},
+        {**solver.to_dict(), "weights": None},
+        {**solver.to_dict(), "log_snr": ["a", 2]},
+    ):
+        with pytest.raises(InputError, match="not the values of a fitted solver"):
+            FittedSolver.from_dict(broken)
 
 
 def test_bad_plans() -> None:
     weights = ((0.5, 0.5), (0.1, 0.3, 0.6))
     with pytest.raises(InputError, match="rise strictly"):
-        Plan((1.0, 1.0), weights)
+        FittedSolver((1.0, 1.0), weights)
     with pytest.raises(InputError, match="a row of weights"):
-        Plan((1.0, 2.0), weights[:1])
+        FittedSolver((1.0, 2.0), weights[:1])
     with pytest.raises(InputError, match="finite"):
-        Plan((1.0, math.nan), weights)
+        FittedSolver((1.0, math.nan), weights)
     with pytest.raises(InputError, match="schedule ends at a log-SNR"):
-        Plan((-15.0, 1.0), weights).levels(linear(1000))
-    plan = Plan((-3.0, 1.0), weights)
+        fitted_grid(linear(1000), FittedSolver((-15.0, 1.0), weights))
+    solver = FittedSolver((-3.0, 1.0), weights)
     for levels in (grids.uniform(linear(1000), 2), grids.uniform(linear(1000), 3)):
-        with pytest.raises(InputError, match="of its own grid"):
-            end(ring(), noise(0, 2), levels, partial(follow, plan=plan))
+        with pytest.raises(InputError, match="those of its grid"):
+            end(ring(), noise(0, 2), levels, partial(follow, plan=solver))
     with pytest.raises(InputError, match="has only for 2: fit one with sfumato tune RUN --steps 3"):
-        Fitted(plans={2: plan}).require_plan(3)
+        Fitted(solvers={2: solver}).require_solver(3)
     with pytest.raises(InputError, match="other weights, of step 7"):
-        Fitted(stale=7).require_plan(3)
+        Fitted(stale=7).require_solver(3)
 
 
 def test_bad_fits() -> None:
@@ -233,5 +231,5 @@ def test_bad_fits() -> None:
 def test_one_step() -> None:
     """The best constant and the best multiple of what one prediction says."""
     known = fitting.examples(ring(), linear(1000), noise(1, 64))
-    plan = fitting.fit(known, 1, iterations=10)
-    assert plan.steps == 1 and plan.error <= plan.stock
+    solver = fitting.fit(known, 1, iterations=10)
+    assert solver.steps == 1 and solver.error <= solver.baseline

@@ -14,7 +14,7 @@ from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.gaussian import (
     diffuse,
     diffusion_kernel,
-    forward_chain,
+    forward_process,
     forward_transition,
     posterior,
     posterior_coefficients,
@@ -113,7 +113,7 @@ def test_the_forward_kernels_are_gaussians_that_compose(schedule: schedules.Sche
     scale = t.alpha / s.alpha
     assert step.variance + scale**2 * before.variance == pytest.approx(whole.variance, rel=1e-12)
     noise = torch.randn(3, 2, dtype=torch.float64)
-    assert torch.allclose(whole.draw(noise), diffuse(x0, t, noise), atol=1e-14)
+    assert torch.allclose(whole.sample(noise), diffuse(x0, t, noise), atol=1e-14)
 
 
 def test_the_one_step_kernel_is_that_of_ddpm() -> None:
@@ -129,21 +129,21 @@ def test_kernels_of_a_level_per_sample() -> None:
     schedule, x = schedules.cosine(1000), torch.randn(2, 3, 4, dtype=torch.float64)
     times, earlier = torch.tensor([0.5, 0.9]).double(), torch.tensor([0.0, 0.7]).double()
     noise = torch.randn(2, 3, 4, dtype=torch.float64)
-    many = forward_transition(x, schedule(times), schedule(earlier)).draw(noise)
-    kernels = diffusion_kernel(x, schedule(times)).draw(noise)
+    many = forward_transition(x, schedule(times), schedule(earlier)).sample(noise)
+    kernels = diffusion_kernel(x, schedule(times)).sample(noise)
     for i in range(2):
         t, s, at = schedule(float(times[i])), schedule(float(earlier[i])), slice(i, i + 1)
-        assert torch.allclose(many[at], forward_transition(x[at], t, s).draw(noise[at]), atol=1e-14)
-        assert torch.allclose(kernels[at], diffusion_kernel(x[at], t).draw(noise[at]), atol=1e-14)
+        assert torch.allclose(many[at], forward_transition(x[at], t, s).sample(noise[at]), atol=1e-14)
+        assert torch.allclose(kernels[at], diffusion_kernel(x[at], t).sample(noise[at]), atol=1e-14)
 
 
 @pytest.mark.parametrize(
     "schedule", [schedules.linear(20), schedules.cosine(20), schedules.ContinuousLinear(), schedules.Karras()]
 )
 def test_the_marginals_of_the_chain_are_the_kernel(schedule: schedules.Schedule) -> None:
-    """And its joint law is Gaussian with Cov[x_s, x_t] = alpha_{t|s} sigma_s^2, which no set of marginals knows."""
+    """The joint is Gaussian with Cov[x_s, x_t] = alpha_{t|s} sigma_s^2, which no set of marginals shows."""
     count, x0 = 40_000, 0.75
-    chain = list(forward_chain(torch.full((count, 1), x0).double(), grids.uniform(schedule, 20), seeded_noise(3)))
+    chain = list(forward_process(torch.full((count, 1), x0).double(), grids.uniform(schedule, 20), seeded_noise(3)))
     assert [level.t for level, _ in chain] == pytest.approx([i / 20 for i in range(1, 21)])
     for level, x in chain:
         assert float(x.mean()) == pytest.approx(level.alpha * x0, abs=5 * level.sigma / math.sqrt(count))
@@ -157,24 +157,24 @@ def test_the_marginals_of_the_chain_are_the_kernel(schedule: schedules.Schedule)
 def test_a_chain_walks_a_grid_either_way_and_from_any_level() -> None:
     schedule, x0 = schedules.linear(100), torch.randn(2, 3)
     up = schedule(torch.arange(11, dtype=torch.float64) / 10)
-    one = list(forward_chain(x0, up, seeded_noise(0)))
-    two = list(forward_chain(x0, grids.uniform(schedule, 10), seeded_noise(0)))
+    one = list(forward_process(x0, up, seeded_noise(0)))
+    two = list(forward_process(x0, grids.uniform(schedule, 10), seeded_noise(0)))
     assert len(one) == 10 and all(torch.equal(a[1], b[1]) for a, b in zip(one, two, strict=True))
-    level, x = next(forward_chain(x0, schedule(0.4), seeded_noise(0)))
+    level, x = next(forward_process(x0, schedule(0.4), seeded_noise(0)))
     assert torch.allclose(x, diffuse(x0, level, seeded_noise(0)(x0)), atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [[0.0], [0.5, 0.2, 0.8], [0.1, 0.1], [0.0, 0.0]])
 def test_a_chain_needs_a_grid(grid: list[float]) -> None:
     with pytest.raises(InputError, match="at least one noisy level"):
-        list(forward_chain(torch.zeros(1, 1), schedules.linear(10)(torch.tensor(grid).double()), seeded_noise(0)))
+        list(forward_process(torch.zeros(1, 1), schedules.linear(10)(torch.tensor(grid).double()), seeded_noise(0)))
 
 
 def test_signal_that_is_left_at_the_end_is_named() -> None:
     schedule = schedules.Discrete(np.linspace(1e-4, 0.012, 1000))
     left = np.prod(1.0 - np.linspace(1e-4, 0.012, 1000))
     with pytest.warns(SfumatoWarning, match=rf"alpha_bar_T = {left:.3g} is not near zero"):
-        list(forward_chain(torch.zeros(1, 1), grids.uniform(schedule, 5), seeded_noise(0)))
+        list(forward_process(torch.zeros(1, 1), grids.uniform(schedule, 5), seeded_noise(0)))
     with pytest.warns(SfumatoWarning, match=r"alpha_bar_T = 0\.9 "):
         warn_of_signal(schedules.Discrete([0.1])(1.0))
     # of two steps only, the second is clipped at 0.999 and the first is 0.05

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import norm
 
 from sfumato.diffusion import objective
-from sfumato.diffusion.continuous import Learned
 from sfumato.diffusion.denoiser import Prediction
+from sfumato.diffusion.learned_schedule import LearnedSchedule
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 
@@ -25,10 +25,10 @@ def oracle(x: torch.Tensor, level: Level, **cond: torch.Tensor) -> Prediction:
     return Prediction.of_x0(x, gain * x, level)
 
 
-def bent() -> Learned:
+def bent() -> LearnedSchedule:
     """A schedule with some curvature, in float64."""
     torch.manual_seed(0)
-    schedule = Learned(9.0, -5.0, 8).double()
+    schedule = LearnedSchedule(9.0, -5.0, 8).double()
     with torch.no_grad():
         for p in (schedule.linear, schedule.shifts, schedule.heights):
             p.add_(torch.randn_like(p))
@@ -39,17 +39,17 @@ def draws(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     grey = (STD * torch.randn(count, 6, dtype=torch.float64, generator=generator)).clamp(-1, 1)
     x0 = ((grey + 1.0) * 127.5).round() / 127.5 - 1.0
-    t = Learned.start + (1.0 - Learned.start) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    t = LearnedSchedule.start + (1.0 - LearnedSchedule.start) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return x0, torch.randn(count, 6, dtype=torch.float64, generator=generator), t
 
 
-def between(schedule: Learned) -> list[torch.Tensor]:
+def between(schedule: LearnedSchedule) -> list[torch.Tensor]:
     return [schedule.linear, schedule.rates, schedule.shifts, schedule.heights]
 
 
 def test_its_shape_rises_from_0_to_1_with_its_derivative() -> None:
     schedule = bent()
-    t = torch.linspace(Learned.start, 1.0, 400, dtype=torch.float64, requires_grad=True)
+    t = torch.linspace(LearnedSchedule.start, 1.0, 400, dtype=torch.float64, requires_grad=True)
     value, slope = schedule.shape(t)
     (derivative,) = torch.autograd.grad(value.sum(), t)
     assert float(value[0].detach()) == 0.0 and float(value[-1].detach()) == pytest.approx(1.0, abs=1e-14)
@@ -58,9 +58,9 @@ def test_its_shape_rises_from_0_to_1_with_its_derivative() -> None:
 
 def test_its_ends_and_the_data() -> None:
     schedule = bent()
-    assert schedule(Learned.start).log_snr == pytest.approx(9.0, abs=1e-9)
+    assert schedule(LearnedSchedule.start).log_snr == pytest.approx(9.0, abs=1e-9)
     assert schedule(1.0).log_snr == pytest.approx(-5.0, abs=1e-9)
-    half = schedule(Learned.start / 2)
+    half = schedule(LearnedSchedule.start / 2)
     # sigma / alpha is proportional to t before the first level
     assert half.noise_to_signal == pytest.approx(0.5 * math.exp(-4.5), rel=1e-9)
     level = schedule(torch.linspace(0, 1, 50, dtype=torch.float64))
@@ -81,14 +81,14 @@ def test_the_kernel_carries_gradients_and_levels_do_not() -> None:
 
 
 def test_at_first_it_is_nearly_linear() -> None:
-    schedule = Learned()
-    t = torch.linspace(Learned.start, 1.0, 50, dtype=torch.float64)
-    straight = 13.3 - 18.3 * (t - Learned.start) / (1.0 - Learned.start)
+    schedule = LearnedSchedule()
+    t = torch.linspace(LearnedSchedule.start, 1.0, 50, dtype=torch.float64)
+    straight = 13.3 - 18.3 * (t - LearnedSchedule.start) / (1.0 - LearnedSchedule.start)
     assert (torch.as_tensor(schedule(t).log_snr) - straight).abs().max() < 0.5
 
 
 def bound(
-    schedule: Learned, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, bins: int = 256
+    schedule: LearnedSchedule, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, bins: int = 256
 ) -> tuple[torch.Tensor, ...]:
     """The three terms from the definitions: torch's KL, SciPy's bins and autograd's derivative of the log-SNR."""
     time = t.clone().requires_grad_()
@@ -97,8 +97,8 @@ def bound(
     (slope,) = torch.autograd.grad(log_snr.sum(), time, create_graph=True)
     x = alpha[:, None] * x0 + sigma[:, None] * noise
     error = (oracle(x, Level(t, alpha, sigma)).eps - noise).square().mean(1)
-    diffusion = 0.5 * (1.0 - Learned.start) * -slope * error
-    last, first = schedule(torch.ones(1, dtype=torch.float64)), schedule(torch.tensor([Learned.start]).double())
+    diffusion = 0.5 * (1.0 - LearnedSchedule.start) * -slope * error
+    last, first = schedule(torch.ones(1, dtype=torch.float64)), schedule(torch.tensor([LearnedSchedule.start]).double())
     prior = torch.distributions.kl_divergence(
         torch.distributions.Normal(torch.as_tensor(last.alpha) * x0, torch.as_tensor(last.sigma).expand_as(x0)),
         torch.distributions.Normal(torch.zeros_like(x0), torch.ones_like(x0)),
@@ -157,17 +157,20 @@ def test_its_ends_descend_the_bound() -> None:
 def test_its_mean_does_not_depend_on_what_is_between() -> None:
     r"""The diffusion term is an integral over the log-SNR; of the Gaussian oracle it is known."""
     exact = 0.5 * (math.log1p(STD**2 * math.exp(9.0)) - math.log1p(STD**2 * math.exp(-5.0)))
-    for schedule in (bent(), Learned(9.0, -5.0, 8).double()):
-        t = Learned.start + (1.0 - Learned.start) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    for schedule in (bent(), LearnedSchedule(9.0, -5.0, 8).double()):
+        t = (
+            LearnedSchedule.start
+            + (1.0 - LearnedSchedule.start) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+        )
         snr = torch.as_tensor(schedule(t).log_snr).exp()
         error = STD**2 * snr / (1.0 + STD**2 * snr)
-        mean = (0.5 * (1.0 - Learned.start) * -torch.as_tensor(schedule.slope(t)) * error).mean()
+        mean = (0.5 * (1.0 - LearnedSchedule.start) * -torch.as_tensor(schedule.slope(t)) * error).mean()
         assert float(mean) == pytest.approx(exact, rel=1e-4)
 
 
 def test_training_lowers_the_variance() -> None:
     torch.manual_seed(0)
-    schedule = Learned(9.0, -5.0, 16).double()
+    schedule = LearnedSchedule(9.0, -5.0, 16).double()
 
     def spread() -> tuple[float, float]:
         x0, noise, t = draws(4096)
@@ -175,7 +178,7 @@ def test_training_lowers_the_variance() -> None:
             terms = bound_of(schedule, x0, noise, t)
         return float(terms.mean()), float(terms.var())
 
-    def bound_of(schedule: Learned, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def bound_of(schedule: LearnedSchedule, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
             return bound(schedule, x0, noise, t)[0].detach()
 
@@ -185,7 +188,9 @@ def test_training_lowers_the_variance() -> None:
     for _ in range(150):
         x0 = STD * torch.randn(256, 6, dtype=torch.float64, generator=generator)
         noise = torch.randn(256, 6, dtype=torch.float64, generator=generator)
-        t = Learned.start + (1 - Learned.start) * torch.rand(256, dtype=torch.float64, generator=generator)
+        t = LearnedSchedule.start + (1 - LearnedSchedule.start) * torch.rand(
+            256, dtype=torch.float64, generator=generator
+        )
         optimizer.zero_grad()
         objective.learned_schedule_loss(oracle, schedule, x0, schedule(t), noise).mean().backward()
         optimizer.step()
@@ -197,4 +202,4 @@ def test_training_lowers_the_variance() -> None:
 @pytest.mark.parametrize("options", [(1.0, 2.0, 8), (5.0, -5.0, 0)])
 def test_bad_input(options: tuple[float, float, int]) -> None:
     with pytest.raises(InputError, match="log_snr_min < log_snr_max"):
-        Learned(*options)
+        LearnedSchedule(*options)

@@ -17,7 +17,7 @@ from sfumato.diffusion import objective, parameterization, weighting
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.bound import discretized_gaussian, variational_bound
 from sfumato.diffusion.denoiser import Denoiser, embed_index
-from sfumato.diffusion.gaussian import diffuse, forward_chain, posterior, posterior_coefficients
+from sfumato.diffusion.gaussian import diffuse, forward_process, posterior, posterior_coefficients
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.oracle import Covariances, MixtureOracle
 from sfumato.diffusion.variance import floor, large
@@ -58,7 +58,7 @@ def test_data_and_then_the_kernel_sample_the_diffused_density(t: float) -> None:
 
 
 def true_step(x_t: float, t: Level, s: Level) -> tuple[float, float, float]:
-    """Mean, variance and divergence from the normal law with these of q(x_s | x_t), by Bayes' rule and quadrature."""
+    """Mean and variance of q(x_s | x_t), and its divergence from the normal distribution with these, by quadrature."""
     scale = t.alpha / s.alpha
     width = math.sqrt(t.sigma**2 - scale**2 * s.sigma**2)
     reach = 12.0 * width / scale
@@ -96,7 +96,7 @@ def test_the_mean_and_the_variance_of_the_true_denoising_distribution(t: float, 
 
 
 def test_the_true_denoising_distribution_is_normal_where_beta_is_small() -> None:
-    """Its divergence from the normal law with its own moments falls with the size of the step."""
+    """Its divergence from the normal distribution of equal moments falls with the size of the step."""
     now = TABLE(0.3)
     found = [true_step(0.05, now, TABLE(s))[2] for s in (0.1, 0.2, 0.25, 0.275)]
     assert all(a > 2.0 * b > 0.0 for a, b in itertools.pairwise(found))
@@ -120,7 +120,7 @@ def test_the_bound_is_the_expectation_of_the_logarithm_of_the_ratio() -> None:
     levels = grids.uniform(schedule, 6)
     x0 = (random.normal(0, "lecture", 0, count, (1,)).double() * 0.4 + 0.1).clamp(-1.0, 1.0)
     x0 = ((x0 + 1.0) * 8.0).round() / 8.0 - 1.0
-    chain = [(Level(0.0, 1.0, 0.0), x0), *forward_chain(x0, levels, seeded_noise(5))]
+    chain = [(Level(0.0, 1.0, 0.0), x0), *forward_process(x0, levels, seeded_noise(5))]
     ratio = torch.from_numpy(stats.norm.logpdf(chain[-1][1].numpy()))
     for (s, x_s), (t, x_t) in itertools.pairwise(chain):
         beta = 1.0 - (t.alpha / s.alpha) ** 2
@@ -141,7 +141,7 @@ def test_the_bound_is_the_expectation_of_the_logarithm_of_the_ratio() -> None:
 
 def test_the_weight_of_likelihood_is_large_near_the_data() -> None:
     """Of the linear schedule with variance beta: 1 / (2 (1 - beta_1)) in the first step, 49 times less in the last."""
-    weight = weighting.vlb(TABLE, large=True)
+    weight = weighting.vlb(TABLE, "large")
     found = [float(weight(TABLE(i / STEPS))) for i in (1, 10, 100, STEPS)]
     assert found[0] == pytest.approx(0.5 / (1.0 - 1e-4), rel=1e-9)
     assert found[-1] == pytest.approx(0.5 * 0.02 / 0.98, rel=1e-4)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion import variance
-from sfumato.diffusion.analytic import analytic, estimate
 from sfumato.diffusion.oracle import MixtureOracle
+from sfumato.diffusion.variance import analytic, estimate
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.sampling import grids
 

@@ -1,4 +1,4 @@
-"""Losses and laws of the levels."""
+"""The denoising loss, and the distributions of the noise levels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from tests.oracles import MEAN, STD, gaussian
 from torch import nn
 
-from sfumato.diffusion import objective, parameterization
+from sfumato.diffusion import objective, parameterization, weighting
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoiser, embed_index, embed_log_sigma, embed_thousand
 from sfumato.diffusion.level import Level
+from sfumato.diffusion.times import LogNormal, Uniform
 from sfumato.errors import InputError
 
 
@@ -41,7 +42,7 @@ def test_the_loss_of_the_optimal_denoiser_is_the_posterior_variance() -> None:
 @pytest.mark.parametrize("schedule", [schedules.Karras(), schedules.linear(1000)])
 def test_the_edm_weight_is_that_of_the_paper_on_the_data_error(schedule: schedules.Schedule) -> None:
     sd = 0.5
-    weight = objective.edm_weight(sd)
+    weight = weighting.edm_weight(sd)
     x0, noise = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     denoiser = Denoiser(Zero(), schedule, parameterization.edm(sd), embed_log_sigma)
     level = schedule(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
@@ -57,28 +58,30 @@ def test_the_edm_weight_is_that_of_the_paper_on_the_data_error(schedule: schedul
 
 
 def test_uniform_times_of_a_table_are_its_steps() -> None:
-    law = objective.uniform_times(schedules.linear(10))
-    times = torch.as_tensor(law(stratified(1000)).t)
-    assert torch.equal(times.mul(10).round().unique(), torch.arange(1, 11).double())
-    assert torch.equal(times.mul(10).round().long().bincount(), torch.tensor([0, *[100] * 10]))
+    times = Uniform(schedules.linear(10))
+    steps = torch.as_tensor(times.sample(stratified(1000)).t).mul(10).round()
+    assert torch.equal(steps.unique(), torch.arange(1, 11).double())
+    assert torch.equal(steps.long().bincount(), torch.tensor([0, *[100] * 10]))
 
 
 def test_uniform_times_never_reach_the_data() -> None:
-    law = objective.uniform_times(schedules.ContinuousLinear())
-    assert float(torch.as_tensor(law(torch.tensor([0.0, 1.0 - 2**-33], dtype=torch.float64)).sigma).min()) > 0.0
+    times = Uniform(schedules.ContinuousLinear())
+    assert (
+        float(torch.as_tensor(times.sample(torch.tensor([0.0, 1.0 - 2**-33], dtype=torch.float64)).sigma).min()) > 0.0
+    )
 
 
 @pytest.mark.parametrize("schedule", [schedules.Karras(), schedules.ContinuousCosine()])
 def test_log_normal_sigma(schedule: schedules.Schedule) -> None:
-    law = objective.log_normal_sigma(schedule, -1.2, 1.2)
-    logs = torch.as_tensor(law(stratified(20_000)).noise_to_signal).log()
+    times = LogNormal(schedule, -1.2, 1.2)
+    logs = torch.as_tensor(times.sample(stratified(20_000)).noise_to_signal).log()
     assert float(logs.mean()) == pytest.approx(-1.2, abs=1e-3)
     assert float(logs.std()) == pytest.approx(1.2, rel=1e-3)
 
 
 def test_log_normal_sigma_is_cut_at_the_end_of_the_schedule() -> None:
-    law = objective.log_normal_sigma(schedules.Karras(2.0), 3.0, 2.0)
-    assert float(torch.as_tensor(law(stratified(100)).sigma).max()) == pytest.approx(2.0)
+    times = LogNormal(schedules.Karras(2.0), 3.0, 2.0)
+    assert float(torch.as_tensor(times.sample(stratified(100)).sigma).max()) == pytest.approx(2.0)
 
 
 def test_a_loss_per_sample_with_its_own_level() -> None:
@@ -106,4 +109,4 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match="must be positive"):
         parameterization.edm(0.0)
     with pytest.raises(InputError, match="must be positive"):
-        objective.log_normal_sigma(schedules.Karras(), std=0.0)
+        LogNormal(schedules.Karras(), std=0.0)

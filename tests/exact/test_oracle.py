@@ -10,12 +10,14 @@ import torch
 from scipy import integrate, special, stats
 from tests.four_dimensions import (
     DIMENSIONS,
+    MEANS,
     ORACLES,
     SCHEDULES,
     SHAPE,
     components,
     every,
     levels,
+    matrices,
     noisy,
     randn,
 )
@@ -215,9 +217,10 @@ def test_an_oracle_of_ones_own() -> None:
             a, b = self._ends(x, alpha, sigma)
             return ((torch.special.ndtr(b) - torch.special.ndtr(a)) / (2.0 * alpha[:, None])).log().sum(1)
 
-        def posterior_rows(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        def combine_rows(self, x: Tensor, alpha: Tensor, sigma: Tensor, k0: Tensor, k_eps: Tensor) -> Tensor:
             shift, _ = self._truncated(x, alpha, sigma)
-            return x / alpha[:, None] + (sigma / alpha)[:, None] * shift, -shift
+            x0 = x / alpha[:, None] + (sigma / alpha)[:, None] * shift
+            return k0[:, None] * x0 - k_eps[:, None] * shift
 
         def trace_rows(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
             return ((sigma / alpha)[:, None].square() * self._truncated(x, alpha, sigma)[1]).sum(1)
@@ -251,3 +254,15 @@ def test_an_oracle_of_ones_own() -> None:
     jacobian = torch.autograd.functional.jacobian(lambda x: oracle(x, level).x0.sum(0).flatten(), x)
     trace = torch.einsum("ibi->b", jacobian.reshape(2, 4, 2)) * level.sigma**2 / level.alpha
     assert (oracle.posterior_covariance_trace(x, level) - trace).abs().max() < 1e-10
+
+
+@every
+def test_what_functions_take_from_a_denoiser(name: str) -> None:
+    """The schedule if there is one, and the standard deviation of all numbers of the data."""
+    oracle = ORACLES[name]()
+    assert oracle.schedule is None
+    parts = components(name)
+    square = sum(w * (np.trace(c) + m @ m) for w, m, c in parts) / DIMENSIONS
+    mean = sum(w * m.mean() for w, m, _ in parts)
+    assert oracle.data_std == pytest.approx(math.sqrt(square - mean**2), rel=1e-9)
+    assert MixtureOracle(MEANS, Covariances.full(matrices(3)), schedule=SCHEDULES["edm"]).schedule is SCHEDULES["edm"]

@@ -35,8 +35,6 @@ def test_the_distribution_function_of_points_is_a_staircase() -> None:
     oracle = MixtureOracle(torch.tensor([[-1.0], [1.0]]), Covariances.isotropic(torch.zeros(2), 1))
     found = oracle.marginal_cdf(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]), Level(0.0, 1.0, 0.0))
     assert found.tolist() == [0.0, 0.5, 0.5, 1.0, 1.0]
-    with pytest.raises(InputError, match="of one dimension; these data have 2"):
-        GaussianOracle(torch.zeros(2), torch.eye(2)).marginal_cdf(torch.zeros(3), Level(0.5, 0.8, 0.6))
 
 
 def test_principal_coordinates_are_those_of_the_covariance() -> None:

@@ -16,9 +16,9 @@ from tests.four_dimensions import (
 
 from sfumato.diffusion.oracle import Covariances, EmpiricalOracle, GaussianOracle, MixtureOracle
 from sfumato.sampling import grids
-from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
-from sfumato.sampling.heun import heun
+from sfumato.sampling.published import dpm_solver_pp_2m
 from sfumato.sampling.sample import initial, sample
+from sfumato.sampling.steps import heun
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

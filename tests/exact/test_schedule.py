@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sfumato.diffusion import schedule as schedules
-from sfumato.diffusion.continuous import Learned
+from sfumato.diffusion.learned_schedule import LearnedSchedule
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, SfumatoWarning
 
@@ -26,7 +27,7 @@ ALL = {
     "sigmoid-1": lambda: schedules.sigmoid(1),
     "zero terminal snr": lambda: schedules.zero_terminal_snr(schedules.linear(100)),
     "flow": schedules.RectifiedFlow,
-    "learned": Learned,
+    "learned": LearnedSchedule,
 }
 
 
@@ -262,3 +263,25 @@ def test_a_level_of_floats_and_of_tensors() -> None:
     x = torch.zeros(3, 1, 4, 4)
     many = Level(*(torch.full((3,), v, dtype=torch.float64) for v in (0.5, 0.8, 0.6))).like(x)
     assert torch.as_tensor(many.alpha).shape == (3, 1, 1, 1) and torch.as_tensor(many.alpha).dtype == torch.float32
+
+
+def test_a_grid_is_indexed_sliced_and_joined() -> None:
+    grid = schedules.linear(10)(torch.linspace(1.0, 0.0, 6, dtype=torch.float64))
+    one = list(grid)
+    assert grid[1] == one[1] and grid[-1] == Level(0.0, 1.0, 0.0) and len(grid[2:]) == 4
+    assert list(grid[1:4]) == one[1:4] and list(grid[torch.tensor([3, 0])]) == [one[3], one[0]]
+    assert list(grid[torch.as_tensor(grid.sigma) == 0.0]) == one[-1:]
+    assert list(Level.cat([grid[:2], one[2], grid[3:]])) == one
+    assert list(grid.map(lambda value: torch.as_tensor(value).flip(0))) == one[::-1]
+
+
+def test_a_table_is_given_by_numbers_or_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "betas.txt").write_text("0.1, 0.5\n1.0")
+    (tmp_path / "betas.json").write_text("[0.1, 0.5, 1.0]")
+    for name in ("betas.txt", "betas.json"):
+        assert schedules.table(file=str(tmp_path / name)).alpha_bars.tolist() == pytest.approx([0.9, 0.45, 0.0])
+    assert torch.equal(schedules.table((0.1, 0.5)).betas, schedules.Discrete([0.1, 0.5]).betas)
+    with pytest.raises(InputError, match="without betas"):
+        schedules.table()
+    with pytest.raises(InputError, match="Could not read numbers"):
+        schedules.table(file=str(tmp_path / "absent.npy"))

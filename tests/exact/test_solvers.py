@@ -21,14 +21,21 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.sampling import grids
-from sfumato.sampling.coordinates import Data, Noise, Rotation, half_log_snr, time_of
-from sfumato.sampling.ddim import ddim
+from sfumato.sampling.coordinates import PredictedData, PredictedNoise, Rotation, half_log_snr, time_of
 from sfumato.sampling.defaults import best
-from sfumato.sampling.dpm_solver import dpm_solver_2, dpm_solver_pp_2m, dpm_solver_pp_2s, dpm_solver_pp_3s
-from sfumato.sampling.heun import euler, heun
-from sfumato.sampling.multistep import Adams, Unified, bh1, bh2, multistep
-from sfumato.sampling.published import deis, dpm_solver_pp, lms, unipc
+from sfumato.sampling.multistep import Adams, Unified, multistep
+from sfumato.sampling.published import (
+    deis,
+    dpm_solver_2,
+    dpm_solver_pp,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_2s,
+    dpm_solver_pp_3s,
+    lms,
+    unipc,
+)
 from sfumato.sampling.sample import Memory, initial, sample
+from sfumato.sampling.steps import ddim, euler, heun
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": schedules.ContinuousLinear(),
@@ -83,22 +90,26 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-DATA, NOISE = Adams(Data(), half_log_snr), Adams(Noise())
+DATA, NOISE = Adams(PredictedData(), half_log_snr), Adams(PredictedNoise())
+NOISE_IN_LOG_SNR = Adams(PredictedNoise(), half_log_snr)
 
 STEPS: dict[str, tuple[Callable[[Schedule], Any], float]] = {
     "euler": (lambda s: euler, 1.0),
     "heun": (lambda s: heun, 2.0),
     "dpm_solver_2": (dpm_solver_2, 2.0),
     "dpm_solver_pp_2s": (dpm_solver_pp_2s, 2.0),
-    "dpm_solver_pp_3s": (dpm_solver_pp_3s, 3.0),
+    "dpm_solver_pp_3s": (lambda s: partial(dpm_solver_pp_3s, schedule=s), 3.0),
     "dpm_solver_pp_2m": (lambda s: dpm_solver_pp_2m, 2.0),
     **{f"dpm_solver_pp_{k}": (lambda s, k=k: dpm_solver_pp(k), float(k)) for k in (1, 3, 4)},
     **{f"lms_{k}": (lambda s, k=k: lms(k), float(k)) for k in (1, 2, 3, 4)},
     **{f"deis_{k}": (lambda s, k=k: deis(s, k), float(k)) for k in (2, 3, 4)},
-    **{f"noise_in_log_snr_{k}": (lambda s, k=k: _ab(Adams(Noise(), half_log_snr), k), float(k)) for k in (2, 3)},
+    **{
+        f"noise_in_log_snr_{k}": (lambda s, k=k: _ab(Adams(PredictedNoise(), half_log_snr), k), float(k))
+        for k in (2, 3)
+    },
     **{f"rotation_{k}": (lambda s, k=k: _ab(Adams(Rotation(0.6)), k), float(k)) for k in (1, 2, 3, 4)},
     **{f"unipc_{k}": (lambda s, k=k: unipc(k), k + 1.0) for k in (1, 2, 3)},
-    **{f"unipc_bh1_{k}": (lambda s, k=k: unipc(k, b=bh1), k + 1.0) for k in (1, 2)},
+    **{f"unipc_bh1_{k}": (lambda s, k=k: unipc(k, b="bh1"), k + 1.0) for k in (1, 2)},
     "unip_3": (lambda s: unipc(3, corrector=False), 3.0),
 }
 
@@ -139,7 +150,8 @@ def test_the_last_step_leaves_no_floor(name: str) -> None:
         levels = grids.karras(schedule, steps, 0.05, 60.0)
         x, exact = transported(name)
         floor, found = (
-            float((last(sample(oracle, x, levels, unipc(3, ending=ending))) - exact).abs().max()) for ending in (1, 4)
+            float((last(sample(oracle, x, levels, unipc(3, final_order=order))) - exact).abs().max())
+            for order in (1, 4)
         )
         assert floor > 4e-3 and found < floor / 100.0
 
@@ -153,7 +165,7 @@ def test_the_order_is_cut_where_weights_would_grow_without_bound(name: str, grid
     levels, x = grid(schedule, steps), x * schedule(1.0).sigma
     exact = Line().flow(x, schedule(1.0), schedule(0.0))
     plain, *found = (
-        last(sample(Line(), x, levels, partial(multistep, rule=Adams(Data()), order=k, corrector=c)))
+        last(sample(Line(), x, levels, partial(multistep, rule=Adams(PredictedData()), order=k, corrector=c)))
         for k, c in ((1, 0), (3, 3), (4, 4))
     )
     # ten steps of the wrong lengths are no better for the order being cut, but no longer without bound
@@ -202,14 +214,15 @@ def test_weights_are_the_integrals_of_the_lagrange_polynomials(name: str, rule: 
     r0, r1, r2, t, s = four(SCHEDULES[name])
     nodes = [t, r2, r1, r0][:count]
     found = rule(nodes, t, s)
-    variable = rule.variable or rule.coordinate.own
+    variable = rule.variable or rule.coordinate.natural
     places = variable(np.array([n.noise_to_signal for n in nodes]))
-    own = rule.coordinate.own(np.array([t.noise_to_signal, s.noise_to_signal]))
-    back = {Data: lambda p: 1.0 / p, Noise: lambda p: p, Rotation: lambda p: 0.7 * math.tan(p)}[type(rule.coordinate)]
+    ends = rule.coordinate.natural(np.array([t.noise_to_signal, s.noise_to_signal]))
+    inverses = {PredictedData: lambda p: 1.0 / p, PredictedNoise: lambda p: p, Rotation: lambda p: 0.7 * math.tan(p)}
+    back = inverses[type(rule.coordinate)]
     for j in range(count):
         line = np.polynomial.Polynomial.fit(places, np.eye(count)[j], count - 1)
-        integral, _ = quad(lambda p, line=line: line(variable(np.array([back(p)])))[0], *own, epsabs=1e-13)
-        scale = rule.coordinate.total(t, s) / (own[1] - own[0])
+        integral, _ = quad(lambda p, line=line: line(variable(np.array([back(p)])))[0], *ends, epsabs=1e-13)
+        scale = rule.coordinate.total(t, s) / (ends[1] - ends[0])
         assert found[j] == pytest.approx(scale * integral, abs=1e-9)
 
 
@@ -218,7 +231,7 @@ def test_one_prediction_is_ddim() -> None:
     for schedule in SCHEDULES.values():
         _, _, _, t, s = four(schedule)
         expected = ddim(oracle, x, t, s, Memory(refuse))
-        for rule in (DATA, NOISE, Adams(Noise(), half_log_snr), Unified()):
+        for rule in (DATA, NOISE, Adams(PredictedNoise(), half_log_snr), Unified()):
             found = multistep(oracle, x, t, s, Memory(refuse), rule=rule, order=3)
             assert (found - expected).abs().max() < 1e-12
 
@@ -270,14 +283,14 @@ def test_deis_of_order_2_integrates_noise_linear_in_time() -> None:
     assert (z - expected).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("b", [bh1, bh2])
+@pytest.mark.parametrize("b", ["bh1", "bh2"])
 def test_unipc_of_order_1_corrects_with_half_the_change(b: Any) -> None:
     """UniC-1: the state is moved by alpha B(h) / 2 times the change of the prediction, before the next step."""
     for schedule in SCHEDULES.values():
         _, y, z, x0_r, x0_t, _, _ = two_steps(unipc(1, b=b), schedule)
         _, _, r, t, s = four(schedule)
         h = math.log(t.alpha / t.sigma * r.sigma / r.alpha)
-        corrected = y + t.alpha * 0.5 * (h if b is bh1 else 1.0 - math.exp(-h)) * (x0_t - x0_r)
+        corrected = y + t.alpha * 0.5 * (h if b == "bh1" else 1.0 - math.exp(-h)) * (x0_t - x0_r)
         expected = s.sigma / t.sigma * corrected + (s.alpha - s.sigma * t.alpha / t.sigma) * x0_t
         assert (z - expected).abs().max() < 1e-12
 
@@ -286,8 +299,8 @@ def test_unipc_of_order_2_solves_its_linear_equations() -> None:
     r"""UniC-2 after UniP-2, with the matrix of the paper and :math:`\varphi` functions by their recursion."""
     schedule, oracle = SCHEDULES["linear"], Line()
     _, r1, r0, t, s = four(schedule)
-    for b in (bh1, bh2):
-        memory, step = Memory(refuse), unipc(2, b=b)
+    for name, b in (("bh1", lambda h: h), ("bh2", lambda h: 1.0 - math.exp(-h))):
+        memory, step = Memory(refuse), unipc(2, b=name)
         x = randn(5, 1)
         y = step(oracle, x, r1, r0, memory)
         z = step(oracle, y, r0, t, memory)
@@ -349,7 +362,7 @@ EVERYWHERE = {
 DETERMINISTIC: dict[str, Callable[[Schedule], Any]] = {
     **{name: make for name, (make, _) in STEPS.items()},
     "rotation_corrected": lambda s: partial(multistep, rule=Adams(Rotation()), order=4, corrector=4),
-    "time_corrected": lambda s: partial(multistep, rule=Adams(Noise(), time_of(s)), order=3, corrector=3),
+    "time_corrected": lambda s: partial(multistep, rule=Adams(PredictedNoise(), time_of(s)), order=3, corrector=3),
 }
 
 
@@ -376,7 +389,7 @@ def test_no_tensor_that_is_still_needed_is_written_over(step: str) -> None:
     before, kept = x.clone(), []
     for frame in sample(Line(), x, levels, DETERMINISTIC[step](schedule), previews=True):
         kept.append((frame.x, frame.x.clone(), frame.x0, frame.x0.clone()))  # type: ignore[union-attr]
-    again = last(sample(Line(), x, levels, DETERMINISTIC[step](schedule), reuse=True))
+    again = last(sample(Line(), x, levels, DETERMINISTIC[step](schedule)))
     assert torch.equal(again, kept[-1][0]) and torch.equal(x, before)
     assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept)
 
@@ -385,10 +398,11 @@ def test_no_tensor_that_is_still_needed_is_written_over(step: str) -> None:
     ("make", "words"),
     [
         (lambda: lms(5), "order from 1 to 4"),
-        (lambda: unipc(0), "order from 1 to 4"),
-        (lambda: lms(2, ending=0), "step to the data"),
-        (lambda: Data(-1.0), "tau"),
-        (lambda: Data(1.0, 2.0, 1.0), "low < high"),
+        (lambda: unipc(0), "order from 1 to 3"),
+        (lambda: unipc(4), "order from 1 to 3"),
+        (lambda: lms(2, final_order=0), "step to the data"),
+        (lambda: PredictedData(-1.0), "tau"),
+        (lambda: PredictedData(1.0, 2.0, 1.0), "low < high"),
         (lambda: Rotation(0.0), "must be positive"),
     ],
 )
@@ -397,8 +411,8 @@ def test_bad_orders_and_coordinates(make: Any, words: str) -> None:
         make()
 
 
-def test_a_bad_ending_is_told_when_a_step_is_taken() -> None:
+def test_a_bad_final_order_is_an_error_when_a_step_is_taken() -> None:
     levels = grids.uniform(schedules.linear(100), 3)
-    for step in (partial(heun, ending=7), partial(dpm_solver_pp_2m, ending=7)):
+    for step in (partial(heun, final_order=7), partial(dpm_solver_pp_2m, final_order=7)):
         with pytest.raises(InputError, match="step to the data"):
             last(sample(Line(), torch.zeros(1, 1), levels, step))

@@ -8,19 +8,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
 
 from sfumato.diffusion import schedule as schedules
-from sfumato.diffusion.analytic import Gamma, analytic, estimate
 from sfumato.diffusion.bound import gaussian_kl, variational_bound
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.gaussian import posterior_coefficients
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.oracle import GaussianOracle
 from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.variance import Gamma, analytic, estimate
 from sfumato.errors import InputError
 from sfumato.sampling import grids
-from sfumato.sampling import optimal_grid as trajectory
+from sfumato.sampling.grids import TABLE as CANDIDATES
+from sfumato.sampling.grids import cheapest_grid, optimal_grid
 
 VARIANCES = torch.tensor([0.04, 0.02, 1e-2, 1e-3, 1e-4, 1e-5], dtype=torch.float64)
 """Of Gaussian data whose dimensions drown at different levels, so that no two trajectories are alike."""
@@ -54,6 +54,15 @@ def divergence(t: Level, s: Level, gamma: Gamma) -> float:
     return float(gaussian_kl(0.0, tilde, k0 * math.sqrt(spread(t)), variance)) / math.log(2.0)
 
 
+def costs(levels: Level, gamma: Gamma) -> torch.Tensor:
+    """What each step of a grid costs the bound, in bits per dimension; the step to the data is free."""
+    snr = torch.as_tensor(levels.log_snr)[:-1].exp()
+    if len(snr) == 1:
+        return torch.zeros(1, dtype=torch.float64)
+    variance = torch.as_tensor(gamma.monotone().data_variance(levels[:-2])).clamp(max=1.0)
+    return torch.cat([0.5 * (snr.diff() * variance).log1p(), snr.new_zeros(1)]) / math.log(2.0)
+
+
 SCHEDULES = {
     "linear": schedules.linear(1000),
     "cosine": schedules.cosine(50),
@@ -69,66 +78,36 @@ def test_costs_are_the_expected_terms_of_the_bound(name: str, steps: int) -> Non
     gamma = exact(levels)
     several = list(levels)
     terms = [divergence(t, s, gamma) for t, s in itertools.pairwise(several[:-1])]
-    assert trajectory.costs(levels, gamma).tolist() == pytest.approx([*terms, 0.0], rel=1e-6, abs=1e-9)
+    assert costs(levels, gamma).tolist() == pytest.approx([*terms, 0.0], rel=1e-6, abs=1e-9)
 
 
 def test_costs_are_the_ledger_within_its_error() -> None:
-    """Through the bound's own code: data, noise, denoiser and variance; the decoder as far as its inequality goes."""
+    """Through the bound's own code: data, noise, denoiser and variance."""
     bins = 2**12 + 1
     x0 = (ORACLE.sample(4000, 0, dtype=torch.float64) * (bins // 2)).round() / (bins // 2)
-    for levels in (grids.uniform(schedules.linear(1000), 6), trajectory.optimal(FULL, 6, exact(FULL_GRID))):
+    for levels in (grids.uniform(schedules.linear(1000), 6), optimal_grid(FULL, 6, exact(FULL_GRID))):
         gamma = exact(levels)
         ledger = variational_bound(ORACLE, x0, levels, analytic(gamma, to_data=True), bins=bins)
-        costs = trajectory.costs(levels, gamma, bins=bins)
         error = ledger.steps.std(0) / math.sqrt(len(x0))
-        assert bool(((ledger.steps.mean(0) - costs[:-1]).abs() < 4.0 * error).all())
+        assert bool(((ledger.steps.mean(0) - costs(levels, gamma)[:-1]).abs() < 4.0 * error).all())
         assert float(error.max()) < 0.02
-        assert -0.01 < float(ledger.decoder.mean() - costs[-1]) < 0.65
 
 
 FULL = schedules.linear(1000)
 FULL_GRID = grids.uniform(FULL, 1000)
 
 
-def entropy_of_rounding(std: float) -> float:
-    """Of a normal value in bins of width 1 whose position is uniform: the entropy of its sum with a uniform number."""
-
-    def density(x: float) -> float:
-        return float(stats.norm.cdf((x + 0.5) / std) - stats.norm.cdf((x - 0.5) / std))
-
-    def integrand(x: float) -> float:
-        p = density(x)
-        return -p * math.log2(p) if p > 0.0 else 0.0
-
-    breaks = [0.5 - 4 * std, 0.5, 0.5 + 4 * std]
-    return 2.0 * integrate.quad(integrand, 0.0, 0.5 + 12 * std, points=breaks if breaks[0] > 0 else None, limit=200)[0]
-
-
-@pytest.mark.parametrize("std", [0.02, 0.1, 0.5, 2.0, 10.0])
-def test_the_decoder_costs_a_rounded_normal_value_from_below(std: float) -> None:
-    bins = 101
-    # one level whose posterior variance is (std w)^2 with w = 0.02
-    variance = (0.02 * std) ** 2
-    levels = Level(*(torch.tensor(row, dtype=torch.float64) for row in ([1.0, 0.0], [1.0, 1.0], [1.0, 0.0])))
-    found = float(trajectory.costs(levels, Gamma((0.0,), (1.0 - variance,)), bins=bins)[0])
-    gap = entropy_of_rounding(std) - found
-    assert -1e-6 < gap < 0.5 * math.log2(1.0 + math.pi * math.e / 6.0)
-    if std >= 10.0:
-        assert gap < 0.01
-
-
-def cheapest(levels: Level, steps: int, gamma: Gamma, decoder: list[float] | None) -> tuple[float, tuple[int, ...]]:
+def cheapest(levels: Level, steps: int, gamma: Gamma) -> tuple[float, tuple[int, ...]]:
     """All subsets, with the costs from the posteriors' own coefficients."""
     several = list(levels)
     count = len(several) - 1
     inner = range(1, count)
     paths = [(0, *chosen) for chosen in itertools.combinations(inner, steps - 1)]
-    if decoder is None and steps > 1:
+    if steps > 1:
         paths = [path for path in paths if path[-1] == count - 1]
     sums = [
         (
-            sum(divergence(several[a], several[b], gamma) for a, b in itertools.pairwise(path))
-            + (0.0 if decoder is None else decoder[path[-1]]),
+            sum(divergence(several[a], several[b], gamma) for a, b in itertools.pairwise(path)),
             (*path, count),
         )
         for path in paths
@@ -140,53 +119,41 @@ def cheapest(levels: Level, steps: int, gamma: Gamma, decoder: list[float] | Non
     "schedule",
     [schedules.Discrete(np.linspace(0.02, 0.6, 8)), schedules.cosine(9), schedules.ContinuousLinear()],
 )
-@pytest.mark.parametrize("bins", [None, 17, 256])
-def test_brute_force(schedule: Schedule, bins: int | None) -> None:
+def test_brute_force(schedule: Schedule) -> None:
     count = schedule.steps if isinstance(schedule, schedules.Discrete) else 7
     levels = grids.uniform(schedule, count)
     gamma = exact(levels)
-    decoder = None
-    if bins is not None:
-        width = 2.0 / (bins - 1)
-        noisy = list(levels)[:-1]
-        decoder = [0.5 * math.log2(1.0 + 2.0 * math.pi * math.e * spread(level) / width**2) for level in noisy]
     for steps in range(1, count + 1):
-        least, path = cheapest(levels, steps, gamma, decoder)
-        found = trajectory.optimal(schedule, steps, gamma, bins=bins, candidates=levels)
+        least, path = cheapest(levels, steps, gamma)
+        found = cheapest_grid(levels, steps, gamma)
         assert torch.as_tensor(found.t).tolist() == torch.as_tensor(levels.t)[list(path)].tolist()
-        assert float(trajectory.costs(found, gamma, bins=bins).sum()) == pytest.approx(least, rel=1e-6, abs=1e-9)
+        assert float(costs(found, gamma).sum()) == pytest.approx(least, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("steps", [2, 5, 10, 25, 50])
 def test_never_worse_than_the_other_grids(steps: int) -> None:
     gamma = exact(FULL_GRID)
-    best = trajectory.optimal(FULL, steps, gamma)
+    best = optimal_grid(FULL, steps, gamma)
     # with the ends of the published grid, the levels between uniform in time
     inner = torch.linspace(1000, 1, steps, dtype=torch.float64).round() / 1000
     even = FULL(torch.cat([inner, torch.zeros(1, dtype=torch.float64)]))
     assert float(best.t[0]) == 1.0 and float(best.t[-2]) == 0.001  # type: ignore[index]
-    gain = float((trajectory.costs(even, gamma) - trajectory.costs(best, gamma)).sum())
+    gain = float((costs(even, gamma) - costs(best, gamma)).sum())
     assert gain > 0.1 if steps > 2 else gain == pytest.approx(0.0, abs=1e-12)
-    # with the decoder, the uniform grid is one of the choices
-    uniform = grids.uniform(FULL, steps)
-    best = trajectory.optimal(FULL, steps, gamma, bins=256)
-    totals = [float(trajectory.costs(grid, gamma, bins=256).sum()) for grid in (best, uniform)]
-    assert totals[0] < totals[1]
     # and that of EDM where the candidates hold it
     karras = schedules.Karras()
     fine = grids.karras(karras, 4 * (steps - 1) + 1, sigma_min=0.01)
     table = exact(fine)
-    best = trajectory.optimal(karras, steps, table, candidates=fine)
+    best = cheapest_grid(fine, steps, table)
     edm = grids.karras(karras, steps, sigma_min=0.01)
-    totals = [float(trajectory.costs(grid, table).sum()) for grid in (best, edm)]
+    totals = [float(costs(grid, table).sum()) for grid in (best, edm)]
     assert totals[0] <= totals[1] + 1e-12
 
 
 def test_more_steps_never_cost_more() -> None:
     gamma = exact(FULL_GRID)
     totals = [
-        float(trajectory.costs(trajectory.optimal(FULL, steps, gamma), gamma).sum())
-        for steps in (2, 3, 4, 5, 8, 16, 32, 64, 1000)
+        float(costs(optimal_grid(FULL, steps, gamma), gamma).sum()) for steps in (2, 3, 4, 5, 8, 16, 32, 64, 1000)
     ]
     assert all(a > b for a, b in itertools.pairwise(totals))
 
@@ -201,7 +168,7 @@ def test_the_limit_of_many_steps() -> None:
     for steps in (500, 1000, 2000):
         t = torch.logspace(0.0, -3.0, steps, dtype=torch.float64)
         levels = schedule(torch.cat([t, torch.zeros(1, dtype=torch.float64)]))
-        errors.append(float(trajectory.costs(levels, exact(levels)).sum()) - limit)
+        errors.append(float(costs(levels, exact(levels)).sum()) - limit)
     assert 0.0 < errors[-1] < 0.01
     assert [errors[0] / errors[1], errors[1] / errors[2]] == pytest.approx([2.0, 2.0], rel=0.02)
 
@@ -210,28 +177,27 @@ def test_isotropic_gaussian_data_have_no_better_trajectory() -> None:
     schedule = schedules.linear(1000)
     rows = sorted((float(at.log_snr), at.sigma**2 / (0.09 * at.alpha**2 + at.sigma**2)) for at in list(FULL_GRID)[:-1])
     gamma = Gamma(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
-    totals = [float(trajectory.costs(trajectory.optimal(schedule, k, gamma), gamma).sum()) for k in (2, 7, 300)]
+    totals = [float(costs(optimal_grid(schedule, k, gamma), gamma).sum()) for k in (2, 7, 300)]
     ratio = [1.0 / 0.09 + math.exp(float(schedule(t).log_snr)) for t in (1.0, 0.001)]
     assert totals == pytest.approx([0.5 * math.log2(ratio[1] / ratio[0])] * 3, rel=1e-9)
 
 
-@pytest.mark.parametrize("bins", [None, 256])
-def test_few_steps_and_all_steps(bins: int | None) -> None:
+def test_few_steps_and_all_steps() -> None:
     gamma = exact(FULL_GRID)
-    one = trajectory.optimal(FULL, 1, gamma, bins=bins)
-    assert torch.as_tensor(one.t).tolist() == [1.0, 0.0] and trajectory.costs(one, gamma).tolist() == [0.0]
-    two = trajectory.optimal(FULL, 2, gamma, bins=bins)
-    assert len(two) == 3 and (bins is not None or float(list(two)[1].t) == 0.001)
-    everything = trajectory.optimal(FULL, 1000, gamma, bins=bins)
+    one = cheapest_grid(FULL_GRID, 1, gamma)
+    assert torch.as_tensor(one.t).tolist() == [1.0, 0.0] and costs(one, gamma).tolist() == [0.0]
+    two = cheapest_grid(FULL_GRID, 2, gamma)
+    assert len(two) == 3 and float(list(two)[1].t) == 0.001
+    everything = cheapest_grid(FULL_GRID, 1000, gamma)
     assert torch.equal(torch.as_tensor(everything.t), torch.as_tensor(FULL_GRID.t))
     assert torch.equal(torch.as_tensor(everything.sigma), torch.as_tensor(FULL_GRID.sigma))
 
 
 def test_a_continuous_schedule_is_cut_finely() -> None:
     schedule = schedules.ContinuousLinear()
-    gamma = exact(grids.uniform(schedule, trajectory.CANDIDATES))
-    found = torch.as_tensor(trajectory.optimal(schedule, 7, gamma).t)
-    assert found[0] == 1.0 and found[-1] == 0.0 and found[-2] == 1.0 / trajectory.CANDIDATES
+    gamma = exact(grids.uniform(schedule, CANDIDATES))
+    found = torch.as_tensor(optimal_grid(schedule, 7, gamma).t)
+    assert found[0] == 1.0 and found[-1] == 0.0 and found[-2] == 1.0 / CANDIDATES
     assert len(found) == 8 and bool((found.diff() < 0.0).all())
 
 
@@ -241,11 +207,8 @@ def test_an_estimate_that_says_nothing_does_not_lead_astray() -> None:
     rough = estimate(ORACLE, [ORACLE.sample(200, 0, dtype=torch.float64)], levels)
     assert max(rough.gamma) > 1.0
     table = exact(levels)
-    for bins in (None, 256):
-        found = trajectory.optimal(FULL, 8, rough, bins=bins, candidates=levels)
-        least = trajectory.optimal(FULL, 8, table, bins=bins, candidates=levels)
-        totals = [float(trajectory.costs(grid, table, bins=bins).sum()) for grid in (least, found)]
-        assert totals[0] <= totals[1] < totals[0] + 0.15
+    totals = [float(costs(cheapest_grid(levels, 8, t), table).sum()) for t in (table, rough)]
+    assert totals[0] <= totals[1] < totals[0] + 0.15
 
 
 def test_monotone_is_the_isotonic_regression() -> None:
@@ -256,7 +219,7 @@ def test_monotone_is_the_isotonic_regression() -> None:
     fitted = table.monotone()
     fit = (1.0 - np.array(fitted.gamma)) / snr
     assert fitted.log_snr == table.log_snr and bool((np.diff(fit) <= 1e-12).all())
-    # the optimum of a convex problem over a cone is told by the directions of that cone
+    # the optimum of a convex problem over a cone follows from the directions of that cone
     gradient = snr**2 * (fit - raw)
     cone = [sign * np.ones(4) for sign in (1.0, -1.0)] + [np.arange(4) < k for k in (1, 2, 3)]
     assert all(float(gradient @ direction) > -1e-9 for direction in cone)
@@ -266,26 +229,16 @@ def test_monotone_is_the_isotonic_regression() -> None:
     assert fitted.monotone().gamma == pytest.approx(fitted.gamma, abs=1e-13)
 
 
-def repeated() -> Level:
-    return schedules.linear(10)(torch.tensor([1.0, 0.5, 0.5, 0.0], dtype=torch.float64))
-
-
-TABLE = exact(grids.uniform(schedules.linear(10), 10))
+TEN = grids.uniform(schedules.linear(10), 10)
+TABLE = exact(TEN)
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: trajectory.optimal(schedules.linear(10), 11, TABLE), "1 to 10 steps"),
-        (lambda: trajectory.optimal(schedules.linear(10), 0, TABLE), "1 to 10 steps"),
-        (lambda: trajectory.optimal(FULL, 5, TABLE), "Gamma is known from"),
-        (lambda: trajectory.optimal(FULL, 5, TABLE, bins=256), "Gamma is known from"),
-        (lambda: trajectory.optimal(schedules.linear(10), 3, TABLE, bins=1), "at least 2 values"),
-        (lambda: trajectory.optimal(schedules.linear(10), 3, TABLE, radius=0.0), "radius must be positive"),
-        (lambda: trajectory.optimal(schedules.linear(10), 2, TABLE, candidates=repeated()), "fall strictly"),
-        (lambda: trajectory.costs(repeated(), TABLE), "fall strictly"),
-        (lambda: trajectory.costs(schedules.linear(10)(0.5), TABLE), "at least two"),
-        (lambda: trajectory.costs(schedules.linear(10)(torch.tensor([1.0, 0.5])), TABLE), "fall strictly"),
+        (lambda: optimal_grid(schedules.linear(10), 11, TABLE), "1 to 10 steps"),
+        (lambda: optimal_grid(schedules.linear(10), 0, TABLE), "1 to 10 steps"),
+        (lambda: optimal_grid(FULL, 5, TABLE), "Gamma is known from"),
     ],
 )
 def test_bad_input(make: object, words: str) -> None:

@@ -44,7 +44,9 @@ def test_vlb_is_lambda_of_the_lecture(large: bool) -> None:
     tilde[0] = tilde[1]
     variance = BETAS if large else tilde
     published = BETAS**2 / (2 * variance * (1 - BETAS) * (1 - BARS))
-    found = numbers(weighting.vlb(TABLE, large=large), TABLE, [i / STEPS for i in range(1, STEPS + 1)])
+    found = numbers(
+        weighting.vlb(TABLE, "large" if large else "small"), TABLE, [i / STEPS for i in range(1, STEPS + 1)]
+    )
     assert found == pytest.approx(published.tolist(), rel=1e-10)
 
 
@@ -60,7 +62,7 @@ def test_the_vlb_loss_is_the_distance_of_the_means(large: bool) -> None:
         true, guess = posterior(x0, x, t, s), posterior(denoiser(x, t).x0, x, t, s)
         spread = float(BETAS[i - 1]) if large else float(true.variance)
         expected = ((true.mean - guess.mean) ** 2 / (2 * spread)).flatten(1).mean(1)
-        found = objective.denoising_loss(denoiser, x0, t, noise, weighting.vlb(TABLE, large=large))
+        found = objective.denoising_loss(denoiser, x0, t, noise, weighting.vlb(TABLE, "large" if large else "small"))
         assert torch.allclose(found, expected, rtol=1e-9)
 
 
@@ -73,7 +75,7 @@ def test_the_continuous_bound_is_the_limit_of_many_steps(t: float, large: bool) 
     for steps in (1000, 4000):
         table = schedules.linear(steps)
         # the same level: the weight is a function of it
-        errors.append(abs(steps * float(weighting.vlb(table, large=large)(table(t))) / limit - 1.0))
+        errors.append(abs(steps * float(weighting.vlb(table, "large" if large else "small")(table(t))) / limit - 1.0))
     assert errors[1] < 0.3 * errors[0] + 1e-3 and errors[1] < 0.01
 
 
@@ -175,8 +177,8 @@ def test_weights_are_finite_without_signal(weight: weighting.Weight) -> None:
         (lambda: weighting.vlb_continuous(schedules.RectifiedFlow())(Level(1.0, 0.0, 1.0)), "alpha = 0"),
         (lambda: weighting.p2(0.0), "k > 0"),
         (lambda: weighting.p2(1.0, -1.0), "gamma >= 0"),
-        (lambda: weighting.min_snr(0.0), "positive"),
-        (lambda: weighting.soft_min_snr(-1.0), "positive"),
+        (lambda: weighting.min_snr(0.0), "above 0"),
+        (lambda: weighting.soft_min_snr(-1.0), "above 0"),
     ],
 )
 def test_bad_input(make: object, words: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from sfumato.config import Ancestral, SamplingConfig
 from sfumato.errors import InputError
 from sfumato.interop import export, load_diffusers
 from sfumato.models.model import Model
@@ -20,7 +19,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 
 
 def deviation(network: Any, model: Model, label: torch.Tensor | None = None) -> float:
-    x = torch.randn(2, *model.facts.shape, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, *model.info.shape, generator=torch.Generator().manual_seed(1))
     time = torch.tensor([3, 987])
     with torch.no_grad():
         theirs = network(x, time, class_labels=label).sample
@@ -52,7 +51,7 @@ def test_the_network_is_the_same(tmp_path: Path, network: dict[str, Any]) -> Non
 
 
 def test_labels_and_the_one_for_none(tmp_path: Path) -> None:
-    model = random_model(classes=3, objective={"label_dropout": 0.1})
+    model = random_model(classes=3)
     notes = export(model, "diffusers", tmp_path / "out")
     theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "out" / "unet").eval()
     assert deviation(theirs, model, torch.tensor([0, 2])) < 1e-5
@@ -106,14 +105,14 @@ def drawn_alike(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The largest difference of an image of the pipeline from ours."""
     export(model, "diffusers", tmp_path / "out")
     expected = model.sample(1, seed=3)
-    (draw,) = model.draws(1, seed=3)
-    start, noise = draw.x, seeded_noise(3)
+    (batch,) = model.batches(1, seed=3)
+    start, noise = batch.x, seeded_noise(3)
     for name in ("ddpm.pipeline_ddpm", "ddim.pipeline_ddim"):
         monkeypatch.setattr(f"diffusers.pipelines.{name}.randn_tensor", lambda *_, **__: start.float().clone())
     monkeypatch.setattr(
         "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise(torch.empty(1, 3, 8, 8))
     )
-    ancestral = isinstance(model.config.sampling.sampler, Ancestral)
+    ancestral = model.config.sampling.sampler.kind == "ancestral"
     kind = diffusers.DDPMPipeline if ancestral else diffusers.DDIMPipeline
     pipeline = kind.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
@@ -140,7 +139,7 @@ def test_a_learned_variance_leaves_and_comes_back(tmp_path: Path) -> None:
     assert pipeline.scheduler.config.variance_type == "learned_range"
     again = load_diffusers(tmp_path / "out")
     assert again.denoiser.learned_variance
-    asked = SamplingConfig(sampler=Ancestral(variance="learned"), steps=4)
+    asked = model.config.sampling.override({"grid": "best", "steps": 4})
     assert torch.allclose(again.sample(2, sampling=asked), model.sample(2, sampling=asked), atol=1e-4)
 
 
@@ -150,7 +149,7 @@ def test_a_learned_variance_leaves_and_comes_back(tmp_path: Path) -> None:
         ({"schedule": {"kind": "edm"}, "parameterization": {"kind": "edm"}}, "schedule edm is no table"),
         ({"schedule": {"kind": "flow"}, "parameterization": {"kind": "velocity"}}, "schedule flow is no table"),
         ({"parameterization": {"kind": "score"}}, "predicts score"),
-        ({"time": "log_snr"}, "told log_snr"),
+        ({"time": "log_snr"}, "log_snr"),
         ({"network": {"time_kind": "fourier"}}, "random Fourier ones"),
         ({"network": {"skips": "blocks"}}, "skips blocks"),
         ({"network": {"rescale": True}}, "rescaled"),
@@ -161,14 +160,30 @@ def test_a_learned_variance_leaves_and_comes_back(tmp_path: Path) -> None:
         ({"network": {"time_scale": 2.0}}, "time_scale"),
         ({"network": {"first": 8}}, "first convolution"),
         ({"network": {"patch": 2}}, "patches of its input"),
-        ({"network": {"tokens": 4}}, "attends to tokens"),
-        ({"network": {"concatenated": 2}}, "takes channels of a condition"),
     ],
 )
 def test_what_cannot_be_expressed_is_said(tmp_path: Path, over: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=f"can't express.*{words}"):
         export(random_model(model=over), "diffusers", tmp_path / "out")
     # and nothing is left behind
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "words"),
+    [
+        ("text", {"kind": "tokens", "features": 4}, "attends to tokens"),
+        ("label", {"kind": "label", "slot": "tokens", "names": ["a", "b"]}, "attends to tokens"),
+        ("low", {"kind": "low_resolution"}, "takes channels of a condition"),
+        ("clip", {"kind": "embedding", "mean": [0.0], "std": [1.0]}, "condition 'clip'"),
+        ("label", {"kind": "embedding", "mean": [0.0], "std": [1.0]}, "condition 'label'"),
+    ],
+)
+def test_conditions_that_cannot_be_expressed_are_said(
+    tmp_path: Path, name: str, condition: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=f"can't express.*{words}"):
+        export(random_model(conditions={name: condition}), "diffusers", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -59,7 +59,7 @@ def test_orders_of_heads() -> None:
     ("value", "why"), [(torch.full((3,), torch.nan), "not finite"), (torch.zeros(3, dtype=torch.int64), "int64")]
 )
 def test_what_is_no_number_is_refused(value: torch.Tensor, why: str) -> None:
-    transfer = Transfer({"a.weight": torch.zeros(3, 2), "a.bias": value}, "the file")
+    transfer = Transfer({"a.weight": torch.zeros(3, 2), "a.bias": value})
     transfer.layer(nn.Linear(2, 3), "a")
     with pytest.raises(InputError, match=rf"1 tensor is no finite real numbers: 'a.bias' \({why}\)"):
         transfer.finish()
@@ -72,7 +72,7 @@ def test_all_that_does_not_fit_is_named() -> None:
     renamed = {("old" + name if name in ("layer0.bias", "layer1.bias") else name): p for name, p in state.items()}
     for i in range(2, 13):
         renamed[f"layer{i}.weight"] = torch.zeros(5)
-    transfer = Transfer(renamed, "the file")
+    transfer = Transfer(renamed)
     for name, layer in layers.items():
         transfer.layer(layer, name)
     with pytest.raises(InputError) as caught:

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from sfumato.errors import InputError
-from sfumato.metrics import ClassifierFeatures, pixels, train_classifier
+from sfumato.metrics import ClassifierFeatures, train_classifier
 from sfumato.random import permutation
 
 
@@ -63,15 +63,9 @@ def test_chunks(
 def test_any_size(shape: tuple[int, ...]) -> None:
     images = torch.randn(12, *shape, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([-4, 0, 7] * 4)
-    extractor = train_classifier(images, labels, steps=2, width=16)
-    assert extractor(images).shape == (12, 16)
+    extractor = train_classifier(images, labels, steps=2)
+    assert extractor(images).shape == (12, 64)
     assert set(extractor.predict(images).tolist()) <= {-4, 0, 7}
-
-
-def test_pixels() -> None:
-    images = torch.arange(24.0).reshape(2, 3, 2, 2)
-    assert torch.equal(pixels(images), images.reshape(2, 12))
-    assert pixels.name == "pixels"
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.metrics import Gaussian, frechet_distance
+from sfumato.metrics import Moments, frechet_distance
 
 
 def with_moments(mean: torch.Tensor, covariance: torch.Tensor, n: int, seed: int) -> torch.Tensor:
@@ -71,8 +71,8 @@ def test_fewer_samples_than_features_warns_and_stays_exact() -> None:
     a[1, 0], b[1, 1] = 2.0, 2.0  # means e_0 and e_1; covariances 2 e_0 e_0^T and 2 e_1 e_1^T
     with pytest.warns(SfumatoWarning, match="more samples than features"):
         assert frechet_distance(a, b) == pytest.approx(2.0 + 2.0 + 2.0, rel=1e-10)
-    assert Gaussian.fit(a).biased
-    assert not Gaussian.fit(torch.randn(11, 10)).biased
+    assert Moments.fit(a).biased
+    assert not Moments.fit(torch.randn(11, 10)).biased
 
 
 @pytest.mark.usefixtures("unchecked")

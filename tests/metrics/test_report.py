@@ -1,4 +1,4 @@
-"""The evaluation as a whole: real images are at the floor, copies and noise are seen for what they are."""
+"""The evaluation as a whole: real images score like real images, copies and noise are recognized."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def real(sets: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]) ->
     return evaluate(samples, train, heldout, train_labels=labels)
 
 
-def test_real_images_are_at_the_floor(real: Evaluation) -> None:
+def test_real_images_are_at_the_reference(real: Evaluation) -> None:
     assert [entry.space for entry in real.spaces] == ["pixels", "classifier"]
     for entry in real.spaces:
         assert 0.6 < entry.frechet_ratio < 1.6
@@ -46,7 +46,7 @@ def test_numbers_are_those_of_the_parts(
     entry = real["pixels"]
     assert entry.frechet_heldout == pytest.approx(frechet_distance(samples, heldout), rel=1e-12)
     assert entry.frechet_train == pytest.approx(frechet_distance(samples, train), rel=1e-12)
-    assert entry.frechet_floor == pytest.approx(frechet_distance(train, heldout), rel=1e-12)
+    assert entry.frechet_reference == pytest.approx(frechet_distance(train, heldout), rel=1e-12)
     with pytest.raises(KeyError):
         real["inception"]
 

@@ -15,13 +15,13 @@ import torch
 import sfumato
 from sfumato.cli import main
 from sfumato.config import Config, SamplingConfig, merge, parse
-from sfumato.diffusion.analytic import Gamma
+from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.models.evaluate import read_data
 from sfumato.models.model import Model
 from sfumato.runs.train import train
 from sfumato.sampling import fitting
-from sfumato.sampling.fitted import Fitted
+from sfumato.sampling.fitted_solver import Fitted
 from tests.training.tiny import tiny
 
 TABLE: dict[str, Any] = {
@@ -100,7 +100,7 @@ def test_the_optimal_trajectory_is_a_grid(run: Path) -> None:
     optimal = sampling(grid={"kind": "optimal"})
     model = sfumato.load(run)
     model.fitted = Fitted()
-    with pytest.raises(InputError, match="optimal trajectory need Gamma"):
+    with pytest.raises(InputError, match="optimal grid need Gamma"):
         model.sample(1, sampling=optimal)
     sfumato.tune(model, images=50, levels=20)
     _, levels, _ = optimal.build(model.denoiser, model.fitted)
@@ -108,7 +108,7 @@ def test_the_optimal_trajectory_is_a_grid(run: Path) -> None:
     assert model.sample(2, sampling=optimal).isfinite().all()
     for schedule in ({"kind": "edm"}, {"kind": "flow"}, {"kind": "zero_terminal_snr"}):
         over = {"schedule": schedule, "parameterization": {"kind": "v"}}
-        other = Model(config(model=over, objective={"weight": {"kind": "output"}}), model.facts)
+        other = Model.build(config(model=over, objective={"weight": {"kind": "output"}}), model.info)
         other.fitted = Fitted(Gamma((-20.0, 0.0, 14.0), (1.0, 0.6, 1e-6)))
         assert other.sample(1, sampling=optimal).isfinite().all()
 
@@ -138,12 +138,12 @@ FITTED = sampling(sampler={"kind": "fitted"}, grid={"kind": "fitted"}, steps=3)
 def test_a_grid_is_kept_with_the_run(run: Path, tmp_path: Path) -> None:
     model = sfumato.load(run)
     model.fitted = Fitted()
-    with pytest.raises(InputError, match="3 steps is asked for, and this model has none: fit one"):
+    with pytest.raises(InputError, match="3 steps is needed, and this model has none: fit one"):
         model.sample(2, sampling=FITTED)
     gamma = sfumato.tune(model, images=10, levels=5).gamma
     found = sfumato.tune(model, steps=3, noises=16)
-    plan = found.plans[3]
-    assert found.gamma == gamma and plan.noises == 16 and plan.error < plan.stock
+    plan = found.solvers[3]
+    assert found.gamma == gamma and plan.noises == 16 and plan.error < plan.baseline
     again = sfumato.load(run)
     assert again.fitted == found
     images = again.sample(3, sampling=FITTED)
@@ -178,7 +178,7 @@ def test_the_best_takes_what_was_fitted(run: Path) -> None:
     assert BEST.model_copy(update={"steps": 4}).tuned(model.fitted).sampler.kind == "best"
     guided = parse(SamplingConfig, merge(BEST.model_dump(), {"guidance": {"scale": 2.0}}))
     assert guided.tuned(model.fitted).sampler.kind == "best"
-    with pytest.warns(SfumatoWarning, match=r"fitted with guidance\.scale 1, and is used with 2"):
+    with pytest.warns(SfumatoWarning, match=r"fitted with guidance\.scale 1, but 2"):
         parse(SamplingConfig, merge(FITTED.model_dump(), {"guidance": {"scale": 2.0}})).build(
             model.denoiser, model.fitted
         )
@@ -209,7 +209,7 @@ def test_a_fit_of_another_schedule_is_refused(run: Path, tmp_path: Path) -> None
 def test_a_training_that_samples_with_a_grid_fits_it(tmp_path: Path) -> None:
     over = {"sampler": {"kind": "fitted"}, "grid": {"kind": "fitted"}, "steps": 2}
     model = train(config(sampling=over, training={"sample_count": 2, "sample_every": 6}), run=tmp_path / "run")
-    assert list(model.fitted.plans) == [2] and model.sample(2).isfinite().all()
+    assert list(model.fitted.solvers) == [2] and model.sample(2).isfinite().all()
 
 
 def test_a_training_that_samples_with_it_estimates_it(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("tune", str(run), "--levels", "1"): "2 levels",
         ("tune", str(run), "--steps", "0"): "1 to 50 steps; got 0",
         ("tune", str(run), "--steps", "2", "--noises", "3"): "at least 16 noises",
-        ("sample", str(run), *fitted, "--steps", "9"): "9 steps is asked for",
+        ("sample", str(run), *fitted, "--steps", "9"): "9 steps is needed",
         ("tune", "nowhere"): "no run directory",
     }.items():
         code, _, err = command(*arguments)

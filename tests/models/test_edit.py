@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import sfumato
 from sfumato.config import GuidanceConfig, SamplingConfig, merge, parse
-from sfumato.config.base import Component
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
-from sfumato.io import images as pictures
 from sfumato.models.model import Model
-from sfumato.models.storage import Facts
-from tests.training.tiny import tiny
+from sfumato.models.storage import Info
+from tests.training.tiny import LABELLED, tiny
 
-FACTS = Facts(shape=(1, 8, 8), classes=("a", "b", "c"), frequencies=(0.5, 0.25, 0.25), std=0.7, train=100, heldout=10)
+PLAIN = Info(shape=(1, 8, 8), std=0.7, train=100, heldout=10)
+CLASSES = {"kind": "label", "drop": 0.1, "names": ("a", "b", "c"), "frequencies": (0.5, 0.25, 0.25)}
+INFO = PLAIN.override({"conditions.label": CLASSES})
 
 
-def fresh(facts: Facts = FACTS, **over: Any) -> Model:
+def fresh(info: Info = INFO, **over: Any) -> Model:
     """A model with weights of chance, all of which matter: the last layer of a new network is zero."""
-    config = tiny(**merge({"objective": {"label_dropout": 0.1}}, over))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Model(config, facts)
+        model = Model.build(tiny(**over), info)
         for parameter in model.denoiser.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return model
@@ -102,7 +98,7 @@ def test_guidance_is_the_formula(model: Model) -> None:
 
 
 def test_autoguidance_takes_another_run(model: Model, tmp_path: Path) -> None:
-    over = {"data": {"labels": True}, "training": {"steps": 2}}
+    over = {"conditions": LABELLED, "training": {"steps": 2}}
     weak = sfumato.train(tiny(**over), run=tmp_path / "weak")
     strong = sfumato.train(tiny(**merge(over, {"training": {"steps": 8}})), run=tmp_path / "strong")
     asked = {"scale": 2.0, "weak_run": str(tmp_path / "weak")}
@@ -113,30 +109,33 @@ def test_autoguidance_takes_another_run(model: Model, tmp_path: Path) -> None:
         expected = 2.0 * strong.denoiser(x, level, label=label).x0 - weak.denoiser(x, level, label=label).x0
         assert torch.allclose(denoise(x, level, label=label).x0, expected, atol=1e-4)
     # it needs no null condition, which this recipe does not train
-    assert strong.config.objective.label_dropout == 0.0
+    assert strong.conditions["label"].drop == 0.0
     assert strong.sample(2, sampling=sampling(guidance=asked)).isfinite().all()
-    with pytest.raises(InputError, match=r"trained with objective\.label_dropout 0 and knows no null condition"):
+    with pytest.raises(InputError, match=r"trained with conditions\.label\.drop 0 and knows no null condition"):
         strong.sample(2, sampling=sampling(guidance={"scale": 2.0}))
-    with pytest.raises(InputError, match="one task"):
+    with pytest.raises(InputError, match=r"\(10 classes\).*\(3 classes\).*one task"):
         model.sample(2, sampling=sampling(guidance=asked))
-    other = fresh(strong.facts, model={"schedule": {"kind": "edm", "sigma_max": 20.0}})
+    renamed = strong.info.override({"conditions.label.names": tuple("abcdefghij")})
+    with pytest.raises(InputError, match="one task"):
+        fresh(renamed).sample(2, sampling=sampling(guidance=asked))
+    other = fresh(strong.info, model={"schedule": {"kind": "edm", "sigma_max": 20.0}})
     with pytest.raises(InputError, match="another noise schedule"):
         other.sample(2, sampling=sampling(guidance=asked))
 
 
 def test_a_guidance_that_can_not_be_is_refused(model: Model) -> None:
     guided = sampling(guidance={"scale": 2.0})
-    plain = fresh(FACTS.model_copy(update={"classes": (), "frequencies": ()}))
-    with pytest.raises(InputError, match="trained without labels"):
+    plain = fresh(PLAIN)
+    with pytest.raises(InputError, match="no condition to guide by"):
         plain.sample(2, sampling=guided)
-    with pytest.raises(InputError, match="the label is -1"):
-        model.sample(2, labels=-1, sampling=guided)
-    assert model.sample(2, labels=-1, sampling=sampling()).isfinite().all()
+    with pytest.raises(InputError, match="needs a condition to guide by"):
+        model.sample(2, label=-1, sampling=guided)
+    assert model.sample(2, label=-1, sampling=sampling()).isfinite().all()
     with pytest.raises(InputError, match="knows no null condition"):
-        sfumato.train(tiny(data={"labels": True}, sampling={"guidance": {"scale": 2.0}}), run="never")
+        sfumato.train(tiny(conditions=LABELLED, sampling={"guidance": {"scale": 2.0}}), run="never")
     assert not Path("never").exists()
     with pytest.raises(InputError, match="needs the denoiser of the weaker run"):
-        GuidanceConfig(scale=2.0, weak_run=Path("other")).build(model.denoiser)
+        GuidanceConfig(scale=2.0, weak_run=Path("other")).build(model.denoiser, None, None)
 
 
 @pytest.mark.parametrize(
@@ -148,15 +147,14 @@ def test_a_guidance_that_can_not_be_is_refused(model: Model) -> None:
         ({"weak_run": "runs/x"}, "means nothing at guidance.scale 1"),
         ({"scale": 2.0, "rescale": 2.0}, "guidance.rescale is 2"),
         ({"scale": 2.0, "interval": (2.0, 1.0)}, "needs 0 <= low < high"),
-        ({"scale": 2.0, "weak_run": "runs/x", "rescale": 0.5}, "belongs to guidance by labels"),
+        ({"scale": 2.0, "weak_run": "runs/x", "rescale": 0.5}, "belongs to guidance by a condition"),
         ({"threshold": 99.5}, "guidance.threshold is 99.5"),
         ({"threshold": 0.0}, "guidance.threshold is 0"),
     ],
 )
-def test_wrong_settings_of_guidance(values: dict[str, Any], words: str) -> None:
-    kind: type[Component] = SamplingConfig
+def test_wrong_settings_of_guidance(values: dict[str, Any], words: str, model: Model) -> None:
     with pytest.raises(InputError, match=words):
-        parse(kind, {"guidance": values})
+        model.sampler(sampling(guidance=values))
 
 
 def test_inpainting_keeps_what_is_known(model: Model) -> None:
@@ -184,14 +182,14 @@ def test_resampling_costs_as_often_as_it_says(model: Model) -> None:
 
 def test_sdedit_from_nothing_to_all(vp: Model) -> None:
     asked = sampling(steps=20, sampler={"kind": "ddim"})
-    free = vp.sample(4, seed=3, labels=1, sampling=asked)
+    free = vp.sample(4, seed=3, label=1, sampling=asked)
     # the trace of the image in the noise of this schedule is 0.006
-    full = sfumato.sdedit(vp, image(), 1.0, 4, seed=3, labels=1, sampling=asked)
+    full = sfumato.sdedit(vp, image(), 1.0, 4, seed=3, label=1, sampling=asked)
     distances = [(full - free).square().mean().sqrt()]
     assert 0.0 < distances[0] < 0.03
     errors: list[float] = []
     for strength in (0.8, 0.5, 0.2, 0.02):
-        found = sfumato.sdedit(vp, image(), strength, 4, seed=3, labels=1, sampling=asked)
+        found = sfumato.sdedit(vp, image(), strength, 4, seed=3, label=1, sampling=asked)
         errors.append(float((found - image()).square().mean().sqrt()))
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.1
 
@@ -204,7 +202,7 @@ def test_sdedit_starts_at_the_noisy_image(vp: Model) -> None:
         seen.append((float(arguments[1].t), arguments[0].clone()))
 
     handle = inner.register_forward_pre_hook(spy, with_kwargs=True)
-    sfumato.sdedit(vp, image(), 0.33, 2, seed=3, labels=1, sampling=sampling(steps=10))
+    sfumato.sdedit(vp, image(), 0.33, 2, seed=3, label=1, sampling=sampling(steps=10))
     handle.remove()
     assert [t for t, _ in seen] == pytest.approx([0.33, 0.3, 0.2, 0.1])
     level = inner.schedule(0.33)
@@ -217,16 +215,16 @@ def test_inversion_gives_the_image_back(vp: Model) -> None:
     errors = []
     for steps in (50, 100):
         asked = sampling(steps=steps, sampler={"kind": "heun"})
-        found = sfumato.invert(vp, batch, labels=2, sampling=asked, batch_size=2)
+        found = sfumato.invert(vp, batch, label=2, sampling=asked, batch_size=2)
         assert found.noise.shape == batch.shape and found.error.shape == (3,)
         direct = (found.reconstruction - batch).flatten(1).square().mean(1).sqrt()
         assert torch.allclose(found.error, direct, atol=1e-6)
         errors.append(float(found.error.max()))
     assert errors[1] < 0.6 * errors[0] and errors[1] < 0.05
-    one = sfumato.invert(vp, image(1), labels=2, sampling=asked)
+    one = sfumato.invert(vp, image(1), label=2, sampling=asked)
     assert torch.allclose(one.noise[0], found.noise[1], atol=1e-4)
     # the noise is a start like any other
-    again = sfumato.interpolate(vp, found.noise[0], found.noise[1], 3, labels=2, sampling=asked)
+    again = sfumato.interpolate(vp, found.noise[0], found.noise[1], 3, label=2, sampling=asked)
     assert torch.allclose(again[0], found.reconstruction[0].clamp(-1, 1), atol=1e-3)
     assert torch.allclose(again[2], found.reconstruction[1].clamp(-1, 1), atol=1e-3)
 
@@ -234,7 +232,7 @@ def test_inversion_gives_the_image_back(vp: Model) -> None:
 def test_an_adaptive_sampler_inverts_to_its_tolerance(vp: Model) -> None:
     batch = torch.stack([image(0), image(1)])
     errors = [
-        float(sfumato.invert(vp, batch, labels=2, sampling=asked).error.max())
+        float(sfumato.invert(vp, batch, label=2, sampling=asked).error.max())
         for asked in (sampling(steps=1, sampler={"kind": "adaptive", "rtol": r, "atol": r}) for r in (1e-2, 1e-3))
     ]
     assert errors[1] < 0.05 and errors[1] < errors[0] + 1e-3
@@ -242,15 +240,17 @@ def test_an_adaptive_sampler_inverts_to_its_tolerance(vp: Model) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_interpolation_begins_and_ends_at_its_seeds(model: Model, sampler: dict[str, Any]) -> None:
-    found = sfumato.interpolate(model, 3, 5, 6, labels=1, sampling=sampling(**sampler))
-    assert torch.allclose(found[0], model.sample(1, seed=3, labels=1, sampling=sampling(**sampler))[0], atol=1e-5)
+    found = sfumato.interpolate(model, 3, 5, 6, label=1, sampling=sampling(**sampler))
+    assert torch.allclose(found[0], model.sample(1, seed=3, label=1, sampling=sampling(**sampler))[0], atol=1e-5)
     if sampler == SAMPLERS["deterministic"]:
-        assert torch.allclose(found[-1], model.sample(1, seed=5, labels=1, sampling=sampling(**sampler))[0], atol=1e-5)
+        assert torch.allclose(found[-1], model.sample(1, seed=5, label=1, sampling=sampling(**sampler))[0], atol=1e-5)
     # without a class, all are of that of the first image
-    label = model.classes_of(None, "frequency", 3, 0, 1)
-    assert label is not None
+    first = model.conditions["label"].default(3, 0, 1)
+    assert first is not None
     free = sfumato.interpolate(model, 3, 5, 3, sampling=sampling(**sampler))
-    assert torch.equal(free, sfumato.interpolate(model, 3, 5, 3, labels=int(label[0]), sampling=sampling(**sampler)))
+    assert torch.equal(
+        free, sfumato.interpolate(model, 3, 5, 3, label=int(first["value"]), sampling=sampling(**sampler))
+    )
 
 
 def test_frames_go_from_the_noise_to_the_image(model: Model) -> None:
@@ -284,7 +284,7 @@ CUT = torch.ones(8, 8, dtype=torch.bool)
         (lambda m: sfumato.inpaint(m, image(), MASK.float() * 0.5), "other values"),
         (lambda m: sfumato.inpaint(m, image().expand(3, 8, 8), MASK), r"image has shape \(3, 8, 8\)"),
         (lambda m: sfumato.inpaint(m, image()[:, :6], MASK), r"image has shape \(1, 6, 8\)"),
-        (lambda m: sfumato.inpaint(m, torch.stack([image()] * 2), MASK, 3), "2 images for 3 answers"),
+        (lambda m: sfumato.inpaint(m, torch.stack([image()] * 2), MASK, 3), "2 images for 3 results"),
         (lambda m: sfumato.inpaint(m, image() * 255.0, MASK), r"in \[-1, 1\]"),
         (lambda m: sfumato.inpaint(m, image() * float("nan"), MASK), r"in \[-1, 1\]"),
         (lambda m: sfumato.inpaint(m, image(), MASK, repeats=0), "at least 1 repetition"),
@@ -294,15 +294,15 @@ CUT = torch.ones(8, 8, dtype=torch.bool)
         (lambda m: sfumato.sdedit(m, image(), float("nan")), "strength"),
         (lambda m: sfumato.sdedit(m, torch.zeros(1, 9, 9), 0.5), "image has shape"),
         (lambda m: sfumato.invert(m, torch.zeros(2, 1, 9, 9)), "image has shape"),
-        (lambda m: sfumato.invert(m, image(), sampling=sampling(sampler={"kind": "ancestral"})), "draws noise"),
+        (lambda m: sfumato.invert(m, image(), sampling=sampling(sampler={"kind": "ancestral"})), "adds noise"),
         (
             lambda m: sfumato.invert(m, image(), sampling=sampling(sampler={"kind": "sa_solver"}, steps=20)),
-            "draws noise",
+            "adds noise",
         ),
-        (lambda m: m.sample(2, labels=torch.tensor([1.5, 0.5])), "whole numbers"),
-        (lambda m: m.sample(2, labels=torch.tensor([[1], [0]])), "Labels must be 2 numbers"),
-        (lambda m: m.sample(1, first=2**62), "2\\^40 images"),
-        (lambda m: m.sample(1, first=9999999999999999999), "2\\^40 images"),
+        (lambda m: m.sample(2, label=torch.tensor([1.5, 0.5])), "whole numbers"),
+        (lambda m: m.sample(2, label=torch.tensor([[1], [0]])), "Labels must be 2 numbers"),
+        (lambda m: m.sample(1, first=2**62), "2\\^40"),
+        (lambda m: m.sample(1, first=9999999999999999999), "2\\^40"),
         (lambda m: sfumato.interpolate(m, 0, 1, 1), "at least 2 images"),
         (lambda m: sfumato.interpolate(m, torch.zeros(1, 9, 9), 1), "noise has shape"),
     ],
@@ -310,53 +310,3 @@ CUT = torch.ones(8, 8, dtype=torch.bool)
 def test_wrong_edits(call: Any, words: str, model: Model, unchecked: None) -> None:
     with pytest.raises(InputError, match=words):
         call(model)
-
-
-def test_films_and_pictures(tmp_path: Path) -> None:
-    batch = torch.stack([image(k) for k in range(4)])
-    sheets = [pictures.beside([pictures.grid(batch * f), pictures.grid(-batch)]) for f in (0.1, 0.5, 1.0)]
-    for name, kind in (("x.gif", "GIF"), ("x.webp", "WEBP"), ("Y.GIF", "GIF")):
-        pictures.save_film(sheets, tmp_path / name, milliseconds=70, hold=900)
-        with Image.open(tmp_path / name) as film:
-            assert film.format == kind and film.n_frames == 3 and film.size == sheets[0].size  # type: ignore[attr-defined]
-            film.seek(2)
-            film.load()
-            error = np.asarray(film.convert("L"), dtype=float) - np.asarray(sheets[2], dtype=float)
-            assert np.abs(error).mean() < 8.0 and film.info["duration"] == 900
-    with pytest.raises(InputError, match=r"\.gif or \.webp"):
-        pictures.save_film(sheets, tmp_path / "x.mp4")
-    with pytest.raises(InputError, match="at least one picture"):
-        pictures.save_film([], tmp_path / "y.gif")
-
-
-def test_reading_pictures(tmp_path: Path) -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(np.stack([grey] * 3, 2)).resize((20, 16)).save(tmp_path / "colour.png")
-    np.save(tmp_path / "x.npy", image().numpy())
-    found = pictures.read(tmp_path / "grey.png", (1, 8, 8))
-    assert torch.allclose(found[0], torch.from_numpy(grey / 127.5 - 1.0).float(), atol=1e-6)
-    assert torch.equal(pictures.read(tmp_path / "x.npy", (1, 8, 8)), image())
-    assert pictures.read(tmp_path / "colour.png", (1, 8, 8), fit=True).shape == (1, 8, 8)
-    assert pictures.read(tmp_path / "grey.png", (3, 6, 4), fit=True).shape == (3, 6, 4)
-    assert torch.equal(pictures.read_mask(tmp_path / "grey.png", (1, 8, 8)), torch.from_numpy(grey >= 128))
-    np.save(tmp_path / "mask.npy", MASK.numpy())
-    assert torch.equal(pictures.read_mask(tmp_path / "mask.npy", (1, 8, 8)), MASK)
-    for wrong in (0.3, 255.0, float("nan")):
-        np.save(tmp_path / "wrong.npy", np.where(MASK.numpy(), wrong, 0.0))
-        with pytest.raises(InputError, match="has other values"):
-            pictures.read_mask(tmp_path / "wrong.npy", (1, 8, 8))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for path, shape, words in (
-            ("colour.png", (1, 8, 8), "3x16x20, and this model draws 1x8x8; --fit"),
-            ("grey.png", (3, 8, 8), "1x8x8, and this model draws 3x8x8"),
-            ("x.npy", (1, 9, 9), "1x8x8, and this model draws 1x9x9."),
-            ("grey.png", (2, 32), "give one as .npy"),
-            ("none.png", (1, 8, 8), "can be read"),
-            ("none.npy", (1, 8, 8), "Could not read"),
-        ):
-            with pytest.raises(InputError, match=words):
-                pictures.read(tmp_path / path, shape)
-    with pytest.raises(InputError, match="16x20"):
-        pictures.read_mask(tmp_path / "colour.png", (1, 8, 8))

@@ -9,25 +9,26 @@ import torch
 from torch import nn
 
 import sfumato.models.inference as inference
-from sfumato.config import Config, SamplingConfig, UNetConfig, merge, parse
+from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.errors import SfumatoWarning
 from sfumato.models.inference import prepared, samples_in_bf16
 from sfumato.models.model import Model
-from sfumato.models.storage import Facts
-from sfumato.networks.replicas import Half, twin
+from sfumato.models.storage import Info
+from sfumato.networks.execution import Bfloat16Copy, copy_sharing_weights
 from sfumato.recipes import digits
 from sfumato.training.ema import Ema, power_law
 from sfumato.training.precision import supports_bf16
 
 needs_bf16 = pytest.mark.skipif(not supports_bf16(torch.device("cpu")), reason="no native bfloat16 here")
-WIDE = UNetConfig(channels=(32, 64), blocks=1, attention=(1,), groups=8, heads=4)
+WIDE = {"kind": "unet", "channels": (32, 64), "blocks": 1, "attention": (1,), "groups": 8, "heads": 4}
+DIGITS = digits()["sampling"]
 
 
 def model(network: Any = None, shape: tuple[int, ...] = (1, 8, 8)) -> Model:
     over = {} if network is None else {"model": {"network": network}}
-    config = parse(Config, merge(digits().model_dump(), over))
+    config = parse(Config, merge(digits(), over))
     torch.manual_seed(0)
-    made = Model(config, Facts(shape=shape, classes=(), std=0.5, train=10, heldout=0))
+    made = Model.build(config, Info(shape=shape, std=0.5, train=10, heldout=0))
     for parameter in made.denoiser.parameters():
         # last layers are zero at the start, and a network of zeros is exact in any precision
         if not bool(parameter.any()):
@@ -36,11 +37,11 @@ def model(network: Any = None, shape: tuple[int, ...] = (1, 8, 8)) -> Model:
 
 
 def asked(precision: str, **more: Any) -> SamplingConfig:
-    return parse(SamplingConfig, merge(digits().sampling.model_dump(), {"precision": precision, **more}))
+    return parse(SamplingConfig, merge(DIGITS, {"precision": precision, **more}))
 
 
 NETWORKS: list[Any] = [
-    WIDE.model_dump(),
+    WIDE,
     {"kind": "dit", "patch": 2, "width": 64, "depth": 2, "heads": 2, "time_features": 32},
 ]
 
@@ -69,8 +70,8 @@ def test_the_combination_with_x_stays_in_fp32() -> None:
 
 
 def test_the_twin_shares_what_it_does_not_halve() -> None:
-    network = model(WIDE.model_dump()).denoiser.network
-    same, half = twin(network), twin(network, torch.bfloat16)
+    network = model(WIDE).denoiser.network
+    same, half = copy_sharing_weights(network), copy_sharing_weights(network, torch.bfloat16)
     assert all(a is b for a, b in zip(network.parameters(), same.parameters(), strict=True))
     assert all(a is b for a, b in zip(network.buffers(), half.buffers(), strict=True))
     assert same is not network and not same.training and network.training
@@ -95,19 +96,19 @@ def test_samples_are_of_the_weights_of_the_moment() -> None:
 
 def test_auto_leaves_tiny_networks_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "supports_bf16", lambda device: True)
-    tiny, large = model(), model(WIDE.model_dump(), (1, 32, 32))
+    tiny, large = model(), model(WIDE, (1, 32, 32))
     assert not samples_in_bf16(tiny.denoiser, (1, 8, 8), asked("auto"))
     assert samples_in_bf16(large.denoiser, (1, 32, 32), asked("auto"))
     assert samples_in_bf16(tiny.denoiser, (1, 8, 8), asked("bf16"))
     assert not samples_in_bf16(large.denoiser, (1, 32, 32), asked("fp32"))
     # the recipe of the digits draws as it did
-    assert prepared(tiny.denoiser, (1, 8, 8), digits().sampling) is tiny.denoiser
-    assert isinstance(prepared(large.denoiser, (1, 32, 32), asked("auto")).network, Half)
+    assert prepared(tiny.denoiser, (1, 8, 8), parse(SamplingConfig, DIGITS)) is tiny.denoiser
+    assert isinstance(prepared(large.denoiser, (1, 32, 32), asked("auto")).network, Bfloat16Copy)
 
 
 def test_a_processor_without_bf16_samples_in_fp32_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "supports_bf16", lambda device: False)
-    made = model(WIDE.model_dump(), (1, 32, 32))
+    made = model(WIDE, (1, 32, 32))
     exact = made.sample(2, sampling=asked("fp32", steps=2))
     with pytest.warns(SfumatoWarning, match=r"no native bfloat16: sampling in fp32"):
         assert torch.equal(made.sample(2, sampling=asked("bf16", steps=2)), exact)
@@ -117,7 +118,7 @@ def test_a_processor_without_bf16_samples_in_fp32_and_says_so(monkeypatch: pytes
 
 @needs_bf16
 def test_a_copy_in_bf16_has_the_layout_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = model(WIDE.model_dump())
+    made = model(WIDE)
     made.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     x, level = torch.randn(2, 1, 32, 32), next(iter(made.denoiser.schedule(torch.tensor([0.5]))))
     found: list[torch.Tensor] = []

@@ -13,12 +13,10 @@ from rich.console import Console
 from torch import nn
 
 from sfumato.errors import SfumatoWarning
-from sfumato.networks.compilation import compile_in_place
-from sfumato.networks.counting import count
+from sfumato.networks.execution import compile_in_place, count
 from sfumato.networks.unet import UNet
 from sfumato.runs.reporting import Terminal
 from sfumato.runs.train import train
-from sfumato.training.estimate import training_memory
 from tests.training.tiny import command, flags, tiny
 
 
@@ -78,7 +76,6 @@ def test_a_compiled_network_can_be_counted_before_its_first_call(graphs: list[to
     network = UNet(1, 1, (8,), blocks=1)
     compile_in_place(network, dynamic=False)
     count(network, (1, 8, 8))
-    training_memory(network, (1, 8, 8), 2)
     assert not graphs
     network(torch.zeros(2, 1, 8, 8), torch.ones(2)).sum().backward()
     assert graphs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfumato.networks.convolution import Conv3x3
+from sfumato.networks.cpu_kernels import Conv3x3
 from sfumato.networks.layers import conv
 
 LAST = torch.channels_last
@@ -42,11 +42,12 @@ def test_the_gradient_of_few_positions(size: tuple[int, int], given: torch.memor
 def test_a_line_of_unusual_strides() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 7, 128).bfloat16().permute(0, 2, 1).unsqueeze(-1).transpose(2, 3)
-    module, plain = conv(2, 128, 128).bfloat16(), nn.Conv2d(128, 128, 3, padding=1).bfloat16()
-    plain.load_state_dict(module.state_dict())
+    module, exact = conv(2, 128, 128).bfloat16(), nn.Conv2d(128, 128, 3, padding=1)
+    exact.load_state_dict(module.state_dict())
     gradient = torch.randn(3, 128, 1, 7).bfloat16()
-    ours, theirs = both(module, x, gradient), both(plain, x, gradient)
-    assert all(torch.allclose(a.float(), b.float(), rtol=2e-2, atol=2e-2) for a, b in zip(ours, theirs, strict=True))
+    # in float32 and not in bfloat16, which every CPU rounds in another way
+    for ours, truth in zip(both(module, x, gradient), both(exact, x.float(), gradient.float()), strict=True):
+        assert float((ours.float() - truth).norm() / truth.norm()) < 5e-3
 
 
 def test_where_it_is_taken() -> None:

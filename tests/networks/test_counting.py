@@ -7,9 +7,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfumato.networks.counting import Size, count
-from sfumato.networks.layers import Attention, conv
-from sfumato.recipes.published import PRESETS
+from sfumato.networks.attention import Attention
+from sfumato.networks.execution import Size, count
+from sfumato.networks.layers import conv, group_norm
+from sfumato.networks.unet import UNet
+from sfumato.recipes.published import PRESETS, TRAINED
+from tests.interop.published import network_of
 
 
 class Timeless(nn.Module):
@@ -31,7 +34,7 @@ def test_a_convolution() -> None:
 def test_attention() -> None:
     """Four projections of C^2 for each of L positions, and 2 L^2 C for weights and mixture."""
     channels, length = 8, 12
-    size = count(Timeless(Attention(channels, 2, 4)), (channels, length))
+    size = count(Timeless(Attention(group_norm(channels, 4), 2)), (channels, length))
     assert size.macs == 4 * channels**2 * length + 2 * length**2 * channels
     assert size.parameters == 4 * (channels**2 + channels) + 2 * channels
 
@@ -43,9 +46,9 @@ def test_it_says_so_in_words() -> None:
 
 def test_the_network_of_ddpm_is_that_of_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'sfumato[dev]'")
-    published = PRESETS["ddpm-cifar10"]()
+    published = PRESETS["ddpm-cifar10"]
     with torch.device("meta"):
-        ours = published.model.network.build(published.shape, 0)
+        ours = network_of(published.model, published.shape, 0)
         theirs = diffusers.UNet2DModel(
             sample_size=32,
             block_out_channels=(128, 256, 256, 256),
@@ -67,16 +70,24 @@ def test_the_network_of_ddpm_is_that_of_diffusers() -> None:
 )
 def test_the_sizes_of_dit(name: str, millions: int, giga: float) -> None:
     """Peebles and Xie 2023, table 1 and text, whose Gflops are multiply-accumulates."""
-    published = PRESETS[name]()
-    with torch.device("meta"):
-        network = published.model.network.build(published.shape, published.classes, 2 * published.shape[0])
-    size = count(network, published.shape)
+    size = Size(TRAINED[name].parameters, TRAINED[name].macs)
     assert round(size.parameters / 1e6) == millions
     assert size.macs / 1e9 == pytest.approx(giga, rel=2e-3)
 
 
 def test_counting_touches_nothing() -> None:
-    network = PRESETS["ddpm-cifar10"]().model.network.model_copy(update={"channels": (32, 32)}).build((3, 8, 8), 2)
+    network = UNet(3, 3, (32, 32), heads=1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     count(network, (3, 8, 8))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("ddpm-cifar10", "DiT-S/2") else pytest.param(n, marks=pytest.mark.slow) for n in PRESETS],
+)
+def test_the_sizes_of_published_models_are_those_of_their_networks(name: str) -> None:
+    published, trained = PRESETS[name], TRAINED[name]
+    with torch.device("meta"):
+        network = network_of(published.model, published.shape, published.classes)
+    assert count(network, published.shape) == Size(trained.parameters, trained.macs)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sfumato.conditioning.encoders import Conditioned
-from sfumato.config import DiTConfig
-from sfumato.config.network import DiTPreset
 from sfumato.errors import InputError
 from sfumato.networks.dit import DiT, DiTBlock, patchify, positions, unpatchify
 from tests.networks.weights import randomized
@@ -26,13 +24,11 @@ def small(size: tuple[int, ...] = (4, 6), **options: Any) -> DiT:
 @pytest.mark.parametrize(
     ("preset", "millions"), [("DiT-S/2", 33), ("DiT-B/4", 130), ("DiT-L/2", 458), ("DiT-XL/2", 675)]
 )
-def test_published_sizes(preset: DiTPreset, millions: int) -> None:
+def test_published_sizes(preset: Any, millions: int) -> None:
     """For latents of 32x32x4 with a learned variance and 1000 classes, as published (their count has the positions)."""
     with torch.device("meta"):
-        model = DiTConfig(preset=preset).build((4, 32, 32), 1000, 8)
-    assert isinstance(model, Conditioned) and isinstance(model.network, DiT)
-    network = model.network
-    counted = sum(p.numel() for p in model.parameters())
+        network = DiT(4, 8, (32, 32), preset=preset)
+        counted = sum(p.numel() for p in network.parameters()) + 1001 * network.width
     assert round((counted + network.positions.numel()) / 1e6) == millions
     w, depth, p = network.width, len(network.blocks), network.patch**2
     attention, feedforward, modulation = 4 * w * w + 4 * w, 8 * w * w + 5 * w, 6 * w * w + 6 * w
@@ -42,13 +38,18 @@ def test_published_sizes(preset: DiTPreset, millions: int) -> None:
 
 
 def test_every_preset_is_what_its_name_says() -> None:
-    for name in get_args(DiTPreset):
+    for size, patch in itertools.product(("S", "B", "L", "XL"), (2, 4, 8)):
         with torch.device("meta"):
-            network = DiTConfig(preset=name, depth=1).build((3, 16, 16), 0)
-        assert isinstance(network, DiT) and network.patch == int(name.rpartition("/")[2])
+            network = DiT(3, 3, (16, 16), preset=f"DiT-{size}/{patch}", depth=1)  # type: ignore[arg-type]
+        assert network.patch == patch and len(network.blocks) == 1
     with torch.device("meta"):
-        other = DiTConfig(preset="DiT-B/2", patch=4, width=96, depth=3, heads=3).build((3, 16, 16), 0)
-    assert isinstance(other, DiT) and (other.patch, other.width, len(other.blocks)) == (4, 96, 3)
+        other = DiT(3, 3, (16, 16), preset="DiT-B/2", patch=4, width=96, depth=3, heads=3)
+    assert (other.patch, other.width, len(other.blocks)) == (4, 96, 3)
+
+
+def test_an_unknown_preset(unchecked: None) -> None:
+    with pytest.raises(InputError, match="no preset 'DiT-M/2'"):
+        DiT(3, 3, (16, 16), preset="DiT-M/2")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((3, 6, 10), 2), ((1, 9, 3), 3), ((2, 12), 4), ((4, 5, 7), 1)])
@@ -234,7 +235,7 @@ def test_bad_settings(options: dict[str, Any], words: str) -> None:
         ((2, 6, 4), {}, "2 channels of 4x6"),
         ((1, 4, 6), {}, "2 channels of 4x6"),
         ((2, 4, 6), {"tokens": (1, 5, 3)}, "any number, 4"),
-        ((2, 4, 6), {"tokens": (1, 5, 4), "mask": (1, 4)}, "mask has shape"),
+        ((2, 4, 6), {"tokens": (1, 5, 4), "mask": (1, 4)}, "mask is True for"),
         ((2, 4, 6), {"channels": (1, 1, 4, 6)}, "0 channels of condition"),
     ],
 )

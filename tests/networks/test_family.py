@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from sfumato.conditioning.encoders import Conditioned, Resized
+from sfumato.conditioning import Conditioned, LowResolution
 from sfumato.errors import InputError
-from sfumato.networks.layers import Attention, ResBlock
-from sfumato.networks.unet import UNet
+from sfumato.networks.attention import Attention
+from sfumato.networks.unet import ResBlock, UNet
 from tests.networks.test_unet import randomized
 
 FAMILY: dict[str, dict[str, Any]] = {
@@ -108,7 +108,7 @@ def test_tokens() -> None:
 def test_channels_are_concatenated_at_any_size_of_the_condition() -> None:
     network = randomized(make("ddpm", concatenated=3))
     x, time, small = torch.randn(2, 2, 8, 8), torch.zeros(2), torch.rand(2, 3, 4, 4)
-    model = Conditioned(network, {"low_res": Resized(3, (8, 8))})
+    model = Conditioned(network, {"low_res": LowResolution(up="bilinear")}, (3, 8, 8))
     upsampled = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear")
     assert torch.allclose(model(x, time, low_res=small), network(x, time, channels=upsampled), atol=1e-6)
     assert torch.allclose(model(x, time), network(x, time), atol=1e-6)
@@ -123,7 +123,7 @@ def test_channels_of_another_size_are_refused(unchecked: None) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attention": (0, 7)}, "resolution 7, but there are 3"),
+        ({"attention": (0, 7)}, "resolution 7: there are 3"),
         ({"attention": (-1,)}, "resolution -1"),
         ({"head_channels": 5, "attention": (0,)}, "heads of 5 channels do not divide 8"),
         ({"groups": 0}, "at least 1 group"),

@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.networks.dropout import Dropout
-from sfumato.networks.layers import CrossAttention, Downsample, ResBlock, attend, conv, group_norm
-from sfumato.networks.resampling import Resample
+from sfumato.networks.attention import CrossAttention
+from sfumato.networks.cpu_kernels import attend
+from sfumato.networks.layers import Downsample, Dropout, Resample, conv, group_norm
+from sfumato.networks.unet import Blueprint, ResBlock
 
 
 @pytest.mark.parametrize("taps", [(1.0, 1.0), (1.0, 3.0, 3.0, 1.0), (1.0, 2.0)])
@@ -75,7 +76,7 @@ def test_dropout_is_a_function_of_key_layer_and_position() -> None:
 
 def test_attention_to_tokens_is_softmax_attention_with_one_zero() -> None:
     """Against the definition, head by head: masked tokens are unseen, and a zero can always be attended to."""
-    layer = CrossAttention(8, 5, 2, 4).requires_grad_(False)
+    layer = CrossAttention(group_norm(8, 4), 2, 5).requires_grad_(False)
     layer.out.weight.normal_()
     x, tokens = torch.randn(3, 8, 3, 4), torch.randn(3, 4, 5)
     mask = torch.tensor([[True, True, False, True], [True] * 4, [False] * 4])
@@ -98,7 +99,9 @@ def test_attention_to_tokens_is_softmax_attention_with_one_zero() -> None:
 
 def test_blocks_resample_both_branches_and_rescale() -> None:
     resample = Resample(2, "down", (1.0, 3.0, 3.0, 1.0))
-    block = ResBlock(2, 4, 4, 6, 2, rescale=True, resample=resample, project=True).requires_grad_(False)
+    options = {"rescale": True, "resample": "projected", "taps": (1.0, 3.0, 3.0, 1.0)}
+    blueprint = Blueprint(channels=(4,), embedding=6, groups=2, **options)  # type: ignore[arg-type]
+    block = ResBlock(blueprint, 4, 4, "down").requires_grad_(False)
     block.conv2.weight.normal_()
     x, embedding = torch.randn(2, 4, 6, 6), torch.randn(2, 6)
     h = block.norm2(block.conv1(resample(functional.silu(block.norm1(x)))))

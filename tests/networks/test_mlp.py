@@ -56,7 +56,7 @@ def test_learned_features_start_as_sinusoids() -> None:
     "options", [{"width": 0}, {"depth": 0}, {"time_features": 3}, {"time_features": 0}, {"inputs": 0}]
 )
 def test_bad_settings(options: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match=r"at least 1|even number"):
         MLP(**{"inputs": 2, "outputs": 2, **options})
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfumato.networks.cpu_kernels import GroupNorm
 from sfumato.networks.layers import group_norm
-from sfumato.networks.normalization import GroupNorm
 from sfumato.networks.unet import UNet
 
 LAST = torch.channels_last
@@ -85,5 +85,5 @@ def test_a_network_in_bf16_has_the_same_gradients_in_both_layouts() -> None:
     exact, first = gradients(bf16=False), gradients(bf16=True)
     network.to(memory_format=LAST)  # type: ignore[call-overload]
     last = gradients(bf16=True)
-    error = float((first - exact).norm() / exact.norm())
-    assert 0.0 < error < 0.1 and float((last - exact).norm() / exact.norm()) < 1.3 * error
+    # each against float32, not one rounding against the other: every CPU rounds in another way
+    assert all(0.0 < float((found - exact).norm() / exact.norm()) < 0.03 for found in (first, last))

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.interop.published import network_of
 
 from sfumato import recipes
 from sfumato.config import Config, merge, parse
 from sfumato.errors import InputError
-from sfumato.recipes.presets import TRAINED
-from sfumato.recipes.published import PRESETS
+from sfumato.recipes.published import PRESETS, TRAINED
 from sfumato.runs.train import train
 
 
 def test_every_published_model_is_a_recipe() -> None:
     assert TRAINED.keys() == PRESETS.keys() and PRESETS.keys() <= recipes.RECIPES.keys()
-    for name, make in PRESETS.items():
-        config, published = recipes.named(name, "path/to/folder"), make()
-        assert config.model == published.model and config.sampling == published.sampling
-        assert config.data.source == "path/to/folder" and config.data.labels == (published.classes > 0)
+    for name, published in PRESETS.items():
+        values = recipes.named(name, "path/to/folder")
+        assert values["model"] == published.model and values["sampling"] == published.sampling
+        assert ("label" in values["conditions"]) == (published.classes > 0)
+        config = parse(Config, values)
+        assert config.data.source == "path/to/folder"
         # what is written down can be read again
         assert parse(Config, config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("name", ["digits", "small", "images", "ddpm", "vectors"])
+def test_every_recipe_is_a_configuration(name: str) -> None:
+    config = parse(Config, recipes.named(name, None))
+    assert parse(Config, config.model_dump(mode="json")) == config
+    # whoever changes what a recipe returns changes no other
+    recipes.RECIPES[name]()["model"]["network"]["kind"] = "none"
+    assert parse(Config, recipes.named(name, None)) == config
+
+
+def test_presets_need_no_torch() -> None:
+    code = "import sys; from sfumato.recipes.published import TRAINED; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # no family without a quick one
@@ -35,30 +53,30 @@ LARGE = ("adm-256-unconditional", "adm-512", "edm-imagenet64", "iddpm-64-conditi
 )
 @pytest.mark.parametrize("shape", [(1, 64, 64), (4, 128, 64)])
 def test_their_networks_take_other_sizes_and_channels(name: str, shape: tuple[int, ...]) -> None:
-    model = recipes.preset(name).model
-    outputs = shape[0] * (1 + model.learned_variance)
+    model = recipes.preset(name)["model"]
+    outputs = shape[0] * (1 + model.get("learned_variance", False))
     with torch.device("meta"):
-        network = model.network.build(shape, 3, outputs).to("meta")
+        network = network_of(model, shape, 3).to("meta")
         assert network(torch.zeros(1, *shape), torch.zeros(1)).shape == (1, outputs, *shape[1:])
 
 
 def test_a_size_that_does_not_fit(unchecked: None) -> None:
     with torch.device("meta"), pytest.raises(InputError, match="8x8 is not divisible by the down-sampling of 64"):
-        recipes.preset("adm-512").model.network.build((1, 8, 8), 0)
+        network_of(recipes.preset("adm-512")["model"], (1, 8, 8), 0)
 
 
 def test_averages_are_those_of_the_papers() -> None:
     """A constant decay of 0.9999; or a half-life in pictures, at most a twentieth of those so far."""
-    for config in (recipes.preset("ddpm-cifar10"), recipes.ddpm()):
-        law = config.ema.build()
-        assert law(20_000) == law(800_000) == 0.9999
-    config = recipes.preset("ddpmpp-cifar10")
-    batch, law = config.training.batch_size, config.ema.build()
+    for values in (recipes.preset("ddpm-cifar10"), recipes.ddpm()):
+        decay = parse(Config, values).ema.build()
+        assert decay(20_000) == decay(800_000) == 0.9999
+    config = parse(Config, recipes.preset("ddpmpp-cifar10"))
+    batch, decay = config.training.batch_size, config.ema.build()
     assert config.training.steps * batch == pytest.approx(200e6, rel=1e-5)
     assert config.optimizer.warmup * batch == pytest.approx(10e6, rel=1e-4)
     for step in (500, 5_000, 10_000, 100_000):
         half_life = min(500_000.0, 0.05 * step * batch)
-        assert 1.0 - law(step) == pytest.approx(1.0 - 0.5 ** (batch / half_life), rel=0.02)
+        assert 1.0 - decay(step) == pytest.approx(1.0 - 0.5 ** (batch / half_life), rel=0.02)
 
 
 def test_a_wrong_name() -> None:
@@ -81,7 +99,7 @@ def test_they_train(name: str, tmp_path: Path) -> None:
         "sampling": {"steps": 2},
     }
     network = {"time_features": 8, "head_channels": None, "heads": 2}
-    config = parse(Config, merge(merge(recipes.preset(name).model_dump(), over), {"model": {"network": network}}))
+    config = parse(Config, merge(merge(recipes.preset(name), over), {"model": {"network": network}}))
     model = train(config, run=tmp_path / "run")
-    assert model.facts.classes == (("0", "1") if PRESETS[name]().classes else ())
+    assert ("label" in model.conditions) == (PRESETS[name].classes > 0)
     assert model.sample(2).isfinite().all()

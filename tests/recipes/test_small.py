@@ -20,7 +20,7 @@ def test_small_images_of_any_channels_and_sides(tmp_path: Path) -> None:
         "training": {"steps": 3, "batch_size": 8, "sample_count": 0},
         "evaluation": {"samples": 0},
     }
-    model = sfumato.train(parse(Config, merge(RECIPES["small"]().model_dump(), over)), run=tmp_path / "run")
+    model = sfumato.train(parse(Config, merge(RECIPES["small"](), over)), run=tmp_path / "run")
     found = model.sample(4, seed=1)
     assert found.shape == (4, 3, 12, 16) and bool(torch.isfinite(found).all())
     # its noise is a function of the seed and the image alone

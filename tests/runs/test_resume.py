@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.runs.train import train
 from sfumato.io.files import read_tensors
+from sfumato.runs.train import train
 from tests.training.tiny import command, flags, tiny
 
 
@@ -100,7 +100,7 @@ def test_accumulation_sees_the_same_numbers(tmp_path: Path, method: str) -> None
 
 
 def test_two_processes_give_the_same_as_one(tmp_path: Path) -> None:
-    settings = [*flags(batch_size=64, steps=8), "--data.labels"]
+    settings = flags("label", batch_size=64, steps=8)
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
     two = command("train", "digits", "--run", "two", *settings, cwd=tmp_path, launcher=launcher)

@@ -14,7 +14,7 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.oracle import Covariances, MixtureOracle
 from sfumato.diffusion.schedule import ContinuousCosine, Karras, Schedule, cosine, linear
 from sfumato.sampling import grids
-from sfumato.sampling.dpm_solver import dpm_solver_pp_2m
+from sfumato.sampling.published import dpm_solver_pp_2m
 from sfumato.sampling.sample import check_grid, initial, sample
 
 Grid = Callable[[Schedule, int], Level]

@@ -19,7 +19,6 @@ from sfumato.diffusion.schedule import (
     Schedule,
     cosine,
     linear,
-    zero_terminal_snr,
 )
 from sfumato.errors import InputError
 from sfumato.sampling import grids
@@ -122,17 +121,6 @@ def test_lists() -> None:
     assert (start.t, start.alpha, start.sigma) == (1.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("schedule", [linear(1000), RectifiedFlow(), zero_terminal_snr(linear(1000))])
-def test_mixture_lies_between(schedule: Schedule) -> None:
-    even, other = grids.uniform(schedule, 8), grids.logistic(schedule, 8, 0.5, 2.0)
-    for share in (0.0, 0.25, 1.0):
-        mixed = grids.mixture(schedule, even, other, share)
-        check_grid(mixed)
-        for a, b, m in list(zip(even, other, mixed, strict=True))[1:-1]:
-            assert m.log_snr == pytest.approx((1 - share) * a.log_snr + share * b.log_snr, rel=1e-9, abs=1e-9)
-        assert next(iter(mixed)).t == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -146,8 +134,6 @@ def test_mixture_lies_between(schedule: Schedule) -> None:
         (lambda s: grids.logistic(s, 5, 0.0, 1.0), "positive centre"),
         (lambda s: grids.logistic(s, 5, 1.0, math.inf), "positive centre"),
         (lambda s: grids.logistic(s, 0, 1.0, 1.0), "at least 1 step"),
-        (lambda s: grids.mixture(s, grids.uniform(s, 5), grids.uniform(s, 6), 0.5), "5 and 6 steps"),
-        (lambda s: grids.mixture(s, grids.uniform(s, 5), grids.karras(s, 5), 1.5), "in \\[0, 1\\]"),
         (lambda s: grids.at_times(s, []), "list of times"),
         (lambda s: grids.at_times(s, [1.0, 0.5, 0.5]), "number 3 repeats"),
         (lambda s: grids.at_times(s, [0.5, 1.0]), "number 2 repeats or goes back"),

@@ -1,45 +1,28 @@
-"""The loop: what a record says, what the average is, what stops it."""
+"""The trainer: what a record says, what the average is, what stops it, and that it takes any loss, network and data."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from sfumato.data import Dataset, Loader
-from sfumato.diffusion.objective import simple, uniform_times
-from sfumato.diffusion.schedule import linear
+from sfumato.data import Batch, Loader
+from sfumato.diffusion import parameterization
+from sfumato.diffusion.denoiser import Denoiser, embed_thousand
+from sfumato.diffusion.schedule import ContinuousCosine, linear
 from sfumato.errors import InputError
-from sfumato.models.model import Model, load
-from sfumato.models.storage import Facts
-from sfumato.runs.train import describe, train
+from sfumato.random import Draws
 from sfumato.training.ema import Ema, power_law
-from sfumato.training.loop import Diverged, Objective, Trainer
-from sfumato.training.optimization import adamw, learning_rate
-from tests.training.tiny import tiny
-
-
-def trainer(**options: object) -> Trainer:
-    config = tiny()
-    dataset = config.data.build()
-    facts = Facts(shape=dataset.shape, std=0.75, train=len(dataset), heldout=0)
-    torch.manual_seed(0)
-    denoiser = Model(config, facts).denoiser
-    objective = config.objective
-    return Trainer(
-        denoiser,
-        Loader(Dataset(dataset.images, None, (), "digits"), 0),
-        Objective(objective.times.build(denoiser.schedule), objective.weight.build(0.75)),
-        adamw(denoiser),
-        learning_rate(1e-3, 100, warmup=5),
-        power_law(6.0),
-        **{"batch_size": 32, **options},  # type: ignore[arg-type]
-    )
+from sfumato.training.loop import Diverged, Trainer
+from sfumato.training.losses import Denoising
+from sfumato.training.optimization import Muon, adamw, learning_rate_schedule
+from tests.training.by_hand import denoiser, digits, trainer
 
 
 def test_records() -> None:
@@ -63,12 +46,12 @@ def test_it_learns() -> None:
 def test_clipping_bounds_the_step() -> None:
     run = trainer(clip=1e-3)
     next(run.run(1))
-    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in run.denoiser.parameters() if p.grad is not None))
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in run.model.parameters() if p.grad is not None))
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 3.0, 16.94])
-def test_the_average_has_the_weights_of_its_law(gamma: float) -> None:
+def test_the_average_has_the_weights_of_its_decay(gamma: float) -> None:
     """The decays (1 - 1/k)^(gamma + 1) give step j the weight (j/n)^(gamma+1) - ((j-1)/n)^(gamma+1)."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, 123.0)
@@ -94,11 +77,11 @@ def test_the_average_is_applied_and_taken_away() -> None:
 
 
 def test_learning_rates() -> None:
-    constant = learning_rate(2.0, 100, warmup=4)
+    constant = learning_rate_schedule(2.0, 100, warmup=4)
     assert [constant(k) for k in (1, 2, 4, 5, 100)] == [0.5, 1.0, 2.0, 2.0, 2.0]
-    cosine = learning_rate(2.0, 100, warmup=0, decay="cosine")
+    cosine = learning_rate_schedule(2.0, 100, warmup=0, decay="cosine")
     assert cosine(1) == pytest.approx(1 + math.cos(math.pi / 101)) and 0 < cosine(100) < 1e-3
-    linear_ = learning_rate(2.0, 99, decay="linear")
+    linear_ = learning_rate_schedule(2.0, 99, decay="linear")
     assert linear_(50) == pytest.approx(1.0) and linear_(99) > 0.0
 
 
@@ -109,53 +92,38 @@ def test_weight_decay_spares_biases_and_gains() -> None:
 
 @pytest.mark.parametrize(("start", "count"), [(0, 64), (64, 16), (80, 48), (32, 64)])
 def test_stratified_levels_are_even_over_a_batch(start: int, count: int) -> None:
-    objective = Objective(uniform_times(linear(1000)), simple)
-    whole = torch.as_tensor(objective.levels(0, 0, 256, 64).t)
-    assert torch.equal(torch.as_tensor(objective.levels(0, start, count, 64).t), whole[start : start + count])
+    loss = Denoising(denoiser(linear(1000)))
+    whole = torch.as_tensor(loss.times.sample(loss.uniforms(Draws(0, 0, 256, 64))).t)
+    part = torch.as_tensor(loss.times.sample(loss.uniforms(Draws(0, start, count, 64))).t)
+    assert torch.equal(part, whole[start : start + count])
     for batch in whole.reshape(4, 64):
         assert torch.equal(batch.sub(1e-9).mul(64).floor().unique(), torch.arange(64.0).double())
 
 
 def test_independent_levels() -> None:
-    objective = Objective(uniform_times(linear(1000)), simple, stratified=False)
-    whole = torch.as_tensor(objective.levels(0, 0, 256, 64).t)
-    assert torch.equal(torch.as_tensor(objective.levels(0, 100, 7, 64).t), whole[100:107])
+    loss = Denoising(denoiser(linear(1000)), stratified=False)
+    whole = loss.uniforms(Draws(0, 0, 256, 64))
+    assert torch.equal(loss.uniforms(Draws(0, 100, 7, 64)), whole[100:107])
     assert len(whole[:64].mul(64).floor().unique()) < 60
 
 
 def test_a_loss_that_is_not_a_number_stops_before_the_step() -> None:
     run = trainer()
     list(run.run(3))
-    before = {name: p.detach().clone() for name, p in run.denoiser.named_parameters()}
-    run.objective = Objective(run.objective.law, lambda level: float("nan"))
-    run.model.weight = lambda level: float("nan")  # type: ignore[union-attr]
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.loss.weight = lambda level: float("nan")  # type: ignore[assignment]
     with pytest.raises(Diverged, match=r"loss is nan at step 4"):
         next(run.run(10))
-    assert all(torch.equal(p, before[name]) for name, p in run.denoiser.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
     assert run.step == 3
 
 
 def test_an_exploding_loss_stops() -> None:
     run = trainer()
     list(run.run(25))
-    run.model.weight = lambda level: 1e6  # type: ignore[union-attr]
+    run.loss.weight = lambda level: 1e6  # type: ignore[assignment]
     with pytest.raises(Diverged, match="it was about"):
         next(run.run(100))
-
-
-def test_diverging_leaves_the_checkpoint_and_exits_with_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from sfumato.cli import main
-    from tests.training.tiny import flags
-
-    with pytest.raises(SystemExit) as exit_:
-        options = [*flags(steps=2000, checkpoint_every=1), "--optimizer.learning-rate", "1e8"]
-        main(["train", "digits", "--run", str(tmp_path / "run"), *options])
-    assert exit_.value.code == 1
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Training stopped; the checkpoint of step" in said and "lower optimizer.learning-rate" in said
-    assert load(tmp_path / "run").step > 0
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 30, "accumulate": 4}, {"batch_size": 0}, {"accumulate": 0}])
@@ -164,93 +132,118 @@ def test_batches_that_do_not_divide(options: dict[str, int]) -> None:
         trainer(**options)
 
 
-def test_constant_data_are_refused() -> None:
-    images = np.zeros((5, 1, 8, 8), np.float32)
-    with pytest.raises(InputError, match="one constant"):
-        describe(Loader(Dataset(images, None, (), "grey"), 0), 0)
+class Own(nn.Module):
+    """A network of somebody else, with statistics in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).tanh() + time[:, None, None, None] / 1000.0)
 
 
-def test_data_that_do_not_fit_the_network(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((20, 9, 9), np.uint8) + np.arange(9, dtype=np.uint8) * 20)
-    with pytest.raises(InputError, match=r"8x8 or 10x10"):
-        train(tiny(data={"source": str(tmp_path / "x.npy"), "holdout": 4}), run=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+class Reconstruction(nn.Module):
+    """A loss of somebody else: the loss itself is what is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Linear(64, 16)
+
+    def forward(self, batch: Batch, draws: Draws) -> Tensor:
+        noisy = batch.x0.flatten(1) + 0.1 * draws.normal("corruption", (64,))
+        return (self.code(noisy) @ self.code.weight - batch.x0.flatten(1)).square().mean(1)
 
 
-def test_logs_are_lines_of_json(tmp_path: Path) -> None:
-    train(tiny(training={"log_every": 5, "sample_count": 4, "sample_every": 6}), run=tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [5, 10, 12]
-    assert {"loss", "grad_norm", "learning_rate", "ema_decay", "images", "seconds"} <= lines[0].keys()
-    assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())] == [
-        "step-0000006.png",
-        "step-0000012.png",
-    ]
+def own(kind: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "loss":
+            return Reconstruction()
+        return Denoiser(Own(), ContinuousCosine(), parameterization.v, embed_thousand)
 
 
-def test_signals_one_dimensional_data_train_too(tmp_path: Path) -> None:
-    wave = np.sin(np.linspace(0, 6, 32) + np.random.default_rng(0).uniform(0, 6, (40, 2, 1)))
-    np.save(tmp_path / "waves.npy", wave.astype(np.float32))
-    data = {"source": str(tmp_path / "waves.npy"), "layout": "NCL", "value_range": (-1, 1), "holdout": 8}
-    model = train(tiny(data=data, training={"sample_count": 4}, evaluation={"samples": 16}), run=tmp_path / "run")
-    assert model.sample(3).shape == (3, 2, 32)
-    assert (tmp_path / "run" / "samples" / "step-0000012.png").exists()
+def bytes_of(run: Trainer) -> dict[str, bytes]:
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in run.state()[0].items()}
 
 
-def test_any_number_of_channels_draws_and_trains(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 255, (30, 5, 8, 8), dtype=np.uint8)
-    np.save(tmp_path / "five.npy", images)
-    data = {"source": str(tmp_path / "five.npy"), "layout": "NCHW", "holdout": 10}
-    model = train(tiny(data=data, training={"steps": 2, "sample_count": 4}), run=tmp_path / "run")
-    assert model.sample(2).shape == (2, 5, 8, 8) and list((tmp_path / "run" / "samples").iterdir())
+DATA: dict[str, Callable[[], Any]] = {
+    "Dataset": digits,
+    "array": lambda: np.asarray(digits().images),
+    "tensor": lambda: torch.from_numpy(np.asarray(digits().images)),
+    "pytorch": lambda: torch.utils.data.TensorDataset(torch.from_numpy(np.asarray(digits().images))),
+    "DataLoader": lambda: torch.utils.data.DataLoader(digits(), batch_size=7, shuffle=True),
+    "Loader": lambda: Loader(digits(), 0),
+}
 
 
-def test_labels_stay_with_their_images_under_random_crops(tmp_path: Path) -> None:
-    from sfumato.runs.train import evaluate
-
-    labels = np.arange(200) % 4
-    images = (labels[:, None, None] * 60 + np.random.default_rng(0).integers(0, 20, (200, 12, 12))).astype(np.uint8)
-    np.savez(tmp_path / "x.npz", images=images, labels=labels)
-    data = {"source": str(tmp_path / "x.npz"), "random_crop": 8, "holdout": 80, "labels": True}
-    result = evaluate(train(tiny(data=data, training={"steps": 2}), run=tmp_path / "run"), samples=40)
-    assert result.accuracy == 1.0
+def test_all_kinds_of_data_give_the_same_training() -> None:
+    seen = {
+        name: [r.loss for r in Trainer(denoiser(), make(), accelerator=Accelerator(cpu=True)).run(2)]
+        for name, make in DATA.items()
+    }
+    assert all(losses == seen["Dataset"] for losses in seen.values()), seen
 
 
-def test_an_impossible_evaluation_does_not_cost_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sfumato.runs.reporting import Terminal
+@pytest.mark.parametrize("kind", ["network", "loss"])
+@pytest.mark.parametrize("method", [adamw, Muon])
+def test_what_others_wrote_trains_and_resumes_to_the_same_bytes(kind: str, method: Any) -> None:
+    def run() -> Trainer:
+        loss = own(kind)
+        options: dict[str, Any] = {"learning_rate": 3e-3, "ema": power_law(3.0), "accelerator": Accelerator(cpu=True)}
+        return Trainer(loss, digits(), optimizer=method(loss), **options)
 
-    config = tiny(data={"holdout": 1796}, training={"steps": 2}, evaluation={"samples": 20})
-    train(config, run=tmp_path / "run", reporter=Terminal())
-    assert "No evaluation:" in " ".join(capsys.readouterr().out.split())
-    assert load(tmp_path / "run").step == 2
-
-
-def test_bf16_trains_where_the_processor_has_it(tmp_path: Path) -> None:
-    from sfumato.training.precision import supports_bf16
-
-    if not supports_bf16(torch.device("cpu")):
-        pytest.skip("no native bfloat16 here")
-    for precision in ("bf16", "fp32"):
-        train(tiny(training={"precision": precision}), run=tmp_path / precision)
-    lines = [(tmp_path / p / "metrics.jsonl").read_text().splitlines() for p in ("bf16", "fp32")]
-    a, b = (np.array([json.loads(line)["loss"] for line in part]) for part in lines)
-    assert np.abs(a - b).max() < 0.02 and np.abs(a - b).max() > 0.0
-
-
-def test_bf16_on_a_processor_without_it_falls_back_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import sfumato.runs.train
-    from sfumato.runs.reporting import Terminal
-
-    monkeypatch.setattr(sfumato.runs.train, "supports_bf16", lambda device: False)
-    train(tiny(training={"precision": "bf16", "steps": 1}), run=tmp_path / "run", reporter=Terminal())
-    assert "training in fp32" in " ".join(capsys.readouterr().out.split())
+    whole, parts, rest = run(), run(), run()
+    losses = [record.loss for record in whole.run(12)]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    list(parts.run(5))
+    tensors, facts = parts.state()
+    rest.restore({name: tensor.detach().clone() for name, tensor in tensors.items()}, facts)
+    assert [record.loss for record in rest.run(12)] == losses[5:]
+    assert bytes_of(rest) == bytes_of(whole)
+    buffers = {name for name in tensors if name.startswith("loss/")}
+    assert (len(buffers) == 3) is (kind == "network"), "the statistics of the batch normalization are kept"
+    assert ("weights/network.first.weight" in tensors) is (kind == "network")
 
 
-def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+def test_accumulation_and_the_cut_of_a_batch_do_not_matter() -> None:
+    one, four = (list(trainer(accumulate=parts, batch_size=64).run(4)) for parts in (1, 4))
+    assert [r.loss for r in one] == pytest.approx([r.loss for r in four], rel=1e-5)
+    assert [r.grad_norm for r in one] == pytest.approx([r.grad_norm for r in four], rel=1e-4)
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"sfumato\[tensorboard\]"):
-        train(tiny(training={"tensorboard": True}), run=tmp_path / "run")
+
+def test_dropout_is_a_function_of_seed_and_sample() -> None:
+    def losses(rate: float, **options: Any) -> list[float]:
+        return [record.loss for record in trainer(denoiser(dropout=rate), rate=1e-2, **options).run(4)]
+
+    whole = losses(0.4)
+    assert losses(0.4, accumulate=4) == pytest.approx(whole, rel=1e-4)
+    assert losses(0.0) != pytest.approx(whole, rel=1e-4)
+    assert losses(0.4, seed=1) != pytest.approx(whole, rel=1e-4)
+
+
+def test_a_loss_gives_one_number_per_sample() -> None:
+    class Mean(Reconstruction):
+        def forward(self, batch: Batch, draws: Draws) -> Tensor:
+            return super().forward(batch, draws).mean()
+
+    with pytest.raises(InputError, match=r"one number per sample, \(64,\); got \(\)"):
+        next(Trainer(Mean(), digits(), accelerator=Accelerator(cpu=True)).run(1))
+
+
+def test_a_checkpoint_of_another_model_or_loss_is_refused() -> None:
+    plain, other = trainer(), Trainer(own("network"), digits(), accelerator=Accelerator(cpu=True))
+    with pytest.raises(InputError, match="weights differ"):
+        plain.restore(*other.state())
+    tensors, facts = other.state()
+    with pytest.raises(InputError, match="another loss"):
+        other.restore({n: t for n, t in tensors.items() if not n.startswith("loss/")}, facts)
+
+
+@pytest.mark.parametrize("options", [{"betas": (0.9, 1.0)}, {"weight_decay": -1.0}])
+@pytest.mark.parametrize("method", [adamw, Muon])
+def test_options_of_optimizers_out_of_range(method: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"in \[0, 1\)"):
+        method(nn.Linear(2, 2), **options)
+    with pytest.raises(InputError, match="needs the number of steps"):
+        learning_rate_schedule(1.0, decay="cosine")

@@ -22,10 +22,10 @@ from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.io.images import grid, save_each
 from sfumato.models.model import Model
-from sfumato.models.storage import Facts
+from sfumato.models.storage import Info
 from sfumato.recipes import vectors
-from sfumato.runs.train import engine, make_trainer
-from tests.training.tiny import tiny
+from sfumato.runs.train import accelerator_without_settings, make_trainer
+from tests.training.tiny import LABELLED, tiny
 
 Points = npt.NDArray[np.float32]
 
@@ -90,15 +90,15 @@ def test_vectors_with_labels(tmp_path: Path) -> None:
     points = (corners + 0.05 * generator.normal(size=(2000, 2))).astype(np.float32)
     np.savez(tmp_path / "corners.npz", images=points, labels=labels)
     over = {
-        "data": {"source": str(tmp_path / "corners.npz"), "labels": True, "holdout": 500},
+        "data": {"source": str(tmp_path / "corners.npz"), "holdout": 500},
+        "conditions": LABELLED,
         "model": {"network": {"width": 32, "depth": 2}},
         "optimizer": {"learning_rate": 5e-3, "warmup": 20},
-        "objective": {"label_dropout": 0.0},
         "training": {"steps": 300, "batch_size": 128, "sample_count": 0, "threads": 1},
         "evaluation": {"samples": 200},
     }
-    model = sfumato.train(parse(Config, merge(vectors().model_dump(), over)), run=tmp_path / "run")
-    drawn = model.sample(100, labels=2)
+    model = sfumato.train(parse(Config, merge(vectors(), over)), run=tmp_path / "run")
+    drawn = model.sample(100, label=2)
     assert drawn.shape == (100, 2) and float(((drawn[:, 0] > 0.3) & (drawn[:, 1] < -0.3)).float().mean()) > 0.95
     found = sfumato.evaluate(model, samples=200)
     assert found.accuracy == 1.0 and {space.space for space in found.spaces} == {"pixels", "classifier"}
@@ -193,10 +193,10 @@ def test_a_transformer_learns_the_variance_and_does_not_mind_the_memory_layout(t
 
 def test_a_transformer_trains_on_signals() -> None:
     torch.manual_seed(0)
-    data = Dataset(np.sin(np.linspace(0, 6, 48, dtype=np.float32)).reshape(1, 2, 24).repeat(8, 0), None, (), "waves")
+    data = Dataset(np.sin(np.linspace(0, 6, 48, dtype=np.float32)).reshape(1, 2, 24).repeat(8, 0), name="waves")
     config = tiny(model={"network": {**DIT, "patch": 4, "checkpointing": True}})
-    model = Model(config, Facts(shape=(2, 24), std=0.7, train=8, heldout=0))
-    records = list(make_trainer(model, Loader(data, 0), engine()).run(3))
+    model = Model.build(config, Info(shape=(2, 24), std=0.7, train=8, heldout=0))
+    records = list(make_trainer(model, Loader(data, 0), accelerator_without_settings()).run(3))
     assert len(records) == 3 and model.sample(2).shape == (2, 2, 24)
 
 

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.config import Config, parse
-from sfumato.config.base import walk
+from sfumato.config import KINDS, Config, component, parse, walk
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.models.model import Model, load
-from sfumato.models.storage import Facts
+from sfumato.models.storage import Info
 from sfumato.runs.train import make_trainer, train
 from tests.training.tiny import tiny
 
@@ -40,11 +39,11 @@ def config(
 
 def losses(wanted: Config, steps: int = 3) -> list[float]:
     images = wanted.data.build().images
-    facts = Facts(shape=(1, 8, 8), std=0.75, train=len(images), heldout=0)
+    info = Info(shape=(1, 8, 8), std=0.75, train=len(images), heldout=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Model(wanted, facts)
-    trainer = make_trainer(model, Loader(Dataset(images, None, (), "digits"), 0))
+        model = Model.build(wanted, info)
+    trainer = make_trainer(model, Loader(Dataset(images, name="digits"), 0))
     return [record.loss for record in trainer.run(steps)]
 
 
@@ -150,9 +149,14 @@ def test_a_table_from_a_file_is_kept_by_the_run(tmp_path: Path, suffix: str) -> 
 
 
 def test_every_kind_is_described() -> None:
-    for key, kind, field in walk(Config):
-        if field != "kind":
-            assert kind.model_fields[field].description, key
+    for key, field in walk(Config):
+        assert field.description or key.endswith(".kind"), key
+    for slot, kinds in KINDS.items():
+        for kind in kinds:
+            made = component(slot, kind)
+            assert made.__doc__, (slot, kind)
+            for key, field in walk(made):
+                assert field.description or key.endswith("kind"), (slot, kind, key)
 
 
 @pytest.mark.parametrize(

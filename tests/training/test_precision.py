@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
-from sfumato.runs import train as run
-from sfumato.runs.reporting import Silent
-from sfumato.training.loop import Record
-from sfumato.training.precision import multiplies_in_tf32, tf32
-from tests.training.tiny import tiny
+from sfumato.training.precision import multiplies_in_tf32, prefers_channels_last, tf32
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -48,20 +43,9 @@ def test_it_is_said_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> Non
             assert not multiplies_in_tf32(CPU)
 
 
-def test_the_steps_of_a_training_are_within_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As they would be on a GPU: the processor is taken for one."""
-    seen: list[str] = []
-
-    class Watching(Silent):
-        def step(self, record: Record) -> None:
-            seen.append(torch.get_float32_matmul_precision())
-
-    @contextmanager
-    def pretended(device: torch.device) -> Generator[None]:
-        assert device.type == "cpu"
-        with tf32(GPU):
-            yield
-
-    monkeypatch.setattr(run, "tf32", pretended)
-    run.train(tiny(training={"steps": 2}), run=tmp_path / "run", reporter=Watching())
-    assert seen == ["high", "high"] and torch.get_float32_matmul_precision() == "highest"
+@pytest.mark.parametrize(
+    ("network", "prefers"), [(nn.Conv2d(1, 1, 3), True), (nn.Conv1d(1, 1, 3), False), (nn.Linear(2, 2), False)]
+)
+def test_kernels_of_two_dimensions_prefer_the_channels_last(network: nn.Module, prefers: bool) -> None:
+    assert prefers_channels_last(network, CPU) is prefers and prefers_channels_last(network, GPU) is prefers
+    assert not prefers_channels_last(network, torch.device("mps"))

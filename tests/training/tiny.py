@@ -12,7 +12,7 @@ from sfumato.config import Config, merge, parse
 from sfumato.recipes import digits
 
 TINY: dict[str, Any] = {
-    "data": {"labels": False},
+    "conditions": {},
     "model": {"network": {"channels": (8, 8), "groups": 4, "embedding": 16, "heads": 1}},
     "training": {
         "steps": 12,
@@ -24,23 +24,27 @@ TINY: dict[str, Any] = {
         "precision": "fp32",
         "threads": 1,
     },
-    "optimizer": {"method": "adamw", "learning_rate": 4e-3, "warmup": 2},
+    "optimizer": {"method": {"kind": "adamw"}, "learning_rate": 4e-3, "warmup": 2},
     "sampling": {"steps": 3},
     "evaluation": {"samples": 0},
 }
 
 
+LABELLED: dict[str, Any] = {"label": {"kind": "label", "drop": 0.0, "draw": "uniform"}}
+"""The condition of a model of classes that can't be guided."""
+
+
 def tiny(**over: Any) -> Config:
-    """The recipe of the digits, shrunk, with the given groups of settings in place of its own."""
-    return parse(Config, merge(merge(digits().model_dump(), TINY), over))
+    """The recipe of the digits, shrunk and without classes, with the given groups of settings in place of its own."""
+    return parse(Config, merge({**merge(digits(), TINY), "conditions": {}}, over))
 
 
-def flags(**training: Any) -> list[str]:
+def flags(condition: str = "none", **training: Any) -> list[str]:
     """The same as :func:`tiny`, as options of the command line."""
     found = ["--model.network.channels", "8", "8", "--model.network.groups", "4", "--model.network.embedding", "16"]
     found += ["--model.network.heads", "1", "--sampling.steps", "3"]
-    found += [f"--optimizer.{name.replace('_', '-')}={value}" for name, value in TINY["optimizer"].items()]
-    found += ["--evaluation.samples", "0", "--data.no-labels"]
+    found += ["--optimizer.method", "adamw", "--optimizer.learning-rate", "4e-3", "--optimizer.warmup", "2"]
+    found += ["--evaluation.samples", "0", "--condition", condition]
     values: dict[str, Any] = {**TINY["training"], **training}
     for name, value in values.items():
         found += [f"--training.{name.replace('_', '-')}", str(value)]

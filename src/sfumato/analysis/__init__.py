@@ -1,1 +1,9 @@
-"""The lecture's pictures: functions that compute them, apart from those that draw them."""
+"""The lecture's figures: functions that compute a view, apart from those that plot it."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+Images = Float[Tensor, "batch channels *space"]
+"""A batch of vectors, signals or images."""

@@ -1,4 +1,4 @@
-"""The topics that can be explained: each computes its view of a subject, draws it and says what it shows."""
+"""The topics of the lecture: each computes a view of a subject, plots it and says in a sentence what it shows."""
 
 from __future__ import annotations
 
@@ -6,348 +6,321 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.analysis import draw
-from sfumato.analysis.content_detail import Stitching, content_detail, stitching, translated
-from sfumato.analysis.forward import forward_chain, reverse_chain
+from sfumato import random
+from sfumato.analysis import Images, plots
+from sfumato.analysis.frequency import BANDS, content_detail, spectrum, stitching, translated
 from sfumato.analysis.hierarchy import gaussian_hierarchy, gaussian_variance, grey_values, hierarchy, latent_levels
-from sfumato.analysis.marginals import bumps, marginals, smoothed, spiral
-from sfumato.analysis.schedules import curves, loss_over_time
-from sfumato.analysis.spectrum import spectrum
+from sfumato.analysis.processes import (
+    bumps,
+    forward_strip,
+    kernel_density,
+    loss_over_time,
+    marginals,
+    reverse_strip,
+    schedule_curves,
+    spiral,
+)
+from sfumato.data.dataset import Dataset
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.level import Level
-from sfumato.diffusion.oracle import GaussianOracle
+from sfumato.diffusion.oracle import GaussianOracle, MixtureOracle
 from sfumato.diffusion.schedule import Schedule
 from sfumato.diffusion.variance import floor, learned
 from sfumato.errors import InputError
+from sfumato.models.evaluate import training_data
+from sfumato.models.model import Model, load
+from sfumato.random import Draws
+from sfumato.sampling.grids import uniform
 from sfumato.sampling.sample import Step, initial
+from sfumato.sampling.steps import ddim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Other:
-    """A second denoiser, of another run.
-
-    Attributes:
-        who: the denoiser in words.
-        shape: the images that it denoises.
-        denoiser: the denoiser.
-        schedule: its own schedule.
-        same_classes: whether it takes the conditions of the subject.
-    """
-
-    who: str
-    shape: tuple[int, ...]
-    denoiser: Denoise
-    schedule: Schedule
-    same_classes: bool
-
-
-@dataclass(frozen=True)
 class Subject:
-    """What is explained: data, and what denoises them.
+    """The data to explain, called ``name``, and a denoiser of them, called ``who``.
 
     Attributes:
-        name: what the data are called.
-        given: whether a person named them; otherwise they stand in for nothing better.
-        images: the data that are looked at, on the device of the denoiser.
-        cond: their conditions.
-        training: the training data that a Gaussian is fitted to.
-        network: the denoiser of a run, if there is one.
-        who: the denoiser in words.
-        schedule: the noise schedule.
-        levels: the grid of the sampler.
-        step: the sampler.
-        seed: of all noise.
-        other: a second denoiser, for the topic that takes one.
+        given: whether a person chose the data; by default two topics have examples in place of the digits.
+        images: the images to show and measure, on the device of the denoiser, with conditions ``cond``.
+        training: the training images, to which a Gaussian is fitted.
+        network: the denoiser of a run; without a run it is that of the Gaussian.
+        second: the model of a second run and its name, for the topic that takes one.
     """
 
     name: str
+    who: str
     given: bool
-    images: Float[Tensor, "batch channels *space"]
+    images: Images
     cond: dict[str, Any]
     training: Float[Tensor, "train channels *space"]
     network: Denoise | None
-    who: str
     schedule: Schedule
     levels: Level
     step: Step
     seed: int
-    other: Other | None = None
+    model: Model | None = None
+    second: tuple[Model, str] | None = None
 
     @functools.cached_property
     def gaussian(self) -> GaussianOracle:
-        """The Gaussian of the training data: fitted when it is first asked for, since not every topic needs it."""
+        """The Gaussian of the training images, fitted on first use."""
         if len(self.training) < 2:
             raise InputError(f"A Gaussian is fitted to at least 2 images; {self.name} has {len(self.training)}.")
-        found = GaussianOracle.fit(self.training)
-        if float(found.variances.max()) < 1e-12:
+        gaussian = GaussianOracle.fit(self.training)
+        if float(gaussian.variances.max()) < 1e-12:
             raise InputError(f"All images of {self.name} are the same, so that there is nothing to denoise.")
-        return found
+        return gaussian
 
     @property
     def denoiser(self) -> Denoise:
-        """That of the run; without a run, the Gaussian's."""
         return self.gaussian if self.network is None else self.network
 
-    def some(self, count: int) -> tuple[Tensor, dict[str, Any]]:
-        """The first ``count`` images with their conditions."""
+    def first(self, count: int) -> tuple[Tensor, dict[str, Any]]:
         return self.images[:count], {name: value[:count] for name, value in self.cond.items()}
 
+    def noise(self, count: int) -> Tensor:
+        """Pure noise for ``count`` images."""
+        shape = tuple(self.images.shape[1:])
+        return initial(self.levels, shape, self.seed, count=count).to(self.images)
 
-Drawn = tuple["Figure", str]
-"""A figure, and what it shows in one sentence with its numbers."""
+    def principal(self, count: int) -> MixtureOracle:
+        """The kernel density of the images along their first principal axes."""
+        return kernel_density(self.gaussian.principal_coordinates(self.images.detach().cpu().double(), count))
+
+    def times(self, log_snr: float, lowest: float, count: int) -> Tensor:
+        """Times evenly spaced in log-SNR, down to ``lowest`` or the end of the schedule."""
+        last = max(float(self.schedule(1.0).log_snr), lowest)
+        return torch.as_tensor(self.schedule.at(torch.linspace(log_snr, last, count, dtype=torch.float64)).t)
 
 
-def _times(subject: Subject, count: int) -> Tensor:
-    """Times at which there is something to see: evenly spread in log-SNR, from almost clean to almost noise."""
-    last = max(float(subject.schedule(1.0).log_snr), -9.0)
-    levels = subject.schedule.at(torch.linspace(9.0, last, count, dtype=torch.float64))
-    return torch.as_tensor(levels.t)
+def _fitted(count: int, shape: tuple[int, ...]) -> int:
+    """How many of ``count`` training images a Gaussian is fitted to: the time grows with their square."""
+    return min(count, math.isqrt(10**10 // math.prod(shape)))
 
 
-def explain_marginals(subject: Subject) -> Drawn:
-    times = torch.linspace(0.0, 1.0, 161, dtype=torch.float64)
-    if subject.given:
-        along = subject.gaussian.principal_coordinates(subject.images.detach().cpu().double(), 1)
-        density, name = smoothed(along), f"{subject.name} along their first principal axis"
+def of_data(data: Dataset, *, given: bool = True, count: int = 512, seed: int = 0) -> Subject:
+    """Data without a run, denoised by their Gaussian on the cosine schedule."""
+    order, schedule = random.permutation(seed, "explain", 0, len(data)), schedules.ContinuousCosine()
+    images, training = data.batch(order[:count]), data.batch(order[: _fitted(len(data), data.shape)])
+    who, levels = f"the Gaussian of {data.name}", uniform(schedule, 100)
+    return Subject(data.name, who, given, images, {}, training, None, schedule, levels, ddim, seed)
+
+
+def of_run(run: Path, second: Path | None = None, *, count: int = 512, seed: int = 0, device: str = "cpu") -> Subject:
+    """A run with its data, held-out images where there are any; and a second run for ``stitch``."""
+    model, name, other = load(run, device), run.resolve().name, None
+    model.denoiser.eval()
+    if second is not None:
+        # a second run of the same name is called by its path
+        other = load(second, device), f"run {second if second.resolve().name == name else second.resolve().name}"
+        other[0].denoiser.eval()
+    loader, heldout = training_data(model.config)
+    training = loader.batch(0, _fitted(len(loader.dataset), loader.shape)).x0
+    if len(heldout) >= 2 and heldout.shape == model.info.shape:
+        rows = range(min(count, len(heldout)))
+        images, columns = heldout.batch(rows), heldout.rows(rows)
     else:
-        density, name = bumps(), "a mixture of three bumps"
-    view = marginals(density, subject.schedule, times, seed=subject.seed)
+        batch = loader.batch(0, min(count, len(loader.dataset)))
+        images, columns = batch.x0, batch.cond
+    cond = model.of_data(images, columns, Draws(seed, 0, len(images), len(images)))
+    denoise, levels, step = model.sampler()
+    sampler = (denoise, model.denoiser.schedule, levels, step, seed)
+    images = images.to(model.device)
+    return Subject(loader.dataset.name, f"run {name}", True, images, cond, training, *sampler, model, other)
+
+
+Explained = tuple["Figure", str]
+"""A figure, and a sentence on what it shows, with its numbers."""
+
+
+def explain_forward(subject: Subject) -> Explained:
+    images, _ = subject.first(3)
+    times = torch.cat([subject.times(5.0, -6.0, 8), torch.ones(1, dtype=torch.float64)]).unique()
+    end = subject.schedule(1.0)
+    share = float(end.alpha) / math.hypot(float(end.alpha), float(end.sigma))
+    strip = forward_strip(images, subject.schedule(times), seed=subject.seed)
+    return plots.strip(strip, f"Forward process: {subject.name}"), (
+        f"{len(images)} images of {subject.name} are noised step by step; at t = 1 the share of the data in x_t is "
+        f"{share:.2g}."
+    )
+
+
+def explain_marginals(subject: Subject) -> Explained:
+    times = torch.linspace(0.0, 1.0, 161, dtype=torch.float64)
+    name = f"{subject.name} along their first principal axis" if subject.given else "a mixture of three Gaussians"
+    view = marginals(subject.principal(1) if subject.given else bumps(), subject.schedule, times, seed=subject.seed)
     assert view.cdf is not None
     drift = float((view.cdf - view.cdf[-1]).abs().max())
-    return draw.marginals(view, f"Diffused marginals of {name}"), (
-        f"The density of {name} is carried to the noise along {view.lines.shape[1]} lines of flow, none of which "
-        f"cross: the distribution function along each stays the same to {drift:.1e}."
+    return plots.marginals(view, f"Diffused marginals: {name}"), (
+        f"The probability flow carries the density of {name} to the noise; none of its {view.lines.shape[1]} "
+        f"trajectories cross, and the distribution function is constant along each to {drift:.1e}."
     )
 
 
-def explain_flow(subject: Subject) -> Drawn:
-    schedule = subject.schedule
-    times = torch.as_tensor(schedule.at(torch.tensor([9.0, 3.0, 1.0, -1.0, -4.0], dtype=torch.float64)).t)
+def explain_flow(subject: Subject) -> Explained:
+    times = torch.as_tensor(subject.schedule.at(torch.tensor([9.0, 3.0, 1.0, -1.0, -4.0], dtype=torch.float64)).t)
     times[0] = 0.0
-    if subject.given:
-        if int((subject.gaussian.variances > 0.0).sum()) < 2:
-            raise InputError(
-                f"A flow in the plane needs data that vary in at least 2 directions, and {subject.name} vary in one; "
-                "see the topic 'marginals'."
-            )
-        along = subject.gaussian.principal_coordinates(subject.images.detach().cpu().double(), 2)
-        density, name = smoothed(along), f"{subject.name} along their first two principal axes"
-    else:
-        density, name = spiral(), "a spiral"
-    view = marginals(density, schedule, times, positions=121, lines=60, steps=200, seed=subject.seed)
-    length = view.lines.diff(dim=0).norm(dim=-1).sum(0)
-    straight = (view.lines[0] - view.lines[-1]).norm(dim=-1)
-    return draw.marginals(view, f"The flow between {name} and the noise"), (
-        f"{view.lines.shape[1]} points of noise flow to {name}; their paths are "
-        f"{float((length / straight).median()):.2f} times as long as the straight way (median)."
+    if subject.given and int((subject.gaussian.variances > 0.0).sum()) < 2:
+        raise InputError(f"A flow in the plane needs data that vary in 2 directions; {subject.name} vary in one.")
+    name = f"{subject.name} along their first two principal axes" if subject.given else "a spiral"
+    density = subject.principal(2) if subject.given else spiral()
+    view = marginals(density, subject.schedule, times, positions=121, lines=60, steps=200, seed=subject.seed)
+    length = view.lines.diff(dim=0).norm(dim=-1).sum(0) / (view.lines[0] - view.lines[-1]).norm(dim=-1)
+    return plots.marginals(view, f"Probability flow: {name}"), (
+        f"{view.lines.shape[1]} points of noise flow to {name}; the median trajectory is {float(length.median()):.2f} "
+        "times as long as a straight line."
     )
 
 
-def explain_spectrum(subject: Subject) -> Drawn:
-    view = spectrum(subject.images, subject.schedule, _times(subject, 7), seed=subject.seed)
+def explain_schedules(subject: Subject) -> Explained:
+    known: dict[str, Schedule] = {"linear": schedules.linear(), "cosine": schedules.cosine(), "EDM": schedules.Karras()}
+    if subject.network is not None:
+        known[subject.who] = subject.schedule
+    views = {name: schedule_curves(schedule) for name, schedule in known.items()}
+    half: list[str] = []
+    for name, (levels, _) in views.items():
+        noisy = torch.as_tensor(levels.t)[torch.as_tensor(levels.log_snr) <= 0.0]
+        half += [f"t = {float(noisy[0]):.2f} ({name})"] if len(noisy) else []
+    ends = [f"{float(schedule(1.0).log_snr):.1f} ({name})" for name, schedule in known.items()]
+    return plots.schedules(views, "Signal and noise"), (
+        f"Signal and noise are equally strong at {', '.join(half)}; at t = 1 the log-SNR is {', '.join(ends)}."
+    )
+
+
+def explain_reverse(subject: Subject) -> Explained:
+    _, cond = subject.first(2)
+    x = subject.noise(2)
+    strip = reverse_strip(subject.denoiser, x, subject.levels, subject.step, keep=9, seed=subject.seed, **cond)
+    assert strip.x0 is not None
+    change = (strip.x0 - strip.x0[-1]).flatten(1).norm(dim=1) / strip.x0[-1].norm()
+    settled = float(strip.times[(change > 0.25).nonzero()[-1, 0]]) if bool((change > 0.25).any()) else 1.0
+    return plots.strip(strip, f"Reverse process: {subject.who}"), (
+        f"{subject.who} generates 2 images in {len(subject.levels) - 1} steps; below t = {settled:.2f} its estimate of "
+        "the data is within a quarter of the sample."
+    )
+
+
+def explain_loss(subject: Subject) -> Explained:
+    levels = subject.schedule(subject.times(9.0, -9.0, 16))
+    view = loss_over_time(subject.denoiser, subject.images, levels, subject.gaussian, seed=subject.seed, **subject.cond)
+    ratio = view.measured / view.gaussian
+    return plots.loss(view, f"Denoising loss over time: {subject.name}", subject.who), (
+        f"On {len(subject.images)} images of {subject.name}, the loss of {subject.who} is between "
+        f"{float(ratio.min()):.2f} (at t = {float(view.times[ratio.argmin()]):.2f}) and {float(ratio.max()):.2f} times "
+        "that of a Gaussian fitted to the data."
+    )
+
+
+def explain_spectrum(subject: Subject) -> Explained:
+    view = spectrum(subject.images, subject.schedule, subject.times(9.0, -9.0, 7), seed=subject.seed)
     seen = view.frequency > 0.0
     f, t, error = view.frequency[seen], view.drowning_time[seen], (view.measured - view.analytic) / view.error
     if not len(f):
         raise InputError(f"The images of {subject.name} are a single pixel: they have no frequencies to compare.")
-    within = float((error.abs() < 2.0).double().mean())
-    drowned = t.isfinite().nonzero()[:, 0]
-    if len(drowned):
-        low, high = int(drowned[0]), int(drowned[-1])
+    drowned = t.isfinite().nonzero()[:, 0].tolist()
+    what = "no frequency ever drowns in the noise"
+    if drowned:
+        low, high = drowned[0], drowned[-1]
         what = (
-            f"the coarsest frequency, {float(f[low]):.3g} cycles per pixel, drowns in the noise at "
-            f"t = {float(t[low]):.2f} and the finest, {float(f[high]):.3g}, at t = {float(t[high]):.2f}"
+            f"the lowest frequency, {float(f[low]):.3g} cycles per pixel, drowns in the noise at t = "
+            f"{float(t[low]):.2f} and the highest, {float(f[high]):.3g}, at t = {float(t[high]):.2f}"
         )
-    else:
-        what = "no frequency ever drowns in the noise"
-    return draw.spectrum(view, f"Power spectrum of $x_t$: {subject.name}"), (
-        f"Of {len(subject.images)} images of {subject.name}, {what}; {within:.0%} of the measured powers lie within "
+    within = float((error.abs() < 2.0).double().mean())
+    return plots.spectrum(view, f"Power spectrum of $x_t$: {subject.name}"), (
+        f"In {len(subject.images)} images of {subject.name}, {what}; {within:.0%} of the measured powers lie within "
         "two standard errors of the analytic ones."
     )
 
 
 def _starts(levels: Level, count: int) -> list[int]:
-    """Indices of a grid, its noise first, evenly spread over its levels with noise."""
+    """Indices of a grid, evenly spaced over its levels with noise, the least noise first."""
     last = len(levels) - 2
     return sorted({round(i * last / max(1, count - 1)) for i in range(count)}, reverse=True)
 
 
-def explain_content(subject: Subject) -> Drawn:
-    images, cond = subject.some(256)
-    told = ", told their classes" if cond else ""
-    view = content_detail(
-        subject.denoiser,
-        images,
-        subject.levels,
-        subject.step,
-        starts=_starts(subject.levels, 14),
-        seed=subject.seed,
-        **cond,
-    )
-    order = view.times.argsort()
+def explain_content(subject: Subject) -> Explained:
+    images, cond = subject.first(256)
+    starts, sampler = _starts(subject.levels, 14), (subject.levels, subject.step)
+    view = content_detail(subject.denoiser, images, *sampler, starts=starts, seed=subject.seed, **cond)
     lost: list[str] = []
-    for i, band in enumerate(view.bands):
-        below = (view.correlation[order, i] < 0.5).nonzero()
+    for band, correlation in zip(BANDS, view.correlation.T, strict=True):
+        below = view.times[correlation < 0.5]
         if len(below):
-            lost.append(f"{band} from t = {float(view.times[order][below[0, 0]]):.2f}")
-    said = ", ".join(lost) if lost else "none"
-    return draw.content_detail(view, f"{subject.name} drawn anew from their own $x_t$ by {subject.who}"), (
-        f"{len(images)} images of {subject.name} were diffused to t and drawn anew by {subject.who}{told}; the "
-        f"bands whose correlation with the original is below one half are {said}."
+            lost.append(f"{band} from t = {float(below.min()):.2f}")
+    given = ", given their classes" if cond else ""
+    return plots.content_detail(view, f"Regenerated from $x_t$ by {subject.who}: {subject.name}"), (
+        f"{len(images)} images of {subject.name} were diffused to t and regenerated by {subject.who}{given}; the bands "
+        f"whose correlation with the original is below one half are {', '.join(lost) or 'none'}."
     )
 
 
-def explain_stitch(subject: Subject) -> Drawn:
+def explain_stitch(subject: Subject) -> Explained:
     if subject.network is None:
-        raise InputError(
-            "Two denoisers are stitched: one of a run, one of another run or in closed form. Give a run, such as "
-            "runs/digits."
-        )
-    _, cond = subject.some(64)
-    shape = tuple(subject.images.shape[1:])
-    detail, name = _detail(subject, shape)
-    x = initial(subject.levels, shape, subject.seed, count=min(64, len(subject.images))).to(subject.images)
-    columns = torch.as_tensor(subject.levels.t)
-    picks = sorted({0.0, 1.0, *(float(columns[i]) for i in _starts(subject.levels, 12))})
-    view = stitching(subject.denoiser, detail, x, subject.levels, subject.step, picks, seed=subject.seed, **cond)
-    turns = [_turn(view, i) for i in (0, -1)]
-    title = f"Above the time of switching {subject.who}, below it {name}"
-    return draw.stitching(view, title, subject.who, name), (
-        f"With {subject.who} above the time of switching and {name} below, the sample turns from the first one's to "
-        f"the second one's {turns[0]} in its coarse and {turns[1]} in its fine content."
+        raise InputError("Stitching needs the denoiser of a run; give one, such as runs/digits.")
+    _, cond = subject.first(64)
+    detail, name = _detail(subject)
+    x, times = subject.noise(min(64, len(subject.images))), torch.as_tensor(subject.levels.t)
+    switches = sorted({0.0, 1.0, *(float(times[i]) for i in _starts(subject.levels, 12))})
+    sampler = (subject.levels, subject.step)
+    view = stitching(subject.network, detail, x, *sampler, switches, seed=subject.seed, **cond)
+    coarse, _, fine = (
+        f"at t = {float(view.switches[follows][0]):.2f}" if bool(follows.any()) else "nowhere"
+        for follows in (view.to_detail > view.to_content).T
+    )
+    title = f"{subject.who} above the switching time, {name} below"
+    return plots.stitching(view, title[:1].upper() + title[1:], subject.who, name), (
+        f"With {subject.who} above the switching time and {name} below, the sample changes from the first one's to the "
+        f"second one's {coarse} in its coarse and {fine} in its fine content."
     )
 
 
-def _detail(subject: Subject, shape: tuple[int, ...]) -> tuple[Denoise, str]:
-    """The denoiser of the detail, and its name: that of the other run, or the Gaussian."""
-    other = subject.other
-    if other is None:
+def _detail(subject: Subject) -> tuple[Denoise, str]:
+    """The denoiser of the detail and its name: the second run, or the Gaussian."""
+    if subject.second is None or subject.model is None:
         return subject.gaussian, f"the Gaussian of {subject.name}"
-    if other.shape != shape:
-        raise InputError(
-            f"Two denoisers are stitched if their images have one shape; those of {subject.who} have {shape}, those of "
-            f"{other.who} {other.shape}."
-        )
-    found = translated(other.denoiser, other.schedule, subject.schedule)
-    if other.same_classes:
-        return found, other.who
+    (second, who), shape = subject.second, tuple(subject.images.shape[1:])
+    if second.info.shape != shape:
+        raise InputError(f"Stitching needs images of one shape; {subject.who} has {shape}, {who} {second.info.shape}.")
+    denoiser = translated(second.denoiser, second.denoiser.schedule, subject.schedule)
+    if second.info.conditions == subject.model.info.conditions:
+        return denoiser, who
 
     def unconditional(x: Tensor, level: Level, **cond: Tensor) -> Prediction:
-        return found(x, level)
+        return denoiser(x, level)
 
-    return unconditional, other.who
-
-
-def _turn(view: Stitching, band: int) -> str:
-    """Where a sample of stitched denoisers begins to follow the second, in words."""
-    follows = view.to_detail[:, band] > view.to_content[:, band]
-    return f"at t = {float(view.switches[follows][0]):.2f}" if bool(follows.any()) else "nowhere"
+    return unconditional, who
 
 
-def explain_schedules(subject: Subject) -> Drawn:
-    views = {
-        "linear": curves(schedules.linear()),
-        "cosine": curves(schedules.cosine()),
-        "EDM": curves(schedules.Karras()),
-    }
-    if subject.network is not None:
-        views[f"that of {subject.who}"] = curves(subject.schedule)
-    half = [
-        f"{name} t = {float(torch.as_tensor(view.times[view.log_snr <= 0.0][0])):.2f}"
-        for name, view in views.items()
-        if bool((view.log_snr <= 0.0).any())
-    ]
-    ends = [f"{float(view.log_snr[-1]):.1f}" for view in views.values()]
-    return draw.schedules(views, "Signal and noise"), (
-        f"Signal and noise are equally strong at {', '.join(half)}; at t = 1 the log-SNR is {', '.join(ends)} in turn."
-    )
-
-
-def explain_loss(subject: Subject) -> Drawn:
-    levels = subject.schedule(_times(subject, 16))
-    view = loss_over_time(subject.denoiser, subject.images, levels, subject.gaussian, seed=subject.seed, **subject.cond)
-    ratio = view.measured / view.gaussian
-    best = int(ratio.argmin())
-    return draw.loss(view, f"Denoising loss over time: {subject.name}", subject.who), (
-        f"On {len(subject.images)} images of {subject.name}, the loss of {subject.who} is between "
-        f"{float(ratio.min()):.2f} (at t = {float(view.times[best]):.2f}) and {float(ratio.max()):.2f} times that of a "
-        "Gaussian fitted to the data."
-    )
-
-
-def explain_forward(subject: Subject) -> Drawn:
-    images, _ = subject.some(3)
-    last = max(float(subject.schedule(1.0).log_snr), -6.0)
-    within = torch.as_tensor(subject.schedule.at(torch.linspace(5.0, last, 8, dtype=torch.float64)).t)
-    times = torch.cat([within, torch.ones(1, dtype=torch.float64)]).unique()
-    chain = forward_chain(images, subject.schedule(times), seed=subject.seed)
-    end = subject.schedule(1.0)
-    return draw.strip(chain, f"The forward process: {subject.name}"), (
-        f"{len(images)} images of {subject.name} are noised step by step; at t = 1 a share of "
-        f"{float(end.alpha) / math.hypot(float(end.alpha), float(end.sigma)):.2g} of the data is left in x_t."
-    )
-
-
-def explain_reverse(subject: Subject) -> Drawn:
-    _, cond = subject.some(2)
-    shape, count = tuple(subject.images.shape[1:]), 2
-    x = initial(subject.levels, shape, subject.seed, count=count).to(subject.images)
-    chain = reverse_chain(subject.denoiser, x, subject.levels, subject.step, keep=9, seed=subject.seed, **cond)
-    assert chain.x0 is not None
-    change = (chain.x0 - chain.x0[-1]).flatten(1).norm(dim=1) / chain.x0[-1].norm()
-    settled = float(chain.times[(change > 0.25).nonzero()[-1, 0]]) if bool((change > 0.25).any()) else 1.0
-    return draw.strip(chain, f"The reverse process: {subject.who}"), (
-        f"{subject.who} draws {count} images in {len(subject.levels) - 1} steps; its estimate of the data is within a "
-        f"quarter of the sample below t = {settled:.2f}."
-    )
-
-
-def explain_hierarchy(subject: Subject) -> Drawn:
-    images, cond = subject.some(256)
+def explain_hierarchy(subject: Subject) -> Explained:
+    images, cond = subject.first(256)
     bins = grey_values(images)
     levels = latent_levels(subject.schedule, 64, bins)
     denoiser, variance = subject.denoiser, gaussian_variance(subject.gaussian)
     if isinstance(denoiser, Denoiser) and denoiser.learned_variance:
         variance = functools.partial(learned, lowest=floor([*levels, Level(0.0, 1.0, 0.0)]))
     view = hierarchy(denoiser, images, levels, bins=bins, variance=variance, seed=subject.seed, **cond)
-    gaussian = gaussian_hierarchy(subject.gaussian, levels)
-    carried = f"half of them above t = {view.half():.2g}"
-    latents = f"the latents carry {float(view.known[-1]):.2f} bits per dimension, {carried}"
     assert view.prior is not None
+    prior, rest = f"of which the prior is {view.prior:.2g}", "; these data are not quantized, so there is no bound"
     if view.decoder is not None:
-        said = (
-            f"{latents}, and the decoder {view.decoder:.2f} for the {bins} values of the data: the bound is "
-            f"{view.total:.2f}, of which the prior is {view.prior:.2g}"
-        )
-    else:
-        said = (
-            f"{latents}, of which the prior is {view.prior:.2g}; these data are not quantized, so that there is no "
-            "decoder and no bound"
-        )
-    return draw.hierarchy(view, gaussian, f"Bits of each latent: {subject.name}", subject.who), (
-        f"By {subject.who}, on {len(images)} images of {subject.name}, {said}."
+        rest = f"; the decoder is {view.decoder:.2f} for {bins} values of the data, and the bound is {view.total:.2f}"
+    title = f"Bits of each latent: {subject.name}"
+    return plots.hierarchy(view, gaussian_hierarchy(subject.gaussian, levels), title, subject.who), (
+        f"For {subject.who}, on {len(images)} images of {subject.name}, the latents carry {float(view.known[-1]):.2f} "
+        f"bits per dimension, {prior}, half of them above t = {view.half():.2g}{rest}."
     )
 
 
-TOPICS: dict[str, Callable[[Subject], Drawn]] = {
-    "forward": explain_forward,
-    "marginals": explain_marginals,
-    "flow": explain_flow,
-    "schedules": explain_schedules,
-    "reverse": explain_reverse,
-    "loss": explain_loss,
-    "spectrum": explain_spectrum,
-    "content": explain_content,
-    "stitch": explain_stitch,
-    "hierarchy": explain_hierarchy,
-}
+_FUNCTIONS = [value for name, value in globals().items() if name.startswith("explain_")]
+TOPICS: dict[str, Callable[[Subject], Explained]] = {f.__name__.removeprefix("explain_"): f for f in _FUNCTIONS}
 """Every topic by name, in the order of the lecture."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
 
 from sfumato.errors import InputError, SfumatoWarning, nearest
 
@@ -16,23 +16,37 @@ Train, sample, evaluate and understand denoising diffusion models.
 
 commands:
   train [DATA]   train a model on data by name or path (default: digits, nothing to download)
-  sample RUN     draw images from a trained model
-  edit RUN HOW   paint what is missing in an image, redraw it, find its noise, go between two
+  sample RUN     sample images from a trained model
+  edit RUN HOW   inpainting, SDEdit, DDIM inversion, interpolation
   evaluate RUN   compare samples with training and held-out images
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
-  tune RUN       fit to a trained model what samples and bounds gain from
+  tune RUN       fit a few-step solver, or the optimal reverse variance, to a trained model
   export RUN OUT write the model for diffusers, ONNX or OpenVINO, or its weights alone
   import WEIGHTS make a run of the weights of diffusers, guided-diffusion or EDM
-  info RUN       say what a run is: data, model, settings, progress, evaluation; or a published model by name
-  explain TOPIC  draw a figure of the lecture from a run, from data or in closed form
+  info RUN       what a run is: data, model, settings, progress, evaluation; or a published model by name
+  explain TOPIC  a figure of the lecture from a run, from data or in closed form
 
 first steps:
-  sfumato train                          1,797 real digits, about a minute on two processor cores
-  sfumato sample runs/digits --count 64  a picture of 64 new digits
+  sfumato train                          1,797 real digits, about a minute on two CPU cores
+  sfumato sample runs/digits --count 64  an image of 64 new digits
   sfumato train FOLDER --data.size 32    your own images
 
 Each command has its own help: sfumato train --help
 """
+
+COMMANDS = {
+    "train": "commands:train",
+    "sample": "commands:sample",
+    "evaluate": "commands:evaluate",
+    "edit": "edit:edit",
+    "likelihood": "fit:likelihood",
+    "tune": "fit:tune",
+    "export": "exchange:export",
+    "import": "exchange:import_weights",
+    "info": "info:info",
+    "explain": "explain:explain",
+}
+"""The commands, each with the function that runs it."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,29 +83,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"sfumato {__version__}")
         return 0
-    from sfumato.cli import commands
-    from sfumato.cli.edit import edit
-    from sfumato.cli.explain import explain
-    from sfumato.cli.export import export
-    from sfumato.cli.import_weights import import_weights
-    from sfumato.cli.likelihood import likelihood
-    from sfumato.cli.tune import tune
-
-    known: dict[str, Callable[[list[str]], int]] = {
-        "train": commands.train,
-        "sample": commands.sample,
-        "edit": edit,
-        "evaluate": commands.evaluate,
-        "likelihood": likelihood,
-        "tune": tune,
-        "export": export,
-        "import": import_weights,
-        "info": commands.info,
-        "explain": explain,
-    }
-    if name not in known:
-        raise InputError(f"There is no command {name!r}{nearest(name, known)}")
-    return known[name](rest)
+    if name not in COMMANDS:
+        raise InputError(f"There is no command {name!r}{nearest(name, COMMANDS)}")
+    module, _, function = COMMANDS[name].partition(":")
+    return getattr(importlib.import_module(f"sfumato.cli.{module}"), function)(rest)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:

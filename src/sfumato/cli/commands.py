@@ -1,22 +1,17 @@
-"""The commands."""
+"""Train, sample, evaluate."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from sfumato.cli import engine, flags
-from sfumato.cli.flags import option
-from sfumato.config import Best, BestGrid, Component, Config, SamplingConfig, merge, parse, read_file
-from sfumato.errors import InputError, nearest
-from sfumato.recipes.published import PRESETS
+from sfumato.cli import flags
+from sfumato.cli.flags import Fields, Scanned, option
+from sfumato.config import Component, Config, SamplingConfig, component, merge, parse, read_file
+from sfumato.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,81 +19,67 @@ if TYPE_CHECKING:
 
     from sfumato.models.model import Model
 
-Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run directory, such as runs/digits.")]
+RUN = option(Path, "A run directory, such as runs/digits.", ..., positional="RUN")
+DEVICE = option(str | None, "Where to compute: cpu, cuda, ... (default: a GPU if there is one).")
+TRUST = option(bool, "Import the Python code that the run names, such as an own network.", False)
+OUT = option(
+    Path | None,
+    "A .png for one grid, an .npz for the numbers, or a folder for single images "
+    "(default: a grid in the samples of the run).",
+)
+PRINT = option(bool, "Print the resolved settings as JSON, and do nothing.", False)
+ENGINE: Fields = {
+    "engine": option(
+        str | None, "Run the network in an inference engine on the CPU: openvino or onnxruntime (default: torch)."
+    ),
+    "engine_precision": option(
+        str | None, "What the engine computes in: fp32, bf16 or int8 (default: bf16 in openvino, else fp32)."
+    ),
+}
 
 _TRAIN = """\
 Train a denoising diffusion model, show it, evaluate it, and leave it in a run directory.
 
-Every setting of the configuration is an option. Its default is that of the recipe for the data, and a file given
-with --config comes between: recipe, then file, then options.
+DATA is a name, a folder of images, an .npy or .npz file, or hf:NAME, as --data.source. Every setting of the
+configuration is an option. Its default is that of the recipe for the data, and a file given with
+--config comes between: recipe, then file, then options.
 """
-
-
-def train_options(config: Component) -> type[Any]:
-    """The options of ``train``: where and how, then every setting of the configuration."""
-
-    fields = {
-        "run": option(Path | None, "The run directory (default: runs/ and the name of the data).", None),
-        "resume": option(Path | None, "Go on with this run where it stopped, bit for bit.", None),
-        "overwrite": option(bool, "Replace a run that is there.", False),
-        "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one.", None),
-        "recipe": option(
-            str | None,
-            "Settings to start from: digits, images, ddpm, vectors, or a published model by a name that "
-            "sfumato info --presets lists (default: as suits DATA).",
-            None,
-        ),
-    }
-    inner = flags.mirror(config)
-    made = dataclasses.make_dataclass(
-        "Train",
-        [(name, kind, default) for name, (kind, default) in fields.items()]
-        + [(f.name, f.type, f) for f in dataclasses.fields(inner)],
-    )
-    return made
-
-
-def _take(arguments: list[str], name: str) -> str | None:
-    """The value of an option that must be known before the others can be read."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"--{name}="):
-            return argument.partition("=")[2]
-        if argument == f"--{name}" and i + 1 < len(arguments):
-            return arguments[i + 1]
-    return None
+_TRAIN_OPTIONS: Fields = {
+    "run": option(Path | None, "The run directory (default: runs/ and the name of the data)."),
+    "resume": option(Path | None, "Continue this run where it stopped, bit for bit."),
+    "overwrite": option(bool, "Replace a run that is there.", False),
+    "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one."),
+    "recipe": option(
+        str | None,
+        "Settings to start from: digits, small, images, ddpm, vectors, or a published model by a name that "
+        "sfumato info --presets lists (default: as suits DATA).",
+    ),
+    "condition": option(
+        tuple[str, ...],
+        "What the network is given besides the noise level, such as label; none for nothing (default: as the recipe "
+        "says). Its settings are then --conditions.NAME.SETTING.",
+        (),
+    ),
+    "trust": TRUST,
+    "print_config": PRINT,
+}
 
 
 def train(arguments: list[str]) -> int:
-    from sfumato import recipes
-
-    source = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    arguments = arguments[1:] if source is not None else arguments
-    source = source or _take(arguments, "data.source")
-    resume, file, recipe = _take(arguments, "resume"), _take(arguments, "config"), _take(arguments, "recipe")
-    if resume is not None:
-        if source is not None or file is not None or recipe is not None:
-            raise InputError("A run that is resumed has its data and settings; leave DATA, --config and --recipe out.")
-        from sfumato.models.storage import read_config
-
-        values: dict[str, Any] = read_config(Path(resume))[0].model_dump()
-    else:
-        over = read_file(file) if file is not None else {}
-        group = over.get("data", {})
-        told = group if isinstance(group, dict) else {}
-        named, layout = source or told.get("source"), _take(arguments, "data.layout") or told.get("layout")
-        values = merge(recipes.named(recipe, named, layout).model_dump(), over)
-        if file is not None:
-            parse(Config, values, origin=str(file))
-        if source is not None:
-            values = merge(values, {"data": {"source": source}})
-    base = parse(Config, merge(values, flags.config_kinds(Config, arguments)))
-    options = flags.parse(train_options(base), arguments, prog="sfumato train [DATA]", description=_TRAIN)
-    given = {name: dataclasses.asdict(getattr(options, name)) for name in Config.model_fields}
-    config = parse(Config, given, origin="the options")
+    scanned = flags.scan(arguments, _TRAIN_OPTIONS, Config)
+    if len(scanned.words) > 1:
+        raise InputError(f"One DATA is trained on; got {' and '.join(map(repr, scanned.words))}.")
+    fields = {**_TRAIN_OPTIONS, **flags.flag_fields(_base_config(scanned))}
+    options = flags.parse(fields, scanned.options, prog="sfumato train [DATA]", description=_TRAIN)
+    config = parse(Config, flags.settings(options, Config), origin="the options", trust=True)
+    if options.print_config:
+        return _print(config)
 
     from sfumato.io.files import SaveError
     from sfumato.runs import train as runs
+    from sfumato.runs.directory import Interrupted
     from sfumato.runs.reporting import Terminal
+    from sfumato.training.loop import Diverged
 
     if options.resume is not None and (options.run is not None or options.overwrite):
         raise InputError("--resume goes on with a run as it is; leave --run and --overwrite out.")
@@ -111,11 +92,11 @@ def train(arguments: list[str]) -> int:
             overwrite=options.overwrite,
             reporter=terminal,
         )
-    except runs.Interrupted as stop:
+    except Interrupted as stop:
         terminal.close()
         terminal.say(str(stop))
         return 128 + stop.signal_number
-    except runs.Diverged as error:
+    except Diverged as error:
         terminal.close()
         terminal.say(
             f"sfumato: {error} Training stopped; {error.saved}. "
@@ -131,139 +112,162 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _sampling(arguments: list[str], run: Path) -> SamplingConfig:
-    """The sampling of a run, with the kinds that the options ask for."""
-    from sfumato.models.storage import read_config
+def _base_config(scanned: Scanned) -> Config:
+    """The configuration that the options start from: of the run, or of recipe, file, conditions and kinds."""
+    source = next(iter(scanned.words), None) or scanned.value("data.source")
+    resume, file, recipe = (scanned.value(name) for name in ("resume", "config", "recipe"))
+    trust = "trust" in scanned.values
+    if resume is not None:
+        if source is not None or file is not None or recipe is not None:
+            raise InputError("A run that is resumed has its data and settings; leave DATA, --config and --recipe out.")
+        from sfumato.models.storage import read_config
 
-    stored = read_config(run)[0].sampling
-    values = merge(stored.model_dump(), flags.config_kinds(SamplingConfig, arguments))
-    return parse(SamplingConfig, values)
+        values: dict[str, Any] = read_config(resume, trust=trust)[0].model_dump()
+    else:
+        from sfumato.recipes import named
+
+        over = read_file(file) if file is not None else {}
+        group: Any = over.get("data", {})
+        of_file = group if isinstance(group, dict) else {}
+        layout = scanned.value("data.layout") or of_file.get("layout")
+        values = merge(named(recipe, source or of_file.get("source"), layout), over)
+        if file is not None:
+            parse(Config, values, origin=str(file), trust=trust)
+        if source is not None:
+            values = merge(values, {"data": {"source": source}})
+    if "condition" in scanned.values:
+        names = [name for name in scanned.values["condition"] if name != "none"]
+        kept = values.get("conditions", {})
+        values = {**values, "conditions": {name: kept.get(name, {"kind": name}) for name in names}}
+    # kinds that are named on the command line are trusted: the person who typed them knows them
+    return parse(Config, merge(values, scanned.kinds), trust=True)
+
+
+def _print(settings: Component, **more: Any) -> int:
+    print(json.dumps({**settings.model_dump(mode="json"), **more}, indent=2))
+    return 0
 
 
 def with_sampling(
-    prog: str, arguments: list[str], fields: dict[str, tuple[Any, Any]], description: str
-) -> tuple[Any, SamplingConfig]:
-    """Options of a command that draws samples: its own fields, then those of the run's sampling."""
-    asked = any(a in ("-h", "--help") for a in arguments)
-    run = next((a for a in arguments[:1] if not a.startswith("-")), None)
-    if run is None and not asked:
-        raise InputError(f"Say which run, before the options: {prog} RUN. See {prog} --help.")
-    base = _sampling(arguments, Path(run)) if run is not None and not asked else SamplingConfig()
-    inner = flags.mirror(base)
-    own = [(name, kind, default) for name, (kind, default) in fields.items()]
-    made = dataclasses.make_dataclass(
-        "Options", [("run", Run, dataclasses.field()), *own, *[(f.name, f.type, f) for f in dataclasses.fields(inner)]]
-    )
-    options = flags.parse(made, arguments, prog=prog, description=description)
-    given = dataclasses.asdict(options)
-    sampling = parse(SamplingConfig, {k: given[k] for k in SamplingConfig.model_fields}, origin="the options")
-    return options, sampling
+    prog: str, arguments: list[str], fields: Fields, description: str
+) -> tuple[Any, SamplingConfig, dict[str, Any]]:
+    """The options of a command that samples, the settings of sampling, and the conditions that are given.
+
+    The run comes first or after options: it decides the defaults of the others, and which conditions there are.
+    """
+    fields = {"run": RUN, **fields, "trust": TRUST, "print_config": PRINT}
+    scanned = flags.scan(arguments, fields, SamplingConfig)
+    run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
+    base, conditions = SamplingConfig(), dict[str, Any]()
+    if run is None and not scanned.helping:
+        raise InputError(f"Say which run: {prog} RUN. See {prog} --help.")
+    if run is not None and (Path(run).is_dir() or not scanned.helping):
+        from sfumato.models.storage import read_config
+
+        config, info = read_config(run, trust="trust" in scanned.values)
+        base, conditions = config.sampling, info.conditions
+    base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
+    for name, condition in conditions.items():
+        text = f"The {name} of all images, by name or number (default: as in the data)."
+        fields[name] = option(str | None, text if name == "label" else type(condition).__doc__ or "")
+    if run is None:
+        fields["label"] = option(str | None, "The class of all images, of a model with labels.")
+    options = flags.parse({**fields, **flags.flag_fields(base)}, scanned.arguments, prog=prog, description=description)
+    sampling = parse(SamplingConfig, flags.settings(options, SamplingConfig), origin="the options", trust=True)
+    named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
+    if not named:
+        # what was fitted for this number of steps is taken where no sampler and no grid is named
+        sampling = _fitted(sampling, Path(options.run))
+    if options.print_config:
+        raise SystemExit(_print(sampling))
+    given = {name: getattr(options, name) for name in conditions if getattr(options, name) is not None}
+    return options, sampling, given
 
 
-def _with_fit(sampling: SamplingConfig, model: Model, arguments: list[str]) -> SamplingConfig:
-    """The sampling with what was fitted for its number of steps, where no sampler and no grid is named."""
-    if any(argument.startswith(("--sampler.", "--grid.")) for argument in arguments):
+def _fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
+    path = run / "fitted.json"
+    if not path.is_file():
         return sampling
-    found = sampling.model_copy(update={"sampler": Best(), "grid": BestGrid()}).tuned(model.fitted)
-    return found if found.needs_plan else sampling
-
-
-OUT = option(
-    Path | None,
-    "A .png for one grid, an .npz for the numbers, or a folder for single pictures "
-    "(default: a grid in the samples of the run).",
-    None,
-)
-DEVICE = option(str | None, "Where to compute: cpu, cuda, ... (default: a GPU if there is one).", None)
+    try:
+        plans = json.loads(path.read_text(encoding="utf-8")).get("solvers", {})
+    except (OSError, ValueError, AttributeError):
+        return sampling
+    plan = plans.get(str(sampling.steps), {})
+    if plan.get("guidance") != sampling.guidance.scale:
+        return sampling
+    best = {slot: component(slot, "best")() for slot in ("sampler", "grid")}  # pyright: ignore[reportCallIssue]
+    return sampling.model_copy(update=best)
 
 
 def sample(arguments: list[str]) -> int:
-    fields = {
-        "count": option(int, "How many images.", 64),
-        "seed": option(int, "Which images: image i of a seed is always the same.", 0),
-        "first": option(int, "The number of the first image of the seed.", 0),
-        "label": option(
-            str | None, "The class to draw, by name or number (default: all, as often as in the data).", None
-        ),
+    fields: Fields = {
+        "count": option(int, "Number of images.", 64),
+        **flags.options_of("sfumato.models.model:Model.sample", "seed", "first"),
         "out": OUT,
-        "film": option(Path | None, "Also write the way from noise to images as an animation, .gif or .webp.", None),
-        "film_x0": option(bool, "In the film, show the estimate of the images beside.", False),
+        "animation": option(Path | None, "Also write the trajectory from noise to images, .gif or .webp."),
+        "animation_x0": option(bool, "In the animation, show the estimate of the images at its side.", False),
         "device": DEVICE,
-        **engine.ENGINE,
+        **ENGINE,
     }
-    options, sampling = with_sampling(
-        "sfumato sample",
-        arguments,
-        fields,
-        "Draw images from a trained model.\n\nThe options of sampling start from those the run was trained with.",
-    )
-    from sfumato.io import images as pictures
-    from sfumato.runs.reporting import bar
+    text = "Sample images from a trained model.\n\nThe options of sampling start from those of the run."
+    options, sampling, given = with_sampling("sfumato sample", arguments, fields, text)
+    from sfumato.io import images as image_files
 
     check_out(options.out)
-    if options.film is None and options.film_x0:
-        raise InputError("--film-x0 says what a film shows; name one, such as --film out.gif.")
-    if options.film is not None and options.film.suffix.lower() not in pictures.FILMS:
-        raise InputError(f"A film is written as {' or '.join(pictures.FILMS)}; got {options.film}.")
-    model = load_model(options.run, engine.device(options))
-    sampling = _with_fit(sampling, model, arguments)
-    model = engine.within(model, options, sampling)
-    asked: dict[str, Any] = {
-        "seed": options.seed,
-        "first": options.first,
-        "labels": class_label(options.label, model.facts.classes),
-        "sampling": sampling,
-    }
-    if options.film is None:
-        with bar("sampling", options.count) as advance:
-            images = model.sample(options.count, progress=advance, **asked)
+    if options.animation is None and options.animation_x0:
+        raise InputError("--animation-x0 says what an animation shows; name one, such as --animation out.gif.")
+    if options.animation is not None and options.animation.suffix.lower() not in image_files.ANIMATIONS:
+        formats = " or ".join(image_files.ANIMATIONS)
+        raise InputError(f"An animation is written as {formats}; got {options.animation}.")
+    model = load_model(options, sampling)
+    settings: dict[str, Any] = {"seed": options.seed, "first": options.first, "sampling": sampling, **given}
+    if options.animation is None:
+        images = model.sample(options.count, **settings)
     else:
         if options.count > sampling.batch_size:
             raise InputError(
-                f"A film shows one batch, {sampling.batch_size} images at most; --count is {options.count}."
+                f"An animation shows one batch, {sampling.batch_size} images at most; --count is {options.count}."
             )
-        with bar("sampling", sampling.steps) as advance:
-            images, shown = _film(model, options.count, asked, options.film_x0, advance)
-        pictures.save_film(shown, options.film)
-        print(f"{len(shown)} frames: {options.film}")
+        from sfumato.io.progress import progress_bar
+
+        with progress_bar("sampling", sampling.steps) as advance:
+            images, shown = _animation(model, options.count, settings, options.animation_x0, advance)
+        image_files.save_animation(shown, options.animation)
+        print(f"{len(shown)} frames: {options.animation}")
     name = f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}.png"
     write_images(images, options.out or options.run / "samples" / name, options.first)
     return 0
 
 
 FRAMES = 100
-"""About the most frames of a film; of more steps, every n-th is shown."""
+"""About the most frames of an animation; of more steps, every n-th is shown."""
 
 
-def _film(
-    model: Model, count: int, asked: dict[str, Any], estimates: bool, advance: Callable[[int], None]
+def _animation(
+    model: Model, count: int, settings: dict[str, Any], estimates: bool, advance: Callable[[int], None]
 ) -> tuple[Tensor, list[Image]]:
-    """Sampled images, and the pictures of the way there."""
-    from sfumato.io import images as pictures
+    """Sampled images, and the frames of their trajectory."""
+    from sfumato.io import images as image_files
 
-    steps: int = asked["sampling"].steps
+    steps: int = settings["sampling"].steps
     every = math.ceil(steps / FRAMES)
     shown: list[Image] = []
     frame = None
-    for done, frame in enumerate(model.frames(count, **asked)):
+    for done, frame in enumerate(model.frames(count, **settings)):
         if (steps - done) % every == 0 or done == 0:
-            # in units of its own size, so that the noise of every schedule looks alike
+            # divided by its size, so that the noise of every schedule looks alike
             size = math.hypot(float(frame.level.alpha), float(frame.level.sigma))
-            sheets = [pictures.grid(frame.x / max(size, 1.0))]
+            sheets = [image_files.grid(frame.x / max(size, 1.0))]
             if estimates:
-                sheets.append(pictures.grid(frame.x * 0.0 if frame.x0 is None else frame.x0))
-            shown.append(pictures.beside(sheets))
+                sheets.append(image_files.grid(frame.x * 0.0 if frame.x0 is None else frame.x0))
+            shown.append(image_files.side_by_side(sheets))
         advance(done)
     assert frame is not None
     return frame.x.clamp(-1.0, 1.0).float().cpu(), shown
 
 
 def check_out(out: Path | None) -> None:
-    """Check that images can be written there.
-
-    Raises:
-        InputError: if not.
-    """
+    """Check that images can be written there."""
     if out is not None and out.suffix not in ("", ".png", ".npz"):
         raise InputError(f"Images are written as .png, .npz or into a folder; got {out}.")
 
@@ -272,110 +276,72 @@ def write_images(images: Tensor, out: Path, first: int = 0, given: Tensor | None
     """Write images as :data:`OUT` says, a grid with what was ``given`` at its start, and say where."""
     import torch
 
-    from sfumato.io import images as pictures
+    from sfumato.io import images as image_files
 
     if out.suffix == ".png":
-        pictures.save_grid(images if given is None else torch.cat([given, images]), out)
+        image_files.save_grid(images if given is None else torch.cat([given, images]), out)
     elif out.suffix == ".npz":
-        pictures.save_array(images, out, **more)
+        image_files.save_array(images, out, **more)
     else:
-        pictures.save_each(images, out, first)
+        image_files.save_each(images, out, first)
     print(f"{len(images)} images: {out}")
 
 
-def class_label(text: str | None, classes: tuple[str, ...]) -> int | str | None:
-    """A class by its name, else by its number."""
-    return int(text) if text is not None and text not in classes and re.fullmatch("-?[0-9]+", text) else text
-
-
-def load_model(run: Path, device: str | None) -> Model:
-    """The model of a run, on the device that was asked for or on the best there is."""
+def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
+    """The model of a run, on the device or in the inference engine that the options ask for."""
     import torch
 
     from sfumato.models.model import load
 
+    engine, precision = getattr(options, "engine", None), getattr(options, "engine_precision", None)
+    device: str | None = options.device
+    if engine is None and precision is not None:
+        raise InputError("--engine-precision is that of an engine; name one with --engine openvino or onnxruntime.")
+    if engine is not None:
+        if device not in (None, "cpu"):
+            raise InputError(f"Engines run on the CPU; leave --device {device} out.")
+        from sfumato.interop import engines
+
+        device, precision = "cpu", precision or ("bf16" if engine == "openvino" else "fp32")
+        engines.check(engine, precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"There is no device {device!r} here that torch can use; cpu always works.") from None
-    return load(run, device)
+    model = load(options.run, device, trust=getattr(options, "trust", False))
+    if engine is None:
+        return model
+    import sys
+
+    from sfumato.interop import engines
+
+    fast = engines.compile(model, engine, precision or "fp32", sampling=sampling)
+    # not where results go, which may be JSON
+    deviation = engines.deviation(model, fast, 4, sampling)
+    print(f"{engine} in {precision}, against fp32 in torch: {deviation}", file=sys.stderr)
+    return fast
 
 
 def evaluate(arguments: list[str]) -> int:
-    fields = {
-        "samples": option(int | None, "How many images to draw (default: as the run says; 1000 if none).", None),
-        "seed": option(int | None, "Which images (default: as the run says).", None),
-        "device": option(str | None, "Where to compute (default: a GPU if there is one).", None),
-        "json": option(bool, "Print JSON in place of a table.", False),
-        **engine.ENGINE,
+    fields: Fields = {
+        "samples": option(int | None, "Number of images to sample (default: as the run says; 1000 if none)."),
+        "seed": option(int | None, "The seed of those images (default: as the run says)."),
+        "device": DEVICE,
+        "json": option(bool, "Print JSON instead of a table.", False),
+        **ENGINE,
     }
-    options, sampling = with_sampling(
-        "sfumato evaluate",
-        arguments,
-        fields,
-        "Compare samples with the training images and with images that were held out.",
-    )
+    text = "Compare samples with the training images and with images that were held out."
+    options, sampling, given = with_sampling("sfumato evaluate", arguments, fields, text)
     from rich.console import Console
 
     from sfumato import metrics
-    from sfumato.models.evaluate import evaluate as run_evaluation
-    from sfumato.models.evaluate import sample_count
-    from sfumato.runs.reporting import bar
+    from sfumato.models.evaluate import evaluate as evaluate_model
 
-    model = load_model(options.run, engine.device(options))
-    sampling = _with_fit(sampling, model, arguments)
-    model = engine.within(model, options, sampling)
-    count = options.samples if options.samples is not None else sample_count(model.config)
-    with bar("sampling", count) as advance:
-        result = run_evaluation(model, samples=count, seed=options.seed, sampling=sampling, progress=advance)
+    model = load_model(options, sampling)
+    result = evaluate_model(model, samples=options.samples, seed=options.seed, sampling=sampling, **given)
     if options.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         Console().print(metrics.table(result))
-    return 0
-
-
-@dataclasses.dataclass
-class _Info:
-    run: Annotated[
-        Path | None,
-        tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="RUN",
-            help="A run directory, or a published model by name: " + ", ".join(PRESETS) + ".",
-            help_behavior_hint="",
-        ),
-    ] = None
-    presets: Annotated[bool, tyro.conf.arg(help="List the published models and what they cost.")] = False
-    settings: Annotated[
-        Literal["changed", "all"], tyro.conf.arg(help="Which settings to list: those that are not defaults, or all.")
-    ] = "changed"
-
-
-def info(arguments: list[str]) -> int:
-    options = flags.parse(
-        _Info,
-        arguments,
-        prog="sfumato info",
-        description="Say what a run is: data, model, settings, progress. Or what a published model is.",
-    )
-    from rich.console import Console
-
-    from sfumato.models.model import load
-    from sfumato.runs.reporting import presets_table, published_summary, summary
-
-    if (options.run is None) != options.presets:
-        raise InputError("A run directory, the name of a published model, or --presets alone is required.")
-    if options.run is None:
-        Console().print(presets_table(), highlight=False)
-        return 0
-    name, everything = str(options.run), options.settings == "all"
-    if not options.run.exists() and name not in PRESETS and (near := nearest(name, PRESETS)).startswith("; did"):
-        raise InputError(f"There is no run directory {name}, and no published model of that name{near}")
-    if name in PRESETS and not options.run.exists():
-        said = published_summary(name, PRESETS[name](), everything)
-    else:
-        said = summary(load(options.run), everything)
-    Console().print(said, highlight=False)
     return 0

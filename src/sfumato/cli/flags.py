@@ -1,43 +1,182 @@
-"""Flags made from the configuration: tyro parses and explains them, pydantic judges the values."""
+"""Flags made from the configuration: tyro parses and explains them, the configuration judges the values."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import io
-from typing import Annotated, Any, Literal, TypeVar
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from sfumato.config.base import Component, choices, keys, merge
+from sfumato.config import KINDS, Component, component, merge, nested, slot_of, walk
+from sfumato.config.signature import signature
 from sfumato.errors import InputError, nearest
 
 T = TypeVar("T")
 
-
-def described(text: str) -> Any:
-    """The help of an option whose text says its default itself."""
-    return tyro.conf.arg(help=text, help_behavior_hint="")
+Fields = Mapping[str, tuple[Any, Any]]
+"""Options by name: the type and pydantic's field of each."""
 
 
-def option(kind: Any, text: str, default: Any) -> tuple[Any, Any]:
-    """A flag of a command of its own: its annotated type and its dataclass field."""
-    hint = "" if default is None or default is False else f"(default: {default})"
-    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)], dataclasses.field(default=default)
+def option(kind: Any, text: str, default: Any = None, *, positional: str = "") -> tuple[Any, Any]:
+    """An option of a command; a ``positional`` one stands without its name and is shown by this word."""
+    hint = "" if default in (None, False, (), ...) else f"(default: {_shown(default)})"
+    markers = [tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=positional or None)]
+    if positional:
+        markers.append(tyro.conf.Positional)
+    return Annotated[kind, *markers], Field(default, description=text)
 
 
-def parse(kind: type[T], arguments: list[str], *, prog: str, description: str) -> T:
-    """Parse the flags of a dataclass; ``--help`` prints and exits.
+def options_of(target: str, *names: str, **defaults: Any) -> dict[str, tuple[Any, Any]]:
+    """The options of these names of a function, with the defaults, the types and the texts that it gives them."""
+    known = {parameter.name: parameter for parameter in signature(target).parameters}
+    fields: dict[str, tuple[Any, Any]] = {}
+    for name in names:
+        parameter = known[name]
+        fields[name] = option(parameter.annotation, parameter.help, defaults.get(name, parameter.default))
+    return fields
 
-    Raises:
-        InputError: one sentence on what is wrong.
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def flag_fields(settings: Component) -> dict[str, tuple[Any, Any]]:
+    """The settings of a component as options, with its values as defaults; nothing is checked yet."""
+    fields: dict[str, tuple[Any, Any]] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Component):
+            fields[name] = group(value, slot_of(type(settings), name))
+        elif name == "conditions":
+            inner = {key: group(condition, None) for key, condition in value.items()}
+            if inner:
+                fields[name] = _nest("conditions", inner, "What the network is given besides the noise level.")
+        elif name != "kind":
+            fields[name] = option(field.annotation, field.description or "", value)
+    return fields
+
+
+def group(value: Component, slot: str | None = None) -> tuple[Any, Any]:
+    """The settings of a component as a group of options; of a ``slot``, with the kind as one of them."""
+    fields = flag_fields(value)
+    if slot is not None:
+        kinds = tuple(dict.fromkeys([*KINDS[slot], value.kind]))
+        text = "Which one; decides the options below. Also package.module:name."
+        fields = {"kind": option(Literal[kinds], text, value.kind), **fields}  # pyright: ignore[reportInvalidTypeForm]
+    return _nest(type(value).__name__, fields, type(value).__doc__ or "")
+
+
+def _nest(name: str, fields: Fields, text: str) -> tuple[Any, Any]:
+    model = _model(name, text, fields)
+    return model, Field(default_factory=model)
+
+
+def _model(name: str, text: str, fields: Fields) -> type[BaseModel]:
+    with warnings.catch_warnings():
+        # an option such as json has the name of a method of pydantic's, which nobody calls here
+        warnings.simplefilter("ignore", UserWarning)
+        options: dict[str, Any] = dict(fields)
+        # of a short module: tyro looks for the source of a class in its module, which takes time
+        config = ConfigDict(arbitrary_types_allowed=True)
+        return create_model(name, __doc__=text, __module__="sfumato", __config__=config, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scanned:
+    """A command line read once, before it is known which options there are.
+
+    Attributes:
+        arguments: with ``--sampler unipc`` written out as ``--sampler.kind unipc``.
+        options: the same without the words.
+        words: what stands without a flag.
+        values: the values after each flag, by its name with underscores.
+        kinds: the nested kinds of components that flags name; they decide which options there are.
     """
-    _check_names(kind, arguments, prog)
+
+    arguments: list[str]
+    options: list[str]
+    words: list[str]
+    values: dict[str, list[str]]
+    kinds: dict[str, Any]
+
+    @property
+    def helping(self) -> bool:
+        return "h" in self.values or "help" in self.values
+
+    def value(self, name: str) -> str | None:
+        found = self.values.get(name)
+        return found[0] if found else None
+
+
+def scan(arguments: list[str], fields: Fields, settings: type[Component]) -> Scanned:
+    """Read a command line that has these options and settings; an unknown flag is taken to have one value."""
+    known = {**dict(_flat(fields)), **{key: field.annotation for key, field in walk(settings)}}
+    rewritten: list[str] = []
+    options: list[str] = []
+    words: list[str] = []
+    values: dict[str, list[str]] = {}
+    kinds: dict[str, Any] = {}
+    current: str | None = None
+    for argument in arguments:
+        if re.match(r"-{1,2}[A-Za-z]", argument):
+            flag, equals, value = argument.partition("=")
+            current = flag.lstrip("-").replace("-", "_")
+            if f"{current}.kind" in known:
+                # a component by the name of its kind alone
+                current, argument = f"{current}.kind", f"{flag}.kind{equals}{value}"
+            values[current] = [value] if equals else []
+            current = None if equals or known.get(current) is bool else current
+        elif current is not None and _takes(known.get(current), values[current], argument):
+            values[current].append(argument)
+        else:
+            words.append(argument)
+            current = None
+            rewritten.append(argument)
+            continue
+        rewritten.append(argument)
+        options.append(argument)
+    for key, given in values.items():
+        if key.endswith(".kind") and given:
+            kinds = merge(kinds, nested(key, given[0]))
+    return Scanned(rewritten, options, words, values, kinds)
+
+
+def _takes(kind: Any, before: list[str], argument: str) -> bool:
+    """Whether a flag of this type, with these values before, takes one more."""
+    if not before:
+        return True
+    several = any(part is tuple or str(part).startswith("tuple") for part in (kind, *get_args(kind)))
+    return several and re.fullmatch(r"-?[\d.]+(e-?\d+)?", argument) is not None
+
+
+def _flat(fields: Fields, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted names of options, each with its type."""
+    for name, (kind, field) in fields.items():
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            inner = {n: (f.annotation, f) for n, f in kind.model_fields.items()}
+            yield from _flat(inner, f"{prefix}{name}.")
+        else:
+            # a field can't have the name of a keyword, an option can: from_
+            plain = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+            yield prefix + name.rstrip("_"), plain
+        del field
+
+
+def parse(fields: Fields, arguments: list[str], *, prog: str, description: str) -> Any:
+    """Parse options into an object that has them as attributes; ``--help`` prints and exits."""
+    _check_names(fields, arguments, prog)
+    model: Any = _model("Options", description, fields)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
-                kind, args=arguments, prog=prog, description=description, config=(tyro.conf.AvoidSubcommands,)
+                model, args=arguments, prog=prog, description=description, config=(tyro.conf.AvoidSubcommands,)
             )
     except SystemExit as exit_:
         if exit_.code in (0, None):
@@ -45,28 +184,31 @@ def parse(kind: type[T], arguments: list[str], *, prog: str, description: str) -
         raise InputError(_plain(errors.getvalue(), prog)) from None
 
 
-def _check_names(kind: type[Any], arguments: list[str], prog: str) -> None:
+def settings(options: Any, kind: type[Component]) -> dict[str, Any]:
+    """The nested values of the settings among parsed options."""
+    values = options.model_dump()
+    return {name: values[name] for name in kind.model_fields if name in values}
+
+
+def _check_names(fields: Fields, arguments: list[str], prog: str) -> None:
     """Refuse an unknown flag with the nearest right one, before anything else is said."""
-    known = [f"--{name.replace('_', '-')}" for name in _names(kind)]
+    known = [f"--{name.replace('_', '-')}" for name, _ in _flat(fields)]
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         group, dot, last = flag.removeprefix("--").rpartition(".")
         positive = f"--{group}{dot}{last.removeprefix('no-')}"
         if argument.startswith("--") and flag not in (*known, "--help", "--") and positive not in known:
-            near = nearest(flag, known)
-            hint = near.replace("'", "") if near.startswith("; did") else "."
+            hint = _other_kind(group, last) or nearest(flag, known)
+            hint = hint.replace("'", "") if hint.startswith("; ") and "known are" not in hint else "."
             raise InputError(f"There is no option {flag}{hint} See {_command(prog)} --help.")
 
 
-def _names(kind: type[Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
-            found += _names(field.type, f"{prefix}{field.name}.")
-        else:
-            # a field can't have the name of a keyword, an option can: from_
-            found.append(prefix + field.name.rstrip("_"))
-    return found
+def _other_kind(group: str, name: str) -> str:
+    """A hint for an option that belongs to another kind than the one at hand."""
+    slot = {"method": "optimizer"}.get(group.rpartition(".")[2], group.rpartition(".")[2])
+    kinds = KINDS.get(slot, {})
+    holders = [kind for kind in kinds if name.replace("-", "_") in component(slot, kind).model_fields]
+    return f"; it belongs to --{group}.kind {' or '.join(holders)}." if holders else ""
 
 
 def _plain(box: str, prog: str) -> str:
@@ -81,89 +223,6 @@ def _plain(box: str, prog: str) -> str:
             body.append(text)
     said = " ".join(body).removeprefix("Error parsing ").rstrip(".") or "The options could not be read"
     return f"{said}. See {_command(prog)} --help."
-
-
-def config_kinds(kind: type[Component], arguments: list[str]) -> dict[str, Any]:
-    """The nested values of the ``--GROUP.kind NAME`` flags: they decide which further flags there are.
-
-    Raises:
-        InputError: for an unknown kind, with the nearest right one.
-    """
-    values: dict[str, Any] = {}
-    known = {key for key in keys(kind) if key.endswith(".kind")}
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        key = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or key not in known:
-            continue
-        if not equals:
-            value = arguments[i + 1] if i + 1 < len(arguments) else ""
-        names = _kinds_at(kind, key.split(".")[:-1])
-        if value not in names:
-            raise InputError(f"{key} is {value!r}{nearest(value, names)}")
-        values = merge(values, _nested(key, value))
-    return values
-
-
-def _kinds_at(kind: type[Component], path: list[str]) -> list[str]:
-    options: tuple[type[Component], ...] = (kind,)
-    for place in path:
-        options = tuple(
-            o for k in options if place in k.model_fields for o in choices(k.model_fields[place].annotation)
-        )
-    return [str(option.model_fields["kind"].default) for option in options]
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for place in reversed(key.split(".")):
-        value = {place: value}
-    return value
-
-
-def mirror(component: Component) -> type[Any]:
-    """A dataclass with the fields of a component, its values as defaults, and nothing checked.
-
-    Of a union it has the fields of the variant at hand, with all kinds as choices.
-    """
-    fields: list[tuple[str, Any, Any]] = []
-    for name, info in type(component).model_fields.items():
-        value = getattr(component, name)
-        options = choices(info.annotation)
-        if isinstance(value, Component):
-            inner = mirror(value)
-            if len(options) > 1:
-                inner = _with_kinds(inner, [str(o.model_fields["kind"].default) for o in options], value)
-            fields.append((name, inner, dataclasses.field(default_factory=inner)))
-        elif name == "kind":
-            # a lone kind is no choice
-            continue
-        else:
-            described = Annotated[
-                info.annotation, tyro.conf.arg(help=info.description, help_behavior_hint=_shown(value))
-            ]
-            fields.append((name, described, dataclasses.field(default=value)))
-    made = dataclasses.make_dataclass(type(component).__name__, fields)
-    made.__doc__ = type(component).__doc__
-    return made
-
-
-def _with_kinds(inner: type[Any], kinds: list[str], value: Component) -> type[Any]:
-    choice = Annotated[Literal[tuple(kinds)], tyro.conf.arg(help="Which one; decides the options below.")]
-    kind: Any = value.kind  # pyright: ignore[reportAttributeAccessIssue]
-    made = dataclasses.make_dataclass(
-        inner.__name__,
-        [("kind", choice, dataclasses.field(default=kind))] + [(f.name, f.type, f) for f in dataclasses.fields(inner)],
-    )
-    made.__doc__ = inner.__doc__
-    return made
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, tuple | list):
-        value = " ".join(map(str, value))
-    return f"(default: {value})"
 
 
 def _command(prog: str) -> str:

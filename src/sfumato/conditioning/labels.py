@@ -1,57 +1,119 @@
-"""The labels of the images that are drawn: given, or by a law."""
+"""The class of an image."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from sfumato import random
+from sfumato.conditioning.base import Condition, Data, Filled, take
 from sfumato.errors import InputError
 
+TOKEN_FEATURES = 64  # of the token of a label, where no other condition decides them
 
-def drawn_labels(
-    law: str, classes: int, frequencies: Sequence[float], seed: int, first: int, count: int
-) -> Int[Tensor, "count"]:
-    """The classes of images ``first ... first + count - 1`` of a seed, the same whatever else is drawn.
 
-    Args:
-        law: "uniform", every class in turn, or "frequency", each as often as its frequency says.
-        classes: how many classes there are.
-        frequencies: the fraction of each class, together 1; only for the law "frequency".
-        seed: which images.
-        first: the number of the first image.
-        count: how many images.
+@dataclass(frozen=True)
+class Label(Condition):
+    """The class of an image: a learned vector per class, added to the time embedding or attended to as a token.
+
+    Attributes:
+        drop: the fraction of samples that are trained without label, from 0 to below 1.
+        column: the column of the data that holds the classes.
+        slot: whether a label is a vector added to the time embedding, or a token that is attended to.
+        draw: which classes are sampled when none is named: as often as in the training data, or each in turn.
+        names: the names of the classes, taken from the data.
+        frequencies: the fraction of each class in the training data, together 1.
     """
-    if law == "uniform":
-        return torch.arange(first, first + count) % classes
-    # evenly spread quantiles, shifted by the seed: class frequencies hold in any run of images
-    shift = float(random.uniform(seed, "label", 0, 1))
-    golden = (math.sqrt(5.0) - 1.0) / 2.0
-    quantile = (shift + golden * torch.arange(first, first + count, dtype=torch.float64)) % 1.0
-    edges = torch.tensor(frequencies, dtype=torch.float64).cumsum(0)
-    return torch.searchsorted(edges, quantile, right=True).clamp(max=classes - 1)
+
+    column: str = "label"
+    slot: Literal["vector", "tokens"] = "vector"
+    draw: Literal["frequency", "uniform"] = "frequency"
+    names: tuple[str, ...] = ()
+    frequencies: tuple[float, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.names)} classes"
+
+    def describe(self, data: Data) -> Label:
+        """With the names and the frequencies of the classes."""
+        column = take(data.columns, self.column, data.name)
+        values = np.asarray(column.values)
+        if values.dtype.kind not in "iu" or values.ndim != 1 or not len(values) or values.min() < 0:
+            raise InputError(f"{data.name}: the column {self.column!r} holds no classes, whole numbers from 0 on.")
+        names = tuple(column.names) or self.names or tuple(map(str, range(int(values.max()) + 1)))
+        if values.max() >= len(names):
+            raise InputError(f"{data.name}: class {values.max()} of {self.column!r} has no name among {len(names)}.")
+        counts = np.bincount(values, minlength=len(names)).tolist()
+        return replace(self, names=names, frequencies=tuple(count / len(values) for count in counts))
+
+    def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        """From a class (its name or its number) for all samples, or one for each; -1 is none."""
+        if not self.names:
+            raise InputError("This model was trained without labels, so it can't be asked for a class.")
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        value = [self._number(one) for one in value] if listed else self._number(value)  # pyright: ignore[reportUnknownVariableType]
+        labels = torch.as_tensor(value)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise InputError(f"Labels must be whole numbers; got {labels.dtype}.")
+        labels = (labels.expand(count) if labels.ndim == 0 else labels).long()
+        if tuple(labels.shape) != (count,) or bool(((labels < -1) | (labels >= len(self.names))).any()):
+            raise InputError(f"Labels must be {count} numbers from 0 to {len(self.names) - 1} (or -1 for none).")
+        return {"value": labels}
+
+    def _number(self, label: Any) -> Any:
+        """The number of a class from its name; numbers stay as they are."""
+        if isinstance(label, str) and label not in self.names:
+            if re.fullmatch("-?[0-9]+", label):
+                return int(label)
+            raise InputError(f"There is no class {label!r}; the classes are {', '.join(self.names)}.")
+        return self.names.index(label) if isinstance(label, str) else label
+
+    def missing(self, count: int) -> dict[str, Tensor]:
+        return {"value": torch.full((count,), -1, dtype=torch.long)}
+
+    def default(self, seed: int, first: int, count: int) -> dict[str, Tensor] | None:
+        """Classes of samples ``first ... first + count - 1`` of a seed, the same however the samples are batched."""
+        if not self.names:
+            return None
+        if self.draw == "uniform" or not self.frequencies:
+            return {"value": torch.arange(first, first + count) % len(self.names)}
+        # evenly spread quantiles, shifted by the seed: class frequencies hold in any run of samples
+        shift = float(random.uniform(seed, "label", 0, 1))
+        golden = (math.sqrt(5.0) - 1.0) / 2.0
+        quantile = (shift + golden * torch.arange(first, first + count, dtype=torch.float64)) % 1.0
+        edges = torch.tensor(self.frequencies, dtype=torch.float64).cumsum(0)
+        return {"value": torch.searchsorted(edges, quantile, right=True).clamp(max=len(self.names) - 1)}
+
+    def slots(self, shape: Sequence[int]) -> Filled:
+        return Filled(vector=True) if self.slot == "vector" else Filled(tokens=TOKEN_FEATURES)
+
+    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> LabelEncoder:
+        return LabelEncoder(len(self.names), tokens if self.slot == "tokens" else width, self.slot)
 
 
-def given_labels(labels: Int[Tensor, "count"] | int | str, classes: Sequence[str], count: int) -> Int[Tensor, "count"]:
-    """A class (its number or its name) for all images, or one number for each, as numbers; -1 is none.
+class LabelEncoder(nn.Module):
+    """A learned vector per class, and one for no class: slot ``vector``, or, as one token, slot ``tokens``."""
 
-    Raises:
-        InputError: if a label is unknown, or there are no classes.
-    """
-    if not classes:
-        raise InputError("This model was trained without labels, so it can't be asked for a class.")
-    if isinstance(labels, str):
-        if labels not in classes:
-            raise InputError(f"There is no class {labels!r}; the classes are {', '.join(classes)}.")
-        labels = classes.index(labels)
-    chosen = torch.as_tensor(labels)
-    if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
-        raise InputError(f"Labels must be whole numbers; got {chosen.dtype}.")
-    chosen = (chosen.expand(count) if chosen.ndim == 0 else chosen).long()
-    if tuple(chosen.shape) != (count,) or bool(((chosen < -1) | (chosen >= len(classes))).any()):
-        raise InputError(f"Labels must be {count} numbers from 0 to {len(classes) - 1} (or -1 for none).")
-    return chosen
+    def __init__(self, classes: int, width: int, slot: Literal["vector", "tokens"] = "vector") -> None:
+        super().__init__()
+        self.classes, self.slot = classes, slot
+        self.table = nn.Embedding(classes + 1, width)
+        nn.init.normal_(self.table.weight, std=0.5)
+
+    def forward(self, value: Int[Tensor, "batch"]) -> dict[str, Float[Tensor, "batch *one width"]]:
+        """The vectors of the labels; a GPU does not wait to see whether each is a class."""
+        try:
+            vectors = self.table(value + 1)
+        except IndexError:
+            numbers = f"numbers from 0 to {self.classes - 1}, or -1 for none"
+            raise InputError(f"A label is none of the {self.classes} classes; give {numbers}.") from None
+        return {self.slot: vectors[:, None] if self.slot == "tokens" else vectors}

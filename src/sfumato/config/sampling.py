@@ -1,50 +1,34 @@
-"""Settings of sampling and evaluation."""
+"""The settings of sampling, and what is built from them."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from sfumato.config.base import Component
-from sfumato.config.grids import BestGrid, FittedGrid, GridConfig, UniformGrid
-from sfumato.config.guidance import GuidanceConfig
-from sfumato.config.solvers import (
-    Adaptive,
-    Best,
-    Deis,
-    DpmSolver,
-    DpmSolver2,
-    DpmSolver2S,
-    DpmSolver3S,
-    Euler,
-    Heun,
-    Langevin,
-    Lms,
-    Multistep,
-    SaSolver,
-    SdeDpmSolver,
-    UniPc,
-)
+from sfumato.config.component import Component, Lazy, Slot, component, slot
 from sfumato.errors import InputError, SfumatoWarning
 
 if TYPE_CHECKING:
     from sfumato.diffusion.denoiser import Denoise, Denoiser
     from sfumato.diffusion.level import Level
     from sfumato.diffusion.variance import ReverseVariance
-    from sfumato.sampling.fitted import Fitted
+    from sfumato.sampling.fitted_solver import Fitted
     from sfumato.sampling.sample import Step
+
 
 Variance = Literal["small", "large", "learned", "analytic"]
 """A reverse variance by name."""
 
 
 def reverse_variance(
-    kind: Variance, denoiser: Denoiser, levels: Level, fitted: Fitted, *, decoder: bool = False
+    kind: str, denoiser: Denoiser, levels: Level, fitted: Fitted, *, decoder: bool = False
 ) -> ReverseVariance:
-    """The reverse variance of that name on a grid.
+    """The reverse variance of that name (small, large, learned or analytic) on a grid.
 
     Args:
         kind: its name.
@@ -52,12 +36,9 @@ def reverse_variance(
         levels: the grid in use.
         fitted: what was fitted to the denoiser: the analytic variance needs its Gamma.
         decoder: whether the step to the data has a variance too, as in a bound; samplers add no noise there.
-
-    Raises:
-        InputError: if the denoiser did not learn the variance, or its Gamma was not estimated.
     """
     from sfumato.diffusion import variance
-    from sfumato.diffusion.analytic import analytic
+    from sfumato.diffusion.variance import analytic
 
     if kind == "learned":
         if not denoiser.learned_variance:
@@ -67,98 +48,105 @@ def reverse_variance(
             )
         return partial(variance.learned, lowest=variance.floor(levels) if decoder else None)
     if kind == "analytic":
-        # an average over few images may tell of no variance where there is almost no data left
+        # an estimate from few images may claim no variance where almost no data are left
         gamma = fitted.require_gamma().monotone()
-        return analytic(gamma, to_data=True) if decoder else analytic(gamma, last=list(levels)[-2])
+        return analytic(gamma, to_data=True) if decoder else analytic(gamma, last=levels[-2])
     return variance.small if kind == "small" else variance.large
 
 
-class Ancestral(Component):
-    """The reverse process of DDPM."""
+class GuidanceConfig(Component):
+    """Guidance: away from the null condition or from a weaker model, towards the condition."""
 
-    kind: Literal["ancestral"] = "ancestral"
-    variance: Variance = Field(
-        default="small",
-        description="The reverse variance: beta tilde, beta, what the network learned, or the optimum (sfumato tune).",
+    scale: float = Field(
+        default=1.0, ge=0, description="The guidance scale: 1 is none, 0 the null condition or the weaker model alone."
+    )
+    rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="How far to bring the contrast of guided estimates back to that without guidance, 0 to 1.",
+    )
+    interval: tuple[float, float] | None = Field(
+        default=None, description="Guide between these two noise levels only, sigma / alpha (default: everywhere)."
+    )
+    weak_run: Path | None = Field(
+        default=None, description="Autoguidance: a run of the same task that was trained less, to be guided away from."
+    )
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Dynamic thresholding: the fraction of the pixels of an estimate that are not clipped, such as "
+        "0.995.",
     )
 
-    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.ancestral import ancestral
+    @model_validator(mode="after")
+    def _together(self) -> GuidanceConfig:
+        if self.scale == 1.0:
+            for name in ("rescale", "interval", "weak_run"):
+                if getattr(self, name):
+                    raise ValueError(f"guidance.{name} means nothing at guidance.scale 1, which is no guidance")
+        if self.weak_run is not None and self.rescale > 0.0:
+            raise ValueError("guidance.rescale belongs to guidance by a condition; leave it or guidance.weak_run out")
+        return self
 
-        return partial(ancestral, variance=reverse_variance(self.variance, denoiser, levels, fitted))
+    @property
+    def by_condition(self) -> bool:
+        """Whether it needs a condition, and a model that knows the null condition."""
+        return self.scale != 1.0 and self.weak_run is None
 
+    def require(self, conditions: Mapping[str, Any]) -> None:
+        """Check that a model with these conditions can be guided so."""
+        if not self.by_condition:
+            return
+        start = f"guidance.scale is {self.scale:g}, but this model"
+        weaker = "or guide by a weaker model with guidance.weak_run"
+        if not conditions:
+            raise InputError(f"{start} has no condition to guide by; leave it out, {weaker}.")
+        if all(condition.drop == 0.0 for condition in conditions.values()):
+            name = next(iter(conditions))
+            raise InputError(
+                f"{start} was trained with conditions.{name}.drop 0 and knows no null condition to guide away from; "
+                f"train with --conditions.{name}.drop 0.1, {weaker}."
+            )
 
-class Ddim(Component):
-    """DDIM."""
+    def build(self, denoiser: Denoise, weak: Denoise | None, null: Any) -> Denoise:
+        """The guided denoiser.
 
-    kind: Literal["ddim"] = "ddim"
-    eta: float = Field(default=0.0, ge=0, le=1, description="Noise: 0 is deterministic, 1 is ancestral.")
-    variance: Variance = Field(
-        default="small",
-        description="What is known of the data's variance adds to the noise: nothing (small), or as for ancestral.",
-    )
+        Args:
+            denoiser: what is guided.
+            weak: the denoiser of ``weak_run``, where that is given.
+            null: the null version of conditions.
+        """
+        from sfumato.sampling.guidance import EVERYWHERE, Autoguided, ClassifierFree
 
-    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.ddim import ddim
-
-        return partial(ddim, eta=self.eta, variance=reverse_variance(self.variance, denoiser, levels, fitted))
-
-
-class FittedSampler(Component):
-    """The weights that were fitted together with the grid, one evaluation per step; needs sfumato tune --steps."""
-
-    kind: Literal["fitted"] = "fitted"
-
-    def build(self, denoiser: Denoiser, levels: Level, fitted: Fitted) -> Step:
-        from sfumato.sampling.fitted_solver import follow
-
-        return partial(follow, plan=fitted.require_plan(len(levels) - 1))
-
-
-SamplerConfig = Annotated[
-    Best
-    | Ancestral
-    | Ddim
-    | Euler
-    | Heun
-    | DpmSolver
-    | DpmSolver2
-    | DpmSolver2S
-    | DpmSolver3S
-    | UniPc
-    | Lms
-    | Deis
-    | Multistep
-    | SdeDpmSolver
-    | SaSolver
-    | Langevin
-    | Adaptive
-    | FittedSampler,
-    Field(discriminator="kind"),
-]
+        if self.scale == 1.0:
+            return denoiser
+        interval = self.interval or EVERYWHERE
+        if self.weak_run is None:
+            return ClassifierFree(denoiser, self.scale, self.rescale, interval, null)
+        if weak is None:
+            raise InputError(f"Autoguidance needs the denoiser of the weaker run, {self.weak_run}.")
+        return Autoguided(denoiser, weak, self.scale, interval)
 
 
 class SamplingConfig(Component):
-    """How images are drawn from the model."""
+    """How images are sampled from the model."""
 
-    sampler: SamplerConfig = Best()
-    grid: GridConfig = BestGrid()
+    sampler: Annotated[Component, Slot("sampler")] = slot("sampler", "best")
+    grid: Annotated[Component, Slot("grid")] = slot("grid", "best")
     steps: int = Field(default=20, ge=1, description="Sampling steps.")
-    classes: Literal["frequency", "uniform"] = Field(
-        default="frequency",
-        description="Which classes a model with labels draws: as often as in the training data, or each alike.",
-    )
     clip: bool | None = Field(
         default=None,
-        description="Hold estimates of the data in [-1, 1]; by default where the network predicts the noise or the "
-        "score, whose errors are large ones of the data in much noise.",
+        description="Clip estimates of the data to [-1, 1]; by default where the network predicts the noise or the "
+        "score, whose errors become large errors of the data at high noise.",
     )
-    guidance: GuidanceConfig = GuidanceConfig()
+    guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)
     batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="bf16 computes the network in bfloat16; auto does for networks that are not tiny, where the "
-        "processor has it.",
+        "hardware has it.",
     )
     compile: bool = Field(
         default=False, description="Compile the network first, which takes a minute or so; needs a compiler."
@@ -166,12 +154,12 @@ class SamplingConfig(Component):
 
     @property
     def needs_gamma(self) -> bool:
-        """Whether it needs what is only known once the training is over: the Gamma of Analytic-DPM."""
+        """Whether it needs the Gamma of Analytic-DPM, which is estimated after the training."""
         return self.grid.kind == "optimal" or getattr(self.sampler, "variance", "small") == "analytic"
 
     @property
     def needs_plan(self) -> bool:
-        """Whether it needs a grid that is fitted once the training is over."""
+        """Whether it needs a solver that is fitted after the training."""
         return self.grid.kind == "fitted" or self.sampler.kind == "fitted"
 
     @model_validator(mode="after")
@@ -180,32 +168,33 @@ class SamplingConfig(Component):
             raise ValueError("sampler.kind fitted takes the steps of its own grid; choose grid.kind fitted with it")
         return self
 
+    def _with(self, **changes: str) -> SamplingConfig:
+        return self.model_copy(update={slot: component(slot, kind)() for slot, kind in changes.items()})  # pyright: ignore[reportCallIssue]
+
     def tuned(self, fitted: Fitted) -> SamplingConfig:
         """The same with what was fitted to the model for this many steps and this guidance, if best is asked for."""
         best = self.sampler.kind == "best" and self.grid.kind == "best"
-        if best and self.steps in fitted.plans and fitted.plans[self.steps].guidance == self.guidance.scale:
-            return self.model_copy(update={"sampler": FittedSampler(), "grid": FittedGrid()})
+        if best and self.steps in fitted.solvers and fitted.solvers[self.steps].guidance == self.guidance.scale:
+            return self._with(sampler="fitted", grid="fitted")
         return self
 
     def stepwise(self, fitted: Fitted) -> SamplingConfig:
-        """The same for what does not walk the grid once from its beginning to its end, as fitted weights have to."""
-        found = self.tuned(fitted)
-        return found.model_copy(update={"sampler": Best()}) if found.sampler.kind == "fitted" else found
+        """The same for edits, which do not walk the grid once from end to end, as fitted weights require."""
+        tuned = self.tuned(fitted)
+        return tuned._with(sampler="best") if tuned.sampler.kind == "fitted" else tuned
 
     def untuned(self) -> SamplingConfig:
         """The nearest sampling that needs nothing fitted, for previews during the training."""
-        if not self.needs_gamma and not self.needs_plan:
-            return self
-        plain = Best() if isinstance(self.sampler, FittedSampler) else self.sampler
-        if isinstance(plain, Ancestral | Ddim):
-            plain = plain.model_copy(update={"variance": "small"})
-        grid = self.grid
-        if grid.kind in ("optimal", "fitted"):
-            grid = UniformGrid() if grid.kind == "optimal" else BestGrid()
-        return self.model_copy(update={"sampler": plain, "grid": grid})
+        plain = self
+        if self.sampler.kind == "fitted":
+            plain = plain._with(sampler="best")
+        elif self.needs_gamma and hasattr(self.sampler, "variance"):
+            plain = plain.model_copy(update={"sampler": self.sampler.model_copy(update={"variance": "small"})})
+        grid = {"optimal": "uniform", "fitted": "best"}.get(self.grid.kind)
+        return plain if grid is None else plain._with(grid=grid)
 
     def wrap(self, denoiser: Denoiser, guided: Denoise | None = None) -> Denoise:
-        """The denoiser as it is sampled from, with its estimates held in the range of the data where they are to be.
+        """The denoiser as it is sampled from, with its estimates clipped or thresholded where asked for.
 
         Args:
             denoiser: what the configuration speaks of.
@@ -214,7 +203,7 @@ class SamplingConfig(Component):
         from sfumato.diffusion import parameterization
         from sfumato.sampling.guidance import Clipped, Thresholded
 
-        of_noise = denoiser.parameterization in (parameterization.eps, parameterization.score)
+        of_noise = getattr(denoiser, "parameterization", None) in (parameterization.eps, parameterization.score)
         inner: Denoise = denoiser if guided is None else guided
         if self.guidance.threshold is not None:
             inner = Thresholded(inner, self.guidance.threshold)
@@ -222,39 +211,36 @@ class SamplingConfig(Component):
             inner = Clipped(inner)
         return inner
 
-    def build(self, denoiser: Denoiser, fitted: Fitted, weak: Denoise | None = None) -> tuple[Denoise, Level, Step]:
-        """The denoiser as it is sampled from, the grid and the step, given what was fitted to it.
+    def build(
+        self, denoiser: Denoiser, fitted: Fitted, weak: Denoise | None = None, null: Any = None
+    ) -> tuple[Denoise, Level, Step]:
+        """The denoiser as it is sampled from, the grid and the step.
 
         Args:
             denoiser: a trained denoiser.
             fitted: what was fitted to it.
             weak: the denoiser of ``guidance.weak_run``, where that is given.
-
-        Raises:
-            InputError: if they do not fit, or something was not fitted.
+            null: the null version of conditions, for guidance.
         """
-        if self.sampler.kind == "fitted" and fitted.require_plan(self.steps).guidance != self.guidance.scale:
+        if self.sampler.kind == "fitted" and fitted.require_solver(self.steps).guidance != self.guidance.scale:
             warnings.warn(
-                f"The fitted sampler was fitted with guidance.scale {fitted.plans[self.steps].guidance:g}, and is used "
-                f"with {self.guidance.scale:g}.",
+                f"The fitted sampler was fitted with guidance.scale {fitted.solvers[self.steps].guidance:g}, but "
+                f"{self.guidance.scale:g} is in use.",
                 SfumatoWarning,
                 stacklevel=3,
             )
-        levels = self.grid.build(denoiser, self.steps, fitted)
-        guided = self.guidance.build(denoiser, weak)
-        return self.wrap(denoiser, guided), levels, self.sampler.build(denoiser, levels, fitted)
-
-
-class EvaluationConfig(Component):
-    """The evaluation at the end of the training."""
-
-    samples: int = Field(default=1000, ge=0, description="Images that are drawn for it; 0 for no evaluation.")
-
-    @field_validator("samples")
-    @classmethod
-    def _enough(cls, samples: int) -> int:
-        if samples == 1:
-            raise ValueError("evaluation.samples is 1; an evaluation needs at least 2, or 0 for none")
-        return samples
-
-    seed: int = Field(default=1, ge=0, description="The seed of those images.")
+        context: dict[str, Any] = {
+            "denoiser": denoiser,
+            "schedule": denoiser.schedule,
+            "data_std": denoiser.data_std,
+            "steps": self.steps,
+            "gamma": Lazy(fitted.require_gamma),
+            "plan": Lazy(lambda: fitted.require_solver(self.steps)),
+        }
+        levels = self.grid.build(**context)
+        step = self.sampler.build(
+            **context,
+            levels=levels,
+            variances=lambda name: reverse_variance(name, denoiser, levels, fitted),  # pyright: ignore[reportUnknownLambdaType]
+        )
+        return self.wrap(denoiser, self.guidance.build(denoiser, weak, null)), levels, step

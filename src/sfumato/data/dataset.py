@@ -1,9 +1,9 @@
-"""Images (or signals), with their labels."""
+"""Images (or signals, or vectors) with named columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
-from sfumato.data.selection import Images, Rows
+from sfumato.data.selection import Array, Field, Items, Rows, as_array, check_range
 from sfumato.errors import InputError
 from sfumato.random import permutation
 
-# What float images may stray beyond [-1, 1] by: the rounding of half precision, not another range.
-_SLACK = 1e-3
+Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 def as_tensor(images: npt.NDArray[Any]) -> Float[Tensor, "batch channels *space"]:
@@ -32,57 +32,118 @@ def as_tensor(images: npt.NDArray[Any]) -> Float[Tensor, "batch channels *space"
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """``N`` images (or signals) of one shape.
+class Column:
+    """One value per image: a class, a number, an embedding, tokens, another image.
 
     Attributes:
-        images: ``(N, C, *space)``, uint8 in 0 ... 255 (kept so: a quarter of the memory) or float32 in [-1, 1]; an
-            array in memory, one mapped from a file, or rows of either. ``space`` is ``(H, W)`` for images, ``(L,)`` for
-            signals, ``()`` for vectors.
-        labels: int64 ``(N,)``, each in 0 ... ``len(classes) - 1``, or None.
-        classes: the name of each class; empty without labels.
-        name: what the data is called in records and pictures.
-
-    Raises:
-        InputError: if dtype, shape, range or labels are not as above.
+        values: ``(N, ...)``, numbers or truth values.
+        names: the name of each class, for a column of whole numbers from 0 to ``len(names) - 1``.
     """
 
-    images: Images
-    labels: npt.NDArray[np.integer[Any]] | None
-    classes: tuple[str, ...]
-    name: str
+    values: Array
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """The values of these images: int64, float32, bool, or uint8 for images."""
+        values = np.asarray(self.values[indices])
+        if values.dtype.kind in "iu" and (values.dtype != np.uint8 or values.ndim < 3):
+            values = values.astype(np.int64, copy=False)
+        return torch.from_numpy(np.ascontiguousarray(as_array(values)))
+
+    def check(self, name: str, count: int) -> None:
+        """Check that there is a value per image, and that classes are in the range of their names."""
+        values, held = self.values, f"{name}: {self.values.dtype} of shape {self.values.shape}"
+        if values.ndim < 1 or len(values) != count or values.dtype.kind not in "iufb":
+            raise InputError(f"{held}; expected numbers with a row for each of {count} images.")
+        if self.names and (values.dtype.kind not in "iu" or values.ndim != 1):
+            raise InputError(f"{held}; expected a whole number per image.")
+        if self.names and count and not isinstance(values, Rows | Field):
+            low, high, names = int(np.min(values)), int(np.max(values)), len(self.names)
+            if not 0 <= low <= high < names:
+                raise InputError(f"{name}: classes span {low} ... {high} but there are {names} names, from 0 on.")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """``N`` images (or signals) of one shape with named columns; map-style, as PyTorch expects.
+
+    ``dataset[i]`` is a dict of tensors: ``"image"`` in [-1, 1], and one per column.
+
+    Attributes:
+        images: ``(N, C, *space)``, uint8 in 0 ... 255 (kept so: a quarter of the memory) or float32 in [-1, 1]; in
+            memory, mapped from a file, or read item by item. ``space`` is ``(H, W)`` for images, ``(L,)`` for signals,
+            ``()`` for vectors.
+        columns: what else is known of each image, by name; the classes are ``"label"`` by custom.
+        name: what the data is called in records and images.
+    """
+
+    images: Array
+    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
+    name: str = "data"
 
     def __post_init__(self) -> None:
         images = self.images
-        if images.dtype != np.uint8 and images.dtype != np.float32:
-            raise InputError(
-                f"{self.name}: images are {images.dtype}; a Dataset takes uint8 in 0 ... 255 or float32 in [-1, 1]."
-            )
+        if images.dtype.name not in ("uint8", "float32"):
+            raise InputError(f"{self.name}: images are {images.dtype}; give uint8 in 0 ... 255 or float32 in [-1, 1].")
         if images.ndim < 2 or 0 in images.shape[1:]:
             raise InputError(f"{self.name}: images have shape {images.shape}; expected (N, channels, *space).")
         # Reading every page of a memory-mapped file would defeat its purpose; arrays in memory are cheap to check, and
         # rows of an array were checked with it.
-        if images.dtype == np.float32 and images.size and not isinstance(images, np.memmap | Rows):
-            low, high = float(images.min()), float(images.max())
-            if not (low >= -1.0 - _SLACK and high <= 1.0 + _SLACK):  # also catches NaN
-                raise InputError(f"{self.name}: float images span [{low:g}, {high:g}]; map them to [-1, 1] first.")
-        if self.labels is not None:
-            self._check_labels(self.labels)
+        if not isinstance(images, np.memmap | Rows | Field):
+            check_range(np.asarray(images), self.name)
+        for name, column in self.columns.items():
+            if not name.isidentifier() or name == "image":
+                raise InputError(f"{self.name}: a column can't be called {name!r}; take a word, and not 'image'.")
+            column.check(f"{self.name}, column {name!r}", len(images))
 
-    def _check_labels(self, labels: npt.NDArray[np.integer[Any]]) -> None:
-        if labels.shape != (len(self.images),) or labels.dtype != np.int64:
-            raise InputError(
-                f"{self.name}: labels are {labels.dtype} of shape {labels.shape}; "
-                f"expected int64 of shape ({len(self.images)},), one for each image."
-            )
-        if labels.size and not (labels.min() >= 0 and labels.max() < len(self.classes)):
-            raise InputError(
-                f"{self.name}: labels span {labels.min()} ... {labels.max()} but there are {len(self.classes)} "
-                f"class names; expected 0 ... {len(self.classes) - 1}."
-            )
+    @classmethod
+    def of(cls, data: Any, *, name: str = "data") -> Dataset:
+        """A data set of what people have, called ``name``.
+
+        ``data`` is a Dataset; an array or tensor of images ``(N, C, *space)``, uint8 or floats in [-1, 1]; a dict of
+        arrays, of which ``image`` holds the images and the others are columns; or a map-style PyTorch data set (or a
+        DataLoader, whose data set is taken) of tensors, of ``(image, label)`` or of dicts with ``image``, whose items
+        are read when they are needed.
+        """
+        if isinstance(data, Dataset):
+            return data
+        if isinstance(data, DataLoader):
+            return cls.of(data.dataset, name=name)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        if isinstance(data, np.ndarray | Tensor | np.memmap):
+            data = {"image": data}
+        if isinstance(data, Mapping):
+            lazy = np.memmap | Rows | Field
+            columns = {str(k): v if isinstance(v, lazy) else as_array(v) for k, v in data.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            key = next((key for key in ("image", "images") if key in columns), None)
+            if key is None:
+                raise InputError(f"{name}: there is no 'image' among {', '.join(columns) or 'nothing'}.")
+            images = columns.pop(key)
+            _check_layout(images, name)
+            return cls(images, {key: Column(values) for key, values in columns.items()}, name)
+        if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+            expected = "give an array, a dict of arrays, or a PyTorch data set with __len__ and __getitem__"
+            raise InputError(f"{name}: a {type(data).__name__} can't be read by index, as resuming needs; {expected}.")
+        items = Items(data, name)
+        fields = items.fields()
+        _check_layout(items.fetch(tuple(range(min(len(items), 8))))["image"], name)
+        columns = {key: Column(values) for key, values in fields.items() if key != "image"}
+        if "label" in columns and len(getattr(data, "targets", ())) == len(data):
+            # torchvision's data sets know their labels without decoding the images
+            columns["label"] = Column(as_array(data.targets), tuple(map(str, getattr(data, "classes", ()))))
+        return cls(fields["image"], columns, name)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Image ``index`` and its columns."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images; there is none of index {index}")
+        at = np.array([index % len(self)])
+        return {"image": self.batch(at)[0], **{name: values[0] for name, values in self.rows(at).items()}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,44 +163,57 @@ class Dataset:
             return None
         for bins in range(len(values), 257):
             places = (values.astype(np.float64) + 1.0) * (0.5 * (bins - 1))
-            if float(np.abs(places - places.round()).max()) < _SLACK:
+            if float(np.abs(places - places.round()).max()) < 1e-3:
                 return bins
         return None
 
-    def batch(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float[Tensor, "batch channels *space"]:
+    def batch(self, indices: Indices) -> Float[Tensor, "batch channels *space"]:
         """The images of these indices as a new float32 tensor in [-1, 1]."""
         return as_tensor(self.images[np.asarray(indices, dtype=np.int64)])
 
-    def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Dataset:
+    def rows(self, indices: Indices) -> dict[str, Tensor]:
+        """The columns of these images."""
+        at = np.asarray(indices, dtype=np.int64)
+        return {name: column.rows(at) for name, column in self.columns.items()}
+
+    def subset(self, indices: Indices) -> Dataset:
         """A dataset of these images, in this order; it shares their memory."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[chosen]
-        return Dataset(Rows(self.images, chosen), labels, self.classes, self.name)
+        rows = np.asarray(indices, dtype=np.int64)
+        columns = {name: Column(Rows(column.values, rows), column.names) for name, column in self.columns.items()}
+        return Dataset(Rows(self.images, rows), columns, self.name)
 
     def split(self, holdout: int | float, seed: int) -> tuple[Dataset, Dataset]:
         """``(train, heldout)``: disjoint, together the whole, a function of the seed alone.
 
-        Args:
-            holdout: how many images to hold out: a count (int, at least 1), a fraction (0 < float < 1) of the images
-                rounded to the nearest count, or 0 for none (then ``heldout`` is empty and ``train`` is this dataset).
-            seed: the held-out images are the first of ``sfumato.random.permutation(seed, "split", 0, N)``.
-
-        Raises:
-            InputError: if ``holdout`` is none of these, or leaves nothing on one side.
+        ``holdout`` images are held out: a count (int), a fraction (float, rounded to the nearest count), or 0 for none.
+        They are the first of ``sfumato.random.permutation(seed, "split", 0, N)``.
         """
         if holdout == 0:
             return self, self.subset([])
         if isinstance(holdout, bool) or not (0.0 < holdout < 1.0 if isinstance(holdout, float) else holdout >= 1):
-            raise InputError(
-                f"holdout is {holdout}; expected a count of images (a whole number), a fraction between 0 and 1, or 0."
-            )
+            raise InputError(f"holdout is {holdout}; expected a count of images, a fraction between 0 and 1, or 0.")
         size = len(self)
         count = round(holdout * size) if isinstance(holdout, float) else holdout
-        if count < 1:
-            raise InputError(f"holdout={holdout} of the {size} images of {self.name} rounds to none; hold out more.")
-        if count >= size:
-            raise InputError(
-                f"holdout={holdout} leaves nothing to train on: {self.name} has {size} images; hold out fewer."
-            )
+        if not 1 <= count < size:
+            wrong = "rounds to none" if count < 1 else "leaves nothing to train on"
+            raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images.")
         order = permutation(seed, "split", 0, size)
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def labelled(images: Array, labels: Array | None, classes: Sequence[str], name: str) -> Dataset:
+    """Images with their classes in the column ``"label"``, or without columns where there are no labels."""
+    return Dataset(images, {} if labels is None else {"label": Column(labels, tuple(classes))}, name)
+
+
+def _check_layout(images: Array, name: str) -> None:
+    """Check the axes and the range of images of unknown origin, which nobody has prepared for this package."""
+    shape = images.shape
+    if len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+        raise InputError(f"{name}: images have shape {shape}, channels last; move them: images.transpose(0, 3, 1, 2).")
+    if len(shape) == 3 and min(shape[1:]) > 4 and shape[2] <= 8 * shape[1]:
+        raise InputError(f"{name}: images have shape {shape}, without channels; add them: images[:, None].")
+    if images.dtype == np.float32 and not isinstance(images, np.memmap | Rows | Field) and images.size:
+        check_range(np.asarray(images), name)
+        if float(np.asarray(images).min()) >= 0.0 and float(np.asarray(images).max()) > 0.0:
+            raise InputError(f"{name}: float images have no value below 0; if 0 is black, give 2 * images - 1.")

@@ -1,311 +1,306 @@
-"""Many encoded pictures (files, or bytes from elsewhere) to one array."""
+"""Many image files to one array, kept in a file for the next start and for more of them than memory holds."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import json
 import math
+import os
+import shutil
+import sys
+import time
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.data.cache import Bytes, Cache, Stored, block_rows, fits_in_memory, unwritable
-from sfumato.data.options import CHANNELS, Options
-from sfumato.data.pixels import fit, run, to_array, to_channels
-from sfumato.data.progress import Progress
 from sfumato.data.selection import Images, Rows
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.io.files import atomic_write
+from sfumato.io.images import CHANNELS, Array, Bytes, decode_image, read_header, reason, resize, to_channels
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-else:
-    Picture = object  # Pillow is imported only where there are pictures to decode
+T = TypeVar("T")
 
-_ORIENTATION = 0x0112  # the EXIF tag
-_SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
-_NAMED = 3  # how many files an error or a warning names before it says "and 7 more"
+IN_MEMORY = 1 << 30
+"""The most bytes of decoded images that are held in memory; more stay in the file and are read as batches need them."""
+
+_FORMAT = 2  # of the file, and of what decoding does to an image
+_ABANDONED = 86400.0  # seconds after which a temporary file is the rest of a killed process
+_SHOWN = 3  # how many files an error or a warning names before it says "and 7 more"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What all images become, and how: options of :func:`sfumato.data.load`, which documents them."""
+
+    size: tuple[int, int] | None = None
+    channels: str | None = None
+    crop: str = "center"
+    workers: int = 4
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One encoded picture: what to call it in messages, and how to open it."""
+    """Image files, or bytes in their formats, opened one at a time, so that a million of them cost nothing."""
 
-    name: str
-    open: Callable[[], Path | IO[bytes]]
-
-
-class Pictures(Sequence[Encoded]):
-    """Encoded pictures that are made when asked for, so that a million of them cost nothing."""
-
-    def __init__(self, count: int, picture: Callable[[int], Encoded]) -> None:
-        self._count, self._picture = count, picture
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._picture(index)
+    origin: str  # where they come from, for messages
+    count: int
+    name: Callable[[int], str]  # of one of them, for messages
+    open: Callable[[int], Path | BytesIO]
+    listing: str  # a fingerprint of the source; another one means that it has to be decoded again
+    settled: Callable[[], bool]  # whether the source still is what the listing says and cannot change unnoticed
 
 
-@dataclass(frozen=True)
-class _Header:
-    channels: str
-    size: tuple[int, int]
-    orientation: int
+def decode(encoded: Encoded, target: Target) -> tuple[Images, npt.NDArray[np.int64]]:
+    """``(images, kept)``: uint8 ``(N, C, H, W)`` and the indices of the files that they were decoded from.
 
-
-def decode(
-    pictures: Sequence[Encoded], options: Options, origin: str, cache: Cache | None = None
-) -> tuple[Images, npt.NDArray[np.int64]]:
-    """``(images, kept)``: uint8 ``(N, C, H, W)`` and the indices of the pictures that they came from.
-
-    Where no option states channels or size, headers are read first, so that a folder that cannot become one array is
-    refused before it is decoded. Pictures that cannot be read are left out and named in one SfumatoWarning. EXIF
-    orientation is applied; 16-bit grey is rounded to 8 bits; an animation gives its first frame.
-
-    With a cache that holds these pictures nothing is decoded. Else it is written; where the images take more than
-    :data:`sfumato.data.cache.IN_MEMORY` bytes they are decoded into it, a block at a time, and mapped from it.
-
-    Raises:
-        InputError: if nothing can be read, sizes or channels differ and no option says what to make of them, or the
-            images do not fit in memory and the cache can't be written.
+    Where ``target`` leaves channels or size open, headers are read first, so that a folder that cannot become one array
+    is refused before it is decoded. Files that cannot be read are skipped and named in one warning. The array is kept
+    in a file; a later call with the same source and target reads it and decodes nothing.
     """
-    stored = None if cache is None else cache.read()
-    if stored is None or len(stored.images) != len(pictures):
-        stored = _decode(pictures, options, origin, cache)
-    images, failures = stored.images, stored.failures
+    path = _path(encoded, target)
+    images, failures = _stored(path, encoded.listing) or _decoded(encoded, target, path)
     if failures:
-        warnings.warn(
-            f"{len(failures)} of the {len(pictures)} images in {origin} cannot be read and are skipped: "
-            f"{_list(pictures, failures)}.",
-            SfumatoWarning,
-            stacklevel=2,
-        )
-    kept = np.setdiff1d(np.arange(len(pictures)), np.fromiter(failures, np.int64, len(failures)))
+        some = f"{len(failures)} of the {encoded.count} images in {encoded.origin}"
+        text = f"{some} cannot be read and are skipped: {_list(encoded, failures)}."
+        warnings.warn(text, SfumatoWarning, stacklevel=2)
+    kept = np.setdiff1d(np.arange(encoded.count), np.fromiter(failures, np.int64, len(failures)))
     return (Rows(images, kept) if failures else images), kept
 
 
-def _decode(pictures: Sequence[Encoded], options: Options, origin: str, cache: Cache | None) -> Stored:
-    failures: dict[int, str] = {}
-    channels, (height, width) = _survey(pictures, options, origin, failures)
-    count = len(pictures)
-    shape = (count, CHANNELS[channels], height, width)
-    in_file = cache is not None and not fits_in_memory(shape)
-    rows = block_rows(shape)
-    images = np.zeros((min(rows, count) if in_file else count, *shape[1:]), dtype=np.uint8)
+def prepare(images: Images, target: Target, name: str) -> Images:
+    """Arrays ``(N, C, *space)``, called ``name`` in messages, at the size and with the channels of ``target``."""
+    size, channels = target.size, target.channels
+    if size in (None, images.shape[2:]) and (channels is None or images.shape[1] == CHANNELS[channels]):
+        return images
+    if images.ndim != 4:
+        raise InputError(f"{name} has shape {images.shape[1:]} without height and width; leave out size and channels.")
 
-    def blocks() -> Iterator[Bytes]:
-        progress = Progress(f"decoding {origin}", count)
-        for start in range(0, count, rows):
-            block = images[: count - start] if in_file else images[start : start + rows]
-            _fill(block, pictures, start, options, channels, failures, progress)
-            yield block
-        progress.close()
-        if len(failures) == count:
-            raise InputError(_none(pictures, failures, origin))
+    def change(index: int) -> Array:
+        image: Array = images[index]
+        if size not in (None, image.shape[1:]):
+            image = resize(image, size, target.crop)
+        return image if channels is None else to_channels(image, channels)
 
-    if cache is None:
-        for _ in blocks():
-            pass
-        return Stored(images, failures)
-    what = f"The {count:,} decoded images of {origin} ({math.prod(shape) / 1e9:.2g} GB)"
-    if in_file:
-        try:
-            return Stored(cache.write(shape, blocks(), failures), failures)
-        except OSError as error:
-            raise unwritable(cache, error, what) from error
-    for _ in blocks():
-        pass
-    if not cache.settled():
-        return Stored(images, failures)
+    first = change(0)
+    changed = np.empty((len(images), *first.shape), dtype=first.dtype)
+    _parallel(lambda index: changed.__setitem__(index, change(index)), len(images), target.workers, f"resizing {name}")
+    return changed
+
+
+def default_folder() -> Path:
+    """Where decoded images are kept: ``sfumato`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    # the specification of base directories says to pass over a relative one
+    return (Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()) / "sfumato"
+
+
+def _path(encoded: Encoded, target: Target) -> Path:
+    """One file for each source and target: a source that has changed takes the place of what it was."""
+    key = repr((_FORMAT, encoded.origin, target.size, target.crop, target.channels))
+    folder = default_folder() if target.cache is None else Path(target.cache).expanduser()
+    return folder / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy")
+
+
+def _stored(path: Path, listing: str) -> tuple[Bytes, dict[int, str]] | None:
+    """The images of a file and what was wrong with those that could not be read; None to decode them again.
+
+    The file is a ``.npy`` array followed by a note in JSON. A checksum covers what fits in memory; of a larger file the
+    length is checked, so that opening it does not mean reading it.
+    """
     try:
-        cache.write(shape, (images[start : start + rows] for start in range(0, count, rows)), failures)
-    except OSError as error:
-        warnings.warn(
-            f"{unwritable(cache, error, what)} They are in memory now, and will be decoded again at the next start.",
-            SfumatoWarning,
-            stacklevel=2,
-        )
-    return Stored(images, failures)
+        images: Any = np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            file.seek(images.offset + images.nbytes)
+            note = json.loads(file.read())
+        in_memory = images.nbytes <= IN_MEMORY
+        images = np.array(images) if in_memory else np.asarray(images)
+        if note["listing"] != listing or (in_memory and zlib.crc32(images) != note.get("checksum")):
+            return None
+        return images, {int(index): str(text) for index, text in note["failures"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None  # absent or damaged
 
 
-def _fill(
-    block: Bytes,
-    pictures: Sequence[Encoded],
-    start: int,
-    options: Options,
-    channels: str,
-    failures: dict[int, str],
-    progress: Progress,
-) -> None:
-    """Decode the pictures from ``start`` on into a block, with zeros for those that can't be read."""
-    lock = Lock()
+def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[int, str]]:
+    """Decode all images and write the file: while they are decoded if they do not fit in memory, else afterwards."""
+    failures: dict[int, str] = {}
+    target = _common(encoded, target, failures)
+    assert target.channels is not None and target.size is not None
+    shape = (encoded.count, CHANNELS[target.channels], *target.size)
+    what = f"The {encoded.count:,} decoded images of {encoded.origin} ({math.prod(shape) / 1e9:.2g} GB) cannot be kept"
+    advice = "Set cache (--data.cache) to a folder that can be written and has room for them, or take a smaller size."
+    note: dict[str, Any] = {"listing": encoded.listing, "failures": failures}
+    images = np.zeros(shape, dtype=np.uint8) if math.prod(shape) <= IN_MEMORY else None
 
-    def fill(row: int) -> None:
-        index = start + row
-        if index not in failures:
-            try:
-                block[row] = to_channels(to_array(_pixels(pictures[index], options)), channels)
-            except MemoryError:
-                raise
-            except Exception as error:  # decoders of damaged files raise whatever they stumble over
-                failures[index] = _reason(error)
-        if index in failures:
-            block[row] = 0
-        with lock:
-            progress.one()
+    def decode_all(store: Callable[[int, Bytes], object]) -> None:
+        def read(source: Path | BytesIO) -> Bytes:
+            return decode_image(source, target.size, target.channels, target.crop)
 
-    run(fill, len(block), options.workers)
+        _each(encoded, read, store, target.workers, f"decoding {encoded.origin}", failures)
+
+    def fill(file: IO[bytes]) -> None:
+        start = file.tell()
+
+        def store(index: int, image: Bytes) -> None:
+            file.seek(start + index * image.size)
+            file.write(np.ascontiguousarray(image).data)
+
+        if images is not None:
+            file.write(images.data)
+            return
+        file.truncate(start + math.prod(shape))  # zeros where an image cannot be read
+        decode_all(store)
+        file.seek(0, os.SEEK_END)
+
+    if images is not None:
+        decode_all(images.__setitem__)
+        note["checksum"] = zlib.crc32(images.data)
+    if images is None or encoded.settled():
+        try:
+            _save(path, shape, note, fill)
+        except OSError as error:
+            if images is None:
+                raise InputError(f"{what}. {error} {advice}") from error
+            text = f"{what}; they will be decoded again at the next start. {error} {advice}"
+            warnings.warn(text, SfumatoWarning, stacklevel=3)
+    if images is None:
+        images = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+        if not encoded.settled():
+            with contextlib.suppress(OSError):
+                path.unlink()  # a mapped file that has lost its name lives as long as the mapping does
+    return images, failures
 
 
-def _survey(
-    pictures: Sequence[Encoded], options: Options, origin: str, failures: dict[int, str]
-) -> tuple[str, tuple[int, int]]:
-    """The channels and the size of all images: as the options say, else what the headers have in common."""
-    if options.channels is not None and options.size is not None:
-        return options.channels, options.size
+def _save(path: Path, shape: tuple[int, ...], note: dict[str, Any], fill: Callable[[IO[bytes]], object]) -> None:
+    """Write an array of bytes, which ``fill`` writes to a file, and the note; whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        for old in path.parent.glob(f".{path.name}.*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime > _ABANDONED:
+                    old.unlink()
+        if math.prod(shape) > shutil.disk_usage(path.parent).free:  # said before an hour of decoding, not after it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            fill(file)
+            file.write(json.dumps(note).encode())
+
+    atomic_write(path, write)
+
+
+def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> Target:
+    """The target with the channels and the size that the headers have in common where it leaves them open."""
+    if target.channels is not None and target.size is not None:
+        return target
     channels: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     example: dict[tuple[int, int], int] = {}
-    lock, progress = Lock(), Progress(f"looking at {origin}", len(pictures))
 
-    def look(index: int) -> None:
+    def count(index: int, header: tuple[str, tuple[int, int]]) -> None:
+        kind, size = header
+        channels[kind] += 1
+        if target.size is None:
+            sizes[size] += 1
+            example[size] = min(index, example.get(size, index))
+
+    _each(encoded, read_header, count, target.workers, f"looking at {encoded.origin}", failures)
+    if target.channels is None and len(channels) > 1:
+        mixture = ", ".join(f"{channels[kind]} {kind}" for kind in CHANNELS if kind in channels)
+        advice = 'pass channels="grey", channels="rgb" or channels="rgba" to make them one'
+        raise InputError(f"The images in {encoded.origin} have mixed channels ({mixture}); {advice}.")
+    if target.size is None and len(sizes) > 1:
+        shown = [f"{h}x{w} ({n}, such as {encoded.name(example[h, w])})" for (h, w), n in sizes.most_common(_SHOWN)]
+        listed = f"{len(sizes)} different sizes, height x width: {_more(shown, len(sizes))}"
+        raise InputError(f"The images in {encoded.origin} have {listed}; pass size=64, or any (height, width).")
+    return replace(target, channels=target.channels or next(iter(channels)), size=target.size or next(iter(sizes)))
+
+
+def _each(
+    encoded: Encoded,
+    read: Callable[[Path | BytesIO], T],
+    use: Callable[[int, T], object],
+    workers: int,
+    what: str,
+    failures: dict[int, str],
+) -> None:
+    """``use(index, read(file))`` for all files, in threads; ``failures`` says what is wrong with those unreadable."""
+    lock = Lock()
+
+    def one(index: int) -> None:
+        if index in failures:
+            return
         try:
-            header = _header(pictures[index])
+            value = read(encoded.open(index))
         except MemoryError:
             raise
-        except Exception as error:
-            failures[index] = _reason(error)
-            return
-        with lock:
-            progress.one()
-            channels[header.channels] += 1
-            if options.size is None:
-                sizes[header.size] += 1
-                example[header.size] = min(index, example.get(header.size, index))
+        except Exception as error:  # decoders of damaged files raise errors of any kind
+            failures[index] = reason(error)
+        else:
+            with lock:
+                use(index, value)
 
-    run(look, len(pictures), options.workers)
-    progress.close()
-    if not channels:
-        raise InputError(_none(pictures, failures, origin))
-    return (
-        options.channels or _common_channels(channels, origin),
-        options.size or _common_size(sizes, {size: pictures[i].name for size, i in example.items()}, origin),
-    )
+    _parallel(one, encoded.count, workers, what)
+    if len(failures) == encoded.count:
+        none = f"None of the {encoded.count} images in {encoded.origin} can be read"
+        raise InputError(f"{none}: {_list(encoded, failures)}.")
 
 
-def _header(encoded: Encoded) -> _Header:
-    from PIL import Image
-
-    with Image.open(encoded.open()) as picture:
-        return _header_of(picture)
-
-
-def _header_of(picture: Picture) -> _Header:
-    orientation = _orientation(picture)
-    height, width = picture.height, picture.width
-    size = (width, height) if orientation in _SIDEWAYS else (height, width)
-    return _Header(_channels(picture), size, orientation)
-
-
-def _orientation(picture: Picture) -> int:
-    try:
-        value: Any = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata beside sound pixels: show them as they are stored
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _channels(picture: Picture) -> str:
-    """What the file itself holds: grey, rgb or rgba."""
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels of unknown range; save them as .npy and pass value_range")
-    if picture.mode.startswith("I"):  # 16 and 32 bits
-        return "grey"
-    if picture.has_transparency_data:
-        return "rgba"
-    return "grey" if picture.mode in ("1", "L") else "rgb"
-
-
-def _pixels(encoded: Encoded, options: Options) -> Picture:
-    """The picture upright, in mode L, RGB or RGBA, at the size asked for."""
-    from PIL import Image
-
-    with Image.open(encoded.open()) as picture:
-        header = _header_of(picture)
-        if options.size is not None:
-            # A JPEG can be decoded at 1/2, 1/4 or 1/8; twice the final size leaves the filter enough to average.
-            scale = 2.0 * max(side / own for side, own in zip(options.size, header.size, strict=True))
-            picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
-        picture.load()
-        plain = _plain(picture, header.channels)
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(header.orientation)
-    upright = plain if turn is None else plain.transpose(turn)
-    return upright if options.size is None else fit(upright, options.size, options.crop)
-
-
-def _plain(picture: Picture, channels: str) -> Picture:
-    from PIL import Image
-
-    if not picture.mode.startswith("I"):
-        return picture.convert({"grey": "L", "rgb": "RGB", "rgba": "RGBA"}[channels])
-    values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("32-bit grey values outside 0 ... 65535")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _common_channels(counts: Counter[str], origin: str) -> str:
-    if len(counts) > 1:
-        mixture = ", ".join(f"{counts[kind]} {kind}" for kind in CHANNELS if kind in counts)
-        raise InputError(
-            f"The images in {origin} have mixed channels ({mixture}); "
-            'pass channels="grey", channels="rgb" or channels="rgba" to make them one.'
-        )
-    return next(iter(counts))
-
-
-def _common_size(counts: Counter[tuple[int, int]], example: dict[tuple[int, int], str], origin: str) -> tuple[int, int]:
-    if len(counts) > 1:
-        shown = [f"{h}x{w} ({n}, such as {example[h, w]})" for (h, w), n in counts.most_common(_NAMED)]
-        raise InputError(
-            f"The images in {origin} have {len(counts)} different sizes, height x width: {_more(shown, len(counts))}; "
-            "pass size=64, or any (height, width), to scale and crop them to one."
-        )
-    return next(iter(counts))
-
-
-def _none(pictures: Sequence[Encoded], failures: dict[int, str], origin: str) -> str:
-    return f"None of the {len(pictures)} images in {origin} can be read: {_list(pictures, failures)}."
-
-
-def _list(pictures: Sequence[Encoded], failures: dict[int, str]) -> str:
-    shown = [f"{pictures[index].name} ({failures[index]})" for index in sorted(failures)[:_NAMED]]
-    return _more(shown, len(failures))
+def _list(encoded: Encoded, failures: dict[int, str]) -> str:
+    return _more([f"{encoded.name(i)} ({failures[i]})" for i in sorted(failures)[:_SHOWN]], len(failures))
 
 
 def _more(shown: list[str], count: int) -> str:
     return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
 
 
-def _reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
+def _parallel(task: Callable[[int], None], count: int, workers: int, what: str) -> None:
+    """``task(0) ... task(count - 1)`` in threads (Pillow works outside the interpreter's lock); an error ends them all.
 
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+    From the third second on a line on standard error says how far they are, every half second (or minute, in no
+    terminal).
+    """
+    lock, began, terminal = Lock(), time.monotonic(), sys.stderr.isatty()
+    indices, done, due, stop = iter(range(count)), 0, began + 3.0, False
+
+    def work() -> None:
+        nonlocal done, due, stop
+        while not stop:
+            with lock:
+                index = next(indices, None)
+            if index is None:
+                return
+            try:
+                task(index)
+            except BaseException:
+                stop = True
+                raise
+            with lock:
+                done, now = done + 1, time.monotonic()
+                if now > due and not stop:
+                    due, rate = now + (0.5 if terminal else 60.0), done / (now - began)
+                    line = f"{what}: {done:,} of {count:,} ({rate:,.0f}/s, {(count - done) / rate:,.0f} s left)"
+                    print(f"\r{line}\x1b[K" if terminal else f"{line}\n", end="", file=sys.stderr, flush=True)
+
+    threads = max(1, min(workers, count))
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for future in [pool.submit(work) for _ in range(threads)]:
+                future.result()
+        finally:
+            stop = True
+            if terminal and due > began + 3.0:
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)

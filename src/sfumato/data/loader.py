@@ -10,28 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.dataset import Dataset, as_tensor
-from sfumato.data.options import height_width
 from sfumato.errors import InputError
-from sfumato.random import permutation, uniform
+from sfumato.io.images import height_width
+from sfumato.random import permutation, sent, uniform
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A run of consecutive samples.
+    """A run of consecutive samples."""
 
-    Attributes:
-        x0: float32 in [-1, 1].
-        labels: int64, or None for data without labels.
-        start: the global index of the first sample; the others follow.
-    """
+    x0: Float[Tensor, "batch channels *space"]  # in [-1, 1]
+    cond: dict[str, Tensor]  # the columns of the data, by name
+    start: int  # the global index of the first sample
 
-    x0: Float[Tensor, "batch channels *space"]
-    labels: Int[Tensor, "batch"] | None
-    start: int
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; a GPU computes on meanwhile."""
+        return Batch(sent(self.x0, device), {name: sent(c, device) for name, c in self.cond.items()}, self.start)
 
 
 _AT_ONCE = 1 << 24  # values that statistics convert to float64 at once, 128 MiB
@@ -54,15 +52,12 @@ class Loader:
     Attributes:
         dataset: where the images come from.
         seed: decides orders, flips and crops.
-        flip: mirror each sample left to right with probability 1/2.
+        flip: mirror each sample left to right with probability 1/2, and images in its columns with it.
         crop: take a random window of this size, a side or ``(height, width)``, from each sample; None for all of it.
-
-    Raises:
-        InputError: if the dataset is empty, or ``flip`` or ``crop`` ask for what its shape does not allow.
     """
 
     dataset: Dataset
-    seed: int
+    seed: int = 0
     flip: bool = False
     crop: int | tuple[int, int] | None = None
 
@@ -74,11 +69,16 @@ class Loader:
             option = "flip" if self.flip else "crop"
             raise InputError(f"{option} is for images; {name} has shape {shape}, without height and width.")
         if self.crop is not None:
+            if self._pictures:
+                raise InputError(f"crop is for images alone; {name} has other images too, {self._pictures[0]!r}.")
             height, width = height_width(self.crop, "crop")
             if height > shape[1] or width > shape[2]:
-                raise InputError(
-                    f"crop={self.crop} is larger than the images of {name}, {shape[1]}x{shape[2]}; take a smaller crop."
-                )
+                raise InputError(f"crop={self.crop} is larger than the images of {name}, {shape[1]}x{shape[2]}.")
+
+    @property
+    def _pictures(self) -> list[str]:
+        """The columns that hold images."""
+        return [name for name, column in self.dataset.columns.items() if column.values.ndim == 4]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,34 +87,27 @@ class Loader:
         return shape if self.crop is None else (shape[0], *height_width(self.crop, "crop"))
 
     def indices(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Which images of the dataset samples ``start ... start + count - 1`` are; int64 ``(count,)``.
-
-        Raises:
-            InputError: if ``start`` is negative or ``count`` is not positive.
-        """
+        """Which images of the dataset samples ``start ... start + count - 1`` are; int64 ``(count,)``."""
         if start < 0 or count < 1:
             raise InputError(f"start={start}, count={count}; expected start >= 0 and count >= 1.")
         size, stop = len(self.dataset), start + count
-        return np.concatenate(
-            [
-                _epoch_order(self.seed, epoch, size)[max(start - epoch * size, 0) : stop - epoch * size]
-                for epoch in range(start // size, (stop - 1) // size + 1)
-            ]
-        )
+        epochs = range(start // size, (stop - 1) // size + 1)
+        orders = [_epoch_order(self.seed, e, size)[max(start - e * size, 0) : stop - e * size] for e in epochs]
+        return np.concatenate(orders)
 
     def batch(self, start: int, count: int) -> Batch:
-        """Samples ``start ... start + count - 1``.
-
-        Raises:
-            InputError: if ``start`` is negative or ``count`` is not positive.
-        """
+        """Samples ``start ... start + count - 1``."""
         indices = self.indices(start, count)
-        images = self._images(indices, start)
+        images = self.dataset.images[indices]
+        if self.crop is not None:
+            images = self._windows(images, start)
+        cond = self.dataset.rows(indices)
         if self.flip:
-            mirrored = uniform(self.seed, "flip", start, count).numpy() < 0.5
-            images[mirrored] = images[mirrored][..., ::-1]
-        labels = self.dataset.labels
-        return Batch(as_tensor(images), None if labels is None else torch.from_numpy(labels[indices]), start)
+            mirrored = uniform(self.seed, "flip", start, count) < 0.5
+            images[mirrored.numpy()] = images[mirrored.numpy()][..., ::-1]
+            for name in self._pictures:
+                cond[name][mirrored] = cond[name][mirrored].flip(-1)
+        return Batch(as_tensor(images), cond, start)
 
     def std(self, count: int) -> float:
         """The standard deviation of all values of the first ``count`` samples, computed a part of them at a time."""
@@ -122,27 +115,20 @@ class Loader:
         total, mean, squares = 0, 0.0, 0.0
         for start in range(0, count, size):
             x0 = self.batch(start, min(size, count - start)).x0.double()
-            deviation, own = float(x0.std(correction=0)), float(x0.mean())
+            deviation, its_mean = float(x0.std(correction=0)), float(x0.mean())
             if count <= size:
                 return deviation
             # sums of squares about the means of two parts give that about the common mean (Chan, Golub, LeVeque 1979)
-            away = own - mean
+            away = its_mean - mean
             squares += deviation**2 * x0.numel() + away**2 * total * x0.numel() / (total + x0.numel())
             total += x0.numel()
             mean += away * x0.numel() / total
         return math.sqrt(squares / total)
 
-    def _images(self, indices: npt.NDArray[np.int64], start: int) -> npt.NDArray[Any]:
-        """Copies of these images, cropped."""
-        images = self.dataset.images
-        if self.crop is None:
-            return images[indices]
-        height, width = height_width(self.crop, "crop")
+    def _windows(self, images: npt.NDArray[Any], start: int) -> npt.NDArray[Any]:
+        """A random window of each image."""
+        height, width = height_width(self.crop or 0, "crop")
         room = np.array([images.shape[2] - height + 1, images.shape[3] - width + 1])
-        corners = (uniform(self.seed, "crop", start, len(indices), (2,)).numpy() * room).astype(np.int64)
-        return np.stack(
-            [
-                images[index, :, top : top + height, left : left + width]
-                for index, (top, left) in zip(indices, corners, strict=True)
-            ]
-        )
+        corners = (uniform(self.seed, "crop", start, len(images), (2,)).numpy() * room).astype(np.int64)
+        pairs = zip(images, corners.tolist(), strict=True)
+        return np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])

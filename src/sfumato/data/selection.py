@@ -1,4 +1,4 @@
-"""Some images of an array, without a copy of them."""
+"""Arrays that are read when they are indexed: some rows of another array, or one field of a PyTorch data set."""
 
 from __future__ import annotations
 
@@ -7,39 +7,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from sfumato.errors import InputError
 
 
 class Rows:
-    """Some rows of an array in some order, read when they are asked for.
+    """What ``array[rows]`` would be, for arrays in files or too large to hold twice: an index gives a copy."""
 
-    It is what ``array[rows]`` would be, for arrays in files and arrays too large to hold twice: an index selects among
-    the rows and gives a copy of what it selects.
-    """
-
-    def __init__(self, array: npt.NDArray[Any] | Rows, rows: npt.NDArray[np.int64]) -> None:
+    def __init__(self, array: Array, rows: npt.NDArray[np.int64]) -> None:
         # rows of rows of an array are rows of that array: selections do not pile up
-        self._array: npt.NDArray[Any] = array._array if isinstance(array, Rows) else array
+        self._array: Array = array._array if isinstance(array, Rows) else array
         self._rows: npt.NDArray[np.int64] = array._rows[rows] if isinstance(array, Rows) else rows
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """That of the array."""
-        return self._array.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(rows, ...)``."""
-        return (len(self._rows), *self._array.shape[1:])
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self._array.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of values."""
-        return math.prod(self.shape)
+        self.dtype, self.shape = self._array.dtype, (len(self._rows), *self._array.shape[1:])
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,5 +38,95 @@ class Rows:
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
-Images = npt.NDArray[Any] | Rows
-"""An array, in memory or in a file, or rows of one."""
+class Items:
+    """The items of a map-style PyTorch data set, fetched and collated: tensors, ``(image, label)`` or dicts."""
+
+    def __init__(self, items: Any, name: str) -> None:
+        self._items, self.name = items, name
+        # images and columns of a batch are read one after the other, and an item may be slow to decode
+        self._last: tuple[tuple[int, ...], dict[str, npt.NDArray[Any]]] = ((), {})
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def fetch(self, indices: tuple[int, ...]) -> dict[str, npt.NDArray[Any]]:
+        """The fields of these items, each with a row per item; the images are ``"image"``."""
+        if indices and indices == self._last[0]:
+            return self._last[1]
+        try:
+            collated = default_collate([self._item(index) for index in indices])
+        except (TypeError, RuntimeError) as error:
+            raise InputError(f"{self.name}: items are no batch; give tensors of one shape ({error}).") from error
+        fields = {name: as_array(value) for name, value in collated.items()}
+        check_range(fields["image"], self.name)
+        self._last = (indices, fields)
+        return fields
+
+    def _item(self, index: int) -> dict[str, Any]:
+        item: Any = self._items[index]
+        fields: dict[str, Any] = item if isinstance(item, dict) else {"image": item}
+        if isinstance(item, tuple | list) and len(item) in (1, 2):
+            fields = {"image": item[0], **({"label": item[1]} if len(item) == 2 else {})}
+        if "image" not in fields:
+            raise InputError(f"{self.name}: items hold {', '.join(map(str, fields))}; name the image 'image'.")
+        image = fields["image"]
+        if hasattr(image, "getbands"):  # an image of Pillow
+            image = torch.from_numpy(np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0).copy())
+        if not isinstance(image, Tensor | np.ndarray):
+            expected = "expected a tensor, (image, label) or a dict with 'image'"
+            raise InputError(f"{self.name}: an item is a {type(image).__name__}; {expected}.")
+        return {**fields, "image": image}
+
+    def fields(self) -> dict[str, Field]:
+        """The fields of its items, by name."""
+        if len(self) == 0:
+            raise InputError(f"{self.name} is empty.")
+        return {name: Field(self, name, values) for name, values in self.fetch((0,)).items()}
+
+
+class Field:
+    """One field of the items of a data set, as an array that is read when it is indexed."""
+
+    def __init__(self, items: Items, name: str, first: npt.NDArray[Any]) -> None:
+        self._items, self._name = items, name
+        self.dtype, self.shape = first.dtype, (len(items), *first.shape[1:])
+        self.ndim, self.size = first.ndim, math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        rows: Any = np.arange(len(self))[first]
+        if np.ndim(rows) == 0:
+            return self._items.fetch((int(rows),))[self._name][(0, *rest)]
+        if len(rows) == 0:
+            return np.zeros((0, *self.shape[1:]), self.dtype)
+        # a copy: what is fetched is kept for the other fields
+        return self._items.fetch(tuple(rows.tolist()))[self._name][(slice(None), *rest)].copy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        values = np.concatenate([self[start : start + 256] for start in range(0, max(len(self), 1), 256)])
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+
+Array = npt.NDArray[Any] | Rows | Field
+"""An array, in memory or in a file, rows of one, or a field of a PyTorch data set."""
+Images = Array
+
+
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """A NumPy array of a tensor, array or sequence; floats of other precisions become float32."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    array = np.asarray(values)
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def check_range(images: npt.NDArray[Any], name: str) -> None:
+    """Check that float images lie in [-1, 1]; half precision may round them a little beyond."""
+    if images.dtype == np.float32 and images.size:
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -1.001 and high <= 1.001):  # also catches NaN
+            raise InputError(f"{name}: float images span [{low:g}, {high:g}]; map them to [-1, 1] first.")

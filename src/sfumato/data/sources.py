@@ -1,24 +1,34 @@
-"""Data by name or path."""
+"""Data by name or path: folders of images, arrays, and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import io
+import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from sfumato.data.arrays import read_arrays
-from sfumato.data.dataset import Dataset
-from sfumato.data.folder import SUFFIXES, read_folder
-from sfumato.data.huggingface import read_hub
-from sfumato.data.options import Options, height_width
-from sfumato.data.pixels import prepare
+from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns
+from sfumato.data.dataset import Column, Dataset
+from sfumato.data.decoding import Encoded, Target, decode, prepare
 from sfumato.errors import InputError, nearest
+from sfumato.io.images import CHANNELS, Array, height_width
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+_TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, that of FAT
 _HUB = "hf:"
-_ARRAYS = (".npy", ".npz")
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves, of one split or of several
+_LABEL_NAMES = ("label", "labels", "class")
+_LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NC")
 
 
 def digits() -> Dataset:
@@ -27,99 +37,270 @@ def digits() -> Dataset:
 
     bunch: Any = load_digits()
     images = np.asarray(bunch.images / 8.0 - 1.0, dtype=np.float32)[:, None]
-    return Dataset(images, np.asarray(bunch.target, dtype=np.int64), tuple("0123456789"), "digits")
+    column = Column(np.asarray(bunch.target, dtype=np.int64), tuple("0123456789"))
+    return Dataset(images, {"label": column}, "digits")
 
 
 SOURCES: dict[str, Callable[[], Dataset]] = {"digits": digits}
-"""Data with a name of its own; one function each."""
+"""Data sets with a name; one function each."""
 
 
 def load(
-    source: str | Path,
+    source: str = "digits",
     *,
     size: int | tuple[int, int] | None = None,
-    channels: str | None = None,
-    labels: bool = False,
-    value_range: tuple[float | int, float | int] | None = None,
-    layout: str | None = None,
-    crop: str = "center",
-    workers: int | None = None,
-    cache: str | Path | None = None,
+    channels: Literal["grey", "rgb", "rgba"] | None = None,
+    value_range: tuple[float, float] | None = None,
+    layout: Literal["NHW", "NHWC", "NCHW", "NCL", "NC"] | None = None,
+    crop: Literal["center", "none"] = "center",
+    workers: int = 4,
+    cache: str | None = None,
+    columns: Collection[str] = (),
 ) -> Dataset:
-    """Load data by name or path.
+    """Data by name or path.
 
-    Images of folders and data sets of the hub are decoded once, into a file that the next call reads; up to 1 GiB of
-    them are held in memory, more are read from that file as they are needed.
+    A source is ``digits``; a folder of images (png, jpg, webp, bmp, gif, tif; searched with its sub-folders, in sorted
+    order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one array of several as
+    ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with
+    ``:SPLIT``, or ``hf:PATH`` of a local folder (needs ``pip install "sfumato[hf]"``).
+
+    Image files are decoded once, into a file that the next call reads; up to 1 GiB of pixels are held in memory, more
+    are read from that file as they are needed. Files that cannot be read are skipped with a warning.
 
     Args:
-        source: one of
-
-            - a name: ``digits``;
-            - a folder of images (png, jpg, webp, bmp, gif, tif; searched with its sub-folders, in sorted order);
-            - a ``.npy`` or ``.npz`` file, read by :func:`sfumato.data.arrays.read_arrays`; one array of several is
-              written ``FILE.npz:KEY``;
-            - ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with ``:SPLIT``, or ``hf:PATH``: a data set of the
-              Hugging Face hub or of a local folder (needs ``pip install "sfumato[hf]"``).
-        size: scale images to this side, or to ``(height, width)``, in pixels. None keeps them as they are.
-        channels: ``"grey"``, ``"rgb"`` or ``"rgba"``. None keeps what all images have in common.
-        labels: require a class for each image. A folder has classes only when asked (its first-level sub-folders);
-            other sources carry the labels they have even when not asked.
-        value_range: the values of black and white in an array, such as ``(0, 1)``; they become -1 and 1.
-        layout: the axes of an array, ``"NHW"``, ``"NHWC"``, ``"NCHW"``, ``"NCL"`` (signals) or ``"NC"`` (vectors),
-            where :func:`sfumato.data.arrays.channels_first` cannot tell.
-        crop: how ``size`` is reached: ``"center"`` scales the image to cover it and cuts what is over,
-            ``"none"`` stretches.
-        workers: threads that read and scale images; None is one for each processor.
-        cache: the folder where decoded images are kept; None is ``sfumato`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-
-    Raises:
-        InputError: if the source is unknown, missing, empty or unreadable; its images differ in size or channels and
-            no option says what to make of them; or they take more than 1 GiB and the cache can't be written. Single
-            unreadable images are skipped with a SfumatoWarning.
+        source: a name (digits), a folder of images, an .npy or .npz file, or hf:NAME.
+        size: the side, or height and width, in pixels, that images are resized to (default: as they are).
+        channels: the channels that images are converted to (default: what all of them have in common).
+        value_range: the values of black and white in an array, such as 0 1; they become -1 and 1.
+        layout: the axes of an array, where its shape does not tell: NCL are signals, NC vectors.
+        crop: how the size is reached: center scales to cover it and cuts what is over, none stretches.
+        workers: the number of threads that decode and resize images.
+        cache: the folder that keeps decoded images (default: sfumato in the user's folder for caches).
+        columns: the names of columns that must be there, such as label: the sub-folders of a folder, which has labels
+            only then, or the labels of another source; further arrays of an .npz with a row per image.
     """
-    options = Options(
-        size=None if size is None else height_width(size, "size"),
-        channels=channels,
-        labels=labels,
-        value_range=value_range,
-        layout=layout,
-        crop=crop,
-        workers=(os.cpu_count() or 1) if workers is None else workers,
-        cache=None if cache is None else str(cache),
-    )
-    dataset = _read(str(source), options)
-    if labels and dataset.labels is None:
-        raise InputError(f"labels=True, but {source} has no labels.")
-    return dataset
-
-
-def _read(source: str, options: Options) -> Dataset:
-    if source in SOURCES:
-        options.refuse_array_options(source)
-        return prepare(SOURCES[source](), options)
-    if source.startswith(_HUB):
-        options.refuse_array_options(source)
-        return read_hub(source.removeprefix(_HUB), options)
-    path, key = Path(source).expanduser(), None
-    if not path.exists() and ".npz:" in source:
+    for option, value, known in (
+        ("channels", channels, tuple(CHANNELS)),
+        ("layout", layout, _LAYOUTS),
+        ("crop", crop, ("center", "none")),
+    ):
+        if value is not None and value not in known:
+            raise InputError(f"{option}={value!r} is unknown{nearest(value, known)}")
+    if workers < 1:
+        raise InputError(f"workers={workers}; expected at least 1 thread to read images with.")
+    if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
+        raise InputError(f"value_range={value_range}; expected (lowest, highest), such as (0, 1) or (0, 255).")
+    target = Target(None if size is None else height_width(size, "size"), channels, crop, workers, cache)
+    source, key = str(source), None
+    path, is_file = Path(source).expanduser(), source not in SOURCES and not source.startswith(_HUB)
+    if is_file and ".npz:" in source and not path.exists():
         name, _, key = source.rpartition(":")
         path = Path(name).expanduser()
-    if source == "" or not path.exists():
+    if is_file and (source == "" or not path.exists()):
         raise InputError(_unknown(source, path))
-    if path.is_dir():
-        options.refuse_array_options(source)
-        return read_folder(path, options)
-    if path.suffix.lower() in _ARRAYS:
-        return read_arrays(path, key, options)
-    if path.suffix.lower() in SUFFIXES:
+    is_array = is_file and path.suffix.lower() in (".npy", ".npz")
+    for option, value in (("value_range", value_range), ("layout", layout)):
+        if value is not None and not is_array:
+            raise InputError(f"{option} is for .npy and .npz arrays; {source} states its own: leave it out.")
+
+    if source in SOURCES:
+        dataset = SOURCES[source]()
+        if missing := [name for name in columns if name not in dataset.columns]:
+            raise InputError(f"{source} has no column {missing[0]!r}.")
+        images = prepare(dataset.images, target, source)
+        return dataset if images is dataset.images else replace(dataset, images=images)
+    if not is_file:
+        name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
+    elif path.is_dir():
+        name, read = path.resolve().name or str(path), _read_folder(path, columns, target)
+    elif is_array:
+        name, read = path.stem, read_arrays(path, key, columns, value_range, layout)
+        read = prepare(read[0], target, name), *read[1:]
+    elif path.suffix.lower() in SUFFIXES:
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
-    raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
+    else:
+        raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
+    images, values, classes = read
+    named = {key: Column(rows, tuple(classes) if key == "label" else ()) for key, rows in values.items()}
+    return Dataset(images, named, name)
 
 
 def _unknown(source: str, path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     is_word = path.name == source and path.suffix == ""
     near = nearest(path.name, [*(SOURCES if is_word else ()), *siblings])
-    if not near.startswith("; did you mean"):  # all files beside it are no help
+    if not near.startswith("; did you mean"):  # a list of all files in the folder is no help
         near = f"; expected {', '.join(SOURCES)}, a folder of images, a .npy or .npz file, or hf:NAME."
     return f"{source!r} is neither a known name nor a file or folder{near}"
+
+
+def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read:
+    """The images of a folder and of all folders in it, in the order of their paths.
+
+    Hidden files and what is not an image by its suffix are passed over. The one column, ``label``, is read if it is
+    wanted: the first-level sub-folders are the classes, in the order of their names.
+    """
+    if other := [name for name in columns if name != "label"]:
+        raise InputError(f"{folder} has no column {other[0]!r}; a folder of images has only label, its sub-folders.")
+    names, listing, _ = _listing(folder)
+    if not names:
+        raise InputError(f"{folder} holds no images; looked in it and its sub-folders for {', '.join(SUFFIXES)}.")
+    if columns and (loose := [name for name in names if "/" not in name]):
+        some = f"{len(loose)} of {len(names)} images lie in no sub-folder, such as {loose[0]}"
+        raise InputError(f"{folder} has no labels: {some}; move each into that of its class, or train without labels.")
+    encoded = Encoded(
+        origin=str(folder.resolve()),
+        count=len(names),
+        name=names.__getitem__,
+        open=lambda index: folder / names[index],
+        listing=listing,
+        settled=lambda: _listing(folder)[1:] == (listing, False),
+    )
+    images, kept = decode(encoded, target)
+    if not columns:
+        return images, {}, ()
+    of_image = [name.partition("/")[0] for name in names]
+    classes = sorted(set(of_image))
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
+    return images, {"label": labels}, tuple(classes)
+
+
+def _listing(folder: Path) -> tuple[list[str], str, bool]:
+    """The relative paths, with ``/``; a hash of them with the sizes and times of the files; whether a file is so new
+    that it could change within the tick of the clock, and keep its time."""
+    names: list[str] = []
+    fingerprint, fresh = hashlib.sha256(), False
+    for name, path in _walk(folder, "", frozenset()):
+        try:
+            status = os.stat(path)  # noqa: PTH116
+            size, changed = status.st_size, status.st_mtime_ns
+        except OSError:  # a link to nothing; decoding it says so
+            size, changed = -1, 0
+        names.append(name)
+        fingerprint.update(os.fsencode(name) + f"\0{size}\0{changed}\0".encode())
+        fresh |= abs(time.time_ns() - changed) < _TICK
+    return names, fingerprint.hexdigest(), fresh
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[tuple[str, str]]:
+    """``(relative, path)`` of the images, sorted part by part, so that the order is the same on every file system."""
+    real = folder.resolve()
+    # Links to class folders are common; a link to a folder that holds it would never end.
+    circle = above | {real, *real.parents}
+    images: list[str] = []
+    folders: set[str] = set()
+    try:
+        with os.scandir(folder) as listed:
+            for entry in listed:  # names alone are kept: a million entries are half a gigabyte
+                if entry.name.startswith(".") or entry.name == "__MACOSX":  # Apple's forks of every image in a zip
+                    continue
+                if _is_folder(entry):
+                    folders.add(entry.name)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    images.append(entry.name)
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    for name in sorted([*images, *folders]) if folders else sorted(images):
+        if name not in folders:
+            yield prefix + name, os.path.join(folder, name)  # noqa: PTH118 - a Path for each costs more than its file
+        elif (folder / name).resolve() not in circle:
+            yield from _walk(folder / name, f"{prefix}{name}/", circle)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
+    """The images of ``name``, written ``OWNER/NAME``, ``OWNER/NAME/CONFIG``, ``OWNER/NAME:SPLIT`` or a local folder.
+
+    The split is ``train`` unless given, in the syntax of the ``datasets`` library (``test``, ``train[:1000]``). The
+    images are the one column of images; the column ``label`` is the one of class labels, or of integers or strings
+    named label, labels or class; any other column is the one of its name.
+    """
+    try:
+        library: Any = importlib.import_module("datasets")
+    except ImportError:
+        library = None
+    if not hasattr(library, "load_dataset"):  # a folder named datasets where Python looks first is not the library
+        raise InputError('hf:NAME needs the datasets library; install it by: pip install "sfumato[hf]"')
+    table = _table(name, library)
+    if len(table) == 0:
+        raise InputError(f"hf:{name} has no rows.")
+    kinds = {column: type(feature).__name__ for column, feature in table.features.items()}
+    pictures = [column for column, kind in kinds.items() if kind == "Image"]
+    if len(pictures) != 1:
+        held = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
+        count = "several columns of images" if pictures else "no column of images"
+        raise InputError(f"hf:{name} has {count}; expected one. Its columns are {held}.")
+    column = pictures[0]
+
+    def get(key: str) -> Array:
+        return np.asarray(table[key][:])
+
+    labels = partial(_hub_labels, table, name)
+    values, classes = read_columns(list(kinds), get, columns, len(table), f"hf:{name}", labels)
+    cells = table.select_columns([column]).cast_column(column, library.Image(decode=False))
+
+    def open_image(row: int) -> Path | io.BytesIO:
+        cell = cells[row][column]
+        if cell is None:
+            raise ValueError("no image in this row")
+        return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])
+
+    # the library's own caches go by this number: it changes with the rows, the files and all that was done to them
+    fingerprint = getattr(table, "_fingerprint", None)
+    encoded = Encoded(
+        origin=f"hf:{name}",
+        count=len(table),
+        name=lambda row: f"row {row}",
+        open=open_image,
+        listing=f"{fingerprint} {column}",
+        settled=lambda: fingerprint is not None,
+    )
+    images, kept = decode(encoded, target)
+    return images, {key: array[kept] for key, array in values.items()}, classes
+
+
+def _table(name: str, library: Any) -> Any:
+    path, _, split = name.partition(":")
+    split = split or "train"
+    config = None
+    if path and Path(path).expanduser().exists():
+        path = str(Path(path).expanduser())
+    else:
+        parts = path.split("/")
+        if not all(parts) or len(parts) > 3:
+            raise InputError(
+                f"hf:{name} is not of the form hf:OWNER/NAME, hf:OWNER/NAME/CONFIG or hf:OWNER/NAME:SPLIT."
+            )
+        path, config = "/".join(parts[:2]), (parts[2] if len(parts) == 3 else None)
+    saved = any((Path(path) / file).exists() for file in _SAVED)
+    try:
+        table = library.load_from_disk(path) if saved else library.load_dataset(path, config, split=split)
+    except Exception as error:  # no network, no such name, no such split, a script: each has its own exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"hf:{name} cannot be loaded: {reason}") from error
+    if isinstance(table, dict):
+        if split not in table:
+            raise InputError(f"hf:{name} has no split {split!r}{nearest(split, [str(key) for key in table])}")
+        return table[split]
+    return table
+
+
+def _hub_labels(table: Any, name: str) -> tuple[Array, tuple[str, ...]]:
+    """The labels of a table, and the names of the classes."""
+    features: dict[str, Any] = table.features
+    labelled = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    named = [column for column in _LABEL_NAMES if column in (labelled or features)][:1]
+    candidates = labelled if len(labelled) == 1 else named or labelled
+    if len(candidates) != 1:
+        trouble = f"several label columns ({', '.join(candidates)})" if candidates else "no label column"
+        raise InputError(f"hf:{name} has {trouble}; expected one.")
+    column = candidates[0]
+    names = np.array(features[column].names) if labelled else None
+    return labels_of(np.asarray(table[column][:]), len(table), names, f"hf:{name}[{column!r}]")

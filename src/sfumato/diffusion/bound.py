@@ -12,24 +12,19 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from sfumato import random
-from sfumato.diffusion.denoiser import Denoise, Prediction
+from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients
-from sfumato.diffusion.level import Level, Scalar, broadcast
+from sfumato.diffusion.level import Data, Level, broadcast
 from sfumato.diffusion.variance import ReverseVariance, floor, small
 from sfumato.errors import InputError
 
-_OFF_GRID = 1e-3
-"""How far from a value of the grid, in bins, data may lie: the rounding of float32, not another grid."""
+Number = float | Tensor
 
 
-def gaussian_kl(
-    mean_1: float | Tensor, variance_1: float | Tensor, mean_2: float | Tensor, variance_2: float | Tensor
-) -> Float64[Tensor, "*shape"]:
+def gaussian_kl(mean_1: Number, variance_1: Number, mean_2: Number, variance_2: Number) -> Float64[Tensor, "*shape"]:
     r"""The divergence of two normal distributions in nats, elementwise and in float64.
 
-    .. math::
-        D_{KL}(\mathcal N(\mu_1, v_1) \Vert \mathcal N(\mu_2, v_2))
-        = \tfrac12 \left( \frac{v_1}{v_2} - 1 - \log \frac{v_1}{v_2} + \frac{(\mu_1 - \mu_2)^2}{v_2} \right)
+    :math:`\tfrac12 \left( \frac{v_1}{v_2} - 1 - \log \frac{v_1}{v_2} + \frac{(\mu_1 - \mu_2)^2}{v_2} \right)`
     """
     m1, v1, m2, v2 = (torch.as_tensor(value, dtype=torch.float64) for value in (mean_1, variance_1, mean_2, variance_2))
     ratio = v1 / v2
@@ -46,15 +41,8 @@ def discretized_gaussian(
     .. math::
         \log P(x_0) = \log \int_{x_0 - w / 2}^{x_0 + w / 2} \mathcal N(x; \mu, v)\, dx
 
-    where the first bin starts at :math:`-\infty` and the last one ends at :math:`\infty`, so that the
-    probabilities of the bins sum to 1. It is differentiable, in float64 and exact in the tails: no probability
-    is ever rounded to 0.
-
-    Args:
-        x0: values of the grid.
-        mean: the mean.
-        variance: positive; broadcasts against ``mean``.
-        bins: the number of values, 256 for 8-bit data.
+    where the first bin starts at :math:`-\infty` and the last one ends at :math:`\infty`. It is differentiable, in
+    float64 and exact in the tails: no probability is ever rounded to 0.
     """
     half = 1.0 / (bins - 1)
     x, centre = x0.double(), mean.double()
@@ -71,26 +59,19 @@ def discretized_gaussian(
     return top + (-torch.expm1(-gap)).log()
 
 
-def quantized(x0: Float[Tensor, "batch *shape"], bins: int = 256) -> Float64[Tensor, "batch *shape"]:
-    """The data in float64, exactly on the grid of ``bins`` values from -1 to 1.
-
-    Raises:
-        InputError: if they are empty, or a value does not lie on that grid.
-    """
+def quantized(x0: Data, bins: int = 256) -> Float64[Tensor, "batch *shape"]:
+    """The data in float64, exactly on the grid of ``bins`` values from -1 to 1."""
     if bins < 2:
         raise InputError(f"Quantized data have at least 2 values; got bins={bins}.")
-    if x0.numel() == 0:
-        raise InputError(f"There is no data to evaluate: its shape is {tuple(x0.shape)}.")
     position = (x0.double() + 1.0) * (0.5 * (bins - 1))
     whole = position.round()
-    worst = float((position - whole).abs().max())
-    inside = bool(((whole >= 0.0) & (whole <= bins - 1.0)).all())
-    if not (inside and worst <= _OFF_GRID):
-        span = f"span [{float(x0.min()):.4g}, {float(x0.max()):.4g}]"
-        what = f"{span} and lie up to {worst:.2g} of a bin off it" if inside else span
+    # what rounding to float32 moves a value off the grid
+    near = (position - whole).abs() <= 1e-3
+    if not bool((near & (whole >= 0.0) & (whole <= bins - 1.0)).all()):
         raise InputError(
             f"A bound in bits needs data on the grid of {bins} values from -1 to 1 (8-bit images are x / 127.5 - 1); "
-            f"these {what}: quantize them, or state the number of their values with bins=."
+            f"these span [{float(x0.min()):.4g}, {float(x0.max()):.4g}]: quantize them, or state the number of their "
+            "values with bins=."
         )
     return whole * (2.0 / (bins - 1)) - 1.0
 
@@ -98,8 +79,7 @@ def quantized(x0: Float[Tensor, "batch *shape"], bins: int = 256) -> Float64[Ten
 def prior_variance(level: Level) -> float:
     r"""The variance of the prior :math:`p(x_T) = \mathcal N(0, v I)` at the first level of a grid.
 
-    1 where the variance is preserved, :math:`\alpha^2 + \sigma^2 = 1` (Ho et al. 2020); :math:`\sigma^2` where it is
-    not, as in variance-exploding schedules (Y. Song et al. 2021, app. C).
+    1 where :math:`\alpha^2 + \sigma^2 = 1` (Ho et al. 2020), else :math:`\sigma^2` (Y. Song et al. 2021, app. C).
     """
     alpha, sigma = float(level.alpha), float(level.sigma)
     return 1.0 if abs(alpha * alpha + sigma * sigma - 1.0) < 1e-6 else sigma * sigma
@@ -113,17 +93,17 @@ def mean_and_error(values: Float[Tensor, "batch"]) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    r"""The ledger of a variational bound: what each term costs, in bits per dimension, for each image.
+    r"""The terms of a variational bound, in bits per dimension, for each image.
 
     :math:`-\log_2 p_\theta(x_0) / D \le L_T + \sum_{t > 1} L_{t-1} + L_0` (Ho et al. 2020, eq. 5).
 
     Attributes:
         levels: the grid, ``N + 1`` levels from noise to data.
         prior: :math:`L_T`, the divergence of :math:`q(x_T | x_0)` from the prior.
-        steps: the terms :math:`L_{t-1}` of the ``N - 1`` steps between noisy levels, in the order of the grid. When
-            they were drawn at random, the unbiased estimates of them: most are 0, the drawn ones are scaled up.
+        steps: the terms :math:`L_{t-1}` of the ``N - 1`` steps between noisy levels, in the order of the grid; with
+            random steps, unbiased estimates, most of them 0.
         decoder: :math:`L_0`, the cost of the data given the last noisy level.
-        draws: how many steps were drawn for each image; None when all were computed.
+        draws: how many random steps were computed for each image; None if all were.
     """
 
     levels: Level
@@ -139,17 +119,15 @@ class Bound:
 
     @property
     def mean(self) -> float:
-        """The bound, averaged over images."""
         return mean_and_error(self.total)[0]
 
     @property
     def standard_error(self) -> float:
-        """The standard error of :attr:`mean` over images."""
         return mean_and_error(self.total)[1]
 
     @classmethod
     def join(cls, parts: Sequence[Bound]) -> Bound:
-        """The ledger of several batches on one grid, on the processor."""
+        """The bound of several batches on one grid, on the CPU."""
         columns = zip(*((part.prior, part.steps, part.decoder) for part in parts), strict=True)
         prior, steps, decoder = (torch.cat(list(column)).cpu() for column in columns)
         return cls(parts[0].levels, prior, steps, decoder, parts[0].draws)
@@ -157,7 +135,7 @@ class Bound:
 
 def variational_bound(
     denoiser: Denoise,
-    x0: Float[Tensor, "batch *shape"],
+    x0: Data,
     levels: Level,
     variance: ReverseVariance = small,
     *,
@@ -178,58 +156,42 @@ def variational_bound(
 
     where the means of the two in the middle differ by :math:`k_0 (x_0 - \hat x_0)`, the prior is that of
     :func:`prior_variance`, and the last is :func:`discretized_gaussian`, with :func:`floor` as its variance
-    where ``variance`` gives 0 there. Each term is estimated with one draw of the noise, which depends on
+    where ``variance`` gives 0 there. Each term is estimated with one sample of the noise, which depends on
     the seed, the image and the step alone.
 
     Args:
         denoiser: any denoiser; it is called once per step.
         x0: data on the grid of ``bins`` values from -1 to 1.
-        levels: a grid that falls from noise to the data; the full one of a discrete schedule or any other.
-        variance: the variance of the reverse process, one number, one per image or one per value.
+        levels: any grid that falls from noise to the data.
+        variance: that of the reverse process, positive before the last step.
         bins: the number of values of the data, 256 for 8-bit images (17 for the digits).
-        seed: which noise.
-        first: the number of the first image, so that batches of a data set see fresh noise.
-        draws: estimate the sum over the steps from this many of them for each image, one in each of as many equal
-            parts of the grid, in place of all. The prior and the decoder are always computed, so this takes
-            ``draws + 1`` calls of the denoiser. As many draws as steps give the full ledger.
-        cond: conditions, passed on to the denoiser.
-
-    Raises:
-        InputError: if the data are not on that grid, the levels do not fall to the data, the variance is not positive
-            before the last step, or ``draws`` is below 1.
+        first: the number of the first image, so that batches of a data set have different noise.
+        draws: estimate the sum over the steps from this many random ones for each image, one in each of that many equal
+            parts of the grid.
     """
-    exact = quantized(x0, bins)
-    grid = list(levels)
-    _check_reaches_data(grid)
     if draws is not None and draws < 1:
         raise InputError(f"A Monte-Carlo estimate needs at least 1 draw of a step for each image; got {draws}.")
-    shape, count = tuple(x0.shape[1:]), len(grid) - 2
-
-    def noise(step: int, start: int = first, number: int = len(x0)) -> Tensor:
-        return _noise(seed, start, number, shape, step)
-
-    def term(t: Level, s: Level, fresh: Tensor) -> Tensor:
-        return _step(denoiser, x0, exact, t, s, variance, fresh.to(x0), cond)
-
+    exact, grid = quantized(x0, bins), list(levels)
+    if len(grid) < 2 or grid[-1].sigma != 0.0:
+        raise InputError("A bound needs a grid that reaches the data: at least two levels, the last with sigma = 0.")
+    _check_falling(grid)
+    terms = _Terms(denoiser, x0, exact, variance, seed, first, cond)
     with torch.no_grad():
-        steps = torch.zeros(len(x0), count, dtype=torch.float64, device=x0.device)
         if draws is None:
-            steps = _steps(denoiser, x0, exact, grid[:-1], variance, seed, first, cond)
-        elif count:
-            chosen = _draw_steps(seed, first, len(x0), draws, count)
-            for column in chosen.unbind(1):
+            steps = terms.steps(grid[:-1])
+        else:
+            steps = torch.zeros(len(x0), len(grid) - 2, dtype=torch.float64, device=x0.device)
+            for column in _random_steps(seed, first, len(x0), draws, steps.shape[1]).unbind(1):
                 picks = column.tolist()
-                fresh = torch.cat([noise(index, first + image, 1) for image, index in enumerate(picks)])
-                bits = term(_pick(grid, picks), _pick(grid, [index + 1 for index in picks]), fresh) * (count / draws)
+                noise = torch.cat([terms.noise(index, image, 1) for image, index in enumerate(picks)])
+                bits = terms.step(levels[column], levels[column + 1], noise) * (steps.shape[1] / draws)
                 steps.scatter_add_(1, column[:, None].to(x0.device), bits[:, None])
-        prior = _prior(exact, grid[0])
-        decoder = _decoder(denoiser, x0, exact, grid, variance, noise(count).to(x0), bins, cond)
-    return Bound(levels, prior, steps, decoder, draws)
+        return Bound(levels, terms.prior(grid[0]), steps, terms.decoder(grid, bins), draws)
 
 
 def latent_terms(
     denoiser: Denoise,
-    x0: Float[Tensor, "batch *shape"],
+    x0: Data,
     levels: Level,
     variance: ReverseVariance = small,
     *,
@@ -237,66 +199,18 @@ def latent_terms(
     first: int = 0,
     **cond: Tensor,
 ) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "batch steps"]]:
-    r"""The terms of the bound that belong to the latents: :math:`L_T`, and :math:`L_{t-1}` of the steps between them.
+    r"""The terms :math:`L_T` ``(B,)`` and :math:`L_{t-1}` ``(B, N - 1)`` of ``N`` latents, in bits per dimension.
 
-    They are those of :func:`variational_bound`, number by number, without the decoder :math:`L_0`. They need no
-    quantized data, and say what the latents carry of any; without a decoder they bound no likelihood.
-
-    Args:
-        denoiser: any denoiser; it is called once per step.
-        x0: the data.
-        levels: ``N`` levels that fall from noise to the last latent, which still has noise.
-        variance: the variance of the reverse process.
-        seed: which noise.
-        first: the number of the first image.
-        cond: conditions, passed on to the denoiser.
-
-    Returns:
-        The prior and the ``N - 1`` steps, in bits per dimension, for each image.
-
-    Raises:
-        InputError: if there are no data, the levels do not fall or reach the data, or the variance is not positive.
+    They are those of :func:`variational_bound` without the decoder, so that they need no quantized data, and do not
+    bound the likelihood. The levels fall from noise to the last latent, which still has noise.
     """
-    if x0.numel() == 0:
-        raise InputError(f"There is no data to evaluate: its shape is {tuple(x0.shape)}.")
-    grid, exact = list(levels), x0.double()
+    grid = list(levels)
     if float(grid[-1].sigma) == 0.0:
         raise InputError("A latent has noise: leave the data, sigma = 0, out of these levels.")
     _check_falling(grid)
+    terms = _Terms(denoiser, x0, x0.double(), variance, seed, first, cond)
     with torch.no_grad():
-        return _prior(exact, grid[0]), _steps(denoiser, x0, exact, grid, variance, seed, first, cond)
-
-
-def _steps(
-    denoiser: Denoise,
-    x0: Tensor,
-    exact: Tensor,
-    grid: list[Level],
-    variance: ReverseVariance,
-    seed: int,
-    first: int,
-    cond: dict[str, Tensor],
-) -> Tensor:
-    """The terms of all steps of a grid of noisy levels."""
-    terms = torch.zeros(len(x0), len(grid) - 1, dtype=torch.float64, device=x0.device)
-    for index, (t, s) in enumerate(itertools.pairwise(grid)):
-        noise = _noise(seed, first, len(x0), tuple(x0.shape[1:]), index).to(x0)
-        terms[:, index] = _step(denoiser, x0, exact, t, s, variance, noise, cond)
-    return terms
-
-
-def _noise(seed: int, first: int, count: int, shape: tuple[int, ...], step: int) -> Tensor:
-    return random.normal(seed, "bound", first, count, shape, step=step)
-
-
-def _check_reaches_data(grid: list[Level]) -> None:
-    sigma = [float(level.sigma) for level in grid]
-    if len(grid) < 2 or sigma[-1] != 0.0:
-        raise InputError(
-            f"A bound needs a grid that reaches the data: at least two levels, the last with sigma = 0; this one has "
-            f"{len(grid)} and ends at sigma = {sigma[-1]:.4g}."
-        )
-    _check_falling(grid)
+        return terms.prior(grid[0]), terms.steps(grid)
 
 
 def _check_falling(grid: list[Level]) -> None:
@@ -305,69 +219,61 @@ def _check_falling(grid: list[Level]) -> None:
         raise InputError("The grid of a bound must fall strictly from noise to the data, without a level repeated.")
 
 
-def _draw_steps(seed: int, first: int, batch: int, draws: int, count: int) -> Int64[Tensor, "batch draws"]:
+def _random_steps(seed: int, first: int, batch: int, draws: int, count: int) -> Int64[Tensor, "batch draws"]:
     """One step from each of ``draws`` equal parts of ``count`` steps; together they are uniform."""
+    if count == 0:
+        return torch.zeros(batch, 0, dtype=torch.int64)
     u = random.uniform(seed, "bound steps", first, batch, (draws,))
     strata = torch.arange(draws, dtype=torch.float64)
     return ((strata + u) * count / draws).long().clamp(max=count - 1)
 
 
-def _pick(grid: list[Level], picks: list[int]) -> Level:
-    rows = [(grid[i].t, grid[i].alpha, grid[i].sigma) for i in picks]
-    t, alpha, sigma = torch.tensor(rows, dtype=torch.float64).unbind(1)
-    return Level(t, alpha, sigma)
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """The terms of the bound of one batch, in bits per dimension; ``exact`` are its data in float64."""
+
+    denoiser: Denoise
+    x0: Tensor
+    exact: Tensor
+    variance: ReverseVariance
+    seed: int
+    first: int
+    cond: dict[str, Tensor]
+
+    def noise(self, step: int, image: int = 0, count: int | None = None) -> Tensor:
+        shape, count = tuple(self.x0.shape[1:]), len(self.x0) if count is None else count
+        return random.normal(self.seed, "bound", self.first + image, count, shape, step=step).to(self.x0)
+
+    def prior(self, level: Level) -> Tensor:
+        alpha, sigma = float(level.alpha), float(level.sigma)
+        return _bits(gaussian_kl(alpha * self.exact, sigma * sigma, 0.0, prior_variance(level)))
+
+    def steps(self, grid: list[Level]) -> Tensor:
+        """The terms of all steps of a grid of noisy levels."""
+        terms = torch.zeros(len(self.x0), len(grid) - 1, dtype=torch.float64, device=self.x0.device)
+        for index, (t, s) in enumerate(itertools.pairwise(grid)):
+            terms[:, index] = self.step(t, s, self.noise(index))
+        return terms
+
+    def step(self, t: Level, s: Level, noise: Tensor) -> Tensor:
+        estimate, variance = self._reverse(t, s, noise)
+        if not bool((variance > 0.0).all()):
+            raise InputError("The reverse variance is 0 between two noisy levels, where the bound is infinite.")
+        k0, _, tilde = (broadcast(k, self.exact) for k in posterior_coefficients(t, s))
+        return _bits(gaussian_kl(k0 * self.exact, tilde, k0 * estimate, variance))
+
+    def decoder(self, grid: list[Level], bins: int) -> Tensor:
+        estimate, variance = self._reverse(grid[-2], grid[-1], self.noise(len(grid) - 2))
+        variance = torch.where(variance > 0.0, variance, floor(grid))
+        return _bits(-discretized_gaussian(self.exact, estimate, variance, bins))
+
+    def _reverse(self, t: Level, s: Level, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimate of the data and the reverse variance, in float64."""
+        prediction = self.denoiser(diffuse(self.x0, t, noise), t, **self.cond)
+        variance = self.variance(prediction, t, s)
+        variance = torch.as_tensor(broadcast(variance, self.exact), dtype=torch.float64, device=self.exact.device)
+        return prediction.x0.double(), variance
 
 
 def _bits(nats: Tensor) -> Float64[Tensor, "batch"]:
     return nats.reshape(len(nats), -1).mean(1) / math.log(2.0)
-
-
-def _spread(value: Scalar, like: Tensor) -> Float64[Tensor, "..."]:
-    """A variance as float64, broadcasting against ``like``: given for all, for each image, or for each value."""
-    if isinstance(value, Tensor) and value.ndim < like.ndim:
-        value = broadcast(value, like)
-    return torch.as_tensor(value, dtype=torch.float64, device=like.device)
-
-
-def _step(
-    denoiser: Denoise,
-    x0: Tensor,
-    exact: Tensor,
-    t: Level,
-    s: Level,
-    variance: ReverseVariance,
-    noise: Tensor,
-    cond: dict[str, Tensor],
-) -> Tensor:
-    prediction = denoiser(diffuse(x0, t, noise), t, **cond)
-    k0, _, tilde = (broadcast(k, exact) for k in posterior_coefficients(t, s))
-    spread = _spread(variance(prediction, t, s), exact)
-    if not bool((spread > 0.0).all()):
-        raise InputError(
-            "The reverse variance is 0 between two noisy levels, where the bound is infinite; "
-            "a bound needs a stochastic reverse process (the small, large or a learned variance)."
-        )
-    nats = gaussian_kl(k0 * exact, tilde, k0 * prediction.x0.double(), spread)
-    return _bits(nats)
-
-
-def _prior(exact: Tensor, last: Level) -> Tensor:
-    alpha, sigma = float(last.alpha), float(last.sigma)
-    return _bits(gaussian_kl(alpha * exact, sigma * sigma, 0.0, prior_variance(last)))
-
-
-def _decoder(
-    denoiser: Denoise,
-    x0: Tensor,
-    exact: Tensor,
-    grid: list[Level],
-    variance: ReverseVariance,
-    noise: Tensor,
-    bins: int,
-    cond: dict[str, Tensor],
-) -> Tensor:
-    t, s = grid[-2:]
-    prediction: Prediction = denoiser(diffuse(x0, t, noise), t, **cond)
-    spread = _spread(variance(prediction, t, s), exact)
-    spread = torch.where(spread > 0.0, spread, floor(grid))
-    return _bits(-discretized_gaussian(exact, prediction.x0.double(), spread, bins))

@@ -8,21 +8,18 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.diffusion.level import Level, Scalar, broadcast
+from sfumato.diffusion.level import Data, Level, Scalar, broadcast
 from sfumato.diffusion.parameterization import Output, Parameterization
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
 
 class Prediction:
-    r"""What a denoiser says of ``x`` at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
-
-    The two are computed when asked for. A step that only needs a combination of them asks for that
-    (:meth:`mix`) and pays for one linear combination of ``x`` and ``F``.
+    r"""What a denoiser predicts at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
 
     Attributes:
         variance_fraction: for networks that learn the reverse variance, the interpolation between the logarithms of
-            the small (0) and the large one (1), not held within them (Nichol and Dhariwal 2021, eq. 15); else None.
+            the small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15); else None.
     """
 
     __slots__ = ("_f", "_out", "_x", "variance_fraction")
@@ -33,47 +30,39 @@ class Prediction:
 
     @classmethod
     def of_x0(cls, x: Tensor, x0: Tensor, level: Level, variance_fraction: Tensor | None = None) -> Prediction:
-        """The prediction whose estimate of the data is ``x0``; for denoisers that wrap denoisers."""
+        """The prediction whose estimate of the data is ``x0``."""
         one_over_sigma = 1.0 / level.sigma
         return cls(x, x0, Output(1.0, 0.0, 1.0, one_over_sigma, -level.alpha * one_over_sigma), variance_fraction)
 
     @property
-    def x0(self) -> Float[Tensor, "batch *shape"]:
+    def x0(self) -> Data:
         return _combine(self._x, self._f, self._out.a, self._out.b)
 
     @property
-    def eps(self) -> Float[Tensor, "batch *shape"]:
+    def eps(self) -> Data:
         return _combine(self._x, self._f, self._out.c, self._out.d)
 
-    def output_error(
-        self, x0: Float[Tensor, "batch *shape"], eps: Float[Tensor, "batch *shape"]
-    ) -> Float[Tensor, "batch *shape"]:
+    def output_error(self, x0: Data, eps: Data) -> Data:
         r"""The error of the network's output, :math:`F - F^*`, for the true data and noise.
 
-        Both :math:`\hat x_0 - x_0 = b (F - F^*)` and :math:`\hat\epsilon - \epsilon = d (F - F^*)`; together they
-        are never both blind.
+        From :math:`\hat x_0 - x_0 = b (F - F^*)` and :math:`\hat\epsilon - \epsilon = d (F - F^*)`.
         """
         b, d = self._out.b, self._out.d
         norm = b * b + d * d
         return broadcast(b / norm, x0) * (self.x0 - x0) + broadcast(d / norm, x0) * (self.eps - eps)
 
-    def mix(self, k0: Scalar, k_eps: Scalar, *, consume: bool = False) -> Float[Tensor, "batch *shape"]:
-        r"""The combination :math:`k_0 \hat x_0 + k_\epsilon \hat\epsilon`.
-
-        With ``consume``, the result takes the place of ``x`` in memory, and the prediction must not be used again.
-        """
+    def mix(self, k0: Scalar, k_eps: Scalar) -> Data:
+        r"""The combination :math:`k_0 \hat x_0 + k_\epsilon \hat\epsilon`."""
         out = self._out
-        p, q = k0 * out.a + k_eps * out.c, k0 * out.b + k_eps * out.d
-        return _combine(self._x, self._f, p, q, consume and self._f.data_ptr() != self._x.data_ptr())
+        return _combine(self._x, self._f, k0 * out.a + k_eps * out.c, k0 * out.b + k_eps * out.d)
 
 
-def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar, in_place: bool = False) -> Tensor:
-    """``p x + q f``, in one new tensor or in ``x`` itself."""
+def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar) -> Tensor:
     if isinstance(p, Tensor) or isinstance(q, Tensor):
         return broadcast(p, x) * x + broadcast(q, x) * f
     if p == 0.0:
         return f.to(x.dtype) if q == 1.0 else f.to(x.dtype) * q
-    return (x.mul_(p) if in_place else x.mul(p)).add_(f, alpha=q)
+    return x.mul(p).add_(f, alpha=q)
 
 
 @runtime_checkable
@@ -84,7 +73,7 @@ class Denoise(Protocol):
 
 
 Embed = Callable[[Level], Scalar]
-"""What the network is told of the level; its time embedding sees this number."""
+"""The number that stands for a level in the network's time embedding."""
 
 
 def embed_index(steps: int) -> Embed:
@@ -93,7 +82,7 @@ def embed_index(steps: int) -> Embed:
 
 
 def embed_thousand(level: Level) -> Scalar:
-    """1000 t: DDPM's step index for models in continuous time (Y. Song et al. 2021, code, where it is 999 t)."""
+    """1000 t: DDPM's step index for models in continuous time (Y. Song et al. 2021, code: 999 t)."""
     return level.t * 1000.0
 
 
@@ -103,12 +92,12 @@ def embed_log_sigma(level: Level) -> Scalar:
 
 
 def embed_log_snr(level: Level) -> Scalar:
-    r""":math:`\tfrac14 \ln(\alpha^2 / \sigma^2)`, a quarter of the log-SNR: as large as EDM's input for a variance."""
+    """A quarter of the log-SNR."""
     return level.log_snr * 0.25
 
 
 class Denoiser(nn.Module):
-    """A network read as an estimate of the clean data and of the noise.
+    """A network as an estimate of the clean data and of the noise.
 
     Args:
         network: called as ``network(x, time, **cond)`` with ``time`` of shape ``(B,)``.
@@ -117,7 +106,7 @@ class Denoiser(nn.Module):
         embed: the number that stands for the level in ``time``.
         learned_variance: whether the network returns twice the channels of ``x``: its output, and :math:`2 v - 1` of
             the fraction :math:`v` of the reverse variance.
-        data_std: the standard deviation of its data, which solvers take for their scale.
+        data_std: the standard deviation of the data, which solvers take for their scale.
     """
 
     def __init__(
@@ -131,35 +120,27 @@ class Denoiser(nn.Module):
         data_std: float = 1.0,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.schedule = schedule
-        self.parameterization = parameterization
-        self.embed = embed
-        self.learned_variance = learned_variance
-        self.data_std = data_std
+        self.network, self.schedule, self.parameterization, self.embed = network, schedule, parameterization, embed
+        self.learned_variance, self.data_std = learned_variance, data_std
 
-    def forward(self, x: Float[Tensor, "batch *shape"], level: Level, **cond: Tensor) -> Prediction:
-        """The prediction for ``x`` at ``level``, one for the batch or one per sample.
+    def with_network(self, network: nn.Module) -> Denoiser:
+        """The same denoiser around another network, such as a copy in another precision."""
+        learned, std = self.learned_variance, self.data_std
+        parts = (network, self.schedule, self.parameterization, self.embed)
+        return Denoiser(*parts, learned_variance=learned, data_std=std)
 
-        Raises:
-            InputError: at ``sigma = 0``, where there is nothing to denoise, and if a variance is to be learned of a
-                network without the channels for it.
-        """
+    def forward(self, x: Data, level: Level, **cond: Tensor) -> Prediction:
+        """The prediction for ``x`` at ``level``, one for the batch or one per sample, at ``sigma > 0``."""
         if not isinstance(level.sigma, Tensor) and level.sigma == 0.0:
             raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
         out = self.parameterization(level)
-        if isinstance(out.c_in, Tensor) or out.c_in != 1.0:
-            seen = broadcast(out.c_in, x) * x
-        else:
-            seen = x
-        output: Tensor = self.network(seen, self._time(x, level), **cond)
+        scaled = x if not isinstance(out.c_in, Tensor) and out.c_in == 1.0 else broadcast(out.c_in, x) * x
+        output: Tensor = self.network(scaled, self._time(x, level), **cond)
         if not self.learned_variance:
             return Prediction(x, output, out)
         if output.shape[1] != 2 * x.shape[1]:
-            raise InputError(
-                f"A network that learns the variance returns {2 * x.shape[1]} channels for {x.shape[1]}; "
-                f"this one returns {output.shape[1]}."
-            )
+            what = f"returns {2 * x.shape[1]} channels for {x.shape[1]}; this one returns {output.shape[1]}"
+            raise InputError(f"A network that learns the variance {what}.")
         f, fraction = output.chunk(2, dim=1)
         return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0))
 

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 Scalar = float | Float[Tensor, "*batch"]
-"""A number that belongs to a noise level: a Python float (one level for the whole batch, exact, no
-synchronization with a device) or a tensor of shape ``(B,)`` (one level per sample)."""
+"""A number of a noise level: a Python float, one for the whole batch, or a tensor ``(B,)``, one per sample."""
+
+Data = Float[Tensor, "batch *shape"]
+"""A batch of data, or of what has its shape."""
 
 
 def broadcast(value: Scalar, x: Tensor) -> float | Tensor:
-    """``value`` made ready for arithmetic with data ``x``: shape ``(B, 1, ..., 1)``, dtype and device of ``x``."""
+    """``value`` ready for arithmetic with data ``x``: shape ``(B, 1, ..., 1)``, dtype and device of ``x``."""
     if isinstance(value, float | int) or value.ndim == 0:
         return value
-    if value.ndim == x.ndim and value.ndim > 1:
-        # already a number per dimension, such as a learned variance
-        return value.to(x.dtype).to(x.device, non_blocking=True)
-    return value.to(x.dtype).to(x.device, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
+    value = value.to(x.dtype).to(x.device, non_blocking=True)
+    # of the shape of x already: a number per dimension, such as a learned variance
+    return value if value.ndim == x.ndim > 1 else value.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def sqrt(value: Scalar) -> Scalar:
     return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
+def any_zero(value: Scalar) -> bool:
+    return bool((value == 0.0).any()) if isinstance(value, Tensor) else value == 0.0
+
+
+def _column(value: Scalar) -> Float64[Tensor, "levels"]:
+    return torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     r"""A noise level: :math:`x = \alpha\, x_0 + \sigma\, \epsilon` with :math:`\epsilon \sim \mathcal N(0, I)`.
+
+    The three numbers are Python floats, or float64 tensors of one shape: ``(B,)`` for a level per sample, ``(N + 1,)``
+    for a grid, which is iterated, indexed (``levels[-1]``) and sliced (``levels[2:]``).
 
     Attributes:
         t: time in [0, 1]; 0 is the data, 1 is the noise.
         alpha: the scale of the data, :math:`\sqrt{\bar\alpha}` in the notation of DDPM.
         sigma: the standard deviation of the noise, :math:`\sqrt{1 - \bar\alpha}` in DDPM; 0 at ``t = 0``.
-
-    The three are either Python floats or float64 tensors of one shape, ``(B,)`` for a level per sample or
-    ``(N + 1,)`` for a grid.
     """
 
     t: Scalar
@@ -48,10 +57,7 @@ class Level:
 
     @property
     def log_snr(self) -> Scalar:
-        r"""The logarithm of the signal-to-noise ratio, :math:`\lambda = \log(\alpha^2 / \sigma^2)`.
-
-        (The ratio: Kingma et al. 2021, eq. 2.)
-        """
+        r"""The log signal-to-noise ratio, :math:`\lambda = \log(\alpha^2 / \sigma^2)` (Kingma et al. 2021, eq. 2)."""
         if isinstance(self.alpha, Tensor) or isinstance(self.sigma, Tensor):
             alpha, sigma = torch.as_tensor(self.alpha), torch.as_tensor(self.sigma)
             return 2.0 * (alpha.log() - sigma.log())
@@ -66,15 +72,29 @@ class Level:
             return math.inf
         return self.sigma / self.alpha
 
+    def map(self, f: Callable[[Scalar], Scalar]) -> Level:
+        """The level of ``f(t)``, ``f(alpha)`` and ``f(sigma)``."""
+        return Level(f(self.t), f(self.alpha), f(self.sigma))
+
     def like(self, x: Tensor) -> Level:
         """The same level, ready for arithmetic with data ``x`` of shape ``(B, ...)``."""
-        return Level(*(broadcast(value, x) for value in (self.t, self.alpha, self.sigma)))
+        return self.map(lambda value: broadcast(value, x))
+
+    @staticmethod
+    def cat(parts: Iterable[Level]) -> Level:
+        """One grid of several levels and grids, in their order."""
+        columns = zip(*((_column(part.t), _column(part.alpha), _column(part.sigma)) for part in parts), strict=True)
+        return Level(*(torch.cat(column) for column in columns))
 
     def __len__(self) -> int:
         return len(self.t) if isinstance(self.t, Tensor) and self.t.ndim else 1
 
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Level:
+        """A level of a grid, made of Python floats; or, by a slice, a list or a mask, a part of it."""
+        part = self.map(lambda value: _column(value)[index])
+        return part.map(float) if isinstance(index, int) else part
+
     def __iter__(self) -> Iterator[Level]:
         """The levels of a grid one by one, each made of Python floats."""
-        columns = (torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in (self.t, self.alpha, self.sigma))
-        for t, alpha, sigma in zip(*(column.tolist() for column in columns), strict=True):
-            yield Level(t, alpha, sigma)
+        columns = (_column(value).tolist() for value in (self.t, self.alpha, self.sigma))
+        yield from map(Level, *columns)

@@ -1,101 +1,62 @@
-"""Training objectives: what is drawn, what is compared, how it is weighted."""
+"""The denoising loss, and what is added to it where a variance or a schedule is learned."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.diffusion.bound import discretized_gaussian
-from sfumato.diffusion.continuous import Learned, prior_nats
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients
+from sfumato.diffusion.learned_schedule import LearnedSchedule, prior_nats
 from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.diffusion.schedule import Discrete
 from sfumato.diffusion.variance import floor, log_range
-from sfumato.diffusion.weighting import OfDenoiser, OutputWeight, Weight, edm_weight, simple
+from sfumato.diffusion.weighting import OutputWeight, Weight, simple
 from sfumato.errors import InputError
 
-__all__ = [
-    "TimeLaw",
-    "Weight",
-    "denoising_loss",
-    "edm_weight",
-    "learned_schedule_loss",
-    "learned_variance_bound",
-    "log_normal_sigma",
-    "simple",
-    "training_loss",
-    "uniform_times",
-]
-
+# the share of the variational bound in the hybrid loss (Nichol and Dhariwal 2021, sec. 3.1)
 VLB_SHARE = 1e-3
-"""The share of the variational bound in the hybrid loss (Nichol and Dhariwal 2021, sec. 3.1)."""
+
+Batch = Float[Tensor, "batch *shape"]
 
 
 def denoising_loss(
-    denoiser: Denoise,
-    x0: Float[Tensor, "batch *shape"],
-    level: Level,
-    noise: Float[Tensor, "batch *shape"],
-    weight: Weight = simple,
-    **cond: Tensor,
+    denoiser: Denoise, x0: Batch, level: Level, noise: Batch, weight: Weight = simple, **cond: Tensor
 ) -> Float[Tensor, "batch"]:
     r"""The weighted denoising loss per sample, averaged over the dimensions of a sample.
 
     :math:`w(\lambda)\, \frac1D \lVert \hat\epsilon(\alpha x_0 + \sigma \epsilon) - \epsilon \rVert^2`; with
     ``weight = simple`` this is :math:`L_{\text{simple}}` (Ho et al. 2020, eq. 14) over the number of dimensions.
-
-    Args:
-        denoiser: the denoiser to train.
-        x0: clean data.
-        level: the noise level of each sample, shape ``(B,)``, or one for all.
-        noise: standard normal noise of the shape of ``x0``.
-        weight: the weighting of the squared error of the noise.
-        cond: conditions, passed on untouched.
+    The level is one per sample or one for all.
     """
     return _weighted(denoiser(diffuse(x0, level, noise), level, **cond), x0, level, noise, weight)
 
 
 def training_loss(
     denoiser: Denoiser,
-    x0: Float[Tensor, "batch *shape"],
+    x0: Batch,
     level: Level,
-    noise: Float[Tensor, "batch *shape"],
-    weight: Weight | OfDenoiser = simple,
+    noise: Batch,
+    weight: Weight = simple,
     *,
     bins: int = 256,
     **cond: Tensor,
 ) -> Float[Tensor, "batch"]:
     r"""What is minimized in training, per sample: :func:`denoising_loss`, hybrid where the variance is learned.
 
-    A learned schedule has a loss of its own, :func:`learned_schedule_loss`, whatever the weight.
-
-    The hybrid loss is :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16): one
-    pass of the network serves both, and :math:`T L_{t-1}` at a uniform step is an unbiased :math:`L_{\text{vlb}}`.
-    Both are per dimension, the first a squared error and the second in bits, as in the authors' code. In nats the share
-    would be :math:`0.001 / \log 2 = 0.00144`.
-
-    Args:
-        denoiser: the denoiser to train.
-        x0: clean data.
-        level: the noise level of each sample, shape ``(B,)``, or one for all.
-        noise: standard normal noise of the shape of ``x0``.
-        weight: the weighting of the squared error of the noise.
-        bins: the number of values of the data, where a learned variance or schedule is taught by their likelihood.
-        cond: conditions, passed on untouched.
-
-    Raises:
-        InputError: if a variance is to be learned on a schedule that has no steps.
+    A learned schedule has :func:`learned_schedule_loss` instead, for every weight. The hybrid loss is
+    :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16), with :math:`T L_{t-1}` at a
+    uniform step for :math:`L_{\text{vlb}}`. Both are per dimension, the first a squared error and the second in bits.
+    ``bins`` is the number of values of the data, where a learned variance or schedule needs their likelihood.
     """
-    if isinstance(denoiser.schedule, Learned):
+    if isinstance(denoiser.schedule, LearnedSchedule):
         return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, bins=bins, **cond)
-    made = weight.make(denoiser) if isinstance(weight, OfDenoiser) else weight
     prediction = denoiser(diffuse(x0, level, noise), level, **cond)
-    loss = _weighted(prediction, x0, level, noise, made)
+    loss = _weighted(prediction, x0, level, noise, weight)
     if not denoiser.learned_variance:
         return loss
     schedule = denoiser.schedule
@@ -112,13 +73,7 @@ def _weighted(prediction: Prediction, x0: Tensor, level: Level, noise: Tensor, w
 
 
 def learned_variance_bound(
-    prediction: Prediction,
-    x0: Float[Tensor, "batch *shape"],
-    noise: Float[Tensor, "batch *shape"],
-    t: Level,
-    schedule: Discrete,
-    *,
-    bins: int = 256,
+    prediction: Prediction, x0: Batch, noise: Batch, t: Level, schedule: Discrete, *, bins: int = 256
 ) -> Float[Tensor, "batch"]:
     r"""The term of the bound of one step of a table, as a function of the learned variance alone.
 
@@ -129,15 +84,8 @@ def learned_variance_bound(
         D_{KL} = \tfrac12 \left(v r - 1 + e^{-v r} \left(1
         + k_0^2 (\hat x_0 - x_0)^2 / \tilde\beta\right)\right) / \log 2,
 
-    and in the step to the data the likelihood of the bins of the data in [-1, 1] (Ho et al. 2020, eq. 13).
-
-    Args:
-        prediction: the prediction for ``diffuse(x0, t, noise)``.
-        x0: clean data.
-        noise: the noise of ``x_t``.
-        t: the level of each sample, or one for all.
-        schedule: the table whose steps are learned.
-        bins: the number of values of the data, 256 for 8-bit images.
+    and in the step to the data the likelihood of the ``bins`` of the data in [-1, 1] (Ho et al. 2020, eq. 13).
+    The prediction is that for ``diffuse(x0, t, noise)``.
     """
     fraction = prediction.variance_fraction
     if fraction is None:
@@ -159,10 +107,10 @@ def learned_variance_bound(
 
 def learned_schedule_loss(
     denoiser: Denoise,
-    schedule: Learned,
-    x0: Float[Tensor, "batch *shape"],
+    schedule: LearnedSchedule,
+    x0: Batch,
     level: Level,
-    noise: Float[Tensor, "batch *shape"],
+    noise: Batch,
     *,
     bins: int = 256,
     **cond: Tensor,
@@ -176,16 +124,7 @@ def learned_schedule_loss(
     at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of the data (the paper's is the density at each
     of the values, normalized). The network and the ends of the schedule descend its gradient. Its mean does not depend
     on what lies between the ends, but its variance does: there the gradient is that of the square of the last term,
-    :math:`2 \ell\, \partial \ell` (there, app. I).
-
-    Args:
-        denoiser: the denoiser.
-        schedule: its schedule; it is read again here, so that the gradients can be told apart.
-        x0: clean data.
-        level: the level of each sample, of which only the time is taken.
-        noise: the noise, of the diffused data and of the decoder alike.
-        bins: the number of values of the data, 256 for 8-bit images.
-        cond: conditions.
+    :math:`2 \ell\, \partial \ell` (there, app. I). Of the level only the time is taken.
     """
     t = torch.as_tensor(level.t, dtype=torch.float64).expand(len(x0)).clamp(min=schedule.start)
     fraction, steepness = schedule.shape(t)
@@ -213,39 +152,3 @@ def learned_schedule_loss(
 def _bin_nats(x0: Tensor, error: Tensor, log_std: Tensor, bins: int) -> Tensor:
     r""":math:`-\log \int p` over the bin of ``x0``, for a normal distribution with mean ``x0 + error``."""
     return -discretized_gaussian(x0, x0 + error, (2.0 * log_std).exp(), bins).to(x0.dtype)
-
-
-TimeLaw = Callable[[Float64[Tensor, "batch"]], Level]
-"""The law of the training levels, as a map of uniform numbers in [0, 1) (so that those may be stratified)."""
-
-
-def uniform_times(schedule: Schedule) -> TimeLaw:
-    r"""Uniform ``t``: over (0, 1], or the steps :math:`1 / T, \dots, 1` of a discrete schedule (Ho et al. 2020).
-
-    Where a continuous schedule ends at :math:`\alpha = 0`, its very end is left out: noise prediction and the weights
-    of the bound are not finite there, and nothing is learned of a point. A learned schedule is trained from where
-    the data are decoded on.
-    """
-    if isinstance(schedule, Learned):
-        return lambda u: schedule(schedule.start + (1.0 - schedule.start) * (1.0 - u))
-    last = 1.0 if isinstance(schedule, Discrete) or schedule(1.0).alpha != 0.0 else 1.0 - 1e-5
-
-    def law(u: Float64[Tensor, "batch"]) -> Level:
-        if isinstance(schedule, Discrete):
-            return schedule((u * schedule.steps).floor().add(1.0).clamp(max=schedule.steps) / schedule.steps)
-        return schedule((1.0 - u).clamp(1e-5, last))
-
-    return law
-
-
-def log_normal_sigma(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> TimeLaw:
-    r""":math:`\ln(\sigma / \alpha) \sim \mathcal N(m, s^2)` (Karras et al. 2022), cut where the schedule ends."""
-    if std <= 0.0:
-        raise InputError(f"The standard deviation of log sigma must be positive; got {std}.")
-    lowest = schedule(1.0).log_snr
-
-    def law(u: Float64[Tensor, "batch"]) -> Level:
-        normal = torch.special.ndtri(u.clamp(1e-6, 1.0 - 1e-6))
-        return schedule.at((-2.0 * (mean + std * normal)).clamp(min=float(lowest)))
-
-    return law

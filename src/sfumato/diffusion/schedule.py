@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float64
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from sfumato.diffusion.gaussian import warn_of_signal
 from sfumato.diffusion.level import Level, Scalar
 from sfumato.errors import InputError
+from sfumato.io.files import read_numbers
 
+# the largest signal-to-noise ratio at t = 1 that still counts as pure noise
 TERMINAL_SNR = 1e-2
-"""The largest signal-to-noise ratio at ``t = 1`` that still passes for pure noise."""
+# where published tables are clipped (Nichol and Dhariwal 2021, sec. 3.2)
+MAX_BETA = 0.999
+
+Times = Float64[Tensor, "*n"]
 
 
 class Schedule(nn.Module):
@@ -24,77 +29,57 @@ class Schedule(nn.Module):
     Subclasses define :meth:`kernel` and its inverse :meth:`time`, both on float64 tensors.
     """
 
-    def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+    def kernel(self, t: Times) -> tuple[Times, Times]:
         """``alpha(t)`` and ``sigma(t)``."""
         raise NotImplementedError
 
-    def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def time(self, log_snr: Times) -> Times:
         r"""The inverse of :math:`t \mapsto \log(\alpha^2(t) / \sigma^2(t))`."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, t: Scalar) -> Level:
-        """The level at time ``t`` in [0, 1], of any shape; a float gives a level of floats.
-
-        Levels carry no gradients; those of a schedule with parameters are had from :meth:`kernel`.
-
-        Raises:
-            InputError: if a time lies outside [0, 1].
-        """
+        """The level at time ``t`` in [0, 1], of any shape and without gradients; a float gives a level of floats."""
         times = torch.as_tensor(t, dtype=torch.float64)
         if bool(((times < 0.0) | (times > 1.0) | times.isnan()).any()):
             raise InputError(f"Time runs from 0 (data) to 1 (noise); got {t}.")
-        alpha, sigma = self.kernel(times)
-        return Level(times, alpha, sigma) if isinstance(t, Tensor) else _floats(times, alpha, sigma)
+        level = Level(times, *self.kernel(times))
+        return level if isinstance(t, Tensor) else level.map(float)
 
     @torch.no_grad()
     def at(self, log_snr: Scalar) -> Level:
-        """The level with that log signal-to-noise ratio (infinite at the data).
-
-        Raises:
-            InputError: if the schedule ends at more signal than that.
-        """
+        """The level with that log signal-to-noise ratio (infinite at the data)."""
         wanted = torch.as_tensor(log_snr, dtype=torch.float64)
         lowest = float(_log_snr(*self.kernel(torch.ones((), dtype=torch.float64))))
         if bool((wanted < lowest - 1e-9 * max(1.0, abs(lowest))).any()):
             raise InputError(f"The schedule ends at a log-SNR of {lowest:.4g}; got {float(wanted.min()):.4g}.")
         t = self.time(wanted.clamp(min=lowest)).clamp(0.0, 1.0)
-        alpha, sigma = self.kernel(t)
-        return Level(t, alpha, sigma) if isinstance(log_snr, Tensor) else _floats(t, alpha, sigma)
+        level = Level(t, *self.kernel(t))
+        return level if isinstance(log_snr, Tensor) else level.map(float)
 
     def slope(self, t: Scalar) -> Scalar:
-        r"""The derivative :math:`d\lambda / dt` of the log signal-to-noise ratio, which is never positive.
+        r"""The derivative :math:`d\lambda / dt` of the log-SNR; at a step of a table, from the left."""
+        slope = self._slope(torch.as_tensor(t, dtype=torch.float64)).detach()
+        return slope if isinstance(t, Tensor) else float(slope)
 
-        At a step of a table it is that of the step which ends there.
-        """
-        times = torch.as_tensor(t, dtype=torch.float64)
-        found = self._slope(times).detach()
-        return found if isinstance(t, Tensor) else float(found)
-
-    def _slope(self, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def _slope(self, t: Times) -> Times:
         with torch.enable_grad():
             times = t.detach().requires_grad_()
             return torch.autograd.grad(_log_snr(*self.kernel(times)).sum(), times)[0]
 
     def require_noise(self, data_std: float = 1.0) -> None:
-        r"""Check that almost nothing of the data is left at ``t = 1``.
+        r"""An error if :math:`\alpha(1)^2 s^2 / \sigma(1)^2 > 0.01`, for data of standard deviation ``s``.
 
-        Raises:
-            InputError: if :math:`\alpha(1)^2 s^2 / \sigma(1)^2` exceeds 0.01, for data of standard deviation ``s``.
-
-        Warns:
-            SfumatoWarning: less than that is left, but :math:`\bar\alpha_T` exceeds 1e-4
-                (:func:`sfumato.diffusion.gaussian.warn_of_signal`). A schedule with parameters is spared: its end is
-                learned.
+        Otherwise a warning if :math:`\bar\alpha_T > 10^{-4}` (:func:`warn_of_signal`), unless the schedule has
+        parameters.
         """
         last = self(1.0)
         assert isinstance(last.alpha, float) and isinstance(last.sigma, float)
         snr = math.inf if last.sigma == 0.0 else (last.alpha * data_std / last.sigma) ** 2
         if snr > TERMINAL_SNR:
             raise InputError(
-                f"The schedule leaves signal at its end: alpha = {last.alpha:.3g}, sigma = {last.sigma:.3g}, "
-                f"a signal-to-noise ratio of {snr:.3g} where at most {TERMINAL_SNR} is noise; "
-                "raise the last betas, the number of steps or sigma_max."
+                f"The schedule leaves signal at its end: a signal-to-noise ratio of {snr:.3g} where at most "
+                f"{TERMINAL_SNR} is noise; raise the last betas, the number of steps or sigma_max."
             )
         if next(self.parameters(), None) is None:
             warn_of_signal(last)
@@ -104,12 +89,8 @@ def _log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     return 2.0 * (alpha.log() - sigma.log())
 
 
-def _floats(t: Tensor, alpha: Tensor, sigma: Tensor) -> Level:
-    return Level(float(t), float(alpha), float(sigma))
-
-
 def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)`` without the cancellation of the latter near the data."""
+    """``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)``, without cancellation near the data."""
     return (0.5 * log_alpha_bar).exp(), torch.expm1(log_alpha_bar).abs().sqrt()
 
 
@@ -120,26 +101,22 @@ def _log_alpha_bar(log_snr: Tensor) -> Tensor:
 class Discrete(Schedule):
     r"""A table of betas, :math:`\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)` (Ho et al. 2020, sec. 2).
 
-    Step ``i`` of ``T`` is the time ``t = i / T``, and :math:`\bar\alpha(0) = 1`. Between two steps,
-    :math:`\log \bar\alpha` is linear in ``t``, so that the schedule is continuous and has an exact inverse; in a
-    last step to :math:`\bar\alpha = 0`, whose logarithm is not finite, :math:`\bar\alpha` itself is linear.
+    Step ``i`` of ``T`` is the time ``t = i / T``. Between two steps :math:`\log \bar\alpha` is linear in ``t``; in a
+    last step to :math:`\bar\alpha = 0`, :math:`\bar\alpha` itself is.
 
     Args:
         betas: ``T`` numbers in (0, 1).
         zero_end: whether the last may be 1, which leaves nothing of the data (see :func:`zero_terminal_snr`).
-
-    Raises:
-        InputError: if the table is empty, not a row of numbers, or a beta lies outside (0, 1).
     """
 
     log_alpha_bar: Float64[Tensor, "T+1"]
 
-    def __init__(self, betas: ArrayLike | Tensor, *, zero_end: bool = False) -> None:
+    def __init__(self, betas: npt.ArrayLike | Tensor, *, zero_end: bool = False) -> None:
         super().__init__()
         table = torch.as_tensor(np.asarray(betas, dtype=np.float64)).reshape(-1)
-        most = torch.full_like(table, 1.0)
-        most[-1:] = math.nextafter(1.0, 2.0) if zero_end else 1.0
-        if len(table) == 0 or not bool(((table > 0.0) & (table < most)).all()):
+        inside = (table > 0.0) & (table < 1.0)
+        inside[-1:] |= zero_end & (table[-1:] == 1.0)
+        if len(table) == 0 or not bool(inside.all()):
             last = " (the last may be 1)" if zero_end else ""
             raise InputError(f"A beta table needs at least one number, each above 0 and below 1{last}.")
         start = torch.zeros(1, dtype=torch.float64)
@@ -147,7 +124,6 @@ class Discrete(Schedule):
 
     @property
     def steps(self) -> int:
-        """The number of steps ``T``."""
         return len(self.log_alpha_bar) - 1
 
     @property
@@ -158,7 +134,7 @@ class Discrete(Schedule):
     def alpha_bars(self) -> Float64[Tensor, "T"]:
         return self.log_alpha_bar[1:].exp()
 
-    def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+    def kernel(self, t: Times) -> tuple[Times, Times]:
         table = self.log_alpha_bar.to(t.device)
         position = t * self.steps
         # i / T * T is not always i in floating point: a step of the table must give its exact entry
@@ -171,7 +147,7 @@ class Discrete(Schedule):
         falling = torch.log1p(-torch.where(to_zero, fraction, 0.0))
         return _variance_preserving(torch.lerp(start, torch.where(to_zero, start, end), fraction) + falling)
 
-    def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def time(self, log_snr: Times) -> Times:
         table = -self.log_alpha_bar.to(log_snr.device)
         wanted = -_log_alpha_bar(log_snr)
         left = (torch.searchsorted(table, wanted.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
@@ -179,7 +155,7 @@ class Discrete(Schedule):
         fraction = torch.where(end.isinf(), -torch.expm1(start - wanted), (wanted - start) / (end - start))
         return (left + fraction) / self.steps
 
-    def _slope(self, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def _slope(self, t: Times) -> Times:
         table = self.log_alpha_bar.to(t.device)
         left = ((t * self.steps - 1e-9).ceil().long() - 1).clamp(0, self.steps - 1)
         falling = table[left + 1] - table[left]
@@ -189,12 +165,12 @@ class Discrete(Schedule):
         return self.steps * falling / (sigma * sigma)
 
     def previous(self, level: Level) -> Level:
-        """The level one step nearer to the data: at ``t - 1 / T``, and the data itself from the first step."""
+        """The level one step nearer to the data, at ``t - 1 / T``; the data from the first step."""
         t = level.t - 1.0 / self.steps
         return self(t.clamp(min=0.0) if isinstance(t, Tensor) else max(t, 0.0))
 
     def last_steps(self) -> Level:
-        """The end of the table's own grid: the levels of its first two steps (one, if it has no more) and the data."""
+        """The levels of steps 2 (if there is one) and 1, and the data."""
         return self(torch.arange(min(2, self.steps), -1, -1, dtype=torch.float64) / self.steps)
 
     def _apply(self, fn: object, recurse: bool = True) -> Discrete:
@@ -206,58 +182,75 @@ class Discrete(Schedule):
 
 
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
-    r"""The linear beta table of Ho et al. 2020, :math:`\beta_1 = 10^{-4}, \dots, \beta_T = 0.02` at ``T = 1000``.
+    r"""The linear beta table of DDPM, :math:`10^{-4}, \dots, 0.02` at ``T = 1000`` (Ho et al. 2020).
 
-    For other ``T`` the range is scaled by ``1000 / T``, so that :math:`\bar\alpha_T` stays near zero
-    (Nichol and Dhariwal 2021, code), and clipped at 0.999.
+    For other ``T`` it is scaled by ``1000 / T`` (Nichol and Dhariwal 2021, code), and clipped at 0.999.
 
-    Raises:
-        InputError: if ``steps < 2``: one beta can't be a range.
+    Args:
+        steps: number of steps T; the betas are scaled by 1000 / T.
+        beta_start: the first beta, at T = 1000.
+        beta_end: the last beta, at T = 1000.
     """
     if steps < 2:
         raise InputError(f"A linear schedule needs at least 2 steps; got {steps}.")
     scale = 1000.0 / steps
-    return Discrete(np.linspace(scale * beta_start, scale * beta_end, steps).clip(max=0.999))
+    return Discrete(np.linspace(scale * beta_start, scale * beta_end, steps).clip(max=MAX_BETA))
 
 
-def cosine(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Discrete:
-    r"""The cosine table of Nichol and Dhariwal 2021, eq. 17.
+def cosine(steps: int = 1000, s: float = 0.008) -> Discrete:
+    r"""The cosine beta table of Improved DDPM (Nichol and Dhariwal 2021, eq. 17).
 
     :math:`\bar\alpha_t = f(t) / f(0)` with :math:`f(t) = \cos^2\left(\frac{t / T + s}{1 + s} \frac{\pi}{2}\right)`, and
     :math:`\beta_t = \min(1 - \bar\alpha_t / \bar\alpha_{t-1},\ 0.999)`.
 
-    Raises:
-        InputError: if ``steps < 1``.
+    Args:
+        steps: number of steps T.
+        s: the offset near the data.
     """
-    if steps < 1:
-        raise InputError(f"A schedule needs at least 1 step; got {steps}.")
-    f = np.cos((np.arange(steps + 1) / steps + s) / (1.0 + s) * math.pi / 2.0) ** 2
-    return Discrete((1.0 - f[1:] / f[:-1]).clip(max=max_beta))
+    if steps < 1 or s <= 0.0:
+        raise InputError(f"A cosine schedule needs at least 1 step and s > 0; got {steps} and {s}.")
+    return _from_alpha_bar(np.cos((np.arange(steps + 1) / steps + s) / (1.0 + s) * math.pi / 2.0) ** 2)
 
 
-def sigmoid(
-    steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
-) -> Discrete:
-    r"""The sigmoid table (Jabri et al. 2023; Chen 2023, algorithm 1).
+def sigmoid(steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Discrete:
+    r"""The sigmoid beta table (Jabri et al. 2023; Chen 2023, algorithm 1).
 
     :math:`\bar\alpha_t = \frac{\varsigma(e / \tau) - \varsigma((s + (e - s)\, t / T) / \tau)}{\varsigma(e / \tau)
     - \varsigma(s / \tau)}` with the logistic function :math:`\varsigma`, and
     :math:`\beta_t = \min(1 - \bar\alpha_t / \bar\alpha_{t-1},\ 0.999)`.
 
-    Raises:
-        InputError: if ``steps < 1``, ``start >= end`` or ``tau <= 0``.
+    Args:
+        steps: number of steps T.
+        start: where on the logistic curve the data are.
+        end: where on the logistic curve the noise is.
+        tau: temperature: larger is nearer to a straight line.
     """
-    if steps < 1:
-        raise InputError(f"A schedule needs at least 1 step; got {steps}.")
-    if not start < end or tau <= 0.0:
-        raise InputError(f"A sigmoid schedule needs start < end and tau > 0; got {start}, {end} and {tau}.")
+    if steps < 1 or not start < end or tau <= 0.0:
+        raise InputError(f"A sigmoid schedule needs at least 1 step, start < end and tau > 0; got {steps=}, {tau=}.")
     curve = 1.0 / (1.0 + np.exp(-(start + (end - start) * np.arange(steps + 1) / steps) / tau))
-    alpha_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
-    return Discrete((1.0 - alpha_bar[1:] / alpha_bar[:-1]).clip(max=max_beta))
+    return _from_alpha_bar((curve[-1] - curve) / (curve[-1] - curve[0]))
+
+
+def _from_alpha_bar(curve: npt.NDArray[np.float64]) -> Discrete:
+    return Discrete((1.0 - curve[1:] / curve[:-1]).clip(max=MAX_BETA))
+
+
+def table(betas: tuple[float, ...] = (), file: str | None = None) -> Discrete:
+    """Any beta table. The last beta may be 1, which leaves nothing of the data.
+
+    Args:
+        betas: the betas, from the data to the noise.
+        file: a file of numbers to read them from (.npy, .json or text).
+    """
+    if file is not None:
+        betas = tuple(read_numbers(file))
+    if not betas:
+        raise InputError("The schedule is a table without betas; give model.schedule.betas or model.schedule.file.")
+    return Discrete(list(betas), zero_end=True)
 
 
 def zero_terminal_snr(table: Discrete) -> Discrete:
-    r"""The table shifted and scaled so that nothing of the data is left at its end (Lin et al. 2024, algorithm 1).
+    r"""A beta table shifted and scaled so that its end is pure noise (Lin et al. 2024, algorithm 1).
 
     .. math::
         \sqrt{\bar\alpha_t'} = \left(\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}\right)
@@ -265,8 +258,8 @@ def zero_terminal_snr(table: Discrete) -> Discrete:
 
     Then :math:`\beta_T = 1`, so that only v, x0, velocity and mean can be predicted.
 
-    Raises:
-        InputError: if the table has one step.
+    Args:
+        table: the beta table to rescale.
     """
     root = table.alpha_bars.sqrt()
     if len(root) < 2:
@@ -279,6 +272,10 @@ class ContinuousLinear(Schedule):
     r"""The variance-preserving SDE with linear :math:`\beta(t)` (Y. Song et al. 2021, app. C): the limit of ``linear``.
 
     :math:`\log\bar\alpha(t) = -\beta_{\min} t - \tfrac12 (\beta_{\max} - \beta_{\min}) t^2`.
+
+    Args:
+        beta_min: beta(0).
+        beta_max: beta(1).
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
@@ -287,10 +284,10 @@ class ContinuousLinear(Schedule):
             raise InputError(f"beta_min must be at least 0 and below beta_max; got {beta_min} and {beta_max}.")
         self.beta_min, self.beta_max = beta_min, beta_max
 
-    def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+    def kernel(self, t: Times) -> tuple[Times, Times]:
         return _variance_preserving(-t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t))
 
-    def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def time(self, log_snr: Times) -> Times:
         c = -_log_alpha_bar(log_snr)
         # the root of the quadratic in the form that does not cancel for small c
         root = (self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * c).sqrt()
@@ -300,26 +297,30 @@ class ContinuousLinear(Schedule):
 class ContinuousCosine(Schedule):
     r"""The cosine schedule in continuous time: :math:`\bar\alpha(t) = f(t)/f(0)`, Nichol and Dhariwal 2021, eq. 17.
 
-    The published curve ends at :math:`\bar\alpha = 0`, where noise prediction says nothing of the data, so it
-    is followed until its log-SNR is ``log_snr_min`` (-20, as the 0.999 clip of the table), where ``t = 1`` is put.
+    The published curve ends at :math:`\bar\alpha = 0`; here ``t = 1`` is where its log-SNR is ``log_snr_min`` (-20, as
+    the 0.999 clip of the table).
+
+    Args:
+        s: the offset near the data.
+        log_snr_min: the log-SNR where the schedule ends.
     """
 
     def __init__(self, s: float = 0.008, log_snr_min: float = -20.0) -> None:
         super().__init__()
-        if s <= 0.0 or log_snr_min > 0.0:
-            raise InputError(f"s must be positive and log_snr_min at most 0; got {s} and {log_snr_min}.")
+        if s <= 0.0 or not -100.0 <= log_snr_min <= 0.0:
+            raise InputError(f"s must be positive and log_snr_min from -100 to 0; got {s} and {log_snr_min}.")
         self.first = s / (1.0 + s) * math.pi / 2.0
         alpha_bar = 1.0 / (1.0 + math.exp(-log_snr_min))
         self.last = math.acos(math.sqrt(alpha_bar) * math.cos(self.first))
 
-    def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+    def kernel(self, t: Times) -> tuple[Times, Times]:
         angle = self.first + t * (self.last - self.first)
         first = math.cos(self.first)
         # cos^2 a - cos^2 b = sin(b + a) sin(b - a): no cancellation near the data
         sigma = ((angle + self.first).sin() * (angle - self.first).sin()).clamp(min=0.0).sqrt()
         return angle.cos() / first, sigma / first
 
-    def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def time(self, log_snr: Times) -> Times:
         # acos would cancel near the data; sin^2 angle = sin^2 first + sigma^2 cos^2 first does not
         sigma2 = (-log_snr).sigmoid()
         sine = (math.sin(self.first) ** 2 + sigma2 * math.cos(self.first) ** 2).sqrt()
@@ -331,6 +332,10 @@ class Karras(Schedule):
     r"""The schedule of EDM (Karras et al. 2022): :math:`\alpha = 1`, :math:`\sigma = \sigma_{\max} t^\rho`.
 
     Uniform steps in ``t`` from :math:`(\sigma_{\min} / \sigma_{\max})^{1/\rho}` to 1 are the steps of their eq. 5.
+
+    Args:
+        sigma_max: the largest noise.
+        rho: the power that relates noise and time.
     """
 
     def __init__(self, sigma_max: float = 80.0, rho: float = 7.0) -> None:
@@ -339,21 +344,18 @@ class Karras(Schedule):
             raise InputError(f"sigma_max and rho must be positive; got {sigma_max} and {rho}.")
         self.sigma_max, self.rho = sigma_max, rho
 
-    def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+    def kernel(self, t: Times) -> tuple[Times, Times]:
         return torch.ones_like(t), self.sigma_max * t**self.rho
 
-    def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def time(self, log_snr: Times) -> Times:
         return ((-0.5 * log_snr).exp() / self.sigma_max) ** (1.0 / self.rho)
 
 
 class RectifiedFlow(Schedule):
-    r"""Straight lines from data to noise: :math:`\alpha = 1 - t`, :math:`\sigma = t` (Liu et al. 2023, sec. 2.1).
+    r"""Straight lines from data to noise: :math:`\alpha = 1 - t`, :math:`\sigma = t` (Liu et al. 2023, sec. 2.1)."""
 
-    At ``t = 1`` nothing of the data is left, so that only velocity, v, x0 and EDM's output can be predicted there.
-    """
-
-    def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+    def kernel(self, t: Times) -> tuple[Times, Times]:
         return 1.0 - t, t
 
-    def time(self, log_snr: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    def time(self, log_snr: Times) -> Times:
         return (-0.5 * log_snr).sigmoid()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.diffusion.denoiser import Prediction
-from sfumato.diffusion.gaussian import posterior_coefficients, transition
+from sfumato import random
+from sfumato.diffusion.denoiser import Denoise, Prediction
+from sfumato.diffusion.gaussian import diffuse, posterior_coefficients, transition
 from sfumato.diffusion.level import Level, Scalar, broadcast
 from sfumato.errors import InputError
 
@@ -31,11 +37,10 @@ def large(prediction: Prediction, t: Level, s: Level) -> Scalar:
 
 
 def floor(levels: Level | Sequence[Level]) -> float:
-    r"""What stands for the zero :math:`\tilde\beta` of the last step of a grid: that of the step before it.
+    r"""The lower bound that replaces the zero :math:`\tilde\beta` of a grid's last step: that of the step before.
 
-    (Nichol and Dhariwal 2021, code, there of the table's own steps.) A grid of one step has no step before: there
-    it is the variance of :math:`x_0` given :math:`x_t` for standard normal data,
-    :math:`\sigma^2 / (\alpha^2 + \sigma^2)`, which is :math:`\beta` where the variance is preserved.
+    (Nichol and Dhariwal 2021, code, there of the table's steps.) In a grid of one step it is that of standard normal
+    data, :math:`\sigma^2 / (\alpha^2 + \sigma^2)`.
     """
     nodes = list(levels)
     if len(nodes) >= 3:
@@ -45,41 +50,32 @@ def floor(levels: Level | Sequence[Level]) -> float:
 
 
 def floored(variance: Scalar, s: Level, lowest: Scalar) -> Scalar:
-    """``variance``, and ``lowest`` for those steps that end at the data."""
+    """``variance``, or ``lowest`` for steps that end at the data."""
     if isinstance(s.sigma, Tensor):
         return torch.where(s.sigma == 0.0, lowest, torch.as_tensor(variance))
     return lowest if s.sigma == 0.0 else variance
 
 
 def decoded(variance: ReverseVariance) -> ReverseVariance:
-    r"""``variance``, and in the step to the data that of the noise itself, :math:`\sigma^2 / \alpha^2`.
+    r"""``variance``, but in the step to the data that of the noise itself, :math:`\sigma^2 / \alpha^2`.
 
-    (Kingma et al. 2021, whose decoder knows the data as well as their noisy version does.) On a fine grid that ends at
-    a noise as large as a part of a bin, the variance of the step before (:func:`floor`) is far too small for a decoder.
+    (Kingma et al. 2021.) On a grid that ends at a noise of a fraction of a bin, :func:`floor` is far too small for a
+    decoder.
     """
-    return partial(_decoded, variance=variance)
 
+    def with_decoder(prediction: Prediction, t: Level, s: Level) -> Scalar:
+        ratio = t.noise_to_signal
+        return floored(variance(prediction, t, s), s, ratio * ratio)
 
-def _decoded(prediction: Prediction, t: Level, s: Level, variance: ReverseVariance) -> Scalar:
-    ratio = t.noise_to_signal
-    return floored(variance(prediction, t, s), s, ratio * ratio)
+    return with_decoder
 
 
 def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None = None) -> Scalar:
-    r"""The variance that the network learned, between the small and the large one in the logarithm.
+    r"""The variance that the network learned, interpolated between the logarithms of the small and the large one.
 
-    :math:`\Sigma = \exp(v \log \beta + (1 - v) \log \tilde\beta)` (Nichol and Dhariwal 2021, eq. 15), with
-    :math:`\beta` and :math:`\tilde\beta` those of the step at hand, one number per dimension.
-
-    Args:
-        prediction: that of a denoiser with ``learned_variance``.
-        t: the level of ``x``.
-        s: the level that is stepped to.
-        lowest: the :math:`\tilde\beta` of a step to the data, :func:`floor` of the grid in use; by default that step
-            has no noise, as in sampling.
-
-    Raises:
-        InputError: if the network did not learn the variance.
+    :math:`\Sigma = \exp(v \log \beta + (1 - v) \log \tilde\beta)`, one number per dimension (Nichol and Dhariwal 2021,
+    eq. 15). ``lowest`` is the :math:`\tilde\beta` of a step to the data, :func:`floor` of the grid in use; by default
+    that step has no noise, as in sampling.
     """
     if prediction.variance_fraction is None:
         raise InputError(
@@ -100,3 +96,149 @@ def log_range(t: Level, s: Level, lowest: float) -> tuple[Scalar, Scalar]:
     tilde = torch.as_tensor(floored(posterior_coefficients(t, s)[2], s, lowest), dtype=torch.float64).log()
     width = torch.as_tensor(transition(t, s)[1], dtype=torch.float64).log() - tilde
     return (tilde, width) if isinstance(t.sigma, Tensor) else (float(tilde), float(width))
+
+
+@dataclass(frozen=True)
+class Gamma:
+    r"""A table of :math:`\Gamma(\lambda) = \tfrac1D \mathbb E \lVert \hat\epsilon(x, \lambda) \rVert^2` by log-SNR,
+    rising.
+
+    It is :math:`\sigma^2` times the :math:`\Gamma` of Bao et al. 2022, sec. 3, averaged over ``samples`` images (0 for
+    exact expectations), and belongs to the denoiser and its data, not to a schedule or grid.
+    """
+
+    log_snr: tuple[float, ...]
+    gamma: tuple[float, ...]
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in itertools.pairwise(self.log_snr))
+        finite = all(map(math.isfinite, (*self.log_snr, *self.gamma)))
+        if not (len(self.log_snr) == len(self.gamma) > 0 and rising and finite and min(self.gamma) >= 0.0):
+            raise InputError("A table of Gamma needs finite levels that rise strictly, and a number >= 0 for each.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Gamma:
+        try:
+            log_snr, gamma = (tuple(float(number) for number in values[key]) for key in ("log_snr", "gamma"))
+            samples = int(values["samples"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"These are not the values of a table of Gamma ({error!r}).") from None
+        return cls(log_snr, gamma, samples)
+
+    def monotone(self) -> Gamma:
+        r"""The table in which the posterior variance of the data does not rise from a level to one of less noise.
+
+        It is the isotonic regression of :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)` (Ayer et al. 1955) with weights
+        :math:`\mathrm{SNR}^2`, the inverse of its variance when all of Gamma is equally uncertain: where almost nothing
+        of the data is left an estimate carries no information, and levels nearer to the data replace it.
+        """
+        from scipy.optimize import isotonic_regression
+
+        snr = np.exp(self.log_snr)
+        fit = isotonic_regression((1.0 - np.array(self.gamma)) / snr, weights=snr**2, increasing=False)
+        return Gamma(self.log_snr, tuple(max(0.0, float(number)) for number in 1.0 - snr * fit.x), self.samples)
+
+    def data_variance(self, level: Level) -> Scalar:
+        r"""The mean posterior variance of the data, :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)`, never negative.
+
+        Between the levels of the table the logit of :math:`1 - \Gamma` is linear in the log-SNR, as it is for Gaussian
+        data. At :math:`\alpha = 0` it is that of the noisiest level.
+        """
+        wanted = torch.as_tensor(level.log_snr, dtype=torch.float64)
+        known = torch.tensor(self.log_snr, dtype=torch.float64, device=wanted.device)
+        low, high = self.log_snr[0], self.log_snr[-1]
+        wanted = torch.where(wanted == -math.inf, low, wanted)
+        slack = 1e-6 * max(1.0, abs(low), abs(high))
+        if bool(((wanted < low - slack) | (wanted > high + slack)).any()):
+            raise InputError(
+                f"Gamma is known from log-SNR {low:.4g} to {high:.4g}, but a step starts outside; estimate it on the "
+                "levels of this grid."
+            )
+        gamma = torch.tensor(self.gamma, dtype=torch.float64, device=wanted.device).clamp(1e-12, 1.0 - 1e-12)
+        logit = torch.log1p(-gamma) - gamma.log()
+        if len(self.gamma) > 1:
+            right = torch.searchsorted(known, wanted.contiguous()).clamp(1, len(known) - 1)
+            fraction = ((wanted - known[right - 1]) / (known[right] - known[right - 1])).clamp(0.0, 1.0)
+            logit = torch.lerp(logit[right - 1], logit[right], fraction)
+        else:
+            logit = logit.reshape(()).expand(wanted.shape)
+        variance = logit.sigmoid() * (-wanted).exp()
+        return variance if isinstance(level.alpha, Tensor) else float(variance)
+
+
+Batch = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], dict[str, Tensor]]
+"""Clean data of shape ``(B, *shape)``, alone or with their conditions; ``B`` may differ from batch to batch."""
+
+
+@torch.no_grad()
+def estimate(
+    denoiser: Denoise,
+    batches: Iterable[Batch],
+    levels: Level,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Gamma:
+    r"""Gamma of a denoiser in one pass over data, each image at every noisy level (Bao et al. 2022, sec. 3).
+
+    The noise depends on the seed, the image and the level alone, so that batches change the result by rounding only.
+    ``progress`` is called after each batch with the number of images done.
+    """
+    steps = [level for level in levels if level.sigma != 0.0]
+    if not steps or any(level.alpha == 0.0 for level in steps):
+        raise InputError("Gamma needs levels with noise and with signal: sigma and alpha above 0.")
+    totals, start = torch.zeros(len(steps), dtype=torch.float64), 0
+    for batch in batches:
+        x0, cond = batch if isinstance(batch, tuple) else (batch, dict[str, Tensor]())
+        for k, level in enumerate(steps):
+            noise = random.normal(seed, "analytic", start, len(x0), tuple(x0.shape[1:]), step=k).to(x0)
+            prediction = denoiser(diffuse(x0, level, noise), level, **cond)
+            totals[k] += prediction.eps.double().square().flatten(1).mean(1).sum().cpu()
+        start += len(x0)
+        if progress is not None:
+            progress(start)
+    if start == 0:
+        raise InputError("Gamma can't be estimated without data.")
+    rows = sorted(zip((float(level.log_snr) for level in steps), (totals / start).tolist(), strict=True))
+    return Gamma(tuple(row[0] for row in rows), tuple(row[1] for row in rows), start)
+
+
+def analytic(
+    gamma: Gamma, *, radius: float = 1.0, to_data: bool = False, last: Level | None = None, pixels: float = 2.0
+) -> ReverseVariance:
+    r"""The reverse variance that is optimal for a denoiser, among those of one number per step.
+
+    .. math::
+        \sigma^2 = \tilde\beta + k_0^2 \min\left(\frac{\sigma_t^2}{\alpha_t^2} (1 - \Gamma_t),\ r^2\right)
+
+    (Bao et al. 2022, theorems 1 and 2), for any pair of levels.
+
+    Args:
+        gamma: the table of the denoiser.
+        radius: half the width of the range of the data.
+        to_data: whether the step to the data has this variance too, as the decoder of a bound needs.
+        last: the last noisy level of the grid in use. In the step that ends there, the noise is clipped so that it
+            moves a value by at most ``pixels`` of 255 parts of the range on average,
+            :math:`\mathbb E |\sigma z| \le 2 r p / 255` (there, app. F).
+        pixels: see ``last``; 1 or 2 there.
+    """
+    if radius <= 0.0 or pixels <= 0.0:
+        raise InputError(f"radius and pixels must be positive; got {radius} and {pixels}.")
+    end = math.inf if last is None else float(last.log_snr) - 1e-9
+    # E|z| = sqrt(2 / pi) for a normal z
+    most = (2.0 * radius * pixels / 255.0) ** 2 * math.pi / 2.0
+
+    def variance(prediction: Prediction, t: Level, s: Level) -> Scalar:
+        k0, _, tilde = posterior_coefficients(t, s)
+        spread = torch.as_tensor(gamma.data_variance(t), dtype=torch.float64).clamp(max=radius * radius)
+        value = torch.as_tensor(tilde + k0 * k0 * spread)
+        log_snr, sigma = (torch.as_tensor(number, device=value.device) for number in (s.log_snr, s.sigma))
+        value = torch.where((log_snr >= end) & (sigma != 0.0), value.clamp(max=most), value)
+        value = value if to_data else torch.where(sigma != 0.0, value, 0.0)
+        return value if isinstance(t.alpha, Tensor) else float(value)
+
+    return variance

@@ -5,42 +5,20 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sfumato.config import (
-    X0,
-    Ancestral,
-    Ddim,
-    Eps,
-    ModelConfig,
-    SamplingConfig,
-    UNetConfig,
-    V,
-    parse,
-)
 from sfumato.errors import InputError, SfumatoWarning, nearest
-from sfumato.interop import unet2d
-from sfumato.interop.kinds import NUMBER, POSITIVE, TRUTH, WHOLE, WORD, Kind, check_kinds
-from sfumato.interop.model import model_of, unet_of
-from sfumato.interop.weights import Transfer, read_state, require_groups
+from sfumato.interop.diffusers_format import PREDICTIONS, VARIANCES, WEIGHTS, transfer_weights
+from sfumato.interop.model import build_model, unet_of
+from sfumato.interop.weights import Transfer, require_groups
 from sfumato.models.model import Model
+from sfumato.recipes.settings import Published
 
-PREDICTIONS = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
-"""What a network predicts, by its name there."""
-
-VARIANCES = {
-    "fixed_small": "small",
-    "fixed_small_log": "small",
-    "fixed_large": "large",
-    "fixed_large_log": "large",
-    "learned_range": "learned",
-}
-"""The reverse variances by their names there."""
-
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _BETA_SCHEDULERS = (
     "DDPMScheduler",
     "DDIMScheduler",
@@ -65,32 +43,28 @@ def load_diffusers(path: str | Path) -> Model:
     Returns:
         A model with the schedule, the meaning of the output and the reverse variance of theirs; sampling is ancestral
         over all steps for a ``DDPMScheduler``, DDIM in 50 steps for others.
-
-    Raises:
-        InputError: if a file is missing, of a class or with a setting that has no equivalent here, or if the weights
-            are not those of the configuration.
     """
     path = Path(path)
     folder = path / "unet" if (path / "unet").is_dir() else path
     settings = _json(folder / "config.json")
     places = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
     scheduler = next((_json(p) for p in places if p.is_file()), {"_class_name": "DDPMScheduler"})
-    network = network_config(settings)
+    network = network_settings(settings)
     channels, outputs = settings.get("in_channels", 3), settings.get("out_channels", 3)
     config, sampling = _meaning(scheduler, network, learned=outputs == 2 * channels)
     if outputs not in (channels, 2 * channels):
-        raise InputError(f"A network from {channels} to {outputs} channels is no denoiser of pictures.")
+        raise InputError(f"A network from {channels} to {outputs} channels is no denoiser of images.")
     size = settings.get("sample_size")
     if size is None:
-        raise InputError(f"{folder / 'config.json'} has no sample_size; add the side of the pictures to it.")
-    sides = [size, size] if isinstance(size, int) else list(size)
-    model = model_of(config, (channels, *sides), settings.get("num_class_embeds") or 0, sampling)
+        raise InputError(f"{folder / 'config.json'} has no sample_size; add the side of the images to it.")
+    height, width = (size, size) if isinstance(size, int) else size
+    model = build_model(Published(config, (channels, height, width), settings.get("num_class_embeds") or 0, sampling))
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"{folder} holds no weights; expected {' or '.join(WEIGHTS)}.")
-    transfer = Transfer(read_state(file), str(file))
-    require_groups(unet_of(model), unet_of(model).plan.groups)
-    unet2d.walk(model, transfer, flipped=bool(settings.get("flip_sin_to_cos", True)))
+    transfer, unet = Transfer(file), unet_of(model.denoiser.network)
+    require_groups(unet, unet.blueprint.groups)
+    transfer_weights(model, transfer, cosines_first=bool(settings.get("flip_sin_to_cos", True)))
     transfer.finish()
     return model
 
@@ -104,6 +78,43 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} does not hold settings.")
     return values
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of value: its name, and whether a value is of it."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+    @property
+    def or_none(self) -> Kind:
+        return Kind(f"{self.name} or null", lambda value: value is None or self.holds(value))
+
+    @property
+    def several(self) -> Kind:
+        def holds(value: Any) -> bool:
+            return isinstance(value, list | tuple) and bool(value) and all(map(self.holds, value))  # pyright: ignore[reportUnknownArgumentType]
+
+        return Kind(f"a list, each {self.name}", holds)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+NUMBER = Kind("a number", _number)
+POSITIVE = Kind("a number above 0", lambda value: _number(value) and value > 0)
+WHOLE = Kind("a whole number from 1 on", lambda value: type(value) is int and value >= 1)
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+WORD = Kind("a word", lambda value: isinstance(value, str))
+
+
+def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], origin: str) -> None:
+    """Check that each setting that is there is of its kind."""
+    for name, kind in kinds.items():
+        if name in settings and not kind.holds(settings[name]):
+            raise InputError(f"{name} is {settings[name]!r} in {origin}; {kind.name} is expected.")
 
 
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -161,15 +172,11 @@ _SCHEDULER_KINDS = {
 }
 
 
-def network_config(settings: dict[str, Any]) -> UNetConfig:
-    """Our settings for those of a ``UNet2DModel``.
-
-    Raises:
-        InputError: for another class, an unknown setting, or one that has no equivalent here.
-    """
-    found = settings.get("_class_name")
-    if found != "UNet2DModel":
-        raise InputError(f"The class {found!r} of diffusers is not known here; only UNet2DModel can be loaded.")
+def network_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Our settings for those of a ``UNet2DModel``."""
+    name = settings.get("_class_name")
+    if name != "UNet2DModel":
+        raise InputError(f"The class {name!r} of diffusers is not known here; only UNet2DModel can be loaded.")
     for name, value in settings.items():
         if not name.startswith("_") and name not in _KNOWN:
             raise InputError(f"UNet2DModel has no setting {name!r}{nearest(name, _KNOWN)}")
@@ -195,27 +202,24 @@ def network_config(settings: dict[str, Any]) -> UNetConfig:
         raise InputError(
             f"freq_shift is {shift}; a number below {half}, half the first of block_out_channels, is expected."
         )
-    return parse(
-        UNetConfig,
-        {
-            "channels": channels,
-            "blocks": settings.get("layers_per_block", 2),
-            "attention": _attention(settings, len(channels)),
-            "middle": 2,
-            "middle_attention": middle,
-            "resample": _resample(settings),
-            "heads": 1,
-            "head_channels": head_channels,
-            "groups": groups,
-            "eps": settings.get("norm_eps", 1e-5),
-            "embedding": settings.get("time_embedding_dim"),
-            # their exponents are i / (n - shift), ours i / n
-            "time_period": 10_000.0 ** (half / (half - shift)),
-            "modulation": "adaptive" if shifted else "additive",
-            "dropout": settings.get("dropout", 0.0),
-        },
-        origin="the configuration of the UNet2DModel",
-    )
+    return {
+        "kind": "unet",
+        "channels": channels,
+        "blocks": settings.get("layers_per_block", 2),
+        "attention": _attention(settings, len(channels)),
+        "middle": 2,
+        "middle_attention": middle,
+        "resample": _resample(settings),
+        "heads": 1,
+        "head_channels": head_channels,
+        "groups": groups,
+        "eps": settings.get("norm_eps", 1e-5),
+        "embedding": settings.get("time_embedding_dim"),
+        # their exponents are i / (n - shift), ours i / n
+        "time_period": 10_000.0 ** (half / (half - shift)),
+        "modulation": "adaptive" if shifted else "additive",
+        "dropout": settings.get("dropout", 0.0),
+    }
 
 
 def _attention(settings: dict[str, Any], levels: int) -> tuple[int, ...]:
@@ -252,8 +256,10 @@ def _resample(settings: dict[str, Any]) -> str:
     return "asymmetric" if settings.get("downsample_padding", 1) == 0 else "learned"
 
 
-def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> tuple[ModelConfig, SamplingConfig]:
-    """Schedule, parameterization and sampling of a scheduler's settings."""
+def _meaning(
+    scheduler: dict[str, Any], network: dict[str, Any], learned: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model and the sampling of a scheduler's settings."""
     kind = scheduler.get("_class_name")
     if kind not in _BETA_SCHEDULERS:
         raise InputError(f"The scheduler {kind!r} of diffusers has no table of betas that is known here.")
@@ -261,9 +267,7 @@ def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> t
     output = scheduler.get("prediction_type", "epsilon")
     if output not in PREDICTIONS:
         raise InputError(f"The prediction_type {output!r} is not known here{nearest(str(output), PREDICTIONS)}")
-    variance = scheduler.get("variance_type", "fixed_small")
-    if variance is None:
-        variance = "fixed_small"
+    variance = scheduler.get("variance_type") or "fixed_small"
     if variance not in VARIANCES:
         raise InputError(
             f"The variance_type {variance!r} has no equivalent here; {', '.join(VARIANCES)} can be loaded."
@@ -271,48 +275,45 @@ def _meaning(scheduler: dict[str, Any], network: UNetConfig, learned: bool) -> t
     clip = bool(scheduler.get("clip_sample", kind in ("DDPMScheduler", "DDIMScheduler")))
     if (clip and scheduler.get("clip_sample_range", 1.0) != 1.0) or scheduler.get("thresholding"):
         warnings.warn(
-            "This scheduler clips by a rule that is not kept; estimates of the data are held in [-1, 1] in its place.",
+            "This scheduler clips by a rule that is not kept; estimates of the data are clipped to [-1, 1] instead.",
             SfumatoWarning,
             stacklevel=3,
         )
         clip = True
     steps = int(scheduler.get("num_train_timesteps", 1000))
-    model = parse(
-        ModelConfig,
-        {
-            "schedule": _schedule(scheduler, steps),
-            "parameterization": PREDICTIONS[output],
-            "network": network,
-            "learned_variance": learned,
-        },
-        origin=f"the configuration of the {kind}",
-    )
-    reverse: Any = VARIANCES[variance] if learned or VARIANCES[variance] != "learned" else "small"
+    model = {
+        "schedule": _schedule(scheduler, steps),
+        "parameterization": {"kind": PREDICTIONS[output]},
+        "network": network,
+        "learned_variance": learned,
+    }
+    reverse = VARIANCES[variance] if learned or VARIANCES[variance] != "learned" else "small"
     if kind == "DDPMScheduler":
-        return model, SamplingConfig(sampler=Ancestral(variance=reverse), steps=steps, clip=clip, classes="uniform")
-    return model, SamplingConfig(sampler=Ddim(), steps=50, clip=clip, classes="uniform")
+        return model, {"sampler": {"kind": "ancestral", "variance": reverse}, "steps": steps, "clip": clip}
+    return model, {"sampler": {"kind": "ddim"}, "steps": 50, "clip": clip}
 
 
 def _schedule(scheduler: dict[str, Any], steps: int) -> dict[str, Any]:
     """The settings of our schedule."""
     kind = scheduler.get("beta_schedule", "linear")
     start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    given = scheduler.get("trained_betas")
-    if given is not None:
-        table: dict[str, Any] = {"kind": "table", "betas": tuple(given)}
-    elif kind == "linear" and steps == 1000:
+    trained = scheduler.get("trained_betas")
+    table: dict[str, Any]
+    if trained is None and kind == "linear" and steps == 1000:
         table = {"kind": "linear", "steps": steps, "beta_start": start, "beta_end": end}
-    elif kind == "linear":
-        table = {"kind": "table", "betas": tuple(torch.linspace(start, end, steps, dtype=torch.float64).tolist())}
-    elif kind == "scaled_linear":
-        line = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64)
-        table = {"kind": "table", "betas": tuple(line.square().tolist())}
-    elif kind == "squaredcos_cap_v2":
+    elif trained is None and kind == "squaredcos_cap_v2":
         table = {"kind": "cosine", "steps": steps}
-    elif kind == "sigmoid":
-        line = torch.linspace(-6.0, 6.0, steps, dtype=torch.float64).sigmoid()
-        table = {"kind": "table", "betas": tuple((start + (end - start) * line).tolist())}
     else:
-        known = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-        raise InputError(f"The beta_schedule {kind!r} is not known here{nearest(str(kind), known)}")
+        if trained is not None:
+            betas = torch.tensor(trained, dtype=torch.float64)
+        elif kind == "linear":
+            betas = torch.linspace(start, end, steps, dtype=torch.float64)
+        elif kind == "scaled_linear":
+            betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
+        elif kind == "sigmoid":
+            betas = start + (end - start) * torch.linspace(-6.0, 6.0, steps, dtype=torch.float64).sigmoid()
+        else:
+            known = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+            raise InputError(f"The beta_schedule {kind!r} is not known here{nearest(str(kind), known)}")
+        table = {"kind": "table", "betas": tuple(betas.tolist())}
     return {"kind": "zero_terminal_snr", "table": table} if scheduler.get("rescale_betas_zero_snr") else table

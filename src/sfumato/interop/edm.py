@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.conditioning.encoders import Conditioned
 from sfumato.errors import InputError, nearest
-from sfumato.interop.model import model_of, unet_of
-from sfumato.interop.weights import Transfer, put, read_state, require_groups, swapped, tensors_of
+from sfumato.interop.model import build_model, label_table, unet_of
+from sfumato.interop.weights import Transfer, Weights, put, require_groups, swap_halves
 from sfumato.models.model import Model
-from sfumato.networks.layers import ResBlock
-from sfumato.networks.unet import UNet
-from sfumato.recipes.published import EDM, Settings, edm
+from sfumato.networks.unet import ResBlock, UNet
+from sfumato.recipes.published import EDM, edm
+from sfumato.recipes.settings import Settings
+
+_RES_BLOCK = {
+    "norm1": "norm0",
+    "conv1": "conv0",
+    "modulation": "affine",
+    "norm2": "norm1",
+    "conv2": "conv1",
+    "skip": "skip",
+}
 
 
-def load_edm(weights: str | Path | Mapping[str, Tensor], settings: str | Settings) -> Model:
+def load_edm(weights: Weights, settings: str | Settings) -> Model:
     """The model of the tensors of an EDM network, ``SongUNet`` or ``DhariwalUNet``, with EDM's preconditioning.
 
     Published files are pickles of programs, which are never loaded; where they are trusted, their own program can save
@@ -33,48 +39,39 @@ def load_edm(weights: str | Path | Mapping[str, Tensor], settings: str | Setting
             with its ``class_name``.
 
     Returns:
-        The model. What it was told of the augmentation of its training pictures is left out: none.
-
-    Raises:
-        InputError: for an unknown class or setting, or weights that are not those of the settings.
+        The model, without the input that describes the augmentation of training images.
     """
     if isinstance(settings, str):
         if settings not in EDM:
             raise InputError(f"There is no published network {settings!r} of EDM{nearest(settings, EDM)}")
         settings = EDM[settings]
     published = edm(settings)
-    if isinstance(weights, str | Path):
-        state, origin = read_state(weights), str(weights)
-    else:
-        state, origin = tensors_of(weights, "What was given"), "the state dict"
     # the filters are part of the settings
-    state = {n.removeprefix("model."): t for n, t in state.items() if not n.endswith("resample_filter")}
-    transfer = Transfer(state, origin)
-    model = model_of(published.model, published.shape, published.classes, published.sampling)
-    network, song = unet_of(model), settings.get("class_name", "SongUNet") == "SongUNet"
+    transfer = Transfer(weights, lambda n: None if n.endswith("resample_filter") else n.removeprefix("model."))
+    model = build_model(published)
+    network, song = unet_of(model.denoiser.network), settings.get("class_name", "SongUNet") == "SongUNet"
     require_groups(network, 32, at_least=4)
     _fill(transfer, network, song, published.shape[1])
-    if isinstance(model.denoiser.network, Conditioned):
-        table: Any = model.denoiser.network.encoders["label"].table.weight  # pyright: ignore[reportAttributeAccessIssue]
+    table = label_table(model.denoiser.network)
+    if table is not None:
         _labels(transfer, table, song)
-    transfer.finish(("map_augment.",))
+    transfer.finish("map_augment.")
     return model
 
 
 def _fill(transfer: Transfer, network: UNet, song: bool, size: int) -> None:
     time = network.time
     # a SongUNet has sines before cosines
-    transfer.layer(time.first, "map_layer0", lambda w: swapped(w) if song and w.ndim > 1 else w)
+    transfer.layer(time.first, "map_layer0", lambda w: swap_halves(w) if song and w.ndim > 1 else w)
     transfer.layer(time.second, "map_layer1")
-    if network.plan.time_kind == "fourier":
+    if network.blueprint.time_kind == "fourier":
         frequencies = transfer.tensor("map_noise.freqs", time.features.frequencies.shape)
         put(time.features.frequencies, 2.0 * math.pi * frequencies)
-    sides = [size // 2**level for level in range(len(network.down))]
-    names = [f"{side}x{side}" for side in sides]
+    names = [f"{size // 2**level}x{size // 2**level}" for level in range(len(network.down))]
     transfer.layer(network.first, f"enc.{names[0]}_conv")
-    for level, stage in enumerate(network.down):
-        _stage(transfer, stage, f"enc.{names[level]}", f"enc.{names[min(level + 1, len(names) - 1)]}_down")
-    if network.plan.residual_input:
+    for name, below, stage in zip(names, [*names[1:], ""], network.down, strict=True):
+        _stage(transfer, stage, f"enc.{name}", f"enc.{below}_down")
+    if network.blueprint.residual_input:
         for name, module in zip(names[1:], network.residuals, strict=True):
             transfer.layer(module.conv, f"enc.{name}_aux_residual")  # pyright: ignore[reportArgumentType]
     for i, module in enumerate(network.middle):
@@ -86,22 +83,14 @@ def _fill(transfer: Transfer, network: UNet, song: bool, size: int) -> None:
     transfer.layer(network.last, ends[1])
 
 
-def _stage(transfer: Transfer, stage: Any, name: str, sampler: str) -> None:
+def _stage(transfer: Transfer, stage: Any, name: str, resampling: str) -> None:
     for i, module in enumerate(stage):
-        _block(transfer, module, sampler if isinstance(module, ResBlock) else f"{name}_block{i}")
+        _block(transfer, module, resampling if isinstance(module, ResBlock) else f"{name}_block{i}")
 
 
 def _block(transfer: Transfer, module: Any, name: str) -> None:
-    theirs = {
-        "norm1": "norm0",
-        "conv1": "conv0",
-        "modulation": "affine",
-        "norm2": "norm1",
-        "conv2": "conv1",
-        "skip": "skip",
-    }
     block = module if isinstance(module, ResBlock) else module.res
-    transfer.block(block, {ours: f"{name}.{theirs[ours]}" for ours in theirs})
+    transfer.block(block, {ours: f"{name}.{theirs}" for ours, theirs in _RES_BLOCK.items()})
     if not isinstance(module, ResBlock) and module.attention is not None:
         transfer.attention(module.attention, f"{name}.norm2", f"{name}.qkv", f"{name}.proj", "qkv_last")
 
@@ -112,6 +101,6 @@ def _labels(transfer: Transfer, table: Tensor, song: bool) -> None:
     weight = transfer.tensor("map_label.weight", (width, classes)).T
     if song:
         bias = transfer.tensor("map_label.bias", (width,))
-        put(table, swapped(torch.cat([bias[None], weight * math.sqrt(classes) + bias])))
+        put(table, swap_halves(torch.cat([bias[None], weight * math.sqrt(classes) + bias])))
     else:
         put(table, torch.cat([torch.zeros_like(weight[:1]), weight]))

@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sfumato.errors import InputError, nearest
 from sfumato.interop import engines
 from sfumato.interop.engines import onnx, openvino
-from sfumato.interop.engines.program import described, left_out, program_of, require_torch
+from sfumato.interop.engines.graph import graph_of, require_weights
+from sfumato.interop.model import description, raw_slots
 from sfumato.interop.to_diffusers import write_diffusers
 from sfumato.io.files import write_tensors
 from sfumato.models.model import Model
@@ -43,23 +45,20 @@ def export(
 
     Returns:
         Sentences on what the user of the result must know.
-
-    Raises:
-        InputError: if the target is unknown or can't express the model, a package is missing, or something is there.
     """
     out = Path(out)
     _check(to, out, precision, overwrite)
-    require_torch(model.denoiser.network)
-    slots = left_out(model.denoiser.network) if to in QUANTIZED else ()
+    require_weights(model.denoiser.network)
+    slots = raw_slots(model) if to in QUANTIZED else ()
     notes = [f"The graph is the network without the conditions {', '.join(slots)}."] if slots else []
     write: dict[str, Callable[[Path], None]] = {
         "diffusers": lambda path: notes.extend(write_diffusers(model, path)),
-        "onnx": lambda path: _write_onnx(model, path, precision),
-        "openvino": lambda path: _write_openvino(model, path, precision),
-        "safetensors": lambda path: write_tensors(path, model.denoiser.state_dict(), json.loads(described(model))),
+        "onnx": lambda path: _write_graph(onnx, model, path, precision),
+        "openvino": lambda path: _write_graph(openvino, model, path, precision),
+        "safetensors": lambda path: write_tensors(path, model.denoiser.state_dict(), json.loads(description(model))),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    # beside its place, so that it is moved there whole
+    # beside its place, so that it can be moved there whole
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         made = Path(folder) / out.name
         write[to](made)
@@ -102,17 +101,9 @@ def _free(paths: list[Path], overwrite: bool) -> None:
             raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
 
 
-def _write_onnx(model: Model, path: Path, precision: str) -> None:
-    program = program_of(model)
-    found = onnx.graph(program, described(model))
+def _write_graph(library: Any, model: Model, path: Path, precision: str) -> None:
+    graph = graph_of(model)
+    converted = library.convert(graph, description(model))
     if precision == "int8":
-        found = onnx.quantized(found, program, engines.calibration(model))
-    onnx.write(found, path)
-
-
-def _write_openvino(model: Model, path: Path, precision: str) -> None:
-    program = program_of(model)
-    found = openvino.graph(program, described(model))
-    if precision == "int8":
-        found = openvino.quantized(found, program, engines.calibration(model))
-    openvino.write(found, path)
+        converted = library.quantize(converted, graph, engines.calibration(model))
+    library.write(converted, path)

@@ -1,49 +1,121 @@
-"""A model of settings alone, ready to take the weights of others."""
+"""Models of other programs as models of ours: all that the rest of this package needs of configurations and runs."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from sfumato.conditioning.encoders import Conditioned
-from sfumato.config import Config, ModelConfig, ObjectiveConfig, OutputWeight, SamplingConfig, Simple
-from sfumato.config.schedule import has_empty_step
+from torch import Tensor, nn
+
+import sfumato
+from sfumato.conditioning import Condition, Conditioned
+from sfumato.conditioning.base import keyed
+from sfumato.conditioning.labels import LabelEncoder
+from sfumato.conditioning.network import filled
+from sfumato.config import Config, ModelConfig, parse
+from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import InputError
 from sfumato.models.model import Model, save
-from sfumato.models.storage import Facts, read_config, write_config
+from sfumato.models.storage import Info, read_config
 from sfumato.networks.unet import UNet
+from sfumato.recipes.settings import Published
 
 
-def model_of(
-    config: ModelConfig, shape: tuple[int, ...], classes: int, sampling: SamplingConfig, std: float = 0.5
-) -> Model:
-    """A model whose training is not known here: of its data it knows the shape and the number of classes.
+def _label(classes: int, drop: float) -> dict[str, Any]:
+    """The condition of so many classes without names; none without classes."""
+    names = tuple(map(str, range(classes)))
+    label = {"kind": "label", "drop": drop, "draw": "uniform", "names": names}
+    return {"label": {**label, "frequencies": (1.0 / classes,) * classes}} if classes else {}
 
-    Raises:
-        InputError: if the settings do not go together.
-    """
-    facts = Facts(
-        shape=shape,
-        classes=tuple(map(str, range(classes))),
-        frequencies=(1.0 / classes,) * classes if classes else (),
-        std=std,
-        train=0,
-        heldout=0,
-    )
-    # of the training nothing is known; but where no data are left, an error of the noise could not be a loss
-    weight = OutputWeight() if has_empty_step(config.schedule) else Simple()
-    whole = Config(model=config, sampling=sampling, objective=ObjectiveConfig(weight=weight))
-    model = Model(whole, facts)
+
+def build_denoiser(
+    model: dict[str, Any], shape: tuple[int, ...], conditions: dict[str, Condition], std: float = 0.5
+) -> Denoiser:
+    """The denoiser of the settings of a model, with fresh weights, for images of ``shape``."""
+    return parse(ModelConfig, model, origin="the settings of the model").build(shape, conditions, std)
+
+
+def build_model(published: Published, std: float = 0.5) -> Model:
+    """A model whose training is not known: of its data it knows the shape and the number of classes."""
+    conditions = _label(published.classes, published.drop)
+    settings = {
+        "conditions": conditions,
+        "model": published.model,
+        "sampling": published.sampling,
+        "objective": {"weight": {"kind": "output"}},
+    }
+    info = Info(shape=published.shape, std=std, conditions=conditions)
+    model = Model.build(parse(Config, settings, origin="the settings of the model"), info)
     model.denoiser.eval()
     return model
 
 
-def unet_of(model: Model) -> UNet:
-    """The U-Net of a model, without the encoders of its conditions."""
-    network = model.denoiser.network
+def drops_labels(model: Model) -> bool:
+    """Whether a model was also trained without labels, so that it knows what none is."""
+    return "label" in model.conditions and model.conditions["label"].drop > 0.0
+
+
+def unet_of(network: nn.Module) -> UNet:
+    """The U-Net of a network, without the encoders of its conditions."""
     network = network.network if isinstance(network, Conditioned) else network
     assert isinstance(network, UNet)
     return network
+
+
+def label_table(network: nn.Module) -> Tensor | None:
+    """The vectors of the labels of a network, that of no label first; None for a network without labels."""
+    encoders = dict(network.encoders.items()) if isinstance(network, Conditioned) else {}
+    encoder = encoders.get("label")
+    return encoder.table.weight if isinstance(encoder, LabelEncoder) else None
+
+
+def classes_of(network: nn.Module) -> dict[str, int]:
+    """The number of classes of each condition that is a label, by its name."""
+    encoders = network.encoders.items() if isinstance(network, Conditioned) else ()
+    return {name: encoder.classes for name, encoder in encoders if isinstance(encoder, LabelEncoder)}
+
+
+def null_conditions(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the conditions of a network by name, each with its null value for one sample."""
+    conditions = network.conditions.items() if isinstance(network, Conditioned) else ()
+    return {key: null for name, c in conditions for key, null in keyed(name, c, c.missing(1)).items()}
+
+
+def raw_slots(model: Model) -> tuple[str, ...]:
+    """The slots of a network that no condition fills, and for which there is no null value."""
+    network = model.denoiser.network
+    if not isinstance(network, Conditioned):
+        return ()
+    here = filled(network.conditions, model.info.shape)
+    free = {"tokens": here.tokens is None, "mask": here.tokens is None, "channels": here.channels == 0}
+    return tuple(name for name in network.slots.names if free.get(name, False))
+
+
+_TIMES = {
+    "index": "the index of the step, from 0",
+    "thousand": "1000 t, where t is from 0 to 1",
+    "log_snr": "log(alpha^2 / sigma^2) / 4",
+    "log_sigma": "log(sigma / alpha) / 4",
+}
+
+
+def description(model: Model) -> str:
+    """What a file of the network says of it, as JSON: how and on what it was trained, and how to call it."""
+    return json.dumps(
+        {
+            "sfumato": sfumato.__version__,
+            "step": model.step,
+            "data": model.info.model_dump(mode="json"),
+            "config": model.config.model_dump(mode="json"),
+            "inputs": {
+                "x": "c_in x_t, with the c_in of the parameterization",
+                "time": f"one number per sample, {_TIMES[model.config.model.embedding]}",
+                **dict.fromkeys(null_conditions(model.denoiser.network), "a condition"),
+            },
+        }
+    )
 
 
 def save_run(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
@@ -55,9 +127,6 @@ def save_run(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
         model: the model.
         run: the run directory.
         overwrite: delete a run that is there.
-
-    Raises:
-        InputError: if something is there already.
     """
     run = Path(run)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
@@ -65,5 +134,4 @@ def save_run(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
             raise InputError(f"{run} is there already; replace it with overwrite, or choose another run directory.")
         read_config(run)
         shutil.rmtree(run)
-    write_config(run, model.config, model.facts)
-    save(model, run, model.denoiser.state_dict())
+    save(model, run)

@@ -10,15 +10,13 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from sfumato.conditioning.encoders import Conditioned
-from sfumato.config import Ancestral, Cosine, Ddim, Eps, Linear, Score, UNetConfig
 from sfumato.diffusion.schedule import Discrete
 from sfumato.errors import InputError
-from sfumato.interop import unet2d
-from sfumato.interop.diffusers import PREDICTIONS, VARIANCES, WEIGHTS
-from sfumato.interop.weights import Collected
+from sfumato.interop.diffusers_format import PREDICTIONS, VARIANCES, WEIGHTS, transfer_weights
+from sfumato.interop.model import drops_labels, label_table, unet_of
+from sfumato.interop.weights import Collection
 from sfumato.models.model import Model
-from sfumato.networks.layers import Attention
+from sfumato.networks.attention import Attention
 from sfumato.networks.unet import UNet
 
 _VERSION = "0.30.0"
@@ -28,20 +26,21 @@ _VERSION = "0.30.0"
 def write_diffusers(model: Model, folder: Path) -> list[str]:
     """Write a model as a ``DDPMPipeline`` (for ancestral sampling) or ``DDIMPipeline``, which either loads.
 
-    Its network gives the same outputs, and its scheduler walks the same levels, those of our uniform grid, wherever the
+    Its network gives the same outputs, and its scheduler takes the same levels, those of our uniform grid, wherever the
     number of steps divides that of the table.
 
     Returns:
         Sentences on what its user must know.
-
-    Raises:
-        InputError: if diffusers has no equivalent of the network, the schedule or what the network predicts.
     """
-    null_label = bool(model.facts.classes) and model.config.objective.label_dropout > 0.0
-    settings = network_settings(model, null_label)
+    table, null_label = label_table(model.denoiser.network), drops_labels(model)
+    classes = 0 if table is None else len(table) - 1
+    settings = network_settings(model, classes, null_label)
+    for name in model.conditions:
+        if name != "label" or table is None:
+            raise _refuse(f"it has the condition {name!r}, and the U-Net there takes no other than the class, 'label'")
     scheduler, notes = scheduler_settings(model)
-    weights = Collected(null_label=null_label)
-    unet2d.walk(model, weights)
+    weights = Collection(null_label=null_label)
+    transfer_weights(model, weights)
     pipeline = "DDPMPipeline" if scheduler["_class_name"] == "DDPMScheduler" else "DDIMPipeline"
     index = {
         "_class_name": pipeline,
@@ -58,12 +57,11 @@ def write_diffusers(model: Model, folder: Path) -> list[str]:
         (folder / path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     state = {name: value.float().cpu().contiguous().clone() for name, value in weights.state.items()}
     safetensors.torch.save_file(state, folder / "unet" / WEIGHTS[0], metadata={"format": "pt"})
-    if model.facts.classes:
-        count = len(model.facts.classes)
-        none = f", and {count} is none" if null_label else ""
+    if classes:
+        none = f", and {classes} is none" if null_label else ""
         notes.append(
-            f"The pipelines of diffusers ask for no class: call unet(x, t, class_labels=...) with the scheduler; the "
-            f"classes are 0 to {count - 1}{none}."
+            f"The pipelines of diffusers take no class: call unet(x, t, class_labels=...) with the scheduler; the "
+            f"classes are 0 to {classes - 1}{none}."
         )
     return notes
 
@@ -72,19 +70,14 @@ def _refuse(what: str) -> InputError:
     return InputError(f"diffusers can't express this model: {what}. Export it to onnx, openvino or safetensors.")
 
 
-def network_settings(model: Model, null_label: bool = False) -> dict[str, Any]:
-    """The settings of a ``UNet2DModel`` that computes what the network of the model does.
-
-    Raises:
-        InputError: if there are none.
-    """
-    config = model.config.model.network
-    outer = model.denoiser.network
-    network = outer.network if isinstance(outer, Conditioned) else outer
-    if not isinstance(config, UNetConfig) or not isinstance(network, UNet):
-        raise _refuse(f"its network is of the kind {config.kind}, and only U-Nets have an equivalent")
-    plan = network.plan
-    for differs, what in _differences(config, network):
+def network_settings(model: Model, classes: int, null_label: bool) -> dict[str, Any]:
+    """The settings of a ``UNet2DModel`` that computes what the network of the model does."""
+    kind = model.config.model.network.kind
+    if kind != "unet":
+        raise _refuse(f"its network is of the kind {kind}, and only U-Nets have an equivalent")
+    network = unet_of(model.denoiser.network)
+    blueprint = network.blueprint
+    for differs, what in _differences(network):
         if differs:
             raise _refuse(what)
     groups = {m.num_groups for m in network.modules() if isinstance(m, nn.GroupNorm)}
@@ -93,68 +86,68 @@ def network_settings(model: Model, null_label: bool = False) -> dict[str, Any]:
             f"its normalizations have {' and '.join(map(str, sorted(groups)))} groups, not one number of them"
         )
     (group,) = groups
-    shifted, inside = plan.modulation == "adaptive", plan.resample == "block"
-    attends = [level in plan.attention for level in range(len(plan.channels))]
+    shifted, inside = blueprint.modulation == "adaptive", blueprint.resample == "block"
+    attends = [level in blueprint.attention for level in range(len(blueprint.channels))]
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if inside else ("DownBlock2D", "UpBlock2D")
-    channels, *sides = model.facts.shape
-    half = plan.channels[0] // 2
+    channels, *sides = model.info.shape
+    half = blueprint.channels[0] // 2
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": _VERSION,
         "sample_size": sides[0] if sides[0] == sides[1] else sides,
         "in_channels": channels,
         "out_channels": 2 * channels if model.denoiser.learned_variance else channels,
-        "block_out_channels": list(plan.channels),
+        "block_out_channels": list(blueprint.channels),
         "down_block_types": ["AttnDownBlock2D" if a else plain[0] for a in attends],
         "up_block_types": ["AttnUpBlock2D" if a else plain[1] for a in reversed(attends)],
-        "layers_per_block": plan.blocks,
+        "layers_per_block": blueprint.blocks,
         "downsample_type": "resnet" if inside else "conv",
         "upsample_type": "resnet" if inside else "conv",
-        "downsample_padding": 0 if plan.resample == "asymmetric" else 1,
-        "add_attention": plan.middle_attention,
+        "downsample_padding": 0 if blueprint.resample == "asymmetric" else 1,
+        "add_attention": blueprint.middle_attention,
         "attention_head_dim": _head_width(network),
         "norm_num_groups": group,
         "attn_norm_num_groups": group if shifted else None,
-        "norm_eps": plan.eps,
+        "norm_eps": blueprint.eps,
         "act_fn": "silu",
-        "dropout": plan.dropout,
+        "dropout": blueprint.dropout,
         "resnet_time_scale_shift": "scale_shift" if shifted else "default",
         "time_embedding_type": "positional",
-        "time_embedding_dim": plan.width,
+        "time_embedding_dim": blueprint.embedding_width,
         "flip_sin_to_cos": True,
         # their exponents are i / (n - shift), ours i / n
-        "freq_shift": round(half * (1.0 - math.log(10_000.0) / math.log(plan.time_period)), 9),
-        "num_class_embeds": len(model.facts.classes) + null_label if model.facts.classes else None,
+        "freq_shift": round(half * (1.0 - math.log(10_000.0) / math.log(blueprint.time_period)), 9),
+        "num_class_embeds": classes + null_label if classes else None,
     }
 
 
-def _differences(config: UNetConfig, network: UNet) -> list[tuple[bool, str]]:
+def _differences(network: UNet) -> list[tuple[bool, str]]:
     """What a ``UNet2DModel`` can't be, and whether the network is so."""
-    plan = network.plan
+    b = network.blueprint
     return [
-        (plan.dims != 2, "it draws signals, and the U-Net there takes images"),
-        (plan.patch != 1, "it sees patches of its input (model.network.patch)"),
-        (plan.first not in (None, plan.channels[0]), "its first convolution has a width of its own"),
-        (plan.skips != "all", "its skips join the activations of blocks only (model.network.skips blocks)"),
-        (plan.up_attention != "all", "only the last block of each resolution attends on the way up"),
-        (plan.middle != 2, f"its middle has {plan.middle} blocks, where there are always 2"),
+        (b.dims != 2, "it makes signals, and the U-Net there takes images"),
+        (b.patch != 1, "it sees patches of its input (model.network.patch)"),
+        (b.first not in (None, b.channels[0]), "its first convolution has another width"),
+        (b.skips != "all", "its skips join the activations of blocks only (model.network.skips blocks)"),
+        (b.up_attention != "all", "only the last block of each resolution attends on the way up"),
+        (b.middle != 2, f"its middle has {b.middle} blocks, where there are always 2"),
         (
-            plan.resample not in ("learned", "asymmetric", "block"),
-            f"its resolution changes in the way {plan.resample} (model.network.resample)",
+            b.resample not in ("learned", "asymmetric", "block"),
+            f"its resolution changes in the way {b.resample} (model.network.resample)",
         ),
-        (plan.resample == "block" and tuple(plan.taps) != (1.0, 1.0), "it is resampled by a filter of its own"),
-        (plan.residual_input, "its input is added at every resolution, as in NCSN++"),
-        (plan.rescale, "sums of its branches are rescaled, as in DDPM++ and NCSN++"),
+        (b.resample == "block" and tuple(b.taps) != (1.0, 1.0), "it is resampled by another filter"),
+        (b.residual_input, "its input is added at every resolution, as in NCSN++"),
+        (b.rescale, "sums of its branches are rescaled, as in DDPM++ and NCSN++"),
         (
-            plan.time_kind != "sinusoidal",
-            f"its time features are {'random Fourier ones' if plan.time_kind == 'fourier' else plan.time_kind}, whose "
+            b.time_kind != "sinusoidal",
+            f"its time features are {'random Fourier ones' if b.time_kind == 'fourier' else b.time_kind}, whose "
             "frequencies have no place there",
         ),
-        (plan.time_scale != 1.0, "its time features have a scale (model.network.time_scale)"),
-        (plan.features != plan.channels[0], "it has more or fewer time features than channels at first"),
-        (plan.vector_in != "embedding", "its labels are added to the features of time"),
-        (plan.tokens is not None, "it attends to tokens of a condition"),
-        (plan.concatenated > 0, "it takes channels of a condition"),
+        (b.time_scale != 1.0, "its time features have a scale (model.network.time_scale)"),
+        (b.feature_count != b.channels[0], "it has more or fewer time features than channels at first"),
+        (b.vector_in != "embedding", "its labels are added to the features of time"),
+        (b.tokens is not None, "it attends to tokens of a condition"),
+        (b.concatenated > 0, "it takes channels of a condition"),
     ]
 
 
@@ -173,61 +166,56 @@ def _head_width(network: UNet) -> int | None:
 
 
 def scheduler_settings(model: Model) -> tuple[dict[str, Any], list[str]]:
-    """The settings of a scheduler with the levels and the sampler of the model; and what differs, in words.
-
-    Raises:
-        InputError: if there are none.
-    """
+    """The settings of a scheduler with the levels and the sampler of the model; and what differs, in words."""
     config, sampling = model.config.model, model.config.sampling
     schedule = model.denoiser.schedule
     if not isinstance(schedule, Discrete):
         raise _refuse(f"its schedule {config.schedule.kind} is no table of betas")
     if config.time not in ("auto", "index"):
-        raise _refuse(f"its network is told {config.time} of the noise level, not the index of a step")
-    kinds = {kind.kind: name for name, kind in PREDICTIONS.items()}
-    if config.parameterization.kind not in kinds:
-        raise _refuse(f"its network predicts {config.parameterization.kind}, not eps, x0 or v")
+        raise _refuse(f"its network is given the noise level as {config.time}, not as the index of a step")
+    names = {kind: name for name, kind in PREDICTIONS.items()}
+    output = config.parameterization.kind
+    if output not in names:
+        raise _refuse(f"its network predicts {output}, not eps, x0 or v")
     notes: list[str] = []
     sampler = sampling.sampler
-    ancestral = isinstance(sampler, Ancestral) or config.learned_variance
-    of_noise = isinstance(config.parameterization, Eps | Score)
-    found: dict[str, Any] = {
+    ancestral = sampler.kind == "ancestral" or config.learned_variance
+    settings: dict[str, Any] = {
         "_class_name": "DDPMScheduler" if ancestral else "DDIMScheduler",
         "_diffusers_version": _VERSION,
         "num_train_timesteps": schedule.steps,
-        "prediction_type": kinds[config.parameterization.kind],
-        "clip_sample": of_noise if sampling.clip is None else sampling.clip,
+        "prediction_type": names[output],
+        "clip_sample": output == "eps" if sampling.clip is None else sampling.clip,
         "clip_sample_range": 1.0,
         "timestep_spacing": "trailing",
         **_betas(model, schedule),
     }
     if ancestral:
-        asked = sampler.variance if isinstance(sampler, Ancestral) else "learned"
-        names: dict[str, str] = {}
-        for theirs, ours in VARIANCES.items():
-            names.setdefault(ours, theirs)
+        variance = sampler.variance if sampler.kind == "ancestral" else "learned"
+        theirs = {ours: name for name, ours in reversed(VARIANCES.items())}
         # a network of twice the channels is only understood so
-        found["variance_type"] = names["learned"] if config.learned_variance else names.get(asked, names["small"])
-        if VARIANCES[found["variance_type"]] != asked:
-            notes.append(
-                f"The reverse variance is {found['variance_type']}, since diffusers has none for {asked} here."
-            )
+        name = theirs["learned"] if config.learned_variance else theirs.get(variance, theirs["small"])
+        settings["variance_type"] = name
+        if VARIANCES[name] != variance:
+            notes.append(f"The reverse variance is {name}, since diffusers has none for {variance} here.")
     else:
-        found["set_alpha_to_one"] = True
-        if found["clip_sample"]:
+        settings["set_alpha_to_one"] = True
+        if settings["clip_sample"]:
             notes.append("DDIM here takes the noise from the clipped estimate: pass use_clipped_model_output=True.")
-    if not isinstance(sampler, Ancestral | Ddim):
-        notes.append(f"The sampler {sampler.kind} is left to its user; the pipeline samples by {found['_class_name']}.")
+    if sampler.kind not in ("ancestral", "ddim"):
+        notes.append(
+            f"The sampler {sampler.kind} is left to its user; the pipeline samples by {settings['_class_name']}."
+        )
     if sampling.guidance != type(sampling.guidance)():
         notes.append("The guidance of this run is not in the pipeline.")
-    return found, notes
+    return settings, notes
 
 
 def _betas(model: Model, schedule: Discrete) -> dict[str, Any]:
     """The table by its name where it has one there, else number by number."""
-    config = model.config.model.schedule
-    if isinstance(config, Linear) and config.steps == 1000:
+    config: Any = model.config.model.schedule
+    if config.kind == "linear" and config.steps == 1000:
         return {"beta_schedule": "linear", "beta_start": config.beta_start, "beta_end": config.beta_end}
-    if isinstance(config, Cosine) and config.s == 0.008:
+    if config.kind == "cosine" and config.s == 0.008:
         return {"beta_schedule": "squaredcos_cap_v2"}
     return {"trained_betas": schedule.betas.tolist()}

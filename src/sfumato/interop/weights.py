@@ -1,4 +1,4 @@
-"""Weights of others: read without running anything, and taken into our layers name by name."""
+"""Weights of others: read without running anything, and copied into our layers by name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
-from sfumato.networks.layers import Attention, ResBlock
+from sfumato.networks.attention import Attention
+from sfumato.networks.unet import ResBlock
 
-Item = TypeVar("Item")
+Weights = str | Path | Mapping[str, Tensor]
+"""A file, or a mapping from names to tensors."""
 
 HeadOrder = Literal["ours", "heads_first", "qkv_last"]
 """How the rows of a projection to queries, keys and values are ordered.
@@ -26,11 +28,7 @@ By q, k or v, then head, then channel; by head, then q, k or v; or by head and c
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file: safetensors, or a state dict that torch saved, of which nothing but tensors is read.
-
-    Raises:
-        InputError: if the file is missing, or holds anything else.
-    """
+    """The tensors of a file: safetensors, or a state dict that torch saved, of which nothing but tensors is read."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no file of weights {path}.")
@@ -38,46 +36,43 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         values: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        if not zipfile.is_zipfile(path):
+    except Exception as error:
+        # what is no pickle fails in ways that nobody lists
+        if not isinstance(error, UnpicklingError) or not zipfile.is_zipfile(path):
             raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
         raise InputError(
             f"{path} holds more than tensors, and what else a pickle holds can run any code; save its state dict alone."
         ) from None
-    # what is no pickle fails in ways that nobody lists
-    except Exception as error:
-        raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
-    return tensors_of(values, str(path))
+    return _checked(values, str(path))
 
 
-def tensors_of(values: Any, origin: str) -> dict[str, Tensor]:
-    """A state dict, checked to be one.
-
-    Raises:
-        InputError: if it is not a mapping from names to tensors.
-    """
+def _checked(values: Any, origin: str) -> dict[str, Tensor]:
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise InputError(f"{origin} is no state dict: a mapping from names to tensors is expected.")
     return {str(name): value for name, value in values.items()}
 
 
 class Transfer:
-    """Takes the tensors of a state dict into modules, and tells in the end what did not fit.
+    """Copies the tensors of a state dict into modules, and says in the end what did not fit.
 
     Args:
-        state: tensors by name.
-        origin: where they are from, for messages.
+        weights: a file, or tensors by name.
+        rename: what becomes of each name; None leaves the tensor out.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], origin: str) -> None:
-        self.state, self.origin = state, origin
+    def __init__(self, weights: Weights, rename: Callable[[str], str | None] = lambda name: name) -> None:
+        if isinstance(weights, str | Path):
+            state, self.origin = read_state(weights), str(weights)
+        else:
+            state, self.origin = _checked(weights, "What was given"), "the state dict"
+        self.state = {new: tensor for name, tensor in state.items() if (new := rename(name)) is not None}
         self._missing: dict[str, tuple[int, ...]] = {}
         self._reshaped: dict[str, tuple[int, ...]] = {}
-        self._odd: dict[str, str] = {}
+        self._invalid: dict[str, str] = {}
         self._used: set[str] = set()
 
     def tensor(self, name: str, shape: Iterable[int]) -> Tensor:
-        """The tensor of that name in float64; zeros where it is not there as it should be, which :meth:`finish` tells.
+        """The tensor of that name in float64; zeros where it is not as it should be, which :meth:`finish` reports.
 
         Sides of 1 at the end don't count: a 1x1 convolution is a linear layer.
         """
@@ -85,35 +80,36 @@ class Transfer:
         self._used.add(name)
         if name not in self.state:
             self._missing[name] = expected
-        elif _squeezed(tuple(self.state[name].shape)) != _squeezed(expected):
+        elif _squeezed(self.state[name].shape) != _squeezed(expected):
             self._reshaped[name] = expected
         elif not self.state[name].is_floating_point():
-            self._odd[name] = str(self.state[name].dtype).removeprefix("torch.")
+            self._invalid[name] = str(self.state[name].dtype).removeprefix("torch.")
         elif not bool(self.state[name].isfinite().all()):
-            self._odd[name] = "not finite"
+            self._invalid[name] = "not finite"
         else:
             return self.state[name].detach().double().cpu().reshape(expected)
         return torch.zeros(expected, dtype=torch.float64)
 
     def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Take weight and bias of a layer, both put through ``change``."""
+        """Copy weight and bias of a layer, both put through ``change``."""
         for kind, parameter in module.named_parameters(recurse=False):
             value = self.tensor(f"{name}.{kind}", parameter.shape)
             put(parameter, value if change is None else change(value))
 
     def joined(self, module: nn.Module, names: Sequence[str]) -> None:
-        """Take a layer whose outputs are those of several of theirs, one after the other."""
+        """Copy a layer whose outputs are those of several of theirs, one after the other."""
         for kind, parameter in module.named_parameters(recurse=False):
             shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
             put(parameter, torch.cat([self.tensor(f"{name}.{kind}", shape) for name in names]))
 
-    def labels(self, table: Tensor, name: str) -> None:
-        """Take a table of labels, which knows nothing of none: that is zero."""
-        put(table[1:], self.tensor(name, table[1:].shape))
-        put(table[0], torch.zeros(()))
+    def labels(self, table: Tensor | None, name: str) -> None:
+        """Copy a table of labels without a vector for no label: that one is zero."""
+        if table is not None:
+            put(table[1:], self.tensor(name, table[1:].shape))
+            put(table[0], torch.zeros(()))
 
     def block(self, block: ResBlock, names: Mapping[str, str]) -> None:
-        """Take a residual block; ``names`` are theirs of our layers.
+        """Copy a residual block; ``names`` are theirs of our layers.
 
         Where the embedding scales and shifts, the gain ``g`` and bias ``b`` that others keep in the normalization
         before are folded into it: (g n + b) (1 + s) + t = n (1 + s') + t'.
@@ -137,52 +133,43 @@ class Transfer:
         put(linear.bias, torch.cat([gain * offset[0] + gain - 1.0, offset[1] + bias + bias * offset[0]]))
 
     def attention(self, layer: Attention, norm: str, qkv: str, out: str, order: HeadOrder) -> None:
-        """Take an attention layer whose queries, keys and values are one projection with rows in ``order``."""
+        """Copy an attention layer whose queries, keys and values are one projection with rows in ``order``."""
         self.layer(layer.norm, norm)
         self.layer(layer.qkv, qkv, lambda rows: by_projection(rows, layer.heads, order))
         self.layer(layer.out, out)
 
-    def finish(self, ignored: Iterable[str] = ()) -> None:
-        """Check that all was there, and nothing else but names that start with one of ``ignored``.
-
-        Raises:
-            InputError: one sentence that names what is missing, misshapen, no finite numbers, or unknown.
-        """
-        prefixes = tuple(ignored)
-        unknown = [name for name in self.state if name not in self._used and not name.startswith(prefixes or ("\0",))]
-        parts: list[str] = []
-        if self._missing:
-            named = [f"{name!r}{self._hint(name, shape, unknown)}" for name, shape in _first(self._missing.items())]
-            parts.append(f"{_number(self._missing, 'is', 'are')} missing: {_listed(named, len(self._missing))}")
-        if self._reshaped:
-            named = [
-                f"{name!r} is {tuple(self.state[name].shape)} in place of {shape}"
-                for name, shape in _first(self._reshaped.items())
-            ]
-            parts.append(
-                f"{_number(self._reshaped, 'has', 'have')} another shape: {_listed(named, len(self._reshaped))}"
-            )
-        if self._odd:
-            named = [f"{name!r} ({why})" for name, why in _first(self._odd.items())]
-            parts.append(f"{_number(self._odd, 'is', 'are')} no finite real numbers: {_listed(named, len(self._odd))}")
-        if unknown:
-            named = [repr(name) for name in _first(unknown)]
-            parts.append(f"{_number(unknown, 'is', 'are')} not of this network: {_listed(named, len(unknown))}")
-        if parts:
-            raise InputError(f"The weights in {self.origin} don't fit the configuration: {'; '.join(parts)}.")
+    def finish(self, ignored: str = "\0") -> None:
+        """Check that everything was there, and nothing else but names that start with ``ignored``."""
+        unknown = [name for name in self.state if name not in self._used and not name.startswith(ignored)]
+        missing = [f"{name!r}{self._hint(name, shape, unknown)}" for name, shape in self._missing.items()]
+        reshaped = [
+            f"{name!r} is {tuple(self.state[name].shape)} in place of {shape}" for name, shape in self._reshaped.items()
+        ]
+        invalid = [f"{name!r} ({why})" for name, why in self._invalid.items()]
+        parts = [
+            _listed(missing, "is", "are", "missing"),
+            _listed(reshaped, "has", "have", "another shape"),
+            _listed(invalid, "is", "are", "no finite real numbers"),
+            _listed([repr(name) for name in unknown], "is", "are", "not of this network"),
+        ]
+        if any(parts):
+            problems = "; ".join(part for part in parts if part)
+            raise InputError(f"The weights in {self.origin} don't fit the configuration: {problems}.")
 
     def _hint(self, name: str, shape: tuple[int, ...], unknown: Sequence[str]) -> str:
         """The unknown tensor that a missing one may be called."""
-        close = [u for u in unknown if _squeezed(tuple(self.state[u].shape)) == _squeezed(shape)]
+        if list(self._missing).index(name) >= SHOWN:
+            return ""
+        close = [u for u in unknown if _squeezed(self.state[u].shape) == _squeezed(shape)]
         near = difflib.get_close_matches(name, close, 1, 0.0)
         return f" ({near[0]!r} has its shape and may be its name here)" if near else ""
 
 
-class Collected:
+class Collection:
     """The other way: the tensors of modules, under the names that another library has for them.
 
     Args:
-        null_label: whether a table of labels keeps, behind the classes, the one for none.
+        null_label: whether a table of labels keeps, after the classes, the one for none.
     """
 
     def __init__(self, *, null_label: bool = False) -> None:
@@ -190,26 +177,26 @@ class Collected:
         self._null_label = null_label
 
     def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Give weight and bias of a layer, both put through ``change``."""
+        """Collect weight and bias of a layer, both put through ``change``."""
         for kind, parameter in module.named_parameters(recurse=False):
             value = parameter.detach()
             self.state[f"{name}.{kind}"] = value if change is None else change(value)
 
     def joined(self, module: nn.Module, names: Sequence[str]) -> None:
-        """Give a layer as several, each with a part of its outputs."""
+        """Collect a layer as several, each with a part of its outputs."""
         for kind, parameter in module.named_parameters(recurse=False):
             for name, part in zip(names, parameter.detach().chunk(len(names)), strict=True):
                 self.state[f"{name}.{kind}"] = part
 
-    def labels(self, table: Tensor, name: str) -> None:
-        """Give a table of labels."""
-        table = table.detach()
-        self.state[name] = table.roll(-1, 0) if self._null_label else table[1:]
+    def labels(self, table: Tensor | None, name: str) -> None:
+        """Collect a table of labels."""
+        if table is not None:
+            self.state[name] = table.detach().roll(-1, 0) if self._null_label else table.detach()[1:]
 
     def block(self, block: ResBlock, names: Mapping[str, str]) -> None:
-        """Give a residual block.
+        """Collect a residual block.
 
-        Where the embedding scales and shifts, the normalization before has a gain and bias of its own there: 1 and 0.
+        Where the embedding scales and shifts, the normalization before has a gain and bias there: 1 and 0.
         """
         for ours, theirs in names.items():
             layer = getattr(block, ours)
@@ -224,22 +211,19 @@ SHOWN = 10
 """The most tensors of one kind that are named."""
 
 
-def _first(items: Iterable[Item]) -> list[Item]:
-    return list(items)[:SHOWN]
+def _listed(items: Sequence[str], one: str, many: str, problem: str) -> str:
+    """How many tensors have a problem, and which; nothing for none."""
+    count = len(items)
+    more = f" and {count - SHOWN} more" if count > SHOWN else ""
+    number = f"1 tensor {one}" if count == 1 else f"{count} tensors {many}"
+    return f"{number} {problem}: {', '.join(items[:SHOWN])}{more}" if items else ""
 
 
-def _listed(named: Sequence[str], count: int) -> str:
-    return ", ".join(named) + (f" and {count - len(named)} more" if count > len(named) else "")
-
-
-def _number(names: Any, one: str, many: str) -> str:
-    return f"1 tensor {one}" if len(names) == 1 else f"{len(names)} tensors {many}"
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    sides = tuple(shape)
+    while sides and sides[-1] == 1:
+        sides = sides[:-1]
+    return sides
 
 
 @torch.no_grad()
@@ -257,22 +241,19 @@ def by_projection(rows: Tensor, heads: int, order: HeadOrder) -> Tensor:
     return rows
 
 
-def swapped(features: Tensor) -> Tensor:
+def swap_halves(features: Tensor) -> Tensor:
     """The two halves of the last axis exchanged: from features (sin, cos) of time to ours, (cos, sin)."""
     first, second = features.chunk(2, dim=-1)
     return torch.cat([second, first], dim=-1)
 
 
 def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:
-    """Check that every normalization has these groups, or as many as have ``at_least`` so many channels.
-
-    Raises:
-        InputError: if one has others, because they do not divide its channels or because it is narrow.
-    """
+    """Check that every normalization has these groups, or as many as have ``at_least`` so many channels."""
     for module in network.modules():
-        if isinstance(module, nn.GroupNorm) and module.num_groups != min(groups, module.num_channels // at_least):
-            raise InputError(
-                f"This network normalizes {module.num_channels} channels in "
-                f"{min(groups, module.num_channels // at_least)} groups, which do not divide them; networks whose "
-                f"widths divide by {groups} can be loaded."
-            )
+        if isinstance(module, nn.GroupNorm):
+            expected = min(groups, module.num_channels // at_least)
+            if module.num_groups != expected:
+                raise InputError(
+                    f"This network normalizes {module.num_channels} channels in {expected} groups, which do not divide "
+                    f"them; networks whose widths divide by {groups} can be loaded."
+                )

@@ -1,63 +1,182 @@
-"""Pictures of samples: grids and single files."""
+"""Images: the one reader of image files, sizes and channels, grids, animations, and files of samples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
-from sfumato.data.dataset import as_tensor
-from sfumato.data.decoding import Encoded, decode
-from sfumato.data.options import CHANNELS, Options
 from sfumato.errors import InputError
 from sfumato.io.files import atomic_write
 
-_TILE = 48
-"""The least height of an image in a grid, in pixels: smaller ones are enlarged by a whole factor."""
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+CHANNELS = {"grey": 1, "rgb": 3, "rgba": 4}
+ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
+"""The formats of animations, by suffix."""
+
+_MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURN = Image.Transpose  # what makes an image upright, by orientation
+_UPRIGHT = {
+    **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE},
+    **{6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
+}
+_TILE = 48  # the least height of an image in a grid: smaller ones are enlarged by a whole factor
 
 
-def to_uint8(images: Float[Tensor, "batch channels *space"]) -> npt.NDArray[np.uint8]:
-    """Images in [-1, 1] as bytes ``(N, *space, C)``; what lies outside is cut off."""
+def read_header(source: Path | BytesIO) -> tuple[str, tuple[int, int]]:
+    """The channels of an image file, and its ``(height, width)`` when upright, without decoding its pixels."""
+    with Image.open(source) as image:
+        return _header(image)[:2]
+
+
+def decode_image(
+    source: Path | BytesIO, size: tuple[int, int] | None = None, channels: str | None = None, crop: str = "center"
+) -> Bytes:
+    """An image file as uint8 ``(C, H, W)``, upright by its EXIF orientation; of an animation, the first frame.
+
+    16-bit grey is rounded to 8 bits. :func:`fit` and :func:`to_channels` say what ``size``, ``crop`` and ``channels``
+    do; None keeps what the file has. Errors are those of the decoders: :func:`reason` words them.
+    """
+    with Image.open(source) as image:
+        kind, stored, orientation = _header(image)
+        if size is not None:
+            # A JPEG can be decoded at 1/2, 1/4 or 1/8; twice the final size leaves the filter enough to average.
+            scale = 2.0 * max(size[0] / stored[0], size[1] / stored[1])
+            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        image.load()
+        if image.mode.startswith("I"):
+            values = np.asarray(image).astype(np.int64)
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError("32-bit grey values outside 0 ... 65535")
+            plain = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        else:
+            plain = image.convert(_MODES[kind])
+    if orientation in _UPRIGHT:
+        plain = plain.transpose(_UPRIGHT[orientation])
+    pixels = _to_array(plain if size is None else fit(plain, size, crop))
+    return pixels if channels is None else to_channels(pixels, channels)
+
+
+def reason(error: Exception) -> str:
+    """Why an image file could not be decoded, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+
+
+def height_width(size: int | tuple[int, int], option: str) -> tuple[int, int]:
+    """``(H, W)`` from a side or from both; ``option`` names them in the error."""
+    sides = (size, size) if isinstance(size, int) else size
+    if len(sides) != 2 or any(isinstance(side, bool) or side < 1 for side in sides):
+        raise InputError(f"{option}={size}; expected a positive number of pixels, or (height, width).")
+    return sides
+
+
+def fit(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image:
+    """The image at exactly ``size = (H, W)``, by antialiased bicubic interpolation.
+
+    ``crop="center"`` scales it until it just covers the size and cuts the longer side equally at both ends (a pure cut,
+    exact to the bit, where no scaling is needed); ``crop="none"`` keeps all of it and stretches.
+    """
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    if crop == "none" or image.size == (width, height):
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    if scale == 1.0:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+    # Resizing from a box of the source makes one pass, and centres the cut to a fraction of a pixel.
+    across, down = min(width / scale, image.width), min(height / scale, image.height)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, min(left + across, image.width), min(top + down, image.height))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def resize(image: Array, size: tuple[int, int], crop: str) -> Array:
+    """:func:`fit` for an array ``(C, H, W)``, uint8 or float32 in [-1, 1], with any number of channels."""
+    if image.dtype == np.uint8 and image.shape[0] in CHANNELS.values():
+        pixels = image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1)
+        return _to_array(fit(Image.fromarray(np.ascontiguousarray(pixels)), size, crop))
+    planes = image.astype(np.float32)
+    transparent = planes.shape[0] == 4 and image.dtype == np.float32
+    if transparent:  # weigh colours by their opacity, lest invisible colours bleed into visible ones
+        planes = (planes + 1.0) / 2.0
+        planes[:3] *= planes[3]
+    fitted = np.stack([np.asarray(fit(Image.fromarray(np.ascontiguousarray(p)), size, crop)) for p in planes])
+    if transparent:
+        fitted[:3] /= np.maximum(fitted[3], 1e-6)
+        fitted = fitted * 2.0 - 1.0
+    if image.dtype == np.uint8:
+        return np.rint(fitted).clip(0, 255).astype(np.uint8)
+    return fitted.clip(-1.0, 1.0).astype(np.float32)
+
+
+def to_channels(image: Array, channels: str) -> Array:
+    """An array ``(C, H, W)``, uint8 or float32 in [-1, 1], as grey, rgb or rgba.
+
+    Colour becomes grey by the luma of ITU-R BT.601; transparent pixels are laid over white, as a browser shows them;
+    what has no alpha becomes opaque.
+    """
+    count = image.shape[0]
+    if count == CHANNELS[channels]:
+        return image
+    if count not in CHANNELS.values():
+        raise InputError(f"channels={channels!r} needs images of 1, 3 or 4 channels; these have {count}.")
+    white = 255.0 if image.dtype == np.uint8 else 1.0
+    if channels == "rgba":
+        colour = image if count == 3 else np.repeat(image, 3, axis=0)
+        return np.concatenate([colour, np.full_like(image[:1], white)])
+    values = image.astype(np.float32)
+    if count == 4:
+        opacity = values[3] / 255.0 if image.dtype == np.uint8 else (values[3] + 1.0) / 2.0
+        values = values[:3] * opacity + white * (1.0 - opacity)
+    if channels == "grey":
+        values = (values * _LUMA).sum(axis=0, keepdims=True)
+    elif count == 1:
+        values = np.repeat(values, 3, axis=0)
+    return np.rint(values).astype(np.uint8) if image.dtype == np.uint8 else values.astype(image.dtype)
+
+
+def to_uint8(images: Float[Tensor, "batch channels *space"]) -> Bytes:
+    """Images in [-1, 1] as bytes ``(N, *space, C)``; values outside are clipped."""
     scaled = images.detach().float().cpu().clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8)
     return scaled.movedim(1, -1).numpy()
 
 
-def picture(image: npt.NDArray[np.uint8]) -> Image.Image:
-    """A Pillow image of ``(H, W, C)`` bytes with 1, 3 or 4 channels.
-
-    Raises:
-        InputError: for another number of channels.
-    """
+def to_pillow(image: Bytes) -> Image.Image:
+    """A Pillow image of ``(H, W, C)`` bytes with 1, 3 or 4 channels."""
     channels = image.shape[-1]
-    if channels not in (1, 3, 4):
-        raise InputError(f"A picture has 1, 3 or 4 channels; these data have {channels}: save them as .npz instead.")
+    if channels not in CHANNELS.values():
+        raise InputError(f"An image has 1, 3 or 4 channels; these have {channels}: save them as .npz instead.")
     return Image.fromarray(image[..., 0] if channels == 1 else image)
 
 
 def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = None) -> Image.Image:
-    """All images side by side, small ones enlarged; signals are drawn as curves, vectors as points of one plane.
+    """A grid of images in [-1, 1], small ones enlarged, ``columns`` in a row (by default about as many as rows).
 
-    Args:
-        images: in [-1, 1]; with 1, 3 or 4 channels they are pictures, else their channels are. Of vectors the first
-            two numbers are drawn, of single numbers their distribution function.
-        columns: images per row; by default the grid is about square.
-
-    Raises:
-        InputError: if there is no image.
+    Images of other than 1, 3 or 4 channels show them side by side in grey. Signals are shown as curves, vectors as
+    points in the plane of their first two numbers, single numbers by their cumulative distribution.
     """
     if len(images) == 0:
-        raise InputError("There are no images to draw.")
+        raise InputError("There are no images for a grid.")
     if images.ndim == 2:
         return _points(images)
-    if images.ndim == 4 and images.shape[1] not in (1, 3, 4):
-        # other numbers of channels are drawn in grey, side by side
+    if images.ndim == 4 and images.shape[1] not in CHANNELS.values():
         images = torch.cat(list(images.split(1, dim=1)), dim=3)
     tiles = to_uint8(_curves(images) if images.ndim == 3 else images)
     count, height, width, channels = tiles.shape
@@ -71,20 +190,137 @@ def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = N
     for i, tile in enumerate(tiles):
         top, left = gap + i // across * (height + gap), gap + i % across * (width + gap)
         sheet[top : top + height, left : left + width] = tile
-    return picture(sheet)
+    return to_pillow(sheet)
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one height and mode side by side, as one."""
+    return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
+
+
+def save_grid(images: Float[Tensor, "batch channels *space"], path: Path, columns: int | None = None) -> None:
+    """Write :func:`grid` as PNG, whole or not at all."""
+    _save(grid(images, columns), path, format="PNG")
+
+
+def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, first: int = 0) -> None:
+    """Write each image as ``NNNNNN.png``, numbered from ``first``."""
+    if images.ndim != 4:
+        raise InputError("Vectors and signals are no images; save them as .npz, or all in one .png.")
+    for i, pixels in enumerate(to_uint8(images)):
+        _save(to_pillow(pixels), folder / f"{first + i:06d}.png", format="PNG")
+
+
+def save_array(images: Float[Tensor, "batch channels *space"], path: Path, **more: Tensor) -> None:
+    """Write images as the float32 array ``images`` of an .npz file, ``(N, C, *space)`` in [-1, 1], and more by name."""
+    more = {"images": images, **more}
+    arrays: dict[str, Any] = {name: value.detach().float().cpu().numpy() for name, value in more.items()}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, NumPy would append .npz to it
+            np.savez_compressed(file, **arrays)
+
+    atomic_write(path, write)
+
+
+def save_animation(images: Sequence[Image.Image], path: Path, milliseconds: int = 80, hold: int = 2000) -> None:
+    """Write images of one size as an endless .gif or .webp, each shown for ``milliseconds``, the last for ``hold``."""
+    kind = ANIMATIONS.get(path.suffix.lower())
+    if kind is None or not images:
+        raise InputError(f"An animation is at least one image, as {' or '.join(ANIMATIONS)}; got {path}.")
+    times = [milliseconds] * (len(images) - 1) + [hold]
+    _save(images[0], path, format=kind, save_all=True, append_images=list(images[1:]), duration=times, loop=0)
+
+
+def _save(image: Image.Image, path: Path, **options: Any) -> None:
+    atomic_write(path, lambda temporary: image.save(temporary, **options))
+
+
+def read(path: Path, shape: tuple[int, ...], *, fit: bool = False) -> Float[Tensor, "channels *space"]:
+    """An image for a model of images ``(C, *space) = shape``: an image file, or an .npy array of values in [-1, 1].
+
+    An image file of another size or number of channels is refused, or with ``fit`` scaled, cropped and recoloured.
+    """
+    names = {count: name for name, count in CHANNELS.items()}
+    if path.suffix == ".npy":
+        values = _read_npy(path)
+    elif len(shape) == 3 and shape[0] in names:
+        values = _read_file(path, *((shape[1:], names[shape[0]]) if fit else ()))
+    else:
+        raise InputError(f"This model is one of arrays of shape {shape}, not of images; give one as .npy.")
+    if tuple(values.shape) != shape:
+        hint = "; --fit makes an image fit" if path.suffix != ".npy" else ""
+        raise InputError(f"{path} has shape {_sides(values.shape)}, but this model needs {_sides(shape)}{hint}.")
+    return values
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
+    """A mask for images ``(C, *space) = shape``, true where they are kept.
+
+    It is an image file of their height and width, lighter than grey there, or an .npy array of 0 and 1.
+    """
+    is_array = path.suffix == ".npy"
+    values = _read_npy(path) if is_array else _read_file(path, None, "grey")[0] / 2 + 0.5
+    if tuple(values.shape) not in (shape[1:], (1, *shape[1:]), shape):
+        raise InputError(f"The mask {path} has shape {_sides(values.shape)}, and the images have {_sides(shape[1:])}.")
+    if is_array and not bool(((values == 0) | (values == 1)).all()):
+        raise InputError(f"The mask {path} must be 1 where the image is kept, 0 elsewhere; it has other values.")
+    return values > 0.5
+
+
+def _read_file(path: Path, *options: Any) -> Float[Tensor, "channels height width"]:
+    try:
+        return torch.from_numpy(decode_image(path, *options).astype(np.float32)) / 127.5 - 1.0
+    except Exception as error:  # decoders of damaged files raise errors of any kind
+        raise InputError(f"Could not read {path}: {reason(error)}.") from None
+
+
+def _read_npy(path: Path) -> Tensor:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Could not read {path}: {error}.") from None
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _header(image: Image.Image) -> tuple[str, tuple[int, int], int]:
+    """Channels, upright ``(height, width)`` and EXIF orientation."""
+    try:
+        orientation: Any = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata beside sound pixels: show them as they are stored
+        orientation = 1
+    if image.mode == "F":
+        raise ValueError("floating-point pixels of unknown range; save them as .npy and pass value_range")
+    if image.mode.startswith("I"):  # 16 and 32 bits
+        channels = "grey"
+    elif image.has_transparency_data:
+        channels = "rgba"
+    else:
+        channels = "grey" if image.mode in ("1", "L") else "rgb"
+    turned = orientation in (5, 6, 7, 8)  # height and width are swapped
+    return channels, (image.width, image.height) if turned else (image.height, image.width), orientation
+
+
+def _to_array(image: Image.Image) -> Bytes:
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
 def _curves(signals: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch 1 height width"]:
     height, width = 64, 96
     values = (0.5 - 0.5 * signals.detach().float().cpu().clamp(-1.0, 1.0)) * (height - 1)
-    drawn: list[Tensor] = []
+    tiles: list[Tensor] = []
     for signal in values:
         tile = Image.new("L", (width, height), 255)
         for n, channel in enumerate(signal):
             across = torch.linspace(0, width - 1, len(channel)).tolist()
             ImageDraw.Draw(tile).line(list(zip(across, channel.tolist(), strict=True)), fill=min(160, 70 * n))
-        drawn.append(torch.from_numpy(np.array(tile))[None] / 127.5 - 1.0)
-    return torch.stack(drawn)
+        tiles.append(torch.from_numpy(np.array(tile))[None] / 127.5 - 1.0)
+    return torch.stack(tiles)
 
 
 def _points(vectors: Float[Tensor, "batch channels"]) -> Image.Image:
@@ -99,133 +335,3 @@ def _points(vectors: Float[Tensor, "batch channels"]) -> Image.Image:
     for x, y in places.tolist():
         pen.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=0)
     return sheet
-
-
-def save_grid(images: Float[Tensor, "batch channels *space"], path: Path, columns: int | None = None) -> None:
-    """Write :func:`grid` as PNG, whole or not at all."""
-    sheet = grid(images, columns)
-    atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))
-
-
-def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, first: int = 0) -> None:
-    """Write each image as ``NNNNNN.png``, numbered from ``first``.
-
-    Raises:
-        InputError: for vectors and signals, which are no pictures.
-    """
-    if images.ndim != 4:
-        raise InputError("Vectors and signals are no pictures; save them as .npz, or all in one .png.")
-    for i, image in enumerate(to_uint8(images)):
-        drawn = picture(image)
-        atomic_write(folder / f"{first + i:06d}.png", lambda temporary, p=drawn: p.save(temporary, format="PNG"))
-
-
-def save_array(images: Float[Tensor, "batch channels *space"], path: Path, **more: Tensor) -> None:
-    """Write images as the float32 array ``images`` of an .npz file, ``(N, C, *space)`` in [-1, 1], and more by name."""
-    arrays = {name: value.detach().float().cpu().numpy() for name, value in {"images": images, **more}.items()}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-
-    atomic_write(path, write)
-
-
-def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one height and mode side by side, as one."""
-    sheet = Image.new(pictures[0].mode, (sum(picture.width for picture in pictures), pictures[0].height))
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width
-    return sheet
-
-
-FILMS = {".gif": "GIF", ".webp": "WEBP"}
-"""The formats of films."""
-
-
-def save_film(pictures: Sequence[Image.Image], path: Path, milliseconds: int = 80, hold: int = 2000) -> None:
-    """Write pictures of one size as an animation that runs forever, .gif or .webp, whole or not at all.
-
-    Args:
-        pictures: its pictures in order.
-        path: where.
-        milliseconds: how long each is shown.
-        hold: how long the last one is.
-
-    Raises:
-        InputError: if there is no picture, or the name ends in something else.
-    """
-    kind = FILMS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"A film is written as {' or '.join(FILMS)}; got {path}.")
-    if not pictures:
-        raise InputError("A film needs at least one picture.")
-    times = [milliseconds] * (len(pictures) - 1) + [hold]
-    first, *rest = pictures
-    atomic_write(
-        path,
-        lambda temporary: first.save(temporary, format=kind, save_all=True, append_images=rest, duration=times, loop=0),
-    )
-
-
-def read(path: Path, shape: tuple[int, ...], *, fit: bool = False) -> Float[Tensor, "channels *space"]:
-    """An image for a model: a picture, or an .npy array of its shape in [-1, 1].
-
-    Args:
-        path: the file.
-        shape: ``(C, *space)`` of the images of the model.
-        fit: scale, crop and recolour a picture to that; else another size or number of channels is refused.
-
-    Raises:
-        InputError: if the file can't be read or does not fit.
-    """
-    kinds = {count: name for name, count in CHANNELS.items()}
-    if path.suffix == ".npy":
-        values = _array(path)
-    elif len(shape) == 3 and shape[0] in kinds:
-        size = (shape[1], shape[2]) if fit else None
-        values = _decoded(path, Options(size=size, channels=kinds[shape[0]] if fit else None, workers=1))
-    else:
-        raise InputError(f"This model draws no pictures but arrays of shape {shape}; give one as .npy.")
-    if tuple(values.shape) != shape:
-        hint = "; --fit makes a picture fit" if path.suffix != ".npy" else ""
-        raise InputError(f"{path} has shape {_sides(values.shape)}, and this model draws {_sides(shape)}{hint}.")
-    return values
-
-
-def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
-    """A mask for images of ``shape``, true where it is kept: a picture of their height and width, lighter than grey
-    there, or an .npy array of 0 and 1.
-
-    Raises:
-        InputError: if the file can't be read or does not fit.
-    """
-    space = shape[1:]
-    is_array = path.suffix == ".npy"
-    values = _array(path) if is_array else _decoded(path, Options(channels="grey", workers=1))[0] / 2 + 0.5
-    if tuple(values.shape) not in (space, (1, *space), shape):
-        raise InputError(f"The mask {path} has shape {_sides(values.shape)}, and the images have {_sides(space)}.")
-    if is_array and not bool(((values == 0) | (values == 1)).all()):
-        raise InputError(
-            f"The mask {path} must be 1 or true where the image is kept, 0 or false elsewhere; it has other values."
-        )
-    return values > 0.5
-
-
-def _decoded(path: Path, options: Options) -> Float[Tensor, "channels height width"]:
-    images, _ = decode([Encoded(path.name, path.absolute)], options, str(path.parent))
-    return as_tensor(images[:1])[0]
-
-
-def _array(path: Path) -> Tensor:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"Could not read {path}: {error}.") from None
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def _sides(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

@@ -1,22 +1,8 @@
-"""How good samples are, and whether they are copies: every number stands beside what real images reach."""
+"""How good samples are, and whether they are copies: every number stands next to the real-vs-real reference."""
 
-from sfumato.metrics.features import ClassifierFeatures, Extractor, Pixels, pixels, train_classifier
-from sfumato.metrics.frechet import Gaussian, frechet_distance
-from sfumato.metrics.neighbours import nearest_distances, nearest_neighbour_ratio
+from sfumato.metrics.distances import Moments, frechet_distance, nearest_distances, nearest_neighbour_ratio
+from sfumato.metrics.features import ClassifierFeatures, train_classifier
 from sfumato.metrics.report import Evaluation, SpaceEvaluation, evaluate, table
 
-__all__ = [
-    "ClassifierFeatures",
-    "Evaluation",
-    "Extractor",
-    "Gaussian",
-    "Pixels",
-    "SpaceEvaluation",
-    "evaluate",
-    "frechet_distance",
-    "nearest_distances",
-    "nearest_neighbour_ratio",
-    "pixels",
-    "table",
-    "train_classifier",
-]
+__all__ = ["ClassifierFeatures", "Evaluation", "Moments", "SpaceEvaluation", "evaluate", "frechet_distance"]
+__all__ += ["nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]

@@ -1,4 +1,4 @@
-"""The first evaluation: samples beside the training set and the held-out set, in pixels and in features."""
+"""The evaluation: samples compared with the training set and the held-out set, in pixels and in features."""
 
 from __future__ import annotations
 
@@ -10,67 +10,44 @@ from rich.table import Table
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.metrics.features import ClassifierFeatures, Extractor, check_images, pixels, train_classifier
-from sfumato.metrics.frechet import Gaussian
-from sfumato.metrics.neighbours import nearest_distances, neighbour_ratio
+from sfumato.metrics.distances import Moments, nearest_distances, neighbour_ratio
+from sfumato.metrics.features import ClassifierFeatures, check_images, train_classifier
 
 
 @dataclass(frozen=True)
 class SpaceEvaluation:
-    """What one feature space says. Frechet distances are comparable only within one space."""
+    """The measures in one feature space. Frechet distances are comparable only within one space."""
 
-    space: str
-    """The name of the extractor: ``"pixels"`` or ``"classifier"``."""
-    features: int
-    """The number of features."""
-    frechet_heldout: float
-    """The Frechet distance of the samples to the held-out set: the number to judge a model by."""
-    frechet_train: float
-    """Their distance to the training set; far below `frechet_heldout`, it shows copies."""
-    frechet_floor: float
-    """The Frechet distance of the training set to the held-out set: what real images reach."""
-    frechet_biased: bool
-    """Whether a set has no more images than features, so that only the ratio to the floor has a meaning."""
-    neighbour_samples: float
-    """The median distance of a sample to the nearest training image."""
-    neighbour_heldout: float
-    """The same median of held-out images: the floor of `neighbour_samples`."""
-    neighbour_ratio: float
-    """`neighbour_samples` over `neighbour_heldout`: 1 for real images, near 0 for copies."""
+    space: str  # "pixels" or "classifier"
+    features: int  # their number
+    frechet_heldout: float  # of the samples to the held-out set: the number to judge a model by
+    frechet_train: float  # of the samples to the training set; far below `frechet_heldout`, it shows copies
+    frechet_reference: float  # real vs real: of the training set to the held-out set
+    frechet_biased: bool  # whether a set has no more images than features: only `frechet_ratio` has a meaning then
+    neighbour_samples: float  # the median distance of a sample to the nearest training image
+    neighbour_reference: float  # real vs real: the same of held-out images
+    neighbour_ratio: float  # of the two: 1 for real images, near 0 for copies
 
     @property
     def frechet_ratio(self) -> float:
-        """`frechet_heldout` in units of the floor; about 1 for samples as good as real images."""
-        return self.frechet_heldout / self.frechet_floor if self.frechet_floor > 0 else float("inf")
+        """`frechet_heldout` over `frechet_reference`; about 1 for samples as good as real images."""
+        return self.frechet_heldout / self.frechet_reference if self.frechet_reference > 0 else float("inf")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found."""
+    """The result of `evaluate`."""
 
     samples: int
-    """The number of samples."""
     train: int
-    """The number of training images."""
     heldout: int
-    """The number of held-out images."""
-    seed: int | None
-    """The seed of the classifier; ``None`` where there are no labels or a trained classifier was given."""
-    accuracy: float | None
-    """The accuracy of the classifier on the held-out set; ``None`` without its labels."""
-    spaces: tuple[SpaceEvaluation, ...]
-    """One entry per feature space: pixels, then classifier features when there are labels."""
+    seed: int | None  # of the classifier; None without labels or with a classifier trained before
+    accuracy: float | None  # of the classifier on the held-out set; None without its labels
+    spaces: tuple[SpaceEvaluation, ...]  # pixels, then classifier features when there are labels
 
     def __getitem__(self, space: str) -> SpaceEvaluation:
-        """The entry of the feature space with this name.
-
-        Raises:
-            KeyError: There is no such space.
-        """
-        for entry in self.spaces:
-            if entry.space == space:
-                return entry
-        raise KeyError(space)
+        """The entry of the feature space with this name."""
+        return {entry.space: entry for entry in self.spaces}[space]
 
     @property
     def main(self) -> SpaceEvaluation:
@@ -79,11 +56,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as numbers, strings, lists and dictionaries, ready for JSON."""
-        fields = asdict(self)
-        fields["spaces"] = {
-            entry.space: {**asdict(entry), "frechet_ratio": entry.frechet_ratio} for entry in self.spaces
-        }
-        return fields
+        spaces = {entry.space: {**asdict(entry), "frechet_ratio": entry.frechet_ratio} for entry in self.spaces}
+        return {**asdict(self), "spaces": spaces}
 
 
 def evaluate(
@@ -96,84 +70,74 @@ def evaluate(
     classifier: ClassifierFeatures | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Compare samples with the training set and with held-out images, each number beside its floor.
+    """Compare samples with the training set and with held-out images, each number with its real-vs-real reference.
 
-    The bias of a Frechet distance depends on the numbers of images, so the floor is fair when there are as
+    The bias of a Frechet distance depends on the numbers of images, so the reference is fair when there are as
     many samples as training images.
 
     Args:
-        samples: Generated images ``(samples, C, *space)`` in [-1, 1].
-        train: The images that the model was trained on.
-        heldout: Images of the same kind that it has not seen.
-        train_labels: Labels of the training images; with them, a classifier is trained for its features.
-        heldout_labels: Labels of the held-out images; with them, the accuracy of the classifier is reported.
-        classifier: A classifier that was trained before, to be used instead of training one.
-        seed: The seed of the classifier. Leave it alone: it belongs to the measure, not to the model.
-
-    Raises:
-        InputError: A set has fewer than two images, is not finite, or has another image shape than the rest;
-            or the labels do not fit.
+        samples: generated images in [-1, 1].
+        train: the images that the model was trained on.
+        heldout: images of the same kind that it has not seen.
+        train_labels: with them, a classifier is trained for its features.
+        heldout_labels: with them, the accuracy of the classifier is reported.
+        classifier: a classifier that was trained before, to be used instead of training one.
+        seed: the seed of the classifier. Leave it alone: it belongs to the measure, not to the model.
     """
     for what, images in (("samples", samples), ("train", train), ("heldout", heldout)):
         check_images(what, images)
         if len(images) < 2:
             raise InputError(f"{what} holds {len(images)} image; an evaluation needs at least 2 of each set.")
         if images.shape[1:] != train.shape[1:]:
-            raise InputError(
-                f"images of {what} have shape {tuple(images.shape[1:])} and those of train"
-                f" {tuple(train.shape[1:])}; all sets must have one image shape."
-            )
-    used: int | None = None
+            shapes = f"{tuple(images.shape[1:])} in {what}, {tuple(train.shape[1:])} in train"
+            raise InputError(f"All sets must have one image shape; it is {shapes}.")
+    classifier_seed: int | None = None
     if classifier is None and train_labels is not None:
-        classifier, used = train_classifier(train, train_labels, seed=seed), seed
+        classifier, classifier_seed = train_classifier(train, train_labels, seed=seed), seed
     accuracy = None
     if classifier is not None and heldout_labels is not None:
         accuracy = classifier.accuracy(heldout, heldout_labels)
-    extractors: list[Extractor] = [pixels] if classifier is None else [pixels, classifier]
-    spaces = tuple(_in_space(extractor, samples, train, heldout) for extractor in extractors)
-    return Evaluation(len(samples), len(train), len(heldout), used, accuracy, spaces)
+    sets = (samples, train, heldout)
+    spaces = [_in_space("pixels", [images.flatten(1) for images in sets])]
+    if classifier is not None:
+        spaces.append(_in_space("classifier", [classifier(images) for images in sets]))
+    return Evaluation(len(samples), len(train), len(heldout), classifier_seed, accuracy, tuple(spaces))
 
 
-def _in_space(extractor: Extractor, samples: Tensor, train: Tensor, heldout: Tensor) -> SpaceEvaluation:
-    made, known, fresh = extractor(samples), extractor(train), extractor(heldout)
-    of_made, of_known, of_fresh = Gaussian.fit(made), Gaussian.fit(known), Gaussian.fit(fresh)
-    near_made, near_fresh = nearest_distances(made, known), nearest_distances(fresh, known)
+def _in_space(name: str, features: list[Tensor]) -> SpaceEvaluation:
+    of_samples, of_train, of_heldout = (Moments.fit(vectors) for vectors in features)
+    near_samples, near_heldout = (nearest_distances(vectors, features[1]) for vectors in (features[0], features[2]))
     return SpaceEvaluation(
-        space=extractor.name,
-        features=made.shape[1],
-        frechet_heldout=of_made.distance(of_fresh),
-        frechet_train=of_made.distance(of_known),
-        frechet_floor=of_known.distance(of_fresh),
-        frechet_biased=of_made.biased or of_known.biased or of_fresh.biased,
-        neighbour_samples=float(near_made.median()),
-        neighbour_heldout=float(near_fresh.median()),
-        neighbour_ratio=neighbour_ratio(near_made, near_fresh),
+        space=name,
+        features=features[0].shape[1],
+        frechet_heldout=of_samples.distance(of_heldout),
+        frechet_train=of_samples.distance(of_train),
+        frechet_reference=of_train.distance(of_heldout),
+        frechet_biased=of_samples.biased or of_train.biased or of_heldout.biased,
+        neighbour_samples=float(near_samples.median()),
+        neighbour_reference=float(near_heldout.median()),
+        neighbour_ratio=neighbour_ratio(near_samples, near_heldout),
     )
 
 
 def table(evaluation: Evaluation) -> Table:
-    """An evaluation as one table for the terminal: a row per number, its floor beside it."""
+    """An evaluation as one table for the terminal: a row per number, with its real-vs-real reference."""
     counts = f"{evaluation.samples} samples, {evaluation.train} training"
-    result = Table(title=f"{counts} and {evaluation.heldout} held-out images")
-    result.add_column("space")
-    result.add_column("measure")
-    for heading in ("samples", "floor (real)", "ratio"):
+    result = Table("space", "measure", title=f"{counts} and {evaluation.heldout} held-out images")
+    for heading in ("samples", "real vs real", "ratio"):
         result.add_column(heading, justify="right")
     for entry in evaluation.spaces:
         name = f"{entry.space} ({entry.features})" + (" *" if entry.frechet_biased else "")
-        floor, reference = entry.frechet_floor, entry.neighbour_heldout
-        heldout, copies = f"{entry.frechet_heldout:.3g}", f"{entry.frechet_train:.3g}"
-        ratio = f"{entry.frechet_ratio:.2f}"
-        nearest = f"{entry.neighbour_samples:.3g}"
-        result.add_row(name, "Frechet to held-out", heldout, f"{floor:.3g}", ratio)
-        result.add_row("", "Frechet to training", copies, "", "")
-        closeness = f"{entry.neighbour_ratio:.2f}"
-        result.add_row("", "nearest training image", nearest, f"{reference:.3g}", closeness)
+        frechet = f"{entry.frechet_heldout:.3g}", f"{entry.frechet_reference:.3g}", f"{entry.frechet_ratio:.2f}"
+        nearest = f"{entry.neighbour_samples:.3g}", f"{entry.neighbour_reference:.3g}", f"{entry.neighbour_ratio:.2f}"
+        result.add_row(name, "Frechet to held-out", *frechet)
+        result.add_row("", "Frechet to training", f"{entry.frechet_train:.3g}", "", "")
+        result.add_row("", "nearest training image", *nearest)
         result.add_section()
     notes: list[str] = []
     if evaluation.accuracy is not None:
         notes.append(f"held-out accuracy of the classifier: {evaluation.accuracy:.1%}")
     if any(entry.frechet_biased for entry in evaluation.spaces):
-        notes.append("* fewer images than features: judge the Frechet distance by its ratio to the floor")
+        notes.append("* fewer images than features: judge the Frechet distance by its ratio")
     result.caption = "\n".join(notes) or None
     return result

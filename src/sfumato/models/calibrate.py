@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sfumato import random
 from sfumato.data import Loader
-from sfumato.diffusion.analytic import Batch, estimate
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.diffusion.variance import Batch, estimate
 from sfumato.errors import InputError
+from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.evaluate import training_data
 from sfumato.models.model import Model, load, save_fitted
+from sfumato.random import Draws
 from sfumato.sampling import fitting
-from sfumato.sampling.fitted import Fitted
+from sfumato.sampling.fitted_solver import Fitted
 
 _MOST_LOG_SNR = 14.0
 """How near to the data Gamma is known: a noise of a thousandth of their unit, less than any grid's last level."""
@@ -36,7 +37,7 @@ def tune(
     steps: int | None = None,
     coefficients: bool = True,
     noises: int = 256,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = None,
 ) -> Fitted:
     """Fit to a model what samples and bounds gain from, as ``sfumato tune`` does.
 
@@ -60,9 +61,6 @@ def tune(
         coefficients: whether the weights are fitted with the grid, or those of a usual solver are kept.
         noises: from how many noises a grid is fitted.
         progress: called with the number of images, or of iterations, that are done.
-
-    Raises:
-        InputError: if a number is not positive, or there are too few noises.
     """
     if not isinstance(model, Model):
         model = load(model)
@@ -70,14 +68,15 @@ def tune(
         return _tune_grid(model, steps, coefficients, noises, seed, progress)
     if images < 1 or levels < 2:
         raise InputError(f"Gamma needs at least 1 image and 2 levels; got {images} and {levels}.")
-    loader, _ = training_data(model.config)
+    loader, _ = training_data(model.config, model.data)
     count = min(images, len(loader.dataset))
-    was_training = model.denoiser.training
-    model.denoiser.eval()
-    batches = _batches(loader, count, model.config.sampling.batch_size, model.device)
-    found = estimate(model.denoiser, batches, _spread(model.denoiser.schedule, levels), seed=seed, progress=progress)
-    model.denoiser.train(was_training)
-    return _keep(model, dataclasses.replace(model.fitted, gamma=found, stale=None))
+    was_training = model.module.training
+    model.module.eval()
+    batches = _batches(model, loader, count)
+    with progress_bar("estimating Gamma", count, progress) as advance:
+        gamma = estimate(model.denoiser, batches, _spread(model.denoiser.schedule, levels), seed=seed, progress=advance)
+    model.module.train(was_training)
+    return _keep(model, dataclasses.replace(model.fitted, gamma=gamma, stale=None))
 
 
 def _tune_grid(
@@ -86,22 +85,22 @@ def _tune_grid(
     coefficients: bool,
     noises: int,
     seed: int,
-    progress: Callable[[int], None] | None,
+    progress: Progress,
 ) -> Fitted:
     fitting.check(steps, noises)
     sampling = model.config.sampling
-    labels = model.classes_of(None, sampling.classes, seed, 0, noises)
     denoise, _, _ = model.sampler(sampling.untuned())
-    noise = random.normal(seed, "fitting", 0, noises, model.facts.shape).to(model.device)
-    cond: dict[str, Tensor] = {} if labels is None else {"label": labels.to(model.device)}
-    was_training = model.denoiser.training
-    model.denoiser.eval()
+    noise = random.normal(seed, "fitting", 0, noises, model.info.shape).to(model.device)
+    cond = {name: rows.to(model.device) for name, rows in model.given({}, seed, 0, noises).items()}
+    was_training = model.module.training
+    model.module.eval()
     known = fitting.examples(denoise, model.denoiser.schedule, noise, cond=cond)
-    found = fitting.fit(known, steps, coefficients=coefficients, progress=progress)
-    plan = dataclasses.replace(found, guidance=sampling.guidance.scale)
-    model.denoiser.train(was_training)
-    plans = {**model.fitted.plans, steps: plan}
-    return _keep(model, dataclasses.replace(model.fitted, plans=dict(sorted(plans.items())), stale=None))
+    with progress_bar("fitting", fitting.most_iterations(coefficients), progress) as advance:
+        solver = fitting.fit(known, steps, coefficients=coefficients, progress=advance)
+    solver = dataclasses.replace(solver, guidance=sampling.guidance.scale)
+    model.module.train(was_training)
+    solvers = {**model.fitted.solvers, steps: solver}
+    return _keep(model, dataclasses.replace(model.fitted, solvers=dict(sorted(solvers.items())), stale=None))
 
 
 def _keep(model: Model, fitted: Fitted) -> Fitted:
@@ -123,12 +122,13 @@ def _spread(schedule: Schedule, count: int) -> Level:
     steps = torch.as_tensor(schedule.at(wanted).t) * schedule.steps
     times = torch.where(steps < 1.0, steps, steps.round()).unique() / schedule.steps
     kept = schedule(torch.cat([times, torch.tensor([1.0 / schedule.steps], dtype=torch.float64)]).unique())
-    seen = torch.as_tensor(kept.alpha) > 0.0
-    return Level(*(torch.as_tensor(value)[seen] for value in (kept.t, kept.alpha, kept.sigma)))
+    return kept[torch.as_tensor(kept.alpha) > 0.0]
 
 
-def _batches(loader: Loader, count: int, size: int, device: torch.device) -> Iterator[Batch]:
+def _batches(model: Model, loader: Loader, count: int) -> Iterator[Batch]:
+    """Training images with the conditions that they have."""
+    size, device = model.config.sampling.batch_size, model.device
     for start in range(0, count, size):
         batch = loader.batch(start, min(size, count - start))
-        cond: dict[str, Tensor] = {} if batch.labels is None else {"label": batch.labels.to(device)}
-        yield batch.x0.to(device), cond
+        draws = Draws(model.config.training.seed, start, len(batch.x0), size)
+        yield batch.x0.to(device), model.of_data(batch.x0, batch.cond, draws)

@@ -1,18 +1,21 @@
-"""Editing images with a trained model: painting what is missing, redrawing, finding their noise, going between them."""
+"""Editing images with a model: inpainting, SDEdit, DDIM inversion, interpolation."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.config import SamplingConfig
+from sfumato.conditioning.base import given_tensors
+from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.gaussian import diffuse
 from sfumato.errors import InputError
-from sfumato.models.model import Draw, Model
+from sfumato.io.progress import Progress, progress_bar
+from sfumato.models.batch import SamplingBatch, collected
+from sfumato.models.model import Model, as_model
 from sfumato.sampling import editing
 from sfumato.sampling.editing import Inpainting, Inversion, below, resampled, slerp
 from sfumato.sampling.sample import initial, seeded_noise
@@ -22,142 +25,112 @@ _SLACK = 1e-3
 
 
 def inpaint(
-    model: Model,
+    model: Model | Denoise,
     image: Float[Tensor, "..."],
     mask: Tensor,
-    count: int = 1,
+    count: int = 15,
     *,
     repeats: int = 10,
     jump: int = 1,
-    seed: int = 0,
-    first: int = 0,
-    labels: Int[Tensor, "count"] | int | str | None = None,
-    sampling: SamplingConfig | None = None,
-    batch_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = None,
+    **options: Any,
 ) -> Float[Tensor, "count channels *space"]:
-    """Paint what is missing in an image, by RePaint (Lugmayr et al. 2022).
+    """Fill in what a mask leaves out of an image, by RePaint (Lugmayr et al. 2022).
 
     Args:
-        model: a trained model.
-        image: ``(C, *space)`` in [-1, 1], or one for each of ``count``; what it holds beyond the mask is not looked at.
+        model: a model, or any denoiser with a schedule.
+        image: ``(C, *space)`` in [-1, 1], or one for each of ``count``; values outside the mask are ignored.
         mask: true, or 1, where the image is kept: ``(*space)``, ``(1 or C, *space)``, or one for each of ``count``.
-        count: how many answers.
-        repeats: how often each stretch of the way is walked, for the new to fit the old; 1 only puts the old in place.
+        count: number of results.
+        repeats: how often each stretch of the trajectory is resampled, so that new and old fit; 1 only replaces.
         jump: the length of a stretch in steps.
-        seed: which answers; answer ``i`` of a seed is the same whatever the batch size.
-        first: the number of the first answer.
-        labels: the class of the image, as for :meth:`~sfumato.Model.sample`.
-        sampling: the sampler, its steps and guidance; by default those of the configuration.
-        batch_size: images computed at once.
-        progress: called after each batch with the number of images done.
-
-    Raises:
-        InputError: if the image or the mask does not fit the model, the mask keeps all, or as ``Model.sample`` does.
+        progress, options: as for :meth:`sfumato.Model.sample`: seed, first, steps, conditions, ...
     """
+    space = image.shape[-(mask.ndim if mask.ndim < image.ndim else image.ndim) :]
+    model = as_model(model, image.shape if image.ndim <= len(space) + 1 else image.shape[1:])
     known = _mask(model, mask, count)
     images = _image(model, image, count, known)
-    sampling = (sampling or model.config.sampling).stepwise(model.fitted)
     if bool(known.all()):
-        raise InputError("The mask keeps all of the image, so there is nothing to paint; it is true where to keep.")
+        raise InputError("The mask keeps all of the image, so there is nothing to inpaint; it is true where to keep.")
 
-    def edit(draw: Draw) -> Draw:
-        own, kept = _part(images, draw).to(draw.x), _part(known, draw).to(draw.x.device)
-        start = next(iter(draw.levels))
-        # the prior of the known part is that of the image diffused, not pure noise
-        x = draw.x + start.alpha * torch.where(kept, own, 0.0)
-        levels = resampled(draw.levels, repeats, jump)
-        return dataclasses.replace(draw, x=x, levels=levels, step=Inpainting(draw.step, own, kept))
+    def edit(batch: SamplingBatch) -> SamplingBatch:
+        given, kept = _part(images, batch).to(batch.x), _part(known, batch).to(batch.x.device)
+        start = batch.levels[0]
+        # the prior of the known part is that of the diffused image, not pure noise
+        x = batch.x + start.alpha * torch.where(kept, given, 0.0)
+        levels = resampled(batch.levels, repeats, jump)
+        return dataclasses.replace(batch, x=x, levels=levels, step=Inpainting(batch.step, given, kept))
 
-    return _drawn(model, count, edit, seed, first, labels, sampling, batch_size, progress)
+    return collected(model.batches(count, stepwise=True, **options), edit, count, progress, "inpainting")
 
 
 def sdedit(
-    model: Model,
+    model: Model | Denoise,
     image: Float[Tensor, "..."],
     strength: float = 0.5,
-    count: int = 1,
+    count: int = 15,
     *,
-    seed: int = 0,
-    first: int = 0,
-    labels: Int[Tensor, "count"] | int | str | None = None,
-    sampling: SamplingConfig | None = None,
-    batch_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = None,
+    **options: Any,
 ) -> Float[Tensor, "count channels *space"]:
-    r"""Redraw an image from its noisy version (SDEdit, Meng et al. 2022, algorithm 1).
+    r"""Sample an image again from its noisy version (SDEdit, Meng et al. 2022, algorithm 1).
 
     Sampling starts from :math:`\alpha_t x_0 + \sigma_t \epsilon` at ``strength`` times the time of the first level, and
-    takes the steps of the grid that are left from there. At 1 all is drawn anew, but for the trace of the image that
-    the schedule leaves in its noise.
+    takes the steps of the grid that are left from there.
 
     Args:
-        model: a trained model.
+        model: a model, or any denoiser with a schedule.
         image: ``(C, *space)`` in [-1, 1], or one for each of ``count``.
-        strength: how much is drawn anew, in (0, 1].
-        count: how many answers.
-        seed, first, labels, sampling, batch_size, progress: as for :func:`inpaint`.
-
-    Raises:
-        InputError: if the strength is out of its range, the image does not fit, or as ``Model.sample`` does.
+        strength: how much is sampled again, above 0 and up to 1, where only a trace of the image is left.
+        count: number of results.
+        progress, options: as for :meth:`sfumato.Model.sample`: seed, first, steps, conditions, ...
     """
     if not 0.0 < strength <= 1.0:
         raise InputError(
-            f"The strength of SDEdit lies above 0 (leave the image) and up to 1 (all anew); got {strength}."
+            f"The strength of SDEdit lies above 0 (leave the image) and up to 1 (sample all again); got {strength}."
         )
+    shape = image.shape if count == 1 or len(image) != count else image.shape[1:]
+    model = as_model(model, shape)
     images = _image(model, image, count)
-    sampling = (sampling or model.config.sampling).stepwise(model.fitted)
 
-    def edit(draw: Draw) -> Draw:
-        top = next(iter(draw.levels))
+    def edit(batch: SamplingBatch) -> SamplingBatch:
+        top = batch.levels[0]
         start = top if strength == 1.0 else model.denoiser.schedule(strength * float(top.t))
         # the same noise at every strength: that of the seed
-        noise = draw.x / float(top.sigma)
-        x = diffuse(_part(images, draw).to(draw.x).expand_as(noise), start, noise)
-        return dataclasses.replace(draw, x=x, levels=below(draw.levels, start))
+        noise = batch.x / float(top.sigma)
+        x = diffuse(_part(images, batch).to(batch.x).expand_as(noise), start, noise)
+        return dataclasses.replace(batch, x=x, levels=below(batch.levels, start))
 
-    return _drawn(model, count, edit, seed, first, labels, sampling, batch_size, progress)
+    return collected(model.batches(count, stepwise=True, **options), edit, count, progress, "SDEdit")
 
 
 def invert(
-    model: Model,
-    images: Float[Tensor, "..."],
-    *,
-    labels: Int[Tensor, "count"] | int | str | None = None,
-    sampling: SamplingConfig | None = None,
-    batch_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    model: Model | Denoise, images: Float[Tensor, "..."], *, progress: Progress = None, **options: Any
 ) -> Inversion:
-    """The noise that images come from, by the probability flow backwards (DDIM inversion), and how well it gives them.
+    """The noise that images come from, by the probability flow backwards (DDIM inversion), and how well it works.
 
     Args:
-        model: a trained model.
-        images: ``(C, *space)`` or ``(N, C, *space)`` in [-1, 1].
-        labels: their classes, as for :meth:`~sfumato.Model.sample`.
-        sampling: a deterministic sampler, and the grid; by default those of the configuration.
-        batch_size: images computed at once.
-        progress: called after each batch with the number of images done.
+        model: a model, or any denoiser with a schedule.
+        images: ``(C, *space)`` or ``(N, C, *space)`` in [-1, 1]; for a bare denoiser the latter.
+        progress, options: as for :meth:`sfumato.Model.sample`; the solver must be deterministic.
 
     Returns:
-        On the processor: the noise, with which :func:`interpolate` and samplers can begin, what is drawn from it, and
-        the root mean square of the difference for each image.
-
-    Raises:
-        InputError: if the images do not fit, the sampler draws noise, or as ``Model.sample`` does.
+        On the CPU: the noise, with which :func:`interpolate` and samplers can begin, what is sampled from it, and the
+        root mean square of the difference for each image.
     """
-    shape = model.facts.shape
+    model = as_model(model, images.shape[1:])
+    shape = model.info.shape
     count = len(images) if images.ndim == len(shape) + 1 else 1
-    batch = _image(model, images, count).expand(count, *shape)
-    sampling = (sampling or model.config.sampling).stepwise(model.fitted)
+    every = _image(model, images, count).expand(count, *shape)
     parts: list[Inversion] = []
-    both_ways = sampling.sampler.kind == "adaptive"
-    for draw in model.draws(count, labels=labels, sampling=sampling, batch_size=batch_size):
-        up = draw.step if both_ways else None
-        of = _part(batch, draw).to(draw.x)
-        found = editing.invert(draw.denoise, of, draw.levels, draw.step, up=up, **draw.cond)
-        parts.append(Inversion(found.noise.cpu(), found.reconstruction.cpu(), found.error.cpu()))
-        if progress is not None:
-            progress(draw.start + len(draw))
+    with progress_bar("DDIM inversion", count, progress) as advance:
+        for batch in model.batches(count, stepwise=True, **options):
+            # a step that chooses its own length can also go up
+            up = batch.step if getattr(getattr(batch.step, "func", None), "__name__", "") == "adaptive" else None
+            given = _part(every, batch).to(batch.x)
+            inversion = editing.invert(batch.denoise, given, batch.levels, batch.step, up=up, **batch.cond)
+            parts.append(Inversion(inversion.noise.cpu(), inversion.reconstruction.cpu(), inversion.error.cpu()))
+            advance(batch.start + len(batch))
     return Inversion(
         torch.cat([part.noise for part in parts]),
         torch.cat([part.reconstruction for part in parts]),
@@ -166,97 +139,76 @@ def invert(
 
 
 def interpolate(
-    model: Model,
+    model: Model | Denoise,
     start: int | Float[Tensor, "channels *space"],
     end: int | Float[Tensor, "channels *space"],
     count: int = 8,
     *,
-    labels: Int[Tensor, "count"] | int | str | None = None,
-    sampling: SamplingConfig | None = None,
-    batch_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = None,
+    **options: Any,
 ) -> Float[Tensor, "count channels *space"]:
-    """Images between two, drawn from noises on the arc between theirs (Song et al. 2021, app. D.5).
+    """Images between two, sampled from noises on the arc between theirs (Song et al. 2021, app. D.5).
 
     Args:
-        model: a trained model.
+        model: a model, or any denoiser with a schedule, which needs a noise for ``start``.
         start: a seed, whose image 0 is the first; or noise at the first level, such as that of :func:`invert`.
         end: the same for the last image.
-        count: how many images, both ends among them.
-        labels: their class; by default that of the first image, for all.
-        sampling: the sampler; a stochastic one draws the same noise for all images.
-        batch_size: images computed at once.
-        progress: called after each batch with the number of images done.
-
-    Raises:
-        InputError: if there are fewer than 2 images, a noise does not fit, or as ``Model.sample`` does.
+        count: number of images, both ends among them.
+        progress, options: as for :meth:`sfumato.Model.sample`; conditions that are not given are those of the first
+            image, for all. A stochastic solver adds the same noise to all images.
     """
     if count < 2:
         raise InputError(f"An interpolation needs at least 2 images, its ends; got {count}.")
-    shape, seed = model.facts.shape, start if isinstance(start, int) else 0
+    if not isinstance(model, Model) and not isinstance(start, Tensor):
+        raise InputError("Between seeds a model interpolates, which knows its shape; give a denoiser noises.")
+    model = as_model(model, start.shape if isinstance(start, Tensor) else ())
+    shape, seed = model.info.shape, start if isinstance(start, int) else 0
     for noise in (start, end):
         if isinstance(noise, Tensor) and tuple(noise.shape) != shape:
-            raise InputError(f"A noise has shape {tuple(noise.shape)}, but this model draws from noise of {shape}.")
-    if labels is None and model.facts.classes:
-        law = (sampling or model.config.sampling).classes
-        labels = model.classes_of(None, law, seed, 0, 1)
-        labels = None if labels is None else int(labels[0])
+            raise InputError(f"A noise has shape {tuple(noise.shape)}, but this model samples from noise of {shape}.")
 
-    def edit(draw: Draw) -> Draw:
-        ends = [initial(draw.levels, shape, n)[0] if isinstance(n, int) else n.float() for n in (start, end)]
+    def edit(batch: SamplingBatch) -> SamplingBatch:
+        ends = [initial(batch.levels, shape, n)[0] if isinstance(n, int) else n.float() for n in (start, end)]
         fractions = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
-        x = slerp(ends[0], ends[1], fractions[draw.start : draw.start + len(draw)])
-        one = seeded_noise(seed)
+        x = slerp(ends[0], ends[1], fractions[batch.start : batch.start + len(batch)])
+        noise_of_first = seeded_noise(seed)
 
         def same(x: Tensor) -> Tensor:
-            return one(x[:1]).expand_as(x)
+            return noise_of_first(x[:1]).expand_as(x)
 
-        return dataclasses.replace(draw, x=x.to(draw.x), noise=same)
+        unnamed = {name: condition for name, condition in model.conditions.items() if name not in options}
+        # those of the first image, for all
+        first = given_tensors(unnamed, {}, 1, seed=seed)
+        shared = {key: rows.to(batch.x.device).expand(len(batch), *rows.shape[1:]) for key, rows in first.items()}
+        cond = {**batch.cond, **shared}
+        return dataclasses.replace(batch, x=x.to(batch.x), noise=same, cond=cond)
 
-    return _drawn(model, count, edit, seed, 0, labels, sampling, batch_size, progress)
-
-
-def _drawn(
-    model: Model,
-    count: int,
-    edit: Callable[[Draw], Draw],
-    seed: int,
-    first: int,
-    labels: Int[Tensor, "count"] | int | str | None,
-    sampling: SamplingConfig | None,
-    batch_size: int | None,
-    progress: Callable[[int], None] | None,
-) -> Float[Tensor, "count channels *space"]:
-    done: list[Tensor] = []
-    for draw in model.draws(count, seed=seed, first=first, labels=labels, sampling=sampling, batch_size=batch_size):
-        done.append(edit(draw).images())
-        if progress is not None:
-            progress(draw.start + len(draw))
-    return torch.cat(done)
+    batches = model.batches(count, stepwise=True, seed=seed, **options)
+    return collected(batches, edit, count, progress, "interpolation")
 
 
-def _part(values: Tensor, draw: Draw) -> Tensor:
+def _part(values: Tensor, batch: SamplingBatch) -> Tensor:
     """Those of a batch, or the one for all."""
-    return values if len(values) == 1 else values[draw.start : draw.start + len(draw)]
+    return values if len(values) == 1 else values[batch.start : batch.start + len(batch)]
 
 
 def _image(
     model: Model, image: Tensor, count: int, known: Tensor | None = None
 ) -> Float[Tensor, "images channels *space"]:
-    shape = model.facts.shape
+    shape = model.info.shape
     if tuple(image.shape) != shape and tuple(image.shape[1:]) != shape:
-        raise InputError(f"The image has shape {tuple(image.shape)}, but this model draws {shape}, (channels, *space).")
+        raise InputError(f"The image has shape {tuple(image.shape)}, but this model takes {shape}, (channels, *space).")
     images = image if image.ndim == len(shape) + 1 else image[None]
     if len(images) not in (1, count):
-        raise InputError(f"There are {len(images)} images for {count} answers; give one, or one for each.")
-    looked_at = images if known is None else torch.where(known.to(images.device), images, 0.0)
-    if not bool((looked_at.abs() <= 1.0 + _SLACK).all()):
+        raise InputError(f"There are {len(images)} images for {count} results; give one, or one for each.")
+    visible = images if known is None else torch.where(known.to(images.device), images, 0.0)
+    if not bool((visible.abs() <= 1.0 + _SLACK).all()):
         raise InputError("The values of an image must lie in [-1, 1]; map them there first.")
     return images
 
 
 def _mask(model: Model, mask: Tensor, count: int) -> Tensor:
-    shape = model.facts.shape
+    shape = model.info.shape
     space = shape[1:]
     given = tuple(mask.shape)
     fits = [space, (1, *space), shape, (1, 1, *space), (1, *shape), (count, 1, *space), (count, *shape)]

@@ -1,23 +1,24 @@
-"""Evaluating a model on the data of its run."""
+"""Evaluating a model on its data."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato import metrics, random
-from sfumato.config import Config, EvaluationConfig, SamplingConfig
+from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
+from sfumato.diffusion.denoiser import Denoise
 from sfumato.errors import InputError
 from sfumato.io.files import write_json
+from sfumato.io.progress import Progress
 from sfumato.metrics import Evaluation
-from sfumato.models.model import Model, load
+from sfumato.models.model import Model, as_model, load
 
 _MOST_VALUES = 1 << 28
 """The most pixel values of real images that an evaluation takes: 1 GiB of float32, 87,000 images of 3x32x32."""
@@ -27,81 +28,96 @@ SPLIT_SEED = 0
 
 
 def read_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The training and the held-out images of a configuration, with the labels that the source has."""
-    return config.data.build().split(config.data.holdout, SPLIT_SEED)
+    """The training and the held-out images of a configuration, with the columns that its conditions need."""
+    columns = {column for condition in config.conditions.values() for column in condition.build().columns}
+    data: Dataset = config.data.build(columns=tuple(sorted(columns)))
+    return data.split(config.data.holdout, SPLIT_SEED)
 
 
-def training_data(config: Config) -> tuple[Loader, Dataset]:
-    """The stream of training samples of a configuration, with labels if it asks for them, and the held-out images."""
-    train_set, heldout = read_data(config)
-    if not config.data.labels:
-        train_set = dataclasses.replace(train_set, labels=None, classes=())
+def training_data(config: Config, data: tuple[Dataset, Dataset] | None = None) -> tuple[Loader, Dataset]:
+    """The stream of training samples of a configuration, and the held-out images.
+
+    Args:
+        config: the configuration.
+        data: the training and the held-out images, where they were given in Python.
+    """
+    train_set, heldout = read_data(config) if data is None else data
     return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
 
 
 def sample_count(config: Config) -> int:
-    """The images that are drawn for an evaluation: as configured, or the usual number where that is none."""
+    """The images that are sampled for an evaluation: as configured, or the usual number where that is none."""
     return config.evaluation.samples or EvaluationConfig().samples
 
 
 def evaluate(
-    model: Model | str | Path,
+    model: Model | Denoise | str | Path,
+    data: Any = None,
     *,
+    heldout: Any = None,
     samples: int | None = None,
     seed: int | None = None,
-    sampling: SamplingConfig | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = None,
+    **options: Any,
 ) -> Evaluation:
-    """Draw samples and compare them with the training and the held-out images; the same job as ``sfumato evaluate``.
+    """Sample, and compare the samples with the training and the held-out images; as ``sfumato evaluate``.
 
-    The result is also written to ``evaluation.json`` in the run directory.
+    For a model with a run directory the result is also written to its ``evaluation.json``. Of more than 1 GiB of images
+    (in float32) a random part is compared with.
 
     Args:
-        model: a model, or its run directory.
-        samples: how many images to draw; by default as the configuration says, or 1,000 where that is none.
-        seed: which images.
-        sampling: the sampler; by default that of the configuration.
-        progress: called with the number of images drawn so far.
-
-    Of very many images, more than 1 GiB of them in float32, a random part is compared with.
-
-    Raises:
-        InputError: if the data hold out fewer than 2 images or are of another shape than the samples, or there are
-            fewer than 2 samples.
+        model: a model, its run directory, or any denoiser with a schedule.
+        data: the training images, anything that :meth:`sfumato.data.Dataset.of` takes; by default those of the run.
+        heldout: images that were not trained on; by default those of the run, or a tenth of ``data``.
+        samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
+        seed: the seed of those images.
+        progress, options: as for :meth:`sfumato.Model.sample`.
     """
-    if not isinstance(model, Model):
+    if isinstance(model, str | Path):
         model = load(model)
+    if data is not None:
+        train_set = Dataset.of(data)
+        rest = Dataset.of(heldout) if heldout is not None else None
+        train_set, rest = train_set.split(0.1, SPLIT_SEED) if rest is None else (train_set, rest)
+        model = as_model(model, train_set.shape)
+    elif isinstance(model, Model):
+        train_set, rest = read_data(model.config) if model.data is None else model.data
+    else:
+        raise InputError("A denoiser does not know its data; pass them: evaluate(denoiser, data).")
     count = sample_count(model.config) if samples is None else samples
-    train_set, heldout = read_data(model.config)
-    if len(heldout) < 2:
+    if len(rest) < 2:
         raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
-    if model.config.data.random_crop is None and train_set.shape != model.facts.shape:
-        found, drawn = ("x".join(map(str, shape)) for shape in (train_set.shape, model.facts.shape))
+    if model.config.data.random_crop is None and train_set.shape != model.info.shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (train_set.shape, model.info.shape))
         raise InputError(
-            f"The data {model.config.data.source} of this run are {found} and the model draws {drawn}; an imported "
-            "model must be told the data it is compared with: sfumato import WEIGHTS --run RUN --data DATA."
+            f"The data {train_set.name} are {theirs} and the model samples {ours}; name the data of an imported model: "
+            "sfumato import WEIGHTS --run RUN --data DATA."
         )
-    sampling = sampling or model.config.sampling
-    which = model.config.evaluation.seed if seed is None else seed
-    images = model.sample(count, seed=which, sampling=sampling, progress=progress)
-    (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(heldout, model)
+    seed = model.config.evaluation.seed if seed is None else seed
+    images = model.sample(count, seed=seed, progress=progress, **options)
+    (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(rest, model)
     result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)
-    if model.run is not None:
-        value = {"step": model.step, "seed": which, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
+    if model.run is not None and data is None:
+        sampling = options.get("sampling") or model.config.sampling
+        value = {"step": model.step, "seed": seed, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
         write_json(model.run / "evaluation.json", value)
     return result
 
 
 def _images(data: Dataset, model: Model) -> tuple[Tensor, Tensor | None]:
-    """The images of a data set, in the windows that the model was trained on, with their labels.
+    """The images of a data set, in the windows that the model was trained on, with their classes.
 
     Of a data set of more than :data:`_MOST_VALUES` values it is a random part, the same for every model.
     """
     crop = model.config.data.random_crop
-    most = max(2, _MOST_VALUES // math.prod(model.facts.shape))
+    most = max(2, _MOST_VALUES // math.prod(model.info.shape))
     if crop is None:
         if len(data) > most:
             data = data.subset(np.sort(random.permutation(SPLIT_SEED, "evaluation", 0, len(data))[:most]))
-        return data.batch(range(len(data))), None if data.labels is None else torch.from_numpy(data.labels)
-    whole = Loader(data, SPLIT_SEED, crop=crop).batch(0, min(len(data), most))
-    return whole.x0, whole.labels
+        images, columns = data.batch(range(len(data))), data.rows(range(len(data)))
+    else:
+        batch = Loader(data, SPLIT_SEED, crop=crop).batch(0, min(len(data), most))
+        images, columns = batch.x0, batch.cond
+    # the classifier whose features are compared is trained on the first column of classes
+    named = [name for name, column in data.columns.items() if column.names]
+    return images, torch.as_tensor(columns[named[0]]) if named else None

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, distributed, nn
 
-from sfumato.config.sampling import Variance, reverse_variance
-from sfumato.data.dataset import Dataset
+from sfumato.config import Variance, reverse_variance
+from sfumato.data import Dataset
 from sfumato.diffusion.bound import Bound, mean_and_error, quantized, variational_bound
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
@@ -32,7 +32,9 @@ from sfumato.diffusion.likelihood import (
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import ReverseVariance, decoded, small
 from sfumato.errors import InputError
+from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.model import Model
+from sfumato.random import Draws
 from sfumato.sampling import grids
 
 _EXACT_UP_TO = 16
@@ -148,8 +150,8 @@ def bits_per_dim(
     seed: int = 0,
     first: int = 0,
     batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
-    **cond: Tensor,
+    progress: Progress = None,
+    **cond: Any,
 ) -> Likelihood:
     r"""The likelihood of data in bits per dimension: the variational bound, and that of the probability flow.
 
@@ -160,7 +162,7 @@ def bits_per_dim(
 
     The bound of a model is that of the reverse process that it samples from, with its estimates of the data clipped
     where ``sampling.clip`` says so; the flow is that of its network as it is. Both are functions of the seed and the
-    number of an image, whatever the batch size (an adaptive integrator shares its steps within a batch, so there it
+    number of an image, for any batch size (an adaptive integrator shares its steps within a batch, so there it
     holds to its tolerance). Under several processes (a process group of ``torch.distributed``) each computes its share
     of the images, and all return the whole.
 
@@ -188,13 +190,7 @@ def bits_per_dim(
         first: the number of the first image, for data that are part of a larger set.
         batch_size: images computed at once.
         progress: called after each batch with the number of images done (by this process).
-        cond: conditions, one row per image. A model with labels takes those of a data set by itself; without any it
-            is asked without a condition.
-
-    Raises:
-        InputError: if the data are not on the grid of ``bins`` values (or ``bins`` is None and a bound is asked for),
-            the schedule is missing, the grid does not reach the data, a number is not positive, or a model is of other
-            images or has no labels.
+        cond: conditions by name. A model takes those that a data set has by itself; one that is unknown is null.
     """
     denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
     process = model.config.sampling.wrap(model.denoiser) if isinstance(model, Model) else model
@@ -202,7 +198,9 @@ def bits_per_dim(
     shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
     count, dimensions = len(data), math.prod(shape)
     if isinstance(model, Model):
-        cond = _fit(model, data, shape, cond)
+        if shape != model.info.shape:
+            raise InputError(f"The model is of images of shape {model.info.shape}; these data have shape {shape}.")
+        cond = model.given(cond, seed, first, count, defaults=False)
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
     if levels is None and bound and bins is not None:
         levels = default_levels(schedule, steps, bins)
@@ -215,6 +213,12 @@ def bits_per_dim(
         images = data.batch(range(rows.start, rows.stop)) if isinstance(data, Dataset) else data[rows]
         images = images.to(device) if device is not None else images
         given: dict[str, Any] = {key: value[rows].to(images.device) for key, value in cond.items()}
+        if isinstance(model, Model):
+            columns = data.rows(range(rows.start, rows.stop)) if isinstance(data, Dataset) else {}
+            given = {
+                **model.of_data(images, columns, Draws(seed, first + rows.start, len(images), len(images))),
+                **given,
+            }
         index, ledger, found = first + rows.start, None, None
         if levels is not None and bound and bins is not None:
             on_device = variational_bound(
@@ -234,7 +238,8 @@ def bits_per_dim(
     if isinstance(denoiser, nn.Module):
         denoiser.eval()
     try:
-        parts = _shared(evaluate, count, batch_size, progress)
+        with progress_bar("likelihood", count, progress) as advance:
+            parts = _shared(evaluate, count, batch_size, advance)
     finally:
         if isinstance(denoiser, nn.Module):
             denoiser.train(training)
@@ -251,7 +256,7 @@ _Part = tuple[Bound | None, tuple[Tensor, int] | None]
 
 
 def _shared(
-    evaluate: Callable[[slice], _Part], count: int, batch_size: int, progress: Callable[[int], None] | None
+    evaluate: Callable[[slice], _Part], count: int, batch_size: int, progress: Callable[[int], None]
 ) -> list[_Part]:
     """The parts of all processes, in the order of the images; each process computes a run of consecutive images."""
     many = distributed.is_available() and distributed.is_initialized()
@@ -263,8 +268,7 @@ def _shared(
         for start in range(begin, end, batch_size):
             stop = min(start + batch_size, end)
             own.append(evaluate(slice(start, stop)))
-            if progress is not None:
-                progress(stop - begin)
+            progress(stop - begin)
     except InputError as error:
         if not many:
             raise
@@ -289,19 +293,11 @@ def _flow(
     return FlowLikelihood(nats, bits, width, evaluations, probes, sigma_min)
 
 
-def _fit(model: Model, data: Dataset | Tensor, shape: tuple[int, ...], cond: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The conditions of data for a model, whose image shape they must have."""
-    if shape != model.facts.shape:
-        raise InputError(f"The model is of images of shape {model.facts.shape}; these data have shape {shape}.")
-    if "label" in cond and not model.facts.classes:
-        raise InputError("This model was trained without labels, so it can't take any.")
-    if model.facts.classes and isinstance(data, Dataset) and data.labels is not None and "label" not in cond:
-        return {**cond, "label": torch.from_numpy(data.labels)}
-    return cond
-
-
 def _variance(
-    model: Model | Denoise, wanted: ReverseVariance | Variance | None, levels: Level, schedule: Schedule
+    model: Model | Denoise,
+    wanted: ReverseVariance | Variance | None,
+    levels: Level,
+    schedule: Schedule,
 ) -> ReverseVariance:
     if callable(wanted):
         return wanted

@@ -1,101 +1,112 @@
-"""A trained model: what a run directory holds, ready to sample."""
+"""A denoiser with what sampling from it needs: what a run directory holds, or what a person wraps."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from sfumato.conditioning.encoders import check_conditions
-from sfumato.conditioning.labels import drawn_labels, given_labels
-from sfumato.config import Component, Config, SamplingConfig
+from sfumato.conditioning.base import Condition, given_tensors, keyed, nulling, without_null
+from sfumato.conditioning.network import Conditioned
+from sfumato.config import SOLVERS, Component, Config, SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
-from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.files import read_tensors, write_json, write_tensors
+from sfumato.errors import InputError, nearest
+from sfumato.io.progress import Progress
+from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.inference import prepared
-from sfumato.models.storage import FORMAT, Facts, read_config
-from sfumato.sampling.fitted import Fitted
-from sfumato.sampling.sample import Frame, Noise, Step, check_grid, initial, seeded_noise, walk
-from sfumato.training.checkpoint import Checkpoints
+from sfumato.models.storage import Info, read_config, write_config
+from sfumato.models.weights import fingerprint, read_fitted, read_weights, write_fitted, write_weights
+from sfumato.networks.slots import slots_of
+from sfumato.random import Draws
+from sfumato.sampling.fitted_solver import Fitted
+from sfumato.sampling.sample import Frame, Step, check_grid, initial, seeded_noise
 
-LAST = 2**40
-"""How many images a seed has: counters of the random numbers of each are whole numbers of 64 bits."""
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """A batch of images before it is drawn: all that the loop needs, for editing to change what it likes.
-
-    Attributes:
-        denoise: the denoiser as it is sampled from.
-        x: the start, pure noise at the first level.
-        levels: the levels to walk.
-        step: what is done between two levels.
-        noise: the source of noise of these images.
-        cond: their conditions.
-        start: the place of the first of them among all that are drawn, from 0.
-    """
-
-    denoise: Denoise
-    x: Float[Tensor, "batch channels *space"]
-    levels: Level
-    step: Step
-    noise: Noise
-    cond: dict[str, Tensor]
-    start: int
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def frames(self, *, previews: bool = False, reuse: bool = False) -> Iterator[Frame]:
-        """Walk the levels."""
-        noise, cond = self.noise, self.cond
-        yield from walk(
-            self.denoise, self.x, self.levels, self.step, noise=noise, previews=previews, reuse=reuse, **cond
-        )
-
-    def images(self) -> Float[Tensor, "batch channels *space"]:
-        """Walk to the end: float32 images in [-1, 1], on the processor."""
-        x = self.x
-        for frame in self.frames(reuse=True):
-            x = frame.x
-        return x.clamp(-1.0, 1.0).float().cpu()
+MOST_IMAGES = 2**40
+"""Images of a seed: the counters of the random numbers of each are whole numbers of 64 bits."""
 
 
 class Model:
-    """A denoiser with its configuration.
+    """A denoiser, with the shape of its data, its conditions and how it is sampled from.
+
+    Args:
+        denoiser: a :class:`~sfumato.Denoiser`, an oracle, or anything that is called like one and has a ``schedule``.
+        info: what it must know of its data, or only the shape ``(C, *space)`` of an image.
+        config: settings, of which those of sampling are its defaults; by default those of a fresh configuration.
+        conditions: its conditions by name; by default those of ``info``.
+        run: its run directory, if it has one.
+        step: the optimizer steps it was trained for.
 
     Attributes:
-        denoiser: the denoiser, with averaged weights when it was loaded from a run.
-        config: the configuration of the run.
-        facts: what it knows of its data.
-        step: the optimizer steps it was trained for.
-        run: its run directory, if it has one.
         fitted: what was fitted to its weights after the training (:func:`sfumato.tune`).
+        data: the training and the held-out data, if they were given in Python.
     """
 
-    def __init__(self, config: Config, facts: Facts, *, run: Path | None = None, step: int = 0) -> None:
-        self.config, self.facts, self.run, self.step = config, facts, run, step
-        self.denoiser = config.model.build(facts.shape, len(facts.classes), facts.std)
+    def __init__(
+        self,
+        denoiser: Denoise,
+        info: Info | Sequence[int],
+        *,
+        config: Config | None = None,
+        conditions: Mapping[str, Condition] | None = None,
+        run: Path | None = None,
+        step: int = 0,
+    ) -> None:
+        if not callable(denoiser) or (isinstance(denoiser, nn.Module) and not hasattr(denoiser, "schedule")):
+            raise InputError(
+                f"A model needs a denoiser, and a {type(denoiser).__name__} is none; make one of a network: "
+                "sfumato.Denoiser(network, schedule, parameterization)."
+            )
+        if not isinstance(info, Info):
+            info = Info(shape=tuple(info), std=getattr(denoiser, "data_std", 1.0))
+        self.denoiser: Any = denoiser
+        self.info, self.config = info, config or Config()
+        if conditions is None:
+            conditions = {name: condition.build() for name, condition in info.conditions.items()}
+        self.conditions: dict[str, Condition] = dict(conditions)
+        self.run, self.step = run, step
         self.fitted = Fitted()
+        self.data: tuple[Any, Any] | None = None
+
+    @classmethod
+    def build(cls, config: Config, info: Info, *, network: nn.Module | None = None, run: Path | None = None) -> Model:
+        """A model with fresh weights, as the configuration says, or around a ``network`` of the caller's."""
+        conditions = {name: condition.build() for name, condition in info.conditions.items()}
+        denoiser = config.model.build(info.shape, conditions, info.std, network=network)
+        return cls(denoiser, info, config=config, conditions=conditions, run=run)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.info.shape))
+        network = getattr(self.denoiser, "network", self.denoiser)
+        network = network.network if isinstance(network, Conditioned) else network
+        count = sum(p.numel() for p in self.module.parameters())
+        conditions = f", conditions {', '.join(self.conditions)}" if self.conditions else ""
+        where = f", {self.run} at step {self.step}" if self.run is not None else ""
+        return f"Model({type(network).__name__} of {count:,} parameters for {shape}{conditions}{where})"
+
+    @property
+    def module(self) -> nn.Module:
+        """The denoiser as a module; an empty one where it is none."""
+        return self.denoiser if isinstance(self.denoiser, nn.Module) else nn.Module()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its weights and of what they mean."""
+        return fingerprint(self.config.model, self.module)
 
     @property
     def device(self) -> torch.device:
-        # a network that runs in an engine has no parameters here
-        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+        # an oracle, or a network that runs in an inference engine, has no parameters here
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def to(self, device: str | torch.device) -> Model:
         """Move the weights to a device."""
-        self.denoiser.to(device)
+        self.module.to(device)
         return self
 
     def sample(
@@ -104,208 +115,208 @@ class Model:
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Int[Tensor, "count"] | int | str | None = None,
-        cond: Mapping[str, Tensor] | None = None,
+        steps: int | None = None,
+        solver: str | Mapping[str, Any] | Step | None = None,
+        grid: str | Mapping[str, Any] | Level | None = None,
+        guidance: float | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress = None,
+        **cond: Any,
     ) -> Float[Tensor, "count channels *space"]:
-        """Draw images ``first ... first + count - 1`` of a seed.
+        """Sample images ``first ... first + count - 1`` of a seed.
 
-        An image is the same, to rounding, whatever the batch size and whatever else is drawn.
+        An image is the same, to rounding, for any batch size. What is not named comes from the run.
+
+        ::
+
+            images = model.sample(16, seed=0, steps=10, solver="dpm++2m", guidance=2.0, label="7")
 
         Args:
-            count: how many images.
-            seed: which images.
-            first: the number of the first image.
-            labels: for a model with labels, a class (its number or its name) or one number per image; by default the
-                classes that ``sampling.classes`` asks for.
-            cond: other conditions of the network by name, such as ``tokens``, their ``mask`` and ``channels``: tensors
-                with a row per image.
-            sampling: the sampler, its grid and number of steps; by default those of the configuration.
+            count: number of images.
+            seed: the seed of their noise.
+            first: the number of the first image of the seed.
+            steps: sampling steps.
+            solver: a kind of sampler such as ``"unipc"``, a usual name such as ``"dpm++2m"``, its settings with their
+                ``kind``, or a function that is one :class:`~sfumato.sampling.sample.Step`.
+            grid: a kind of grid, its settings with their ``kind``, or the levels themselves.
+            guidance: the guidance scale, or settings of guidance.
+            sampling: all settings of sampling, in place of those of the run.
             batch_size: images computed at once.
-            progress: called after each batch with the number of images done.
+            progress: False for no progress bar, or a function that is called with the number of images done; by
+                default a bar is shown in terminals and notebooks.
+            cond: conditions by name: ``label="7"``, or a tensor with a row per image. One that is not given is as the
+                condition says: for labels, all classes as often as in the data.
 
         Returns:
-            float32 images in [-1, 1], on the processor.
-
-        Raises:
-            InputError: if a number is not positive, a label is unknown or given to a model without labels, or a
-                condition has not a row per image.
+            float32 images in [-1, 1], on the CPU.
         """
-        done: list[Tensor] = []
-        options: dict[str, Any] = {"labels": labels, "cond": cond, "sampling": sampling, "batch_size": batch_size}
-        draws = self.draws(count, seed=seed, first=first, **options)
-        for draw in draws:
-            done.append(draw.images())
-            if progress is not None:
-                progress(draw.start + len(draw))
-        return torch.cat(done)
+        changes = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance, "sampling": sampling}
+        batches = self.batches(count, seed=seed, first=first, batch_size=batch_size, **changes, **cond)
+        return collected(batches, lambda batch: batch, count, progress)
 
-    def frames(
-        self,
-        count: int = 1,
-        *,
-        seed: int = 0,
-        first: int = 0,
-        labels: Int[Tensor, "count"] | int | str | None = None,
-        cond: Mapping[str, Tensor] | None = None,
-        sampling: SamplingConfig | None = None,
-    ) -> Iterator[Frame]:
-        """The way of the images that :meth:`sample` draws: the noise, then a frame per step with its estimate of them.
+    def frames(self, count: int = 1, **options: Any) -> Iterator[Frame]:
+        """The trajectory of the images that :meth:`sample` gives: the noise, then a frame per step with its estimate.
 
-        All are computed at once. Arguments are those of :meth:`sample`.
+        All are computed at once; the options are those of :meth:`sample`.
 
         ::
 
             for frame in model.frames(16, seed=0):
                 print(frame.level.sigma, frame.x.shape, frame.x0)
-
-        Raises:
-            InputError: as :meth:`sample` does.
         """
-        options: dict[str, Any] = {"labels": labels, "cond": cond, "sampling": sampling, "batch_size": count}
-        for draw in self.draws(count, seed=seed, first=first, **options):
-            yield Frame(draw.x, next(iter(draw.levels)))
-            yield from draw.frames(previews=True)
+        options.setdefault("batch_size", count)
+        for batch in self.batches(count, **options):
+            yield Frame(batch.x, batch.levels[0])
+            yield from batch.frames(previews=True)
 
-    def draws(
+    def batches(
         self,
         count: int,
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Int[Tensor, "count"] | int | str | None = None,
-        cond: Mapping[str, Tensor] | None = None,
-        sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
-    ) -> Iterator[Draw]:
+        stepwise: bool = False,
+        **options: Any,
+    ) -> Iterator[SamplingBatch]:
         """The batches that :meth:`sample` walks, one after the other; the network is in evaluation mode meanwhile.
 
-        Arguments are those of :meth:`sample`.
-
-        Raises:
-            InputError: as :meth:`sample` does.
+        Args:
+            count, seed, first, batch_size: as for :meth:`sample`.
+            stepwise: for edits, which do not walk a grid once from end to end.
+            options: the others of :meth:`sample`.
         """
-        sampling = sampling or self.config.sampling
+        sampling, solver, grid, cond = self._settings(options)
+        sampling = sampling.stepwise(self.fitted) if stepwise else sampling
         size = sampling.batch_size if batch_size is None else batch_size
-        if first >= LAST - count:
-            raise InputError(f"A seed has 2^40 images, so the first of {count} can't be number {first}.")
-        if count < 1 or size < 1 or first < 0:
+        if count < 1 or size < 1 or first < 0 or first >= MOST_IMAGES - count:
             raise InputError(
-                f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 on; "
+                f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 to 2^40; "
                 f"got {count}, {size} and {first}."
             )
-        told = dict(cond or {})
-        check_conditions(told, self.denoiser.network, count)
-        given = self.classes_of(labels, sampling.classes, seed, first, count)
+        tensors = self.given(cond, seed, first, count)
         denoise, levels, step = self.sampler(sampling)
-        if sampling.guidance.by_label and given is not None and bool((given == -1).any()):
-            raise InputError("A guidance scale needs a condition to guide by, but the label is -1, none; give a class.")
-        if given is not None:
-            told["label"] = given
+        levels, step = grid or levels, solver or step
         check_grid(levels)
-        was_training = self.denoiser.training
-        self.denoiser.eval()
+        if sampling.guidance.by_condition and all(bool(without_null(rows)[1].all()) for rows in tensors.values()):
+            raise InputError("A guidance scale needs a condition to guide by, but none was given.")
+        training = self.module.training
+        self.module.eval()
         try:
             for start in range(0, count, size):
                 number = min(size, count - start)
-                x = initial(levels, self.facts.shape, seed, first=first + start, count=number).to(self.device)
-                part = {name: rows[start : start + number].to(self.device) for name, rows in told.items()}
-                yield Draw(denoise, x, levels, step, seeded_noise(seed, first + start), part, start)
+                x = initial(levels, self.info.shape, seed, first=first + start, count=number).to(self.device)
+                part = {name: rows[start : start + number].to(self.device) for name, rows in tensors.items()}
+                yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, first + start), part, start)
         finally:
-            self.denoiser.train(was_training)
+            self.module.train(training)
+
+    def _settings(self, options: dict[str, Any]) -> tuple[SamplingConfig, Step | None, Level | None, dict[str, Any]]:
+        """The sampling that options ask for, a solver and a grid that are objects, and the conditions among them."""
+        options = dict(options)
+        base = options.pop("sampling", None) or self.config.sampling
+        changes: dict[str, Any] = {}
+        solver, grid, scale = (options.pop(name, None) for name in ("solver", "grid", "guidance"))
+        for name in SamplingConfig.model_fields:
+            value = options.pop(name, None)
+            if value is not None:
+                changes[name] = value
+        step: Any = solver if callable(solver) and not isinstance(solver, Component) else None
+        levels = grid if isinstance(grid, Level) else None
+        if solver is not None and step is None:
+            changes["sampler"] = SOLVERS.get(solver, solver) if isinstance(solver, str) else solver
+        if grid is not None and levels is None:
+            changes["grid"] = grid
+        if scale is not None:
+            changes["guidance"] = {"scale": float(scale)} if isinstance(scale, int | float) else scale
+        if isinstance(changes.get("sampler"), str):
+            changes["sampler"] = {"kind": changes["sampler"]}
+        if isinstance(changes.get("grid"), str):
+            changes["grid"] = {"kind": changes["grid"]}
+        return base.override(changes) if changes else base, step, levels, options
+
+    def given(
+        self, cond: Mapping[str, Any], seed: int, first: int, count: int, *, defaults: bool = True
+    ) -> dict[str, Tensor]:
+        """The tensors of conditions, a row per image: of those that are given, and the ``defaults`` of the others."""
+        network = getattr(self.denoiser, "network", None)
+        if isinstance(network, Conditioned):
+            raw: tuple[str, ...] = network.slots.names
+        else:
+            # anything that the caller's own denoiser takes
+            raw = tuple(cond) if network is None else slots_of(network).names or tuple(_parameters(network))
+        unknown = [name for name in cond if name not in (*self.conditions, *raw)]
+        if unknown:
+            known = [*self.conditions, *raw, *_OPTIONS]
+            raise InputError(f"This model knows no condition or option {unknown[0]!r}{nearest(unknown[0], known)}")
+        conditions = {name: c for name, c in self.conditions.items() if defaults or name in cond}
+        return given_tensors(conditions, cond, count, seed=seed, first=first, raw=raw)
+
+    def of_data(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """The tensors of the conditions of data, none of them dropped; null where a column is missing."""
+        tensors: dict[str, Tensor] = {}
+        for name, condition in self.conditions.items():
+            here = all(column in columns for column in condition.columns)
+            parts = condition.training(x0, columns, draws.within(name)) if here else condition.missing(len(x0))
+            tensors |= keyed(name, condition, parts)
+        return {key: rows.to(self.device) for key, rows in tensors.items()}
 
     def sampler(self, sampling: SamplingConfig | None = None) -> tuple[Denoise, Level, Step]:
-        """The denoiser as it is sampled from, with its guidance, the grid and the step.
-
-        Args:
-            sampling: what to build; by default as the configuration says.
-
-        Raises:
-            InputError: if they do not fit this model, or the model can't be guided so.
-        """
+        """The denoiser as it is sampled from, with its guidance, the grid and the solver."""
         sampling = sampling or self.config.sampling
         guidance = sampling.guidance
-        guidance.require(len(self.facts.classes), self.config.objective.label_dropout)
+        guidance.require(self.conditions)
         weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
-        denoiser = prepared(self.denoiser, self.facts.shape, sampling)
-        return sampling.tuned(self.fitted).build(denoiser, self.fitted, weak)
+        null = nulling(self.conditions) if guidance.by_condition else None
+        denoiser = prepared(self.denoiser, self.info.shape, sampling)
+        return sampling.tuned(self.fitted).build(denoiser, self.fitted, weak, null)
 
     def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
         """The denoiser of a weaker run of the same task, for autoguidance."""
         other = load(run, self.device)
-        mine, its = self.facts, other.facts
-        if its.shape != mine.shape or its.classes != mine.classes:
-            raise InputError(
-                f"The weaker run {run} draws {'x'.join(map(str, its.shape))} with {len(its.classes)} classes, and this "
-                f"model {'x'.join(map(str, mine.shape))} with {len(mine.classes)}; autoguidance needs one task."
-            )
+        (mine, names), (its, other_names) = self._task(), other._task()
+        if its != mine or other_names != names:
+            raise InputError(f"The weaker run {run} samples {its}, and this model {mine}; autoguidance needs one task.")
         if other.config.model.schedule != self.config.model.schedule or self.config.model.schedule.kind == "learned":
             raise InputError(f"The weaker run {run} has another noise schedule; autoguidance needs the same.")
-        other.denoiser.eval()
-        return prepared(other.denoiser, its.shape, sampling)
+        other.module.eval()
+        return prepared(other.denoiser, other.info.shape, sampling)
 
-    def classes_of(
-        self, labels: Int[Tensor, "count"] | int | str | None, law: str, seed: int, first: int, count: int
-    ) -> Int[Tensor, "count"] | None:
-        """The number of the class of each image, given or drawn by the law "uniform" or "frequency"; None without.
-
-        Raises:
-            InputError: if a label is unknown or given to a model without labels.
-        """
-        facts = self.facts
-        if labels is None:
-            known = len(facts.classes)
-            return drawn_labels(law, known, facts.frequencies, seed, first, count) if known else None
-        return given_labels(labels, facts.classes, count)
+    def _task(self) -> tuple[str, list[tuple[str, ...]]]:
+        """What it samples, in words, and the names of the classes of its conditions."""
+        conditions = [f" {name} ({condition.summary})" for name, condition in self.conditions.items()]
+        names: list[tuple[str, ...]] = [getattr(condition, "names", ()) for condition in self.conditions.values()]
+        return f"{'x'.join(map(str, self.info.shape))} by{','.join(conditions) or ' no condition'}", names
 
 
-def save(model: Model, run: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write ``model.safetensors``: the averaged weights of the model, and the buffers that are stored with them."""
-    tensors = {**model.denoiser.state_dict(), **weights}
-    write_tensors(run / "model.safetensors", tensors, {"format": FORMAT, "step": model.step})
+_OPTIONS = ("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "batch_size", "progress")
 
 
-def save_fitted(model: Model, run: Path) -> None:
-    """Write ``fitted.json``: what was fitted to the weights of the model, with their step and fingerprint."""
-    of = {"step": model.step, "weights": _fingerprint(model)}
-    write_json(run / "fitted.json", {"format": FORMAT, **of, **model.fitted.to_dict()})
+def _parameters(network: nn.Module) -> list[str]:
+    """The names of the arguments of a network after ``x`` and ``time``."""
+    return list(inspect.signature(network.forward).parameters)[2:]
 
 
-def _told(config: Component) -> dict[str, Any]:
-    """The settings that differ from their defaults: a setting that a later version adds changes nothing of it."""
-    told: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if name == "kind" or value != field.default:
-            told[name] = _told(value) if isinstance(value, Component) else value
-    return told
+def as_model(model: Model | Denoise, shape: Sequence[int]) -> Model:
+    """A model, made of a denoiser for data of ``shape`` where it is none."""
+    return model if isinstance(model, Model) else Model(model, shape)
 
 
-def _fingerprint(model: Model) -> str:
-    """A number of the weights and of what they mean, to tell them from those of another model."""
-    found = hashlib.sha256(json.dumps(_told(model.config.model), default=str).encode())
-    for parameter in model.denoiser.parameters():
-        found.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+def generate(denoiser: Model | Denoise, shape: Sequence[int], **options: Any) -> Float[Tensor, "count channels *space"]:
+    """Sample from any denoiser: ``generate(denoiser, (16, 1, 8, 8), steps=10, solver="heun", seed=0)``.
+
+    Args:
+        denoiser: a model, a denoiser or an oracle with a schedule.
+        shape: ``(count, C, *space)``.
+        options: those of :meth:`Model.sample`.
+    """
+    return as_model(denoiser, shape[1:]).sample(shape[0], **options)
 
 
-def _read_fitted(model: Model, run: Path) -> Fitted:
-    """What :func:`save_fitted` wrote, if it is of these weights."""
-    path = run / "fitted.json"
-    if not path.is_file():
-        return Fitted()
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        found, of = Fitted.from_dict(values), int(values["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{path} can't be read ({error}); delete it and fit again: sfumato tune {run}") from None
-    same = of == model.step and values.get("weights") in (None, _fingerprint(model))
-    return found if same else Fitted(stale=of)
-
-
-def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
+def load(
+    run: str | Path, device: str | torch.device = "cpu", *, trust: bool = False, network: nn.Module | None = None
+) -> Model:
     """The model of a run directory, with averaged weights, ready to sample.
 
     ::
@@ -313,38 +324,31 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
         model = sfumato.load("runs/digits")
         images = model.sample(64, seed=0)
 
-    Raises:
-        InputError: if the directory is not a run of this version, or holds no whole checkpoint.
+    Args:
+        run: the run directory.
+        device: where the weights go.
+        trust: whether Python code of other packages that the run names, such as an own network, may be imported.
+        network: an own network for the weights, where the run could not name how it is made.
     """
     run = Path(run)
-    config, facts = read_config(run)
-    model = Model(config, facts, run=run)
+    config, info = read_config(run, trust=trust or network is not None)
+    model = Model.build(config, info, network=network, run=run)
     if config.training.channels_last:
-        model.denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    try:
-        weights, meta = read_tensors(run / "model.safetensors")
-    except InputError as error:
-        found = Checkpoints(run / "checkpoints").latest()
-        if found is None:
-            raise InputError(f"{run} holds no trained model yet. {error}") from None
-        tensors, meta = found
-        weights = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
-        if (run / "model.safetensors").exists():
-            warnings.warn(f"{error} Using the checkpoint of step {meta['step']}.", SfumatoWarning, stacklevel=2)
-    model.step = int(meta.get("step", 0))
-    _take(model, weights, run)
-    model.fitted = _read_fitted(model, run)
+        model.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.step = read_weights(run, model.module)
+    model.fitted = read_fitted(run, model.fingerprint, model.step)
     return model.to(device)
 
 
-def _take(model: Model, weights: dict[str, Tensor], run: Path) -> None:
-    expected: dict[str, Tensor] = model.denoiser.state_dict()
-    learned = {name for name, _ in model.denoiser.named_parameters()}
-    # a buffer that is missing, as in older runs and in checkpoints, is what the configuration says
-    odd = sorted((learned - weights.keys()) | (weights.keys() - expected.keys()))
-    odd += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
-    if odd:
-        raise InputError(f"The weights in {run} are of another model: {len(odd)} differ, the first is {odd[0]!r}.")
-    with torch.no_grad():
-        for name, value in weights.items():
-            expected[name].copy_(value)
+def save(model: Model, run: str | Path) -> None:
+    """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``."""
+    run = Path(run)
+    write_config(run, model.config, model.info)
+    write_weights(run, model.module, model.step)
+    save_fitted(model, run)
+
+
+def save_fitted(model: Model, run: Path) -> None:
+    """Write what was fitted to the weights of a model, if anything was."""
+    if model.fitted.gamma is not None or model.fitted.solvers:
+        write_fitted(run, model.fitted, model.fingerprint, model.step)

@@ -1,4 +1,4 @@
-"""What describes a run: ``config.json``, with the configuration and what its model must know of the data."""
+"""What describes a stored model: ``config.json``, with the configuration and what the model must know of its data."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from pydantic import Field
 
 import sfumato
 from sfumato.config import Component, Config, parse
+from sfumato.config.component import Conditions
 from sfumato.errors import InputError
 from sfumato.io.files import write_json
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout of a run directory."""
 
 
-class Facts(Component):
+class Info(Component):
     """What a model must know of the data it was trained on."""
 
     shape: tuple[int, ...] = Field(description="(C, *space) of one image.")
-    classes: tuple[str, ...] = Field(default=(), description="Names of the classes, for a model with labels.")
-    frequencies: tuple[float, ...] = Field(default=(), description="Fraction of the training images in each class.")
-    std: float = Field(gt=0, description="Standard deviation of the training data.")
-    train: int = Field(description="Number of training images.")
-    heldout: int = Field(description="Number of held-out images.")
+    std: float = Field(default=1.0, gt=0, description="Standard deviation of the training data.")
+    train: int = Field(default=0, description="Number of training images.")
+    heldout: int = Field(default=0, description="Number of held-out images.")
+    conditions: Conditions = Field(default={}, description="The conditions, with what they know of the data.")
 
 
-def write_config(run: Path, config: Config, facts: Facts) -> None:
-    """Write ``config.json``, which describes a run and what its model must know of the data."""
+def write_config(run: Path, config: Config, info: Info) -> None:
+    """Write ``config.json``."""
     value = {
         "format": FORMAT,
         "sfumato": sfumato.__version__,
-        "data": facts.model_dump(mode="json"),
+        "data": info.model_dump(mode="json"),
         "config": config.model_dump(mode="json"),
     }
     write_json(run / "config.json", value)
 
 
-def read_config(run: Path) -> tuple[Config, Facts]:
+def read_config(run: str | Path, *, trust: bool = False) -> tuple[Config, Info]:
     """What :func:`write_config` wrote.
 
-    Raises:
-        InputError: if the directory is not a run, or one of another version.
+    Args:
+        run: a run directory.
+        trust: whether the configuration may name code of other packages, such as an own network.
     """
+    run = Path(run)
     path = run / "config.json"
     if run.is_file():
         raise InputError(
@@ -52,7 +54,8 @@ def read_config(run: Path) -> tuple[Config, Facts]:
         )
     if not run.is_dir():
         raise InputError(f"There is no run directory {run}; train one with: sfumato train --run {run}")
-    if (run / "model_index.json").is_file() or _of_diffusers(path):
+    value = _read(path)
+    if (run / "model_index.json").is_file() or (isinstance(value, dict) and "_class_name" in value):
         raise InputError(
             f"{run} holds a model of diffusers; make a run of it with: sfumato import {run} --run runs/{run.name}"
         )
@@ -60,25 +63,20 @@ def read_config(run: Path) -> tuple[Config, Facts]:
         pickles = [p.name for p in run.iterdir() if p.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl")]
         held = f" It holds {pickles[0]}, a pickle, which is never loaded." if pickles else ""
         raise InputError(f"{run} is not a run of Sfumato: it has no config.json.{held}")
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({error}).") from None
     if not isinstance(value, dict) or "format" not in value:
-        raise InputError(f"{path} was not written by Sfumato: it states no format.")
+        raise InputError(f"{path} can't be read as a configuration of Sfumato ({value}).")
     if value["format"] != FORMAT:
         raise InputError(
             f"{run} has format {value['format']}, written by sfumato {value.get('sfumato', '?')}; this is sfumato "
             f"{sfumato.__version__}, which reads format {FORMAT}. Install the version that wrote it."
         )
-    origin = str(path)
-    return parse(Config, value.get("config", {}), origin=origin), parse(Facts, value.get("data", {}), origin=origin)
+    config = parse(Config, value.get("config", {}), origin=str(path), trust=trust)
+    return config, parse(Info, value.get("data", {}), origin=str(path), trust=trust)
 
 
-def _of_diffusers(path: Path) -> bool:
-    """Whether a file is the configuration of a network of diffusers."""
+def _read(path: Path) -> Any:
+    """The value of a JSON file, or what is wrong with it in words."""
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and "_class_name" in value
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return str(error)

@@ -1,4 +1,4 @@
-"""A classifier of noisy images."""
+"""A classifier of noisy images, for classifier guidance."""
 
 from __future__ import annotations
 
@@ -12,40 +12,36 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.networks.blueprint import Plan
-from sfumato.networks.layers import attend, group_norm, head_count
-from sfumato.networks.unet import WayDown
+from sfumato.networks.attention import head_count, join_heads, split_heads
+from sfumato.networks.cpu_kernels import attend
+from sfumato.networks.unet import Blueprint, UNetEncoder
 
 
-class Classifier(WayDown):
+class Classifier(UNetEncoder):
     """A classifier of noisy images: the way down of a U-Net, then attention pooling (Dhariwal and Nichol 2021, app. H).
 
-    The mean of all positions attends to itself and to each of them, which are told apart by learned vectors.
+    The mean of all positions attends to itself and to each of them, which are distinguished by learned vectors.
 
     Args:
         inputs: channels of the input.
         classes: number of classes.
         size: side of the square input.
-        channels: width of each resolution, from the finest.
-        options: the other attributes of a :class:`Plan`.
-
-    Raises:
-        InputError: if the settings contradict each other.
+        channels, options: as for :class:`UNet`.
     """
 
     def __init__(self, inputs: int, classes: int, size: int, channels: Sequence[int], **options: Any) -> None:
-        plan = Plan(channels=channels, **options)
-        if plan.tokens is not None or plan.concatenated:
+        b = Blueprint(channels=tuple(channels), **options)
+        if b.tokens is not None or b.concatenated:
             raise InputError("A classifier has no slots for conditions; leave tokens and concatenated out.")
-        super().__init__(inputs, plan)
-        current, positions = self.current, (size // self.factor) ** plan.dims
+        super().__init__(inputs, b)
+        width, positions = channels[-1], (size // self.factor) ** b.dims
         self.size = size
-        self.check((inputs, *[size] * plan.dims))
-        self.norm = group_norm(current, plan.groups, eps=plan.eps, group_channels=plan.group_channels)
-        self.heads = head_count(current, plan.heads, plan.head_channels)
-        self.position = nn.Parameter(torch.randn(1 + positions, current) / math.sqrt(current))
-        self.qkv = nn.Linear(current, 3 * current)
-        self.out = nn.Linear(current, classes)
+        self.check((inputs, *[size] * b.dims))
+        self.norm = b.norm(width)
+        self.heads = head_count(width, b.heads, b.head_channels)
+        self.position = nn.Parameter(torch.randn(1 + positions, width) / math.sqrt(width))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, classes)
         self.initialize()
 
     def forward(
@@ -54,17 +50,12 @@ class Classifier(WayDown):
         time: Float[Tensor, "batch"],
         keys: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        """The logits of the classes.
-
-        Raises:
-            InputError: for another size than that it was made for.
-        """
+        """The logits of the classes."""
         if any(side != self.size for side in x.shape[2:]):
             raise InputError(f"This classifier takes a side of {self.size}; got shape {tuple(x.shape[1:])}.")
         self.check(x.shape[1:])
-        x, _ = self.descend(x, self.embed(time, None), keys, (None, None))
+        x, _ = self.descend(x, self.embed(time, None), keys, None, None)
         tokens = functional.silu(self.norm(x)).flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.position
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = attend(q[:, :, :1], k, v)
-        return self.out(mixed.flatten(1))
+        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
+        return self.out(join_heads(attend(q[:, :, :1], k, v))[:, 0])

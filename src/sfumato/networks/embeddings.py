@@ -11,72 +11,52 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato import random
+from sfumato.errors import InputError
 
-TimeFeatures = Literal["sinusoidal", "fourier", "learned"]
 
-
-class Sinusoidal(nn.Module):
-    r"""Sinusoidal features, :math:`\cos(\omega_i t), \sin(\omega_i t)` with :math:`\omega_i = s P^{-i / n}`.
-
-    Frequencies fall geometrically from ``s`` to almost ``s / P`` (Vaswani et al. 2017, sec. 3.5, with ``P`` = 10,000).
-
-    Args:
-        width: number of features, even.
-        period: the ratio ``P`` of the largest frequency to the smallest.
-        scale: the largest frequency ``s``.
-    """
+class _Waves(nn.Module):
+    """The cosines and sines of the products of time and frequencies."""
 
     frequencies: Float[Tensor, "half"]
+
+    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
+        angle = time[:, None] * self.frequencies
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Sinusoidal(_Waves):
+    r"""Sinusoidal features, :math:`\cos(\omega_i t), \sin(\omega_i t)` with :math:`\omega_i = s P^{-i / n}`.
+
+    Frequencies fall geometrically from the ``scale`` ``s`` to almost ``s / P``, with the ``period`` ``P``
+    (Vaswani et al. 2017, sec. 3.5, with ``P`` = 10,000); ``width``, the number of features, is even.
+    """
 
     def __init__(self, width: int, period: float = 10_000.0, scale: float = 1.0) -> None:
         super().__init__()
-        half = width // 2
-        steps = torch.arange(half, dtype=torch.float32) / half
+        steps = torch.arange(width // 2, dtype=torch.float32) / (width // 2)
         self.register_buffer("frequencies", scale * torch.exp(-math.log(period) * steps), persistent=False)
 
-    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
-        angle = time[:, None] * self.frequencies
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
 
-
-class RandomFourier(nn.Module):
+class RandomFourier(_Waves):
     r"""Random Fourier features: :math:`\cos(\omega_i t), \sin(\omega_i t)`, :math:`\omega_i \sim \mathcal N(0, s^2)`.
 
     Products of the features of two times, over half their number, approach :math:`\exp(-s^2 (t - t')^2 / 2)`
-    (Rahimi and Recht 2007; for noise levels, Y. Song et al. 2021). The frequencies are the same in every fresh network;
-    they are stored with the weights, since those of others were drawn otherwise.
-
-    Args:
-        width: number of features, even.
-        scale: the standard deviation ``s`` of the frequencies.
+    (Rahimi and Recht 2007; for noise levels, Y. Song et al. 2021). The frequencies are the same in every new network;
+    they are stored with the weights, since imported networks have others. ``scale`` is ``s``.
     """
-
-    frequencies: Float[Tensor, "half"]
 
     def __init__(self, width: int, scale: float = 1.0) -> None:
         super().__init__()
-        drawn = random.normal(0, "random Fourier features", 0, 1, (width // 2,))[0]
-        self.register_buffer("frequencies", scale * drawn)
-
-    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
-        angle = time[:, None] * self.frequencies
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        normal = random.normal(0, "random Fourier features", 0, 1, (width // 2,))[0]
+        self.register_buffer("frequencies", scale * normal)
 
 
 class Learned(nn.Module):
-    r"""Learned features of time, :math:`\cos(\omega_i t + \phi_i)` (Time2Vec, Kazemi et al. 2019).
-
-    They start as the sinusoidal ones.
-
-    Args:
-        width: number of features, even.
-        scale: the largest frequency at the start.
-    """
+    r"""Learned features, :math:`\cos(\omega_i t + \phi_i)` (Time2Vec, Kazemi et al. 2019), that start as sinusoidal."""
 
     def __init__(self, width: int, scale: float = 1.0) -> None:
         super().__init__()
-        frequencies = Sinusoidal(width, scale=scale).frequencies
-        self.frequencies = nn.Parameter(frequencies.repeat(2))
+        self.frequencies = nn.Parameter(Sinusoidal(width, scale=scale).frequencies.repeat(2))
         # sin(a) = cos(a - pi / 2)
         self.phases = nn.Parameter(torch.tensor([0.0, -0.5 * math.pi]).repeat_interleave(width // 2))
 
@@ -85,14 +65,9 @@ class Learned(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Features of time and two linear layers with SiLU between (Ho et al. 2020, app. B).
+    """Features of time, then two linear layers with SiLU between them (Ho et al. 2020, app. B).
 
-    Args:
-        features: number of features of time.
-        width: width of the embedding.
-        scale: the largest frequency of sinusoidal features, the standard deviation of random ones.
-        kind: ``"sinusoidal"``, random ``"fourier"`` or ``"learned"`` features.
-        period: the ratio of the largest frequency of sinusoidal features to the smallest.
+    ``scale`` is the largest frequency of sinusoidal and learned features, and the standard deviation of random ones.
     """
 
     def __init__(
@@ -100,10 +75,15 @@ class TimeEmbedding(nn.Module):
         features: int,
         width: int,
         scale: float = 1.0,
-        kind: TimeFeatures = "sinusoidal",
+        kind: Literal["sinusoidal", "fourier", "learned"] = "sinusoidal",
         period: float = 10_000.0,
     ) -> None:
         super().__init__()
+        if features < 2 or features % 2 or width < 1 or scale <= 0.0 or period <= 1.0:
+            raise InputError(
+                "A time embedding needs an even number of time features from 2 on, a width from 1 on, a scale above 0 "
+                f"and a period above 1; got {features}, {width}, {scale:g} and {period:g}."
+            )
         if kind == "sinusoidal":
             self.features = Sinusoidal(features, period, scale)
         else:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.networks.convolution import Conv3x3, Pointwise
-from sfumato.networks.dropout import Dropout
-from sfumato.networks.normalization import GroupNorm
-from sfumato.networks.resampling import Resample, Smoothing
+from sfumato.networks.cpu_kernels import Conv3x3, GroupNorm, Pointwise
 
 Dims = Literal[1, 2]
-Modulation = Literal["adaptive", "additive"]
 M = TypeVar("M", bound=nn.Module)
-_PLAIN = 512 * 512
-"""Queries times keys, up to which attention is computed by plain products where that is faster."""
 
 
 def conv(
@@ -39,235 +33,152 @@ def zero(module: M) -> M:
     return module
 
 
+def modulate(
+    x: Float[Tensor, "batch *tokens width"], shift: Float[Tensor, "batch *one width"], scale: Tensor
+) -> Float[Tensor, "batch *tokens width"]:
+    r"""Normalized activations, scaled and shifted: :math:`(1 + s)\, x + b` (Peebles and Xie 2023, sec. 3.2)."""
+    return torch.addcmul(shift, x, scale + 1.0)
+
+
 def group_norm(
     channels: int, groups: int, affine: bool = True, eps: float = 1e-5, group_channels: int = 1
 ) -> nn.GroupNorm:
     """Group normalization with at most ``groups`` groups: the largest number that divides the channels.
 
-    Groups have at least ``group_channels`` channels, where there are so many.
-
-    Raises:
-        InputError: if ``groups < 1`` or ``group_channels < 1``.
+    Groups have at least ``group_channels`` channels, unless there are fewer in all.
     """
     if groups < 1 or group_channels < 1:
         raise InputError(
-            f"Group normalization needs at least 1 group, of at least 1 channel; got {groups} of {group_channels}."
+            f"Normalization needs at least 1 group, of at least 1 channel; got {groups}, {group_channels}."
         )
     most = min(groups, max(1, channels // group_channels))
     divisor = next(g for g in range(most, 0, -1) if channels % g == 0)
     return GroupNorm(divisor, channels, affine=affine, eps=eps)
 
 
-def head_count(channels: int, heads: int, head_channels: int | None) -> int:
-    """The attention heads of ``channels``: ``heads``, or as many as ``head_channels`` go into them.
+def check_divisible(sides: Sequence[int], factor: int, name: str, advice: str) -> None:
+    """Check that ``factor`` divides all sides; the message names the nearest sizes that it does."""
+    if all(side > 0 and side % factor == 0 for side in sides):
+        return
+    below = tuple(max(1, side // factor) * factor for side in sides)
+    above = tuple(-(-side // factor) * factor for side in sides)
+    fits = " or ".join("x".join(map(str, size)) for size in dict.fromkeys([below, above]))
+    raise InputError(
+        f"A size of {'x'.join(map(str, sides))} is not divisible by the {name} of {factor}; resize to {fits}, or use "
+        f"{advice}."
+    )
 
-    Raises:
-        InputError: if they do not divide the channels.
+
+def concatenate(x: Tensor, channels: Tensor | None, count: int) -> Float[Tensor, "batch all *space"]:
+    """``x`` followed by the ``count`` channels of a condition, zeros if they are missing."""
+    if channels is None:
+        return torch.cat([x, x.new_zeros(x.shape[0], count, *x.shape[2:])], dim=1) if count else x
+    if channels.shape != (x.shape[0], count, *x.shape[2:]):
+        raise InputError(
+            f"This network takes {count} channels of condition at the size of its input, "
+            f"{'x'.join(map(str, x.shape[2:]))}, for each of {x.shape[0]} samples; got shape {tuple(channels.shape)}."
+        )
+    return torch.cat([x, channels.to(x.dtype)], dim=1)
+
+
+class Dropout(nn.Module):
+    """Sets the fraction ``rate`` of each sample's activations to zero, scales up the others (Srivastava et al. 2014).
+
+    Which ones is a function of the key of the sample, the number of the ``layer`` (:func:`number_layers`) and the
+    position: the same in any batch, on any device, and when the layer is computed again under gradient checkpointing.
+    A call without keys changes nothing.
     """
-    if head_channels is None:
-        if heads < 1 or channels % heads:
-            raise InputError(f"{heads} attention heads do not divide {channels} channels.")
-        return heads
-    if head_channels < 1 or channels % head_channels:
-        raise InputError(f"Attention heads of {head_channels} channels do not divide {channels} channels.")
-    return channels // head_channels
+
+    def __init__(self, rate: float, layer: int = 0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise InputError(f"The fraction that dropout leaves out must be at least 0 and below 1; got {rate}.")
+        self.rate, self.layer = rate, layer
+
+    def forward(
+        self, x: Float[Tensor, "batch *shape"], keys: Int[Tensor, "batch"] | None = None
+    ) -> Float[Tensor, "batch *shape"]:
+        if keys is None or self.rate == 0.0:
+            return x
+        position = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
+        key = _mix(keys.to(torch.int32) + _mix(torch.full_like(keys, self.layer + 1, dtype=torch.int32)))
+        noise = _mix(position * _signed(0x9E3779B1) + key[:, None])
+        kept = noise >= int(self.rate * 2**32) - 2**31
+        return x * kept.reshape(x.shape).to(x.dtype) / (1.0 - self.rate)
 
 
-def attend(
-    q: Float[Tensor, "batch heads queries width"],
-    k: Float[Tensor, "batch heads keys width"],
-    v: Float[Tensor, "batch heads keys width"],
-    seen: Bool[Tensor, "..."] | None = None,
-) -> Float[Tensor, "batch heads queries width"]:
-    r"""Attention, :math:`\operatorname{softmax}(q k^T / \sqrt{d})\, v`; keys where ``seen`` is False are left out.
-
-    The kernel of PyTorch, but where its gradient is slow: on a processor in bfloat16 three plain products take a tenth
-    of its time for 64 positions with heads of 8 channels, and half for 256 with heads of 64 (torch 2.13); with a
-    thousand positions the kernel is ahead again, and saves their square in memory.
-    """
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
-    if not slow or q.shape[-2] * k.shape[-2] > _PLAIN:
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -torch.inf)
-    return torch.softmax(scores, dim=-1) @ v
+def number_layers(network: nn.Module) -> None:
+    """Number the dropout layers of a network, so that each leaves out other positions."""
+    for layer, module in enumerate(m for m in network.modules() if isinstance(m, Dropout)):
+        module.layer = layer
 
 
-class ResBlock(nn.Module):
-    r"""A residual block: two times normalization, SiLU and convolution, the last one zero at the start.
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= 2**31 else word
 
-    The embedding scales and shifts the second normalization (adaptive group norm, Dhariwal and Nichol 2021, sec. 3),
-    which has no gain and bias of its own then: those of the embedding are all it needs. Or it is added to every
-    position before the second normalization (Ho et al. 2020, app. B).
+
+def _mix(word: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """The finalizer of MurmurHash3 (Appleby): a bijection of 32 bits that spreads each bit over all."""
+    word = word ^ ((word >> 16) & 0xFFFF)
+    word = word * _signed(0x85EBCA6B)
+    word = word ^ ((word >> 13) & 0x7FFFF)
+    word = word * _signed(0xC2B2AE35)
+    return word ^ ((word >> 16) & 0xFFFF)
+
+
+class Resample(nn.Module):
+    r"""Halves or doubles every side with a separable filter, without aliasing if that is long enough (Zhang 2019).
+
+    With taps :math:`f` of length :math:`2 p + 2` and sum 1, in each axis,
+
+    .. math::
+        \text{down: } y_i = \sum_j f_j x_{2 i + j - p}, \qquad \text{up: } y_{2 i + j - p} \mathrel{+}= 2 f_j x_i,
+
+    with zeros outside. The box (1, 1) is the mean of two and the repetition of each.
 
     Args:
         dims: spatial axes.
-        inputs: channels of the input.
-        outputs: channels of the output.
-        embedding: width of the embedding.
-        groups: groups of the normalizations, at most.
-        group_channels: channels of a group, at least.
-        modulation: how the embedding acts.
-        eps: what the normalizations add to the variance.
-        dropout: the fraction of the activations that is left out before the last convolution, in calls with keys.
-        rescale: whether the sum of the two branches is divided by :math:`\sqrt 2` (Y. Song et al. 2021, app. H).
-        resample: changes the resolution of both branches, within the block (BigGAN; Brock et al. 2019).
-        project: a 1x1 convolution on the skip even where the channels stay.
+        direction: ``"down"`` or ``"up"``.
+        taps: the filter, symmetric and scaled to the sum 1: (1, 1) is the box, (1, 3, 3, 1) that of StyleGAN2.
     """
 
-    def __init__(
-        self,
-        dims: Dims,
-        inputs: int,
-        outputs: int,
-        embedding: int,
-        groups: int,
-        modulation: Modulation = "adaptive",
-        *,
-        eps: float = 1e-5,
-        group_channels: int = 1,
-        dropout: float = 0.0,
-        rescale: bool = False,
-        resample: Resample | None = None,
-        project: bool = False,
-    ) -> None:
-        super().__init__()
-        self.adaptive = modulation == "adaptive"
-        self.rescale = rescale
-        self.resample = resample
-        self.norm1 = group_norm(inputs, groups, eps=eps, group_channels=group_channels)
-        self.conv1 = conv(dims, inputs, outputs)
-        linear = nn.Linear(embedding, 2 * outputs if self.adaptive else outputs)
-        self.modulation = zero(linear) if self.adaptive else linear
-        self.norm2 = group_norm(outputs, groups, not self.adaptive, eps, group_channels)
-        self.dropout = Dropout(dropout) if dropout else None
-        self.conv2 = zero(conv(dims, outputs, outputs))
-        same = inputs == outputs and not project
-        self.skip = nn.Identity() if same else conv(dims, inputs, outputs, kernel=1)
+    weight: Float[Tensor, "1 1 *taps"]
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch inputs *space"],
-        embedding: Float[Tensor, "batch embedding"],
-        keys: Int[Tensor, "batch"] | None = None,
-    ) -> Float[Tensor, "batch outputs *other"]:
-        """The output; ``keys`` of the samples decide what is left out (see :class:`Dropout`)."""
-        h = functional.silu(self.norm1(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self.conv1(h)
-        told = self.modulation(embedding).reshape(x.shape[0], -1, *[1] * (x.ndim - 2))
-        if self.adaptive:
-            scale, shift = told.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), scale + 1.0)
+    def __init__(self, dims: Dims, direction: Literal["down", "up"], taps: Sequence[float] = (1.0, 1.0)) -> None:
+        super().__init__()
+        if len(taps) % 2 or len(taps) == 0 or sum(taps) <= 0.0:
+            raise InputError(f"A resampling filter has an even number of taps with a positive sum; got {tuple(taps)}.")
+        self.dims, self.down, self.pad = dims, direction == "down", len(taps) // 2 - 1
+        self.box = len(taps) == 2 and taps[0] == taps[1]
+        line = torch.tensor(list(taps), dtype=torch.float64)
+        line = line / line.sum() * (1.0 if self.down else 2.0)
+        weight = line if dims == 1 else line[:, None] * line
+        # part of the architecture, not of the weights
+        self.register_buffer("weight", weight.float()[None, None], persistent=False)
+
+    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *other"]:
+        if self.box and self.down:
+            return functional.avg_pool2d(x, 2) if self.dims == 2 else functional.avg_pool1d(x, 2)
+        if self.box:
+            return functional.interpolate(x, scale_factor=2, mode="nearest")
+        return self.filter(x, self.pad)
+
+    def filter(self, x: Float[Tensor, "batch channels *space"], pad: int) -> Float[Tensor, "batch channels *other"]:
+        """The filter with ``pad`` zeros on each side in place of those that keep the size."""
+        channels = x.shape[1]
+        weight = self.weight.to(x.dtype).expand(channels, *self.weight.shape[1:])
+        if self.down:
+            convolve = functional.conv2d if self.dims == 2 else functional.conv1d
         else:
-            h = self.norm2(h + told)
-        h = functional.silu(h)
-        if self.dropout is not None:
-            h = self.dropout(h, keys)
-        out = self.skip(x) + self.conv2(h)
-        return out * math.sqrt(0.5) if self.rescale else out
-
-
-class Attention(nn.Module):
-    r"""Multi-head self-attention over all positions, as a residual branch that is zero at the start.
-
-    With ``rescale``, the sum of the branches is divided by :math:`\sqrt 2`.
-
-    Raises:
-        InputError: if the heads do not divide the channels.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        groups: int,
-        *,
-        eps: float = 1e-5,
-        group_channels: int = 1,
-        rescale: bool = False,
-    ) -> None:
-        super().__init__()
-        self.heads = head_count(channels, heads, None)
-        self.rescale = rescale
-        self.norm = group_norm(channels, groups, eps=eps, group_channels=group_channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zero(nn.Linear(channels, channels))
-
-    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
-        batch, channels = x.shape[:2]
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
-        qkv = self.qkv(tokens).reshape(batch, -1, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
-        out = x + self.out(mixed).transpose(1, 2).reshape(x.shape)
-        return out * math.sqrt(0.5) if self.rescale else out
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of all positions to the tokens of a condition, a residual branch that is zero at the start.
-
-    One more key, zero as its value is, can always be attended to: to attend to nothing is a choice, so that a sample
-    whose tokens are all masked is defined, and equal to one without tokens.
-
-    Args:
-        channels: channels of the input.
-        width: features of a token.
-        heads: attention heads.
-        groups: groups of the normalization, at most.
-        group_channels: channels of a group, at least.
-
-    Raises:
-        InputError: if the heads do not divide the channels.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        heads: int,
-        groups: int,
-        *,
-        eps: float = 1e-5,
-        group_channels: int = 1,
-        rescale: bool = False,
-    ) -> None:
-        super().__init__()
-        self.heads = head_count(channels, heads, None)
-        self.rescale = rescale
-        self.norm = group_norm(channels, groups, eps=eps, group_channels=group_channels)
-        self.q = nn.Linear(channels, channels)
-        self.kv = nn.Linear(width, 2 * channels)
-        self.out = zero(nn.Linear(channels, channels, bias=False))
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels *space"],
-        tokens: Float[Tensor, "batch length width"] | None = None,
-        mask: Bool[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch channels *space"]:
-        """The output; tokens whose ``mask`` is False are not seen."""
-        if tokens is not None:
-            q = self.q(self.norm(x).flatten(2).transpose(1, 2)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            kv = functional.pad(self.kv(tokens), (0, 0, 0, 1)).unflatten(2, (2, self.heads, -1))
-            k, v = kv.permute(2, 0, 3, 1, 4)
-            seen = None if mask is None else functional.pad(mask, (0, 1), value=True)[:, None, None]
-            mixed = attend(q, k, v, seen).transpose(1, 2).flatten(2)
-            x = x + self.out(mixed).transpose(1, 2).reshape(x.shape)
-        return x * math.sqrt(0.5) if self.rescale else x
+            convolve = functional.conv_transpose2d if self.dims == 2 else functional.conv_transpose1d
+        return convolve(x, weight, stride=2, padding=pad, groups=channels)
 
 
 class Downsample(nn.Module):
     """Halves every side.
 
-    Args:
-        dims: spatial axes.
-        channels: channels, which stay.
-        kind: ``"learned"`` is a strided convolution; ``"asymmetric"`` too, padded at the far end only (Ho et al. 2020,
-            code); ``"fixed"`` averages with the filter ``taps``.
-        taps: the filter.
+    ``"learned"`` is a strided convolution; ``"asymmetric"`` too, padded at the far end only (Ho et al. 2020, code);
+    ``"fixed"`` averages with the filter ``taps``.
     """
 
     def __init__(
@@ -275,7 +186,7 @@ class Downsample(nn.Module):
         dims: Dims,
         channels: int,
         kind: Literal["learned", "asymmetric", "fixed"] = "learned",
-        taps: Smoothing = (1.0, 1.0),
+        taps: Sequence[float] = (1.0, 1.0),
     ) -> None:
         super().__init__()
         self.far = [0, 1] * dims if kind == "asymmetric" else None
@@ -289,10 +200,28 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Doubles every side with the filter ``taps``, by default nearest neighbours; then a convolution, if learned."""
 
-    def __init__(self, dims: Dims, channels: int, learned: bool = True, taps: Smoothing = (1.0, 1.0)) -> None:
+    def __init__(self, dims: Dims, channels: int, learned: bool = True, taps: Sequence[float] = (1.0, 1.0)) -> None:
         super().__init__()
         self.resample = Resample(dims, "up", taps)
         self.conv = conv(dims, channels, channels) if learned else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *double"]:
         return self.conv(self.resample(x))
+
+
+def to_patches(x: Float[Tensor, "batch channels *space"], patch: int) -> Float[Tensor, "batch _ *patches"]:
+    """Signals or images with the values of each patch of side ``patch`` as the channels of one position."""
+    if patch == 1:
+        return x
+    if x.ndim == 4:
+        return functional.pixel_unshuffle(x, patch)
+    return x.unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
+
+
+def from_patches(x: Float[Tensor, "batch _ *patches"], patch: int) -> Float[Tensor, "batch channels *space"]:
+    """The inverse of :func:`to_patches`."""
+    if patch == 1:
+        return x
+    if x.ndim == 4:
+        return functional.pixel_shuffle(x, patch)
+    return x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""What papers say of their models, in the words of their authors' programs."""
+"""Models as papers and other programs describe them, and the settings of these programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfumato.config import ModelConfig, SamplingConfig
 from sfumato.errors import InputError, nearest
 
 Settings = Mapping[str, Any]
@@ -14,22 +13,29 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Published:
-    """A model of a paper.
+    """A model of a paper, in the layout of the configuration.
 
     Attributes:
         model: schedule, parameterization and network.
-        shape: ``(C, H, W)`` of its pictures.
-        classes: number of classes that it is told.
+        shape: ``(C, H, W)`` of its images.
+        classes: number of classes that it is conditioned on, 0 for none.
         sampling: how its authors sample.
+        drop: the fraction of samples that were trained without their class.
     """
 
-    model: ModelConfig
-    shape: tuple[int, ...]
+    model: dict[str, Any]
+    shape: tuple[int, int, int]
     classes: int
-    sampling: SamplingConfig
+    sampling: dict[str, Any]
+    drop: float = 0.0
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Its conditions: the label, if it has classes; all are sampled equally often."""
+        return {"label": {"kind": "label", "drop": self.drop, "draw": "uniform"}} if self.classes else {}
 
 
-def to_the_end(features: int) -> float:
+def sinusoid_period(features: int) -> float:
     """The period with which the last of the frequencies is 1 / 10,000, not the one after the last."""
     half = features // 2
     return 10_000.0 ** (half / (half - 1))
@@ -44,13 +50,10 @@ def numbers(value: Any) -> tuple[float, ...]:
         raise InputError(f"Numbers between commas are expected; got {value!r}.") from None
 
 
-def filled(settings: Settings, defaults: Mapping[str, Any], program: str) -> dict[str, Any]:
+def with_defaults(settings: Settings, defaults: Settings, program: str) -> dict[str, Any]:
     """The settings with the defaults of those that are not given.
 
-    Each is of the type of its default, also where it is written as on a command line: ``"32"``, ``"False"``.
-
-    Raises:
-        InputError: for one that the program does not know, or a value of another type.
+    Each gets the type of its default, also where it is written as on a command line: ``"32"``, ``"False"``.
     """
     for name in settings:
         if name not in defaults:
@@ -58,7 +61,7 @@ def filled(settings: Settings, defaults: Mapping[str, Any], program: str) -> dic
     return {**defaults, **{name: _typed(name, value, defaults[name]) for name, value in settings.items()}}
 
 
-_TRUTH = {"yes": True, "true": True, "t": True, "y": True, "no": False, "false": False, "f": False, "n": False}
+_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
@@ -68,29 +71,29 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, str):
         # what a string lists may come as a list too
         return value
-    found: Any = None
+    typed: Any = None
     if isinstance(default, bool):
-        text = str(value).lower()
-        found = _TRUTH.get(text, {"1": True, "0": False}.get(text))
+        word = str(value).lower()
+        typed = word in _TRUE if word in _TRUE + _FALSE else None
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
-            found = float(value)
+            typed = float(value)
         except ValueError:
-            found = None
-        if isinstance(default, int) and found is not None:
-            found = int(found) if found.is_integer() else None
-    if found is None:
+            typed = None
+        if isinstance(default, int) and typed is not None:
+            typed = int(typed) if typed.is_integer() else None
+    if typed is None:
         kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
         raise InputError(f"{name} is {value!r}; {kind} is expected.")
-    return found
+    return typed
 
 
-def levels(sides: tuple[float, ...], size: int, count: int) -> list[int]:
-    """The indices of the resolutions with these sides."""
-    occurring = [size // 2**level for level in range(count)]
+def resolutions(sides: tuple[float, ...], size: int, count: int) -> tuple[int, ...]:
+    """The indices of the resolutions with these sides, of ``count`` resolutions from ``size`` on."""
+    known = [size // 2**level for level in range(count)]
     for side in sides:
-        if side not in occurring:
+        if side not in known:
             raise InputError(
-                f"Attention is asked at a side of {side:g}, but the sides are {', '.join(map(str, occurring))}."
+                f"Attention at a side of {side:g} is not possible: sides are {', '.join(map(str, known))}."
             )
-    return [level for level, side in enumerate(occurring) if side in sides]
+    return tuple(level for level, side in enumerate(known) if side in sides)

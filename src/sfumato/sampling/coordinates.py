@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,57 +23,6 @@ Variable = Callable[[Numbers], Numbers]
 r"""A monotone function of :math:`\hat\sigma = \sigma / \alpha`, in which predictions are extrapolated."""
 
 
-@runtime_checkable
-class Coordinate(Protocol):
-    r"""A prediction :math:`N` of which the flow is an integral.
-
-    .. math::
-        x_s = c(t, s)\, x_t + \int_{\lambda_t}^{\lambda_s} \rho_s(\lambda) N(\lambda)\, d\lambda,
-        \qquad \lambda = \log(\alpha / \sigma)
-
-    Coefficients are Python floats: levels are those of a grid. ``carry`` and ``total`` hold where :math:`\sigma_s = 0`
-    too, and where :math:`\alpha_t = 0` unless :attr:`starts_at_noise` is false.
-    """
-
-    @property
-    def starts_at_noise(self) -> bool:
-        r"""Whether a step may start where :math:`\alpha = 0`."""
-        ...
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether steps follow the probability flow, without noise."""
-        ...
-
-    def prediction(self, level: Level) -> tuple[float, float]:
-        r"""The numbers :math:`k_0, k_\epsilon` of :math:`N = k_0 \hat x_0 + k_\epsilon \hat\epsilon` at a level."""
-        ...
-
-    def own(self, ratio: Numbers) -> Numbers:
-        r"""The variable :math:`p` in which the flow is :math:`dy / dp = N`, as a function of :math:`\hat\sigma`."""
-        ...
-
-    def carry(self, t: Level, s: Level) -> float:
-        r"""The factor :math:`c(t, s)` of the state."""
-        ...
-
-    def total(self, t: Level, s: Level) -> float:
-        r"""What a constant prediction is multiplied by, :math:`\int \rho_s\, d\lambda`."""
-        ...
-
-    def bound(self, t: Level, s: Level) -> float:
-        """The most that the absolute values of the weights of a step may sum to, for extrapolation to be of use."""
-        ...
-
-    def density(self, s: Level, ratio: Numbers) -> Numbers:
-        r"""The weight :math:`\rho_s` of the prediction, as a function of :math:`\hat\sigma`."""
-        ...
-
-    def noise(self, t: Level, s: Level) -> float:
-        """The standard deviation of the noise of a step; 0 for those of the probability flow."""
-        ...
-
-
 def ratio(level: Level) -> float:
     r""":math:`\hat\sigma = \sigma / \alpha` of a level of floats."""
     return float(level.noise_to_signal)
@@ -85,49 +35,80 @@ def half_log_snr(ratio: Numbers) -> Numbers:
 
 @lru_cache(64)
 def arsinh(scale: float) -> Variable:
-    r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR in much noise, but linear near the data.
+    r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR above the level ``scale`` :math:`= d`, linear below.
 
-    The same for the same scale, so that weights that were computed with it are known again.
-
-    Args:
-        scale: the level between the two, ``d``.
+    Cached, so that the weights of a solver are cached too, by their variable.
     """
-
-    def variable(ratio: Numbers) -> Numbers:
-        return np.arcsinh(ratio / scale)
-
-    return variable
+    return lambda ratio: np.arcsinh(ratio / scale)
 
 
 def time_of(schedule: Schedule) -> Variable:
     """The time of a schedule."""
 
     def time(ratio: Numbers) -> Numbers:
-        found = schedule.time(torch.as_tensor(-2.0 * np.log(ratio)).reshape(-1))
-        return found.detach().cpu().numpy().reshape(np.shape(ratio))
+        times = schedule.time(torch.as_tensor(-2.0 * np.log(ratio)).reshape(-1))
+        return times.detach().cpu().numpy().reshape(np.shape(ratio))
 
     return time
 
 
-@dataclass(frozen=True, slots=True)
-class Noise:
-    r"""The predicted noise: :math:`d\hat x / d\hat\sigma = \hat\epsilon` for :math:`\hat x = x / \alpha`.
+class Coordinate(ABC):
+    r"""A prediction :math:`N` of which the flow is an integral.
 
-    (Song et al. 2021, DDIM, eq. 14.)
+    .. math::
+        x_s = c(t, s)\, x_t + \int_{\lambda_t}^{\lambda_s} \rho_s(\lambda) N(\lambda)\, d\lambda,
+        \qquad \lambda = \log(\alpha / \sigma)
+
+    Coefficients are Python floats, because levels are those of a grid. ``carry`` and ``total`` also hold for
+    :math:`\sigma_s = 0`, and for :math:`\alpha_t = 0` unless ``starts_at_noise`` is false.
     """
 
-    @property
-    def starts_at_noise(self) -> bool:
-        return False
+    starts_at_noise: ClassVar[bool] = True
+    limit: ClassVar[float] = 100.0
 
     @property
     def deterministic(self) -> bool:
         return True
 
+    @abstractmethod
+    def prediction(self, level: Level) -> tuple[float, float]:
+        r"""The numbers :math:`k_0, k_\epsilon` of :math:`N = k_0 \hat x_0 + k_\epsilon \hat\epsilon` at a level."""
+
+    @abstractmethod
+    def natural(self, ratio: Numbers) -> Numbers:
+        r"""The variable :math:`p` in which the flow is :math:`dy / dp = N`, as a function of :math:`\hat\sigma`."""
+
+    @abstractmethod
+    def carry(self, t: Level, s: Level) -> float:
+        r"""The factor :math:`c(t, s)` of the state."""
+
+    @abstractmethod
+    def total(self, t: Level, s: Level) -> float:
+        r"""The factor of a constant prediction, :math:`\int \rho_s\, d\lambda`."""
+
+    @abstractmethod
+    def density(self, s: Level, ratio: Numbers) -> Numbers:
+        r"""The weight :math:`\rho_s` of the prediction, as a function of :math:`\hat\sigma`."""
+
+    def bound(self, t: Level, s: Level) -> float:
+        """The greatest sum of the absolute weights of a step with which extrapolation is of use."""
+        return self.limit * abs(self.total(t, s))
+
+    def noise(self, t: Level, s: Level) -> float:
+        """The standard deviation of the noise of a step."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class PredictedNoise(Coordinate):
+    r"""The predicted noise: :math:`d\hat x / d\hat\sigma = \hat\epsilon` with :math:`\hat x = x / \alpha` (DDIM)."""
+
+    starts_at_noise = False
+
     def prediction(self, level: Level) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def own(self, ratio: Numbers) -> Numbers:
+    def natural(self, ratio: Numbers) -> Numbers:
         return ratio
 
     def carry(self, t: Level, s: Level) -> float:
@@ -136,21 +117,15 @@ class Noise:
     def total(self, t: Level, s: Level) -> float:
         return float(s.sigma - s.alpha * t.sigma / t.alpha)
 
-    def bound(self, t: Level, s: Level) -> float:
-        return 100.0 * abs(self.total(t, s))
-
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         return -float(s.alpha) * ratio
 
-    def noise(self, t: Level, s: Level) -> float:
-        return 0.0
 
-
-@dataclass(frozen=True, slots=True)
-class Data:
+@dataclass(frozen=True)
+class PredictedData(Coordinate):
     r"""The predicted data: :math:`dy / dk = \hat x_0` for :math:`y = x / \sigma` and :math:`k = \alpha / \sigma`.
 
-    With :math:`\tau > 0` it is a stochastic process with the same marginals, which forgets the noise of the state
+    With :math:`\tau > 0` it is a stochastic process with the same marginals, in which the noise of the state decays
     (Xue et al. 2023, SA-Solver, eq. 6 with constant :math:`\tau`, solved): with :math:`h = \lambda_s - \lambda_t`,
 
     .. math::
@@ -158,66 +133,55 @@ class Data:
         + \sigma_s \int (1 + \tau^2) e^{-\tau^2 (\lambda_s - \lambda) + \lambda}\, \hat x_0(\lambda)\, d\lambda
         + \sigma_s \sqrt{1 - e^{-2 \tau^2 h}}\; z.
 
-    :math:`\tau = 1` is the reverse diffusion itself.
+    :math:`\tau = 1` is the reverse diffusion.
 
     Attributes:
-        tau: how much noise.
+        tau: the amount of noise.
         low: the least :math:`\hat\sigma` that a step with noise ends at.
-        high: the most that it starts at.
-
-    Raises:
-        InputError: if ``tau`` is negative or the range empty.
+        high: the greatest that it starts at.
     """
 
     tau: float = 0.0
     low: float = 0.0
     high: float = math.inf
+    limit = 10.0
 
     def __post_init__(self) -> None:
         if not self.tau >= 0.0 or not self.low < self.high:
-            raise InputError(
-                f"Noise needs tau of at least 0 and low < high; got tau = {self.tau}, {self.low} and {self.high}."
-            )
-
-    @property
-    def starts_at_noise(self) -> bool:
-        return True
+            raise InputError(f"Noise needs tau >= 0 and low < high; got {self.tau}, {self.low} and {self.high}.")
 
     @property
     def deterministic(self) -> bool:
         return self.tau == 0.0
 
-    def _rate(self, t: Level, s: Level) -> float:
-        return self.tau**2 if self.low <= ratio(s) and ratio(t) <= self.high else 0.0
+    def _rate(self, start: float, end: float) -> float:
+        return self.tau**2 if self.low <= end and start <= self.high else 0.0
 
     def growth(self, t: Level, s: Level) -> float:
         r""":math:`(1 + \tau^2) h`, the exponent of the data in a step."""
-        return (1.0 + self._rate(t, s)) * _between(t, s)
+        return (1.0 + self._rate(ratio(t), ratio(s))) * _between(t, s)
 
     def prediction(self, level: Level) -> tuple[float, float]:
         return 1.0, 0.0
 
-    def own(self, ratio: Numbers) -> Numbers:
+    def natural(self, ratio: Numbers) -> Numbers:
         return 1.0 / ratio
 
     def carry(self, t: Level, s: Level) -> float:
-        rate = self._rate(t, s)
+        rate = self._rate(ratio(t), ratio(s))
         return float(s.sigma / t.sigma) * (math.exp(-rate * _between(t, s)) if rate else 1.0)
 
     def total(self, t: Level, s: Level) -> float:
         return -float(s.alpha) * math.expm1(-self.growth(t, s))
 
-    def bound(self, t: Level, s: Level) -> float:
-        return 10.0 * abs(self.total(t, s))
-
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         end = float(s.noise_to_signal)
         # the quadrature lies within a step: all of it has noise or none
-        rate = self.tau**2 if self.low <= end and float(np.max(ratio)) <= self.high else 0.0
+        rate = self._rate(float(np.max(ratio)), end)
         return float(s.sigma) * (1.0 + rate) * (end / ratio) ** rate / ratio
 
     def noise(self, t: Level, s: Level) -> float:
-        rate = self._rate(t, s)
+        rate = self._rate(ratio(t), ratio(s))
         return float(s.sigma) * math.sqrt(-math.expm1(-2.0 * rate * _between(t, s))) if rate and s.sigma else 0.0
 
 
@@ -227,22 +191,15 @@ def _between(t: Level, s: Level) -> float:
     return math.log(start / end) if end > 0.0 and start < math.inf else math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+@dataclass(frozen=True)
+class Rotation(Coordinate):
     r"""A mixture of the two, :math:`N = \cos\varphi\, \hat\epsilon - \sin\varphi\, \hat x_0 / d`.
 
     With :math:`R = \sqrt{\sigma^2 + d^2 \alpha^2}` and :math:`\tan\varphi = \sigma / (d \alpha)` the flow is
     :math:`dy / d\varphi = N` for :math:`y = x / R`. The prediction is the output of EDM's network (Karras et al. 2022,
     table 1, with :math:`\sigma_{data} = d`) up to its sign, and that of v for :math:`d = 1`. It vanishes for Gaussian
-    data of mean 0 and standard deviation ``d``, whose flow is exact then. A small ``d`` leads to :class:`Data`, a large
-    one to :class:`Noise`. The scale is a number and not estimated from a batch, so that an image does not depend on its
-    neighbours.
-
-    Attributes:
-        scale: the standard deviation of the data, ``d``.
-
-    Raises:
-        InputError: if it is not positive.
+    data of mean 0 and standard deviation ``d``, whose flow is then exact. A small ``d`` approaches
+    :class:`PredictedData`, a large one :class:`PredictedNoise`. ``scale`` is ``d``, the standard deviation of the data.
     """
 
     scale: float = 1.0
@@ -250,14 +207,6 @@ class Rotation:
     def __post_init__(self) -> None:
         if not 0.0 < self.scale < math.inf:
             raise InputError(f"The scale of the data is a standard deviation and must be positive; got {self.scale}.")
-
-    @property
-    def starts_at_noise(self) -> bool:
-        return True
-
-    @property
-    def deterministic(self) -> bool:
-        return True
 
     def _polar(self, level: Level) -> tuple[float, float]:
         signal, sigma = self.scale * float(level.alpha), float(level.sigma)
@@ -267,7 +216,7 @@ class Rotation:
         _, angle = self._polar(level)
         return -math.sin(angle) / self.scale, math.cos(angle)
 
-    def own(self, ratio: Numbers) -> Numbers:
+    def natural(self, ratio: Numbers) -> Numbers:
         return np.arctan(ratio / self.scale)
 
     def carry(self, t: Level, s: Level) -> float:
@@ -277,11 +226,5 @@ class Rotation:
         radius, end = self._polar(s)
         return radius * (end - self._polar(t)[1])
 
-    def bound(self, t: Level, s: Level) -> float:
-        return 100.0 * abs(self.total(t, s))
-
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         return -self._polar(s)[0] * self.scale * ratio / (self.scale**2 + ratio * ratio)
-
-    def noise(self, t: Level, s: Level) -> float:
-        return 0.0

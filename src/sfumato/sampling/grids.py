@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError
 
 TABLE = 1000
-"""The steps of the table that grids of published tables suppose where a schedule is none."""
+"""The number of steps that stand for a table where the schedule is in continuous time."""
 
 
 def _check_steps(steps: int) -> None:
@@ -23,7 +25,7 @@ def _check_steps(steps: int) -> None:
 
 
 def uniform(schedule: Schedule, steps: int) -> Level:
-    """``steps + 1`` levels uniform in time from 1 to 0: those of a discrete schedule when ``steps`` is its ``T``."""
+    """Steps uniform in time from 1 to 0: all of a table when there are as many."""
     _check_steps(steps)
     return schedule(torch.arange(steps, -1, -1, dtype=torch.float64) / steps)
 
@@ -31,24 +33,18 @@ def uniform(schedule: Schedule, steps: int) -> Level:
 def trailing(schedule: Schedule, steps: int) -> Level:
     r"""Steps of a table counted from its end (Lin et al. 2024, sec. 3.3): :math:`T - i T / N`, rounded.
 
-    It is :func:`uniform` with every level a step of the table. A schedule that is no table has one of 1000 here.
-
-    Raises:
-        InputError: if the table has fewer steps.
+    It is :func:`uniform` with every level a step of the table; a schedule in continuous time has a table of 1000 here.
     """
     table = _table(schedule, steps)
-    # as numpy does, halves go to the even number; steps of a table are at least 1 apart, so that none repeats
+    # as in numpy, halves are rounded to even; steps of a table are at least 1 apart, so that none repeats
     return _of_table(schedule, table, [round(table * (steps - i) / steps) for i in range(steps)])
 
 
 def leading(schedule: Schedule, steps: int) -> Level:
-    r"""Every :math:`\lfloor T / N \rfloor`-th step of a table, counted from its first (J. Song et al. 2021, app. D.2).
+    r"""Every :math:`\lfloor T / N \rfloor`-th step of a table from its first (J. Song et al. 2021, app. D.2).
 
-    The grid as DDPM and DDIM are run with it, :math:`1 + i \lfloor T / N \rfloor`, ends long before the noise: of 1000
-    steps, 10 start at 901. Here its noisiest level is ``t = 1`` instead, where sampling starts.
-
-    Raises:
-        InputError: if the table has fewer steps.
+    The published grid, :math:`1 + i \lfloor T / N \rfloor`, starts long after the noise: of 1000 steps, 10 start at
+    901. Here its noisiest level is ``t = 1`` instead, where sampling starts.
     """
     table = _table(schedule, steps)
     stride = table // steps
@@ -56,13 +52,10 @@ def leading(schedule: Schedule, steps: int) -> Level:
 
 
 def quadratic(schedule: Schedule, steps: int) -> Level:
-    r"""Steps of a table denser at the data (J. Song et al. 2021, app. D.2): :math:`\lfloor c\, i^2 \rfloor`.
+    r"""Steps of a table, denser near the data (J. Song et al. 2021, app. D.2): :math:`\lfloor T i^2 / N^2 \rfloor`.
 
-    With :math:`c = T / N^2`, so that it starts at ``t = 1``, and at least :math:`i`, so that none of the first steps of
-    the table repeats. A schedule that is no table has one of 1000 here.
-
-    Raises:
-        InputError: if the table has fewer steps.
+    At least :math:`i`, so that none of the first steps of the table repeats. A schedule in continuous time has a table
+    of 1000 here.
     """
     table = _table(schedule, steps)
     return _of_table(schedule, table, [max(table * i * i // (steps * steps), i) for i in range(steps, 0, -1)])
@@ -72,7 +65,7 @@ def _table(schedule: Schedule, steps: int) -> int:
     _check_steps(steps)
     table = schedule.steps if isinstance(schedule, Discrete) else TABLE
     if steps > table:
-        raise InputError(f"A grid of {steps} steps can't be taken from a table of {table}; ask for at most as many.")
+        raise InputError(f"A grid of {steps} steps can't be taken from a table of {table}; use at most {table} steps.")
     return table
 
 
@@ -83,7 +76,7 @@ def _of_table(schedule: Schedule, table: int, steps: Sequence[int]) -> Level:
 def karras(
     schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max: float | None = None, rho: float = 7.0
 ) -> Level:
-    r"""The grid of EDM in :math:`\hat\sigma = \sigma / \alpha` (Karras et al. 2022, eq. 5), with the data at its end.
+    r"""The steps of EDM, uniform in :math:`(\sigma / \alpha)^{1 / \rho}` (Karras et al. 2022, eq. 5).
 
     .. math::
         \hat\sigma_i = \left(\hat\sigma_{\max}^{1/\rho}
@@ -91,59 +84,45 @@ def karras(
         \qquad \hat\sigma_N = 0
 
     Args:
-        sigma_min: the last level before the data.
-        sigma_max: the first level; by default the end of the schedule, ``t = 1``.
-        rho: larger puts more levels near the data.
-
-    Raises:
-        InputError: if the range is empty or goes beyond the schedule, there is no step, or ``rho`` is not positive.
+        schedule: the schedule.
+        steps: the number of steps.
+        sigma_min: the last sigma / alpha before the data.
+        sigma_max: the first sigma / alpha; the end of the schedule when not given.
+        rho: larger puts more steps near the data.
     """
     if not 0.0 < rho < math.inf:
         raise InputError(f"The rho of a Karras grid must be positive; got {rho}.")
-
-    def between(ramp: Tensor, top: float) -> Tensor:
-        return (top ** (1.0 / rho) + ramp * (sigma_min ** (1.0 / rho) - top ** (1.0 / rho))) ** rho
-
-    return _between(schedule, steps, sigma_min, sigma_max, between)
+    top = _top(schedule, steps, sigma_min, sigma_max)
+    ramp = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
+    ratios = (top ** (1.0 / rho) + ramp * (sigma_min ** (1.0 / rho) - top ** (1.0 / rho))) ** rho
+    return at_ratios(schedule, ratios.tolist())
 
 
 def log_snr(schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max: float | None = None) -> Level:
-    r"""Uniform in log-SNR, with the data at its end (Lu et al. 2022, DPM-Solver, sec. 3.4).
+    r"""Steps uniform in log-SNR (Lu et al. 2022, DPM-Solver, sec. 3.4).
 
     .. math:: \hat\sigma_i = \hat\sigma_{\max} (\hat\sigma_{\min} / \hat\sigma_{\max})^{i / (N - 1)}
 
     Args:
-        sigma_min: the last level before the data.
-        sigma_max: the first level; by default the end of the schedule, ``t = 1``.
-
-    Raises:
-        InputError: as :func:`karras` does.
+        schedule: the schedule.
+        steps: the number of steps.
+        sigma_min: the last sigma / alpha before the data.
+        sigma_max: the first sigma / alpha; the end of the schedule when not given.
     """
-
-    def between(ramp: Tensor, top: float) -> Tensor:
-        return top * (sigma_min / top) ** ramp
-
-    return _between(schedule, steps, sigma_min, sigma_max, between)
+    top = _top(schedule, steps, sigma_min, sigma_max)
+    ramp = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
+    return at_ratios(schedule, (top * (sigma_min / top) ** ramp).tolist())
 
 
-def _between(
-    schedule: Schedule,
-    steps: int,
-    sigma_min: float,
-    sigma_max: float | None,
-    grid: Callable[[Tensor, float], Tensor],
-) -> Level:
+def _top(schedule: Schedule, steps: int, sigma_min: float, sigma_max: float | None) -> float:
+    """The first level of a grid between two levels, checked."""
     _check_steps(steps)
-    end = float(schedule(1.0).noise_to_signal)
-    top = end if sigma_max is None else sigma_max
+    top = float(schedule(1.0).noise_to_signal) if sigma_max is None else sigma_max
     if not math.isfinite(top):
-        raise InputError(
-            "This schedule ends where nothing of the data is left, sigma / alpha = inf: say where the grid starts "
-            "(sigma_max), or take steps uniform in time."
-        )
+        raise InputError("This schedule ends at alpha = 0: say where the grid starts (sigma_max), or use kind uniform.")
     if not 0.0 < sigma_min < top:
         raise InputError(f"A grid needs 0 < sigma_min < sigma_max; got {sigma_min:.4g} and {top:.4g}.")
-    return at_ratios(schedule, grid(torch.linspace(0.0, 1.0, steps, dtype=torch.float64), top).tolist())
+    return top
 
 
 def logistic(
@@ -155,97 +134,52 @@ def logistic(
     sigma_min: float = 0.0,
     sigma_max: float = math.inf,
 ) -> Level:
-    r"""From ``t = 1`` to the data, densest about one level: equal parts of a skewed logistic law of the log-SNR.
+    r"""From ``t = 1`` to the data, densest around one level: quantiles of a skewed logistic distribution of log-SNR.
 
     .. math::
         \hat\sigma_i = c\, (p_i^{-1/k} - 1)^{-w}, \qquad p_i = \left(1 - \frac iN\right) p_0,
         \qquad p_0 = \left(1 + (\hat\sigma_{\max} / c)^{-1/w}\right)^{-k}
 
-    For ``k = 1`` the density of :math:`\log\hat\sigma` is that of the logistic distribution of scale ``w`` about
-    :math:`\log c`, for another of a skewed one (of :math:`\hat\sigma` itself, of Dagum's). Near the data the levels are
-    those of :func:`karras` with :math:`\rho = w / k` and ``sigma_min`` 0, and in much noise they thin out likewise, in
-    :math:`\hat\sigma^{-1/w}`. It needs no least level and no greatest, so that it can also start where nothing of the
-    data is left.
+    For ``k = 1`` the density of :math:`\log\hat\sigma` is that of the logistic distribution of scale ``w`` around
+    :math:`\log c`, otherwise a skewed one (:math:`\hat\sigma` has a Dagum distribution). Near the data the levels are
+    those of :func:`karras` with :math:`\rho = w / k` and ``sigma_min`` 0; at high noise they are uniform in
+    :math:`\hat\sigma^{-1/w}`. It needs no least and no greatest level, so that it can also start at :math:`\alpha = 0`.
 
     Args:
         centre: ``c``, of :math:`\hat\sigma = \sigma / \alpha`.
         width: ``w``.
         skew: ``k``; above 1 the denser levels lie above the centre.
-        sigma_min: the least level before the data. Where the last would be below it, it is the last, and the others
-            enclose equal parts of what lies above it.
-        sigma_max: what lies above it is not divided: the first step leads from the end of the schedule to the level
-            that would come after this one.
-
-    Raises:
-        InputError: if there is no step, a number is not positive or the range empty.
+        sigma_min: the least level before the data. If the last would be below it, it is the last, and the others
+            divide what lies above it.
+        sigma_max: the first step leads from the end of the schedule to the level that would come after this one.
     """
     _check_steps(steps)
     if not (0.0 < centre < math.inf and 0.0 < width < math.inf and 0.0 < skew < math.inf):
         raise InputError(f"A logistic grid needs a positive centre, width and skew; got {centre}, {width} and {skew}.")
-    end = float(schedule(1.0).noise_to_signal)
-    if not 0.0 <= sigma_min < min(end, sigma_max):
-        raise InputError(f"A grid needs 0 <= sigma_min < sigma_max; got {sigma_min:.4g} and {min(end, sigma_max):.4g}.")
+    end = min(float(schedule(1.0).noise_to_signal), sigma_max)
+    if not 0.0 <= sigma_min < end:
+        raise InputError(f"A grid needs 0 <= sigma_min < sigma_max; got {sigma_min:.4g} and {end:.4g}.")
 
-    def part(ratio: float) -> float:
+    def quantile(ratio: float) -> float:
         return math.exp(-skew * math.log1p((ratio / centre) ** (-1.0 / width))) if ratio < math.inf else 1.0
 
-    top, least = part(min(end, sigma_max)), part(sigma_min) if sigma_min > 0.0 else 0.0
+    top, least = quantile(end), quantile(sigma_min) if sigma_min > 0.0 else 0.0
     ramp = torch.arange(1, steps, dtype=torch.float64)
     parts = top - top * ramp / steps
     if steps > 1 and least > parts[-1]:
         parts = top + (least - top) * ramp / (steps - 1)
-    below = centre * torch.expm1(-parts.log() / skew) ** -width
-    first = schedule(torch.ones(1, dtype=torch.float64))
-    return _joined(first, schedule.at(-2.0 * below.log()), schedule(torch.zeros(1, dtype=torch.float64)))
-
-
-def mixture(schedule: Schedule, first: Level, second: Level, share: float) -> Level:
-    r"""Between two grids of as many levels, each level in log-SNR: :math:`(1 - w) \lambda_i + w \lambda_i'`.
-
-    Args:
-        schedule: whose grids they are.
-        share: ``w``, of the second grid, in [0, 1].
-
-    Raises:
-        InputError: if the share lies outside [0, 1], or the grids are of different lengths.
-    """
-    if not 0.0 <= share <= 1.0:
-        raise InputError(f"The share of the second grid lies in [0, 1]; got {share}.")
-    if len(first) != len(second):
-        raise InputError(f"Grids of {len(first) - 1} and {len(second) - 1} steps can't be mixed; give them as many.")
-    found: list[float] = []
-    for a, b in zip(first, second, strict=True):
-        one, other = float(a.log_snr), float(b.log_snr)
-        # the ends may be infinite, and none of one of them no number
-        weighed = [(weight, value) for weight, value in ((1.0 - share, one), (share, other)) if weight > 0.0]
-        found.append(one if one == other else sum(weight * value for weight, value in weighed))
-    return at_log_snrs(schedule, found)
+    between = centre * torch.expm1(-parts.log() / skew) ** -width
+    return Level.cat([schedule(1.0), schedule.at(-2.0 * between.log()), schedule(0.0)])
 
 
 def at_times(schedule: Schedule, times: Sequence[float]) -> Level:
-    """The levels of a list of times, and the data.
-
-    Args:
-        times: falling, in [0, 1]; the data, 0, may be left out.
-
-    Raises:
-        InputError: if it is empty, not falling or beyond the schedule.
-    """
+    """The levels of a falling list of times in [0, 1]; the data, 0, may be left out."""
     _check_falling(times, "times")
-    if times[-1] != 0.0:
-        times = [*times, 0.0]
-    return schedule(torch.tensor(times, dtype=torch.float64))
+    return schedule(torch.tensor(times if times[-1] == 0.0 else [*times, 0.0], dtype=torch.float64))
 
 
 def at_ratios(schedule: Schedule, ratios: Sequence[float]) -> Level:
-    r"""The levels of a list of :math:`\hat\sigma = \sigma / \alpha`, the sigmas of EDM, and the data.
-
-    Args:
-        ratios: falling; the data, 0, may be left out.
-
-    Raises:
-        InputError: if it is empty, negative, not falling or beyond the schedule.
-    """
+    r"""The levels of a falling list of :math:`\sigma / \alpha`, the sigmas of EDM; the data, 0, may be left out."""
     _check_falling(ratios, "levels")
     if ratios[-1] < 0.0:
         raise InputError(f"A noise level is at least 0; got {ratios[-1]:.4g}.")
@@ -253,14 +187,7 @@ def at_ratios(schedule: Schedule, ratios: Sequence[float]) -> Level:
 
 
 def at_log_snrs(schedule: Schedule, log_snrs: Sequence[float]) -> Level:
-    """The levels of a list of log-SNRs, and the data.
-
-    Args:
-        log_snrs: rising; the data, infinity, may be left out.
-
-    Raises:
-        InputError: if it is empty, not rising or beyond the schedule.
-    """
+    """The levels of a rising list of log-SNRs; the data, infinity, may be left out."""
     _check_falling([-value for value in log_snrs], "levels")
     lowest = float(schedule(1.0).log_snr)
     if log_snrs[0] < lowest - 1e-9 * max(1.0, abs(lowest)):
@@ -268,25 +195,45 @@ def at_log_snrs(schedule: Schedule, log_snrs: Sequence[float]) -> Level:
         raise InputError(f"The schedule ends at sigma / alpha = {most:.4g}; a grid can't start at {wanted:.4g}.")
     inside = [value for value in log_snrs if math.isfinite(value)]
     # not every schedule has an inverse at infinity: the ends are known by their times
-    parts = [schedule(torch.ones(1, dtype=torch.float64))] if log_snrs[0] == -math.inf else []
+    parts = [schedule(1.0)] if log_snrs[0] == -math.inf else []
     if inside:
         parts.append(schedule.at(torch.tensor(inside, dtype=torch.float64)))
-    return _joined(*parts, schedule(torch.zeros(1, dtype=torch.float64)))
+    return Level.cat([*parts, schedule(0.0)])
 
 
 def _check_falling(values: Sequence[float], what: str) -> None:
     if not values or any(math.isnan(value) for value in values):
         raise InputError(f"A grid is a list of {what}, each a number; got {list(values)}.")
-    for k, (a, b) in enumerate(itertools.pairwise(values)):
+    for k, (a, b) in enumerate(itertools.pairwise(values), 2):
         if not a > b:
-            raise InputError(
-                f"The {what} of a grid must go strictly from noise to the data; number {k + 2} repeats or goes back."
-            )
+            raise InputError(f"The {what} of a grid must go strictly to the data; number {k} repeats or goes back.")
 
 
-def _joined(*parts: Level) -> Level:
-    columns = zip(*((part.t, part.alpha, part.sigma) for part in parts), strict=True)
-    return Level(*(torch.cat([torch.as_tensor(value) for value in column]) for column in columns))
+def listed(
+    schedule: Schedule,
+    steps: int,
+    sigmas: tuple[float, ...] = (),
+    times: tuple[float, ...] = (),
+    log_snrs: tuple[float, ...] = (),
+) -> Level:
+    """Any levels, in one of three lists; the data come after them.
+
+    Args:
+        schedule: the schedule.
+        steps: the number of steps, which the list must have.
+        sigmas: sigma / alpha of each level, falling.
+        times: the time of each level, falling from 1 at most.
+        log_snrs: the log-SNR of each level, rising.
+    """
+    lists = [(at, values) for at, values in ((at_ratios, sigmas), (at_times, times), (at_log_snrs, log_snrs)) if values]
+    if len(lists) != 1:
+        raise InputError("A listed grid needs its levels in one list: sigmas, times or log_snrs.")
+    at, values = lists[0]
+    # the data may be listed or not
+    count = len(values) - (not log_snrs and values[-1] == 0.0)
+    if count != steps:
+        raise InputError(f"The grid lists {count} levels, which make as many steps; sampling.steps is {steps}.")
+    return at(schedule, values)
 
 
 def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
@@ -294,7 +241,7 @@ def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
 
     Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that, it is the
     grid of :func:`karras` down to there: at less noise the data are certain, and a network has not learned to be. It
-    enters a schedule that ends at ``alpha = 0`` at :math:`\hat\sigma = 80`, EDM's end.
+    enters a schedule that ends at :math:`\alpha = 0` at :math:`\hat\sigma = 80`, the end of EDM.
 
     Args:
         sigma_min: the least level of interest, :math:`\hat\sigma` in units of the data.
@@ -304,3 +251,60 @@ def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
     if not isinstance(schedule, Discrete) and float(schedule(1.0 / steps).noise_to_signal) < 0.5 * sigma_min < end:
         return karras(schedule, steps, sigma_min, end if math.isfinite(end) else 80.0)
     return uniform(schedule, steps)
+
+
+def optimal_grid(schedule: Schedule, steps: int, gamma: Gamma) -> Level:
+    """The steps whose variational bound is the lowest, by Analytic-DPM (Bao et al. 2022); needs sfumato tune.
+
+    Chosen from all steps of a table, or from 1000 of a schedule in continuous time (:func:`cheapest_grid`).
+    """
+    count = schedule.steps if isinstance(schedule, Discrete) else TABLE
+    return cheapest_grid(fine(schedule, count), steps, gamma)
+
+
+def cheapest_grid(candidates: Level, steps: int, gamma: Gamma) -> Level:
+    r"""The ``steps + 1`` of the candidate levels from noise to data whose bound is the lowest.
+
+    A step with the optimal mean and variance costs the bound, in nats per dimension,
+
+    .. math::
+        \tfrac12 \log \frac{\tilde\beta + k_0^2 V_t}{\tilde\beta}
+        = \tfrac12 \log\left(1 + (\mathrm{SNR}_s - \mathrm{SNR}_t)\, V_t\right), \qquad
+        V_t = \tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x_t]
+
+    (Bao et al. 2022, sec. 4, since :math:`k_0^2 / \tilde\beta` is the weight :math:`\mathrm{SNR}_s - \mathrm{SNR}_t` of
+    Kingma et al. 2021, eq. 14), and the shortest path of ``steps`` edges follows by dynamic programming (Watson et al.
+    2021). The step to the data is free, so as published the last noisy level is the last of the candidates; a single
+    step goes from noise to data at once. Gamma is made monotone: at high noise an estimate may imply that a step costs
+    nothing, which the search would be sure to find.
+    """
+    # of the noisy levels
+    log_snr = torch.as_tensor(candidates.log_snr, dtype=torch.float64)[:-1]
+    count = len(log_snr)
+    if not 1 <= steps <= count:
+        raise InputError(f"A grid of {steps} steps can't be chosen from {count + 1} levels; use 1 to {count} steps.")
+    edges = torch.full((count + 1, count + 1), math.inf, dtype=torch.float64)
+    edges[count - 1 if steps > 1 else 0, count] = 0.0
+    if count > 1:
+        variance = torch.as_tensor(gamma.monotone().data_variance(candidates[: count - 1])).clamp(max=1.0)
+        snr = log_snr.exp()
+        between = 0.5 * ((snr - snr[:-1, None]) * variance[:, None]).log1p()
+        edges[:-2, :-1] = between.masked_fill(torch.ones_like(between).tril().bool(), math.inf)
+    return candidates[_shortest(edges, steps)]
+
+
+def _shortest(edges: Float64[Tensor, "nodes nodes"], steps: int) -> list[int]:
+    """The shortest path of ``steps`` forward edges from the first node to the last."""
+    last = len(edges) - 1
+    # after k edges a path is at node k at least, and leaves a node for each of the other edges
+    width = last - steps + 1
+    length = torch.full((width,), math.inf, dtype=torch.float64)
+    length[0] = 0.0
+    previous: list[Tensor] = []
+    for k in range(1, steps + 1):
+        length, nearest = (length[:, None] + edges[k - 1 : k - 1 + width, k : k + width]).min(0)
+        previous.append(nearest + (k - 1))
+    path = [last]
+    for k in range(steps, 0, -1):
+        path.append(int(previous[k - 1][path[-1] - k]))
+    return path[::-1]

@@ -1,4 +1,4 @@
-"""The only sampling loop of the package."""
+"""The sampling loop."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import random
-from sfumato.allocator import keep_freed_memory
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 
 Noise = Callable[[Tensor], Tensor]
-"""A source of standard normal noise of the shape, dtype and device of its argument; each call gives fresh noise."""
+"""A source of noise: each call returns new standard normal noise of the shape, dtype and device of its argument."""
+
+Predict = Callable[[Tensor, Level], Prediction]
+"""A denoiser with its conditions filled in, as a step calls it."""
 
 
 def seeded_noise(seed: int, first: int = 0) -> Noise:
-    """Noise in which image ``first + i`` of the seed draws the same numbers whatever the batch size.
+    """Noise of a seed, with the same numbers for image ``first + i`` at any batch size.
 
-    The k-th call is the k-th draw of each image; a batch holds the images ``first``, ``first + 1``, ...
+    The k-th call returns the k-th noise of each image; a batch holds the images ``first``, ``first + 1``, ...
     """
-    draw = 0
+    calls = itertools.count(1)
 
     def noise(x: Tensor) -> Tensor:
-        nonlocal draw
-        draw += 1
-        fresh = random.normal(seed, "sampling", first, x.shape[0], tuple(x.shape[1:]), step=draw)
-        return fresh.to(x.dtype).to(x.device, non_blocking=True)
+        normal = random.normal(seed, "sampling", first, x.shape[0], tuple(x.shape[1:]), step=next(calls))
+        return normal.to(x.dtype).to(x.device, non_blocking=True)
 
     return noise
 
@@ -40,31 +40,18 @@ def seeded_noise(seed: int, first: int = 0) -> Noise:
 def initial(
     levels: Level, shape: tuple[int, ...], seed: int, *, first: int = 0, count: int = 1
 ) -> Float[Tensor, "batch *shape"]:
-    r"""Pure noise at the first level of a grid, :math:`x \sim \mathcal N(0, \sigma^2 I)`, for images of a seed.
+    r"""Pure noise at the first level of a grid, :math:`x \sim \mathcal N(0, \sigma^2 I)`, for the images of a seed.
 
-    Args:
-        levels: a grid, or the level to start at.
-        shape: ``(C, *space)`` of an image.
-        seed: which images.
-        first: the number of the first image.
-        count: how many images.
+    They are the images ``first``, ``first + 1``, ... of ``shape`` ``(C, *space)``.
     """
-    return random.normal(seed, "prior", first, count, shape) * next(iter(levels)).sigma
+    return random.normal(seed, "prior", first, count, shape) * levels[0].sigma
 
 
 @dataclass(slots=True)
 class Memory:
-    """What a step may carry to the next: the explicit state of a solver.
-
-    Attributes:
-        noise: the source of noise of stochastic steps; deterministic steps never call it.
-        reuse: whether a step may write its result over ``x``.
-        index: the number of the step, from 0.
-        state: free for the step's own use, empty at the start.
-    """
+    """What a solver carries from step to step: the noise, the number of the step from 0, and its own state."""
 
     noise: Noise
-    reuse: bool = False
     index: int = 0
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -73,23 +60,15 @@ class Memory:
 class Step(Protocol):
     """One step of a sampler, from ``x`` at level ``t`` to level ``s``.
 
-    It may call ``denoise(x, level)`` as often and at whatever level it likes, but never at ``sigma = 0``.
+    It may call ``denoise(x, level)`` any number of times and at any level but ``sigma = 0``.
     """
 
-    def __call__(
-        self, denoise: Callable[[Tensor, Level], Prediction], x: Tensor, t: Level, s: Level, memory: Memory
-    ) -> Tensor: ...
+    def __call__(self, denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory) -> Tensor: ...
 
 
 @dataclass(slots=True)
 class Frame:
-    """What the loop yields after each step.
-
-    Attributes:
-        x: the sample at ``level``.
-        level: the level that was reached.
-        x0: the last estimate of the data that was made on the way, when the loop was asked for ``previews``.
-    """
+    """The sample ``x`` at the ``level`` of a step's end; with ``previews``, also its last estimate of the data."""
 
     x: Tensor
     level: Level
@@ -97,11 +76,7 @@ class Frame:
 
 
 def check_grid(levels: Level) -> None:
-    """Check that a grid goes from noise to the data.
-
-    Raises:
-        InputError: if it has no step, does not end at ``sigma = 0``, is not strictly falling in ``t`` or not finite.
-    """
+    """Check that a grid is finite and falls strictly in ``t`` from noise to ``sigma = 0``."""
     if len(levels) < 2:
         raise InputError("A grid needs at least one step: two levels, the last one the data.")
     t, sigma = torch.as_tensor(levels.t), torch.as_tensor(levels.sigma)
@@ -121,51 +96,24 @@ def sample(
     *,
     noise: Noise | None = None,
     previews: bool = False,
-    reuse: bool = False,
+    any_order: bool = False,
     **cond: Tensor,
 ) -> Iterator[Frame]:
-    """Walk ``x`` down a grid of levels; yields a :class:`Frame` after each step, the last of which is the sample.
+    """Take ``x`` along a grid of levels; yields a :class:`Frame` after each step, the last of which is the sample.
 
     Args:
         denoiser: any denoiser.
         x: the start, at the first level of the grid.
-        levels: a grid of ``N + 1`` levels that ends at the data.
-        step: what is done between two levels.
+        levels: a grid of ``N + 1`` levels that falls to the data.
+        step: the step from a level to the next.
         noise: the source of noise for stochastic steps; by default that of seed 0.
         previews: whether frames carry the last estimate of the data.
-        reuse: whether steps may write over the tensor of the frame before, which spares memory and time where only the
-            last frame is wanted.
-        cond: conditions, passed on to the denoiser.
-
-    Raises:
-        InputError: if the grid does not go down to the data, or previews are wanted of tensors that are reused.
+        any_order: whether levels may also rise, as in editing: DDIM inversion goes from the data to the noise, and
+            resampling goes back and forth.
+        cond: conditions, passed to the denoiser.
     """
-    check_grid(levels)
-    yield from walk(denoiser, x, levels, step, noise=noise, previews=previews, reuse=reuse, **cond)
-
-
-def walk(
-    denoiser: Denoise,
-    x: Float[Tensor, "batch *shape"],
-    levels: Level,
-    step: Step,
-    *,
-    noise: Noise | None = None,
-    previews: bool = False,
-    reuse: bool = False,
-    **cond: Tensor,
-) -> Iterator[Frame]:
-    """The loop of :func:`sample` over levels in any order, for steps that know what to do between two of them.
-
-    Editing needs it: inversion goes from the data to the noise, and resampling goes back and forth.
-
-    Raises:
-        InputError: if previews are wanted of tensors that are reused.
-    """
-    if previews and reuse:
-        raise InputError("Previews need the tensors of the step before: sample with reuse=False.")
-    if reuse:
-        x = x.clone()
+    if not any_order:
+        check_grid(levels)
     last: Prediction | None = None
 
     def denoise(x: Tensor, level: Level) -> Prediction:
@@ -175,10 +123,9 @@ def walk(
             last = prediction
         return prediction
 
-    keep_freed_memory()
-    memory = Memory(noise or seeded_noise(0), reuse)
+    memory = Memory(noise or seeded_noise(0))
     without_gradient = torch.no_grad()
-    for memory.index, (t, s) in enumerate(itertools.pairwise(list(levels))):
+    for memory.index, (t, s) in enumerate(itertools.pairwise(levels)):
         with without_gradient:
             x = step(denoise, x, t, s, memory)
             estimate = last.x0 if last is not None else None

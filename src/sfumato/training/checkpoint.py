@@ -28,27 +28,23 @@ class Checkpoints:
         path = self.folder / f"step-{step:09d}.safetensors"
         write_tensors(path, tensors, {**meta, "step": step})
         # a state of a later step is a broken one that resuming passed over: it must not outlive this one
-        others = [other for other in self.paths() if other != path]
-        for old in [other for other in others if other > path] + [o for o in others if o < path][self.keep - 1 :]:
+        later, earlier = [p for p in self.paths() if p > path], [p for p in self.paths() if p < path]
+        for old in later + earlier[self.keep - 1 :]:
             old.unlink(missing_ok=True)
         return path
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest state that is whole, or None when there is none at all; a broken newer one is named in a warning.
-
-        Raises:
-            InputError: if there are states and all are broken.
-        """
+        """The newest state that is whole, None if there is no state; broken ones are warned of, an error if all are."""
         broken: list[str] = []
         for path in self.paths():
             try:
-                found = read_tensors(path)
+                state = read_tensors(path)
             except InputError as error:
                 broken.append(str(error))
                 continue
             if broken:
                 warnings.warn(f"{' '.join(broken)} Using the older {path.name}.", SfumatoWarning, stacklevel=2)
-            return found
+            return state
         if broken:
             raise InputError(f"No checkpoint of this run is whole. {' '.join(broken)}")
         return None

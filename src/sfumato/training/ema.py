@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError
 
-EmaLaw = Callable[[int], float]
+EmaDecay = Callable[[int], float]
 """The decay after optimizer step ``k = 1, 2, ...``."""
 
 
-def power_law(gamma: float = 16.0, limit: float = 1.0) -> EmaLaw:
+def power_law(gamma: float = 16.0, limit: float = 0.9999) -> EmaDecay:
     r"""An average whose memory grows with training: :math:`\beta_k = \min((1 - 1/k)^{\gamma + 1},\ \text{limit})`.
 
     Without the limit, step ``j`` has a weight proportional to :math:`j^{\gamma + 1} - (j - 1)^{\gamma + 1}`, which is
     almost :math:`j^\gamma` (Karras et al. 2024, eq. 1); the first step replaces the average, so that nothing of the
     initial weights stays.
 
-    Raises:
-        InputError: if gamma is negative or the limit lies outside [0, 1].
+    Args:
+        gamma: the average remembers about 1/gamma of the training so far, at least 0.
+        limit: the largest decay, from 0 to 1.
     """
     if gamma < 0.0 or not 0.0 <= limit <= 1.0:
         raise InputError(f"An EMA needs gamma >= 0 and a limit in [0, 1]; got {gamma} and {limit}.")
@@ -32,15 +33,15 @@ def power_law(gamma: float = 16.0, limit: float = 1.0) -> EmaLaw:
 class Ema:
     """A running average of the parameters of a module, in float32."""
 
-    def __init__(self, module: nn.Module, law: EmaLaw) -> None:
+    def __init__(self, module: nn.Module, decay: EmaDecay) -> None:
         self._live = dict(module.named_parameters())
-        self.law = law
+        self.decay = decay
         self.average = {name: p.detach().float().clone() for name, p in self._live.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> float:
         """Take in the weights after optimizer step ``step``; returns the decay that was used."""
-        decay = self.law(step)
+        decay = self.decay(step)
         live = [p.detach().float() for p in self._live.values()]
         torch._foreach_lerp_(list(self.average.values()), live, 1.0 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return decay
@@ -55,9 +56,9 @@ class Ema:
         """Within the context, the module has the averaged weights."""
         with torch.no_grad():
             kept = {name: p.detach().clone() for name, p in self._live.items()}
-            for name, p in self._live.items():
-                p.copy_(self.average[name])
             try:
+                for name, p in self._live.items():
+                    p.copy_(self.average[name])
                 yield
             finally:
                 for name, p in self._live.items():

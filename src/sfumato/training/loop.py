@@ -1,197 +1,115 @@
-"""The training loop: a generator that yields one record per optimizer step."""
+"""The trainer: a generator that yields one record per optimizer step, for any loss."""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato import random
-from sfumato.conditioning.encoders import drop
-from sfumato.data import Batch, Loader
+from sfumato.data import Dataset, Loader
 from sfumato.diffusion.denoiser import Denoiser
-from sfumato.diffusion.importance import LossSecondMoment
-from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.objective import TimeLaw, Weight, training_loss
-from sfumato.diffusion.weighting import OfDenoiser
+from sfumato.diffusion.level import broadcast
 from sfumato.errors import InputError
-from sfumato.networks.dropout import Dropout
-from sfumato.training.ema import Ema, EmaLaw
-from sfumato.training.optimization import LearningRate
+from sfumato.random import Draws
+from sfumato.training.ema import Ema, EmaDecay, power_law
+from sfumato.training.losses import Denoising
+from sfumato.training.optimization import LearningRate, adamw, learning_rate_schedule
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradient is not finite, or exploded; the weights are those before the step.
+    """The loss or its gradient is not finite, or exploded; the weights are those before the step."""
 
-    Attributes:
-        saved: what is left of the run, in words.
-    """
-
-    saved = "nothing was saved"
+    saved = "nothing was saved"  # what is left of the run, in words
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What happened in one optimizer step.
+    """What happened in one optimizer step."""
 
-    Attributes:
-        step: the step, from 1.
-        images: images seen so far.
-        loss: the mean loss of the batch.
-        grad_norm: the norm of the gradient before clipping.
-        learning_rate: the learning rate of the step.
-        ema_decay: the decay of the average of the weights.
-        seconds: the wall time of the step.
-    """
-
-    step: int
-    images: int
-    loss: float
-    grad_norm: float
+    step: int  # from 1
+    images: int  # seen so far
+    loss: float  # the mean of the batch
+    grad_norm: float  # before clipping
     learning_rate: float
-    ema_decay: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """What is minimized.
-
-    Attributes:
-        law: the law of the levels; one that adapts to the losses is replaced after each step.
-        weight: the weighting of the squared error of the noise, or how to make it for the denoiser at hand.
-        label_dropout: the fraction of samples whose condition is dropped.
-        stratified: spread the levels of a batch evenly over their law (Kingma et al. 2021, app. I.1), instead of
-            drawing them independently.
-        bins: the number of values of the data, where a learned variance or schedule is taught by their likelihood.
-    """
-
-    law: TimeLaw | LossSecondMoment
-    weight: Weight | OfDenoiser
-    label_dropout: float = 0.0
-    stratified: bool = True
-    bins: int = 256
-
-    def uniforms(self, seed: int, start: int, count: int, batch: int) -> Float64[Tensor, "count"]:
-        """What the law maps to the levels of samples ``start ... start + count - 1``, in batches of ``batch``."""
-        if not self.stratified:
-            return random.uniform(seed, "time", start, count)
-        index = torch.arange(start, start + count)
-        steps = index.div(batch, rounding_mode="floor")
-        first, last = int(steps[0]), int(steps[-1])
-        shift = random.uniform(seed, "time", first, last - first + 1)[steps - first]
-        return (shift + (index % batch) / batch) % 1.0
-
-    def levels(self, seed: int, start: int, count: int, batch: int) -> Level:
-        """The levels of these samples."""
-        return self.law(self.uniforms(seed, start, count, batch))
-
-
-class _Loss(nn.Module):
-    """The loss as a module, so that data-parallel wrappers see a forward pass from tensors to a tensor."""
-
-    def __init__(self, denoiser: Denoiser, weight: Weight | OfDenoiser, bins: int) -> None:
-        super().__init__()
-        self.denoiser, self.weight, self.bins = denoiser, weight, bins
-
-    def forward(self, x0: Tensor, level: Level, noise: Tensor, cond: dict[str, Tensor]) -> Float[Tensor, "batch"]:
-        return training_loss(self.denoiser, x0, level, noise, self.weight, bins=self.bins, **cond)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; a GPU computes on meanwhile, which only pinned memory allows."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
-    """A stored optimizer state as the optimizer would have made it: on the device, in the memory layout of its weights.
-
-    The fused kernels walk the memory of weights and moments side by side, whatever their strides say.
-    """
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    ema_decay: float  # of the average of the weights
+    seconds: float  # of wall time
 
 
 class Trainer:
     """The state of a training run, and the generator that moves it on.
 
-    Every draw is a function of the seed and of the global index of a sample, so that neither the accumulation nor
-    the number of processes nor an interruption changes what is trained on.
+    Every random number is a function of the seed and of the global index of a sample, so that neither the accumulation
+    nor the number of processes nor an interruption changes what is trained on.
 
     Args:
-        denoiser: what is trained.
-        loader: the data.
-        objective: what is minimized.
-        optimizer: its learning rate is set at each step.
-        learning_rate: the law of the learning rate.
-        ema: the law of the average of the weights.
+        loss: a loss (see :mod:`sfumato.training.losses`), or a denoiser, which is trained by :class:`Denoising`.
+        data: a Loader, or what :meth:`sfumato.data.Dataset.of` takes.
+        optimizer: the optimizer of the trained module, whose learning rate is set at each step; AdamW by default.
+        learning_rate: the learning rate, or its schedule; by default 2e-4 after a warm-up of 500 steps.
+        ema: the decay of the average of the weights as a function of the step; by default a power law.
         batch_size: samples per optimizer step, over all processes.
         accumulate: parts in which a process computes its share of a batch.
         clip: the largest norm of the gradient; None to leave it.
-        bf16: whether the network computes in bfloat16 (autocast).
-        seed: the seed of every draw.
+        bf16: whether the loss is computed in bfloat16 (autocast).
+        seed: the seed of all random numbers.
         accelerator: the engine: device, processes, gradient synchronization.
-        sample_seconds: what a forward and backward pass took per sample, where that was measured; for those who tell.
 
-    Raises:
-        InputError: if the batch does not divide by the processes times the parts.
+    Attributes:
+        loss: the loss.
+        model: the trained module, whose weights are averaged and saved.
+        stop: set it in any process to end the loop of all after the same step.
+        stopping: whether it has ended so.
     """
 
     def __init__(
         self,
-        denoiser: Denoiser,
-        loader: Loader,
-        objective: Objective,
-        optimizer: torch.optim.Optimizer,
-        learning_rate: LearningRate,
-        ema: EmaLaw,
+        loss: nn.Module,
+        data: Any,
         *,
-        batch_size: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        learning_rate: LearningRate | float | None = None,
+        ema: EmaDecay | None = None,
+        batch_size: int = 64,
         accumulate: int = 1,
         clip: float | None = 1.0,
         bf16: bool = False,
         seed: int = 0,
         accelerator: Accelerator | None = None,
-        sample_seconds: float | None = None,
     ) -> None:
-        self.sample_seconds = sample_seconds
         self.accelerator = accelerator or Accelerator()
         parts = accumulate * self.accelerator.num_processes
         if batch_size < 1 or accumulate < 1 or batch_size % parts:
-            raise InputError(
-                f"A batch of {batch_size} does not divide into {accumulate} parts on "
-                f"{self.accelerator.num_processes} processes; take a multiple of {parts}."
-            )
-        self.denoiser, self.loader, self.objective = denoiser, loader, objective
-        self.optimizer, self.learning_rate = optimizer, learning_rate
+            cut = f"{accumulate} parts on {self.accelerator.num_processes} processes"
+            raise InputError(f"A batch of {batch_size} does not divide into {cut}; take a multiple of {parts}.")
+        self.loss = (Denoising(loss) if isinstance(loss, Denoiser) else loss).to(self.accelerator.device)
+        self.loader = data if isinstance(data, Loader) else Loader(Dataset.of(data), seed)
+        self.model: nn.Module = getattr(self.loss, "model", self.loss)
+        self.optimizer = adamw(self.model) if optimizer is None else optimizer
+        if learning_rate is None:
+            learning_rate = learning_rate_schedule(2e-4, warmup=500)
+        self.learning_rate = learning_rate if callable(learning_rate) else learning_rate_schedule(learning_rate)
         self.batch_size, self.accumulate, self.clip, self.seed = batch_size, accumulate, clip, seed
-        self.autocast = bf16
+        self.bf16 = bf16
         self.step = 0
-        self.stop = False
-        self.stopping = False
-        self.model = self.accelerator.prepare_model(_Loss(denoiser, objective.weight, objective.bins))
-        self.ema = Ema(denoiser, ema)
+        self.stop = self.stopping = False
+        self.ema = Ema(self.model, power_law() if ema is None else ema)
+        self._adaptive = bool(getattr(self.loss, "adaptive", False))
+        self._prepared = self.accelerator.prepare_model(self.loss)
         self._usual_loss = math.nan
-        self._dropout = any(isinstance(module, Dropout) for module in denoiser.modules())
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Train until ``steps`` optimizer steps are done; yields a record after each.
-
-        Setting ``stop`` in any process ends the loop of all after the same step; ``stopping`` tells that it has.
-
-        Raises:
-            Diverged: if the loss explodes or is not finite; nothing of that step is applied.
-        """
-        self.model.train()
+        """Train until ``steps`` optimizer steps are done, a record each; :class:`Diverged` if the loss explodes."""
+        self._prepared.train()
         while self.step < steps and not self.stopping:
             began = time.perf_counter()
             loss, grad_norm, rate = self._step()
@@ -205,110 +123,135 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
+        device, losses_seen = self.accelerator.device, list[Tensor]()
         share = self.batch_size // (self.accumulate * self.accelerator.num_processes)
-        law, plain = self.objective.law, list[Tensor]()
         # the wish to stop travels with the loss, so that all processes end after the same step
-        total = torch.tensor([0.0, float(self.stop)], device=self.accelerator.device)
+        total = torch.tensor([0.0, float(self.stop)], device=device)
         for part in range(self.accumulate):
             place = part * self.accelerator.num_processes + self.accelerator.process_index
             start = self.step * self.batch_size + place * share
             last = part == self.accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = self._loss(self.loader.batch(start, share))
-                if isinstance(law, LossSecondMoment):
-                    plain.append(losses.detach())
-                    u = self.objective.uniforms(self.seed, start, share, self.batch_size)
-                    losses = losses * broadcast(law.importance(u), losses)
+            with nullcontext() if last else self.accelerator.no_sync(self._prepared):
+                batch, draws = self.loader.batch(start, share).to(device), self._draws(start, share)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                    losses: Tensor = self._prepared(batch, draws)
+                if losses.shape != (share,):
+                    raise InputError(f"A loss gives one number per sample, ({share},); got {tuple(losses.shape)}.")
+                if self._adaptive:
+                    losses_seen.append(losses.detach())
+                    importance: Tensor = self.loss.importance(draws)  # pyright: ignore[reportCallIssue]
+                    losses = losses * broadcast(importance, losses)
                 loss = losses.mean() / self.accumulate
                 self.accelerator.backward(loss)
             total[0] += loss.detach()
         limit = math.inf if self.clip is None else self.clip
-        length = nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit, foreach=True)
+        length = nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
         shared = self.accelerator.reduce(total, reduction="mean")
         assert isinstance(shared, Tensor)
         # all numbers of a step at once: on a GPU, each reading waits for everything before it
         mean, stop, norm = torch.cat([shared, length.reshape(1)]).tolist()
         self.stopping = stop > 0.0
-        recorded = self._gathered(plain) if isinstance(law, LossSecondMoment) else None
+        gathered = self._gathered(losses_seen) if self._adaptive else None
         # a rare level with a large importance is no divergence
-        self._judge(mean if recorded is None else min(mean, float(recorded.mean())), "loss")
+        self._judge(mean if gathered is None else min(mean, float(gathered.mean())))
         if not math.isfinite(norm):
             raise Diverged(f"The gradient is {norm} at step {self.step + 1} (loss {mean:.4g}).")
         self.optimizer.step()
-        if isinstance(law, LossSecondMoment) and recorded is not None:
-            u = self.objective.uniforms(self.seed, self.step * self.batch_size, self.batch_size, self.batch_size)
-            self.objective = replace(self.objective, law=law.update(u, recorded))
+        if gathered is not None:
+            whole = self._draws(self.step * self.batch_size, self.batch_size)
+            self.loss.observe(whole, gathered)  # pyright: ignore[reportCallIssue]
         return mean, norm, rate
+
+    def _draws(self, start: int, count: int) -> Draws:
+        return Draws(self.seed, start, count, self.batch_size, self.accelerator.device)
 
     def _gathered(self, parts: list[Tensor]) -> Float[Tensor, "batch"]:
         """The numbers per sample of the whole batch, in the order of the samples, from the parts of each process."""
-        found = self.accelerator.gather(torch.stack(parts)[None])
-        assert isinstance(found, Tensor)
+        gathered = self.accelerator.gather(torch.stack(parts)[None])
+        assert isinstance(gathered, Tensor)
         # process, part, sample: the processes share each part
-        return found.transpose(0, 1).flatten()
+        return gathered.transpose(0, 1).flatten()
 
-    def _loss(self, batch: Batch) -> Float[Tensor, "batch"]:
-        device, count, start = self.accelerator.device, len(batch.x0), batch.start
-        x0 = _sent(batch.x0, device)
-        noise = _sent(random.normal(self.seed, "noise", start, count, tuple(x0.shape[1:])), device)
-        level = self.objective.levels(self.seed, start, count, self.batch_size)
-        cond: dict[str, Tensor] = {}
-        if batch.labels is not None:
-            dropped = random.uniform(self.seed, "drop", start, count) < self.objective.label_dropout
-            cond["label"] = _sent(drop(batch.labels, dropped), device)
-        if self._dropout:
-            words = random.uniform(self.seed, "dropout", start, count) * 2.0**31
-            cond["keys"] = _sent(words.int(), device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            return self.model(x0, level, noise, cond)
-
-    def _judge(self, loss: float, name: str) -> None:
+    def _judge(self, loss: float) -> None:
         usual = self._usual_loss
         if not math.isfinite(loss) or (loss > 1e3 * max(usual, 1e-3) and self.step > 20):
-            raise Diverged(f"The {name} is {loss:.4g} at step {self.step + 1}; it was about {usual:.4g} before.")
+            raise Diverged(f"The loss is {loss:.4g} at step {self.step + 1}; it was about {usual:.4g} before.")
         self._usual_loss = loss if math.isnan(usual) else usual + 0.05 * (loss - usual)
+
+    def _extra(self) -> dict[str, Tensor]:
+        """Buffers and extra state of the loss: all that is no weight of the model."""
+        weights = {id(p) for p in self.model.parameters()}
+        extra: dict[str, Tensor] = {}
+        for name, value in self.loss.state_dict(keep_vars=True).items():
+            if isinstance(value, dict):
+                extra |= {f"{name}/{key}": tensor for key, tensor in value.items()}  # pyright: ignore[reportUnknownVariableType]
+            elif id(value) not in weights:
+                extra[name] = value
+        return extra
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that resuming needs: tensors, and facts for JSON."""
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self.denoiser.named_parameters():
+        for name, parameter in self.model.named_parameters():
             tensors[f"weights/{name}"] = parameter
             tensors[f"ema/{name}"] = self.ema.average[name]
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-        if isinstance(self.objective.law, LossSecondMoment):
-            tensors |= {"times/losses": self.objective.law.losses, "times/seen": self.objective.law.seen}
+        tensors |= {f"loss/{name}": tensor for name, tensor in self._extra().items()}
         return tensors, {"step": self.step, "usual_loss": self._usual_loss}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Take up the state that :meth:`state` gave.
-
-        Raises:
-            InputError: if it is that of another model.
-        """
-        names = {name for name, _ in self.denoiser.named_parameters()}
-        stored = {name.removeprefix("weights/") for name in tensors if name.startswith("weights/")}
-        if names != stored:
-            odd = sorted(names ^ stored)
+        """Take up the state that :meth:`state` gave."""
+        parameters = dict(self.model.named_parameters())
+        weights, moments, extra, average = (
+            {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+            for part in ("weights/", "optimizer/", "loss/", "ema/")
+        )
+        shapes, stored = ({name: value.shape for name, value in of.items()} for of in (parameters, weights))
+        if odd := sorted(name for name in {**shapes, **stored} if shapes.get(name) != stored.get(name)):
             raise InputError(f"The checkpoint is of another model: {len(odd)} weights differ, the first is {odd[0]!r}.")
-        for name, parameter in self.denoiser.named_parameters():
-            value = tensors[f"weights/{name}"]
-            if value.shape != parameter.shape:
-                raise InputError(
-                    f"The checkpoint is of another model: {name} has shape {tuple(value.shape)} there and "
-                    f"{tuple(parameter.shape)} here."
-                )
-            parameter.copy_(value)
-            state = {
-                key.split("/", 2)[1]: _as_beside(parameter, value)
-                for key, value in tensors.items()
-                if key.startswith("optimizer/") and key.split("/", 2)[2] == name
-            }
-            if state:
-                self.optimizer.state[parameter] = state
-        if isinstance(self.objective.law, LossSecondMoment):
-            law = self.objective.law.restored(tensors.get("times/losses"), tensors.get("times/seen"))
-            self.objective = replace(self.objective, law=law)
-        self.ema.load({name: tensors[f"ema/{name}"] for name in names})
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+        for key, value in moments.items():
+            field, name = key.split("/", 1)
+            self.optimizer.state[parameters[name]][field] = _as_beside(parameters[name], value)
+        if odd := sorted(extra.keys() ^ self._extra().keys()):
+            where = f"{odd[0]!r} is {'only' if odd[0] in extra else 'not'} there"
+            raise InputError(f"The checkpoint is of another loss, with other objective.times perhaps: {where}.")
+        nested: dict[str, Any] = {name: value for name, value in extra.items() if "/" not in name}
+        for name in extra.keys() - nested.keys():
+            place, _, key = name.rpartition("/")
+            nested.setdefault(place, {})[key] = extra[name]
+        self.loss.load_state_dict(nested, strict=False)
+        self.ema.load(average)
         self.step, self._usual_loss = int(facts["step"]), float(facts["usual_loss"])
+
+
+def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
+    """A stored optimizer state in the memory layout of its weights: fused kernels walk both side by side."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+@contextmanager
+def stopping_on_signals(trainer: Trainer) -> Generator[list[int]]:
+    """Within the context, SIGINT and SIGTERM ask the trainer to stop after the step; a second one stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        trainer.stop = True
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

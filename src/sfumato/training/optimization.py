@@ -19,46 +19,58 @@ LearningRate = Callable[[int], float]
 """The learning rate of optimizer step ``k = 1, 2, ...``."""
 
 
-def learning_rate(peak: float, steps: int, *, warmup: int = 0, decay: Decay = "constant") -> LearningRate:
+def learning_rate_schedule(
+    peak: float, steps: int | None = None, *, warmup: int = 0, decay: Decay = "constant"
+) -> LearningRate:
     r"""A linear warm-up to ``peak`` over ``warmup`` steps, then constant, or falling to zero at ``steps``.
 
     With :math:`p = (k - w) / (N + 1 - w)`, cosine is :math:`\tfrac12 (1 + \cos \pi p)` and linear is :math:`1 - p`.
     """
-    if peak <= 0.0 or warmup < 0 or steps < 1:
+    if peak <= 0.0 or warmup < 0 or (steps is not None and steps < 1):
         raise InputError("The learning rate and steps must be positive, the warm-up not negative.")
+    if decay != "constant" and steps is None:
+        raise InputError(f"A {decay} decay of the learning rate needs the number of steps.")
 
-    def law(step: int) -> float:
+    def rate(step: int) -> float:
         if step <= warmup:
             return peak * step / warmup
-        if decay == "constant":
+        if decay == "constant" or steps is None:
             return peak
         progress = min(1.0, (step - warmup) / max(1, steps + 1 - warmup))
         return peak * (0.5 * (1.0 + math.cos(math.pi * progress)) if decay == "cosine" else 1.0 - progress)
 
-    return law
+    return rate
 
 
 def adamw(
-    module: nn.Module, *, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0, epsilon: float = 1e-8
+    module: nn.Module, *, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), fused; weight decay on matrices and kernels, not on biases and gains."""
+    """AdamW (Loshchilov and Hutter 2019), fused.
+
+    Args:
+        module: what is trained.
+        betas: the decay of the two moments, each from 0 to below 1.
+        weight_decay: decoupled weight decay, on matrices and kernels, not on biases and gains; at least 0.
+    """
+    _check(betas, weight_decay)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=_fuses(parameters))
+    matrices, rest = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=_fuses(parameters))
+
+
+def _check(betas: tuple[float, ...], weight_decay: float) -> None:
+    if not all(0.0 <= beta < 1.0 for beta in betas) or weight_decay < 0.0:
+        needs = "betas and momentum in [0, 1), and weight_decay >= 0"
+        raise InputError(f"An optimizer needs {needs}; got {betas} and {weight_decay}.")
 
 
 def _fuses(parameters: list[nn.Parameter]) -> bool:
     return all(p.device.type in ("cpu", "cuda", "xpu", "mps") and p.is_floating_point() for p in parameters)
 
 
-SMALL = 2**20
-"""The products of a matrix with itself up to which float32 is the quicker type, for kernels of about 64 channels."""
-TOGETHER = 2**24
-"""Numbers that are orthogonalized at once, unless one matrix has more: for speed many, for memory not all."""
+_SMALL = 2**20  # the products of a matrix with itself up to which float32 is quicker: kernels of about 64 channels
+_TOGETHER = 2**24  # numbers that are orthogonalized at once, unless one matrix has more: a balance of speed and memory
 
 
 def orthogonalized(
@@ -69,12 +81,12 @@ def orthogonalized(
     A matrix :math:`U S V^T` becomes :math:`U S' V^T` with :math:`S'` between 0.7 and 1.2, by ``steps`` of a quintic
     Newton-Schulz iteration :math:`X \leftarrow a X + (b X X^T + c (X X^T)^2) X` whose coefficients are chosen for speed
     near zero (Jordan et al. 2024). Singular values below a thousandth of the Frobenius norm come out smaller. It is
-    computed in bfloat16 where the processor has it, whatever the precision of the training; small matrices, which take
+    computed in bfloat16 where the device has it, for any precision of the training; small matrices, which take
     longer so, in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     short, long = sorted(matrices.shape[-2:])
-    half = short * short * long > SMALL and supports_bf16(matrices.device)
+    half = short * short * long > _SMALL and supports_bf16(matrices.device)
     x = matrices.bfloat16() if half else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -96,10 +108,10 @@ class Muon(torch.optim.Optimizer):
     PyTorch's own takes matrices only, and one at a time; here those of one shape are computed at once.
 
     Args:
-        module: the weights of its convolutions and linear layers are orthogonalized; tables of embeddings are not.
-        momentum: :math:`\mu`.
-        betas: AdamW's, for the others.
-        weight_decay: decoupled, on matrices and kernels.
+        module: what is trained; weights of convolutions and linear layers are orthogonalized, tables of embeddings not.
+        momentum: the decay of the momentum that is orthogonalized, from 0 to below 1.
+        betas: the decay of AdamW's two moments for the other weights, each from 0 to below 1.
+        weight_decay: decoupled weight decay, on matrices and kernels; at least 0.
     """
 
     def __init__(
@@ -110,24 +122,20 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
     ) -> None:
-        layered, tables, rest = self._split(module)
-        kept = {"betas": betas, "fused": _fuses([*tables, *rest]), "orthogonal": False}
-        groups: list[dict[str, Any]] = [
-            {"params": layered, "weight_decay": weight_decay, "orthogonal": True},
-            {"params": tables, "weight_decay": weight_decay, **kept},
-            {"params": rest, "weight_decay": 0.0, **kept},
-        ]
-        super().__init__([group for group in groups if group["params"]], {"lr": 0.0, "momentum": momentum})
-
-    @staticmethod
-    def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-        """Weights of layers, other matrices, and the rest, each once."""
+        _check((*betas, momentum), weight_decay)
         layers = (m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d))
         inside = {id(layer.weight) for layer in layers}
         parameters = [p for p in module.parameters() if p.requires_grad]
         layered = [p for p in parameters if id(p) in inside]
         others = [p for p in parameters if id(p) not in inside]
-        return layered, [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
+        tables, rest = [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
+        adam = {"betas": betas, "fused": _fuses(others), "orthogonal": False}
+        groups: list[dict[str, Any]] = [
+            {"params": layered, "weight_decay": weight_decay, "orthogonal": True},
+            {"params": tables, "weight_decay": weight_decay, **adam},
+            {"params": rest, "weight_decay": 0.0, **adam},
+        ]
+        super().__init__([group for group in groups if group["params"]], {"lr": 0.0, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -138,29 +146,27 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             if group["orthogonal"]:
-                self._turn(group)
+                self._orthogonal_steps(group)
         others = [group for group in self.param_groups if not group["orthogonal"]]
         if others:
-            # made anew, of the groups and the state as they are: those may have been loaded or copied
+            # of the groups and the state as they are now: those may have been loaded or copied
             adam = torch.optim.AdamW(others)
             adam.state = self.state
             adam.step()
         return loss
 
-    def _turn(self, group: dict[str, Any]) -> None:
+    def _orthogonal_steps(self, group: dict[str, Any]) -> None:
         shapes: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for p in group["params"]:
             if p.grad is not None:
                 shapes[len(p), p[0].numel()].append(p)
-        rate, momentum = group["lr"], group["momentum"]
-        for shape, every in shapes.items():
-            count = max(1, TOGETHER // math.prod(shape))
-            for i in range(0, len(every), count):
-                self._turn_alike(shape, every[i : i + count], rate, momentum, group["weight_decay"])
+        for shape, weights in shapes.items():
+            count = max(1, _TOGETHER // math.prod(shape))
+            for i in range(0, len(weights), count):
+                self._orthogonal_step(shape, weights[i : i + count], group)
 
-    def _turn_alike(
-        self, shape: tuple[int, int], weights: list[Tensor], rate: float, momentum: float, weight_decay: float
-    ) -> None:
+    def _orthogonal_step(self, shape: tuple[int, int], weights: list[Tensor], group: dict[str, Any]) -> None:
+        rate, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
         gradients = [p.grad for p in weights if p.grad is not None]
         for p in weights:
             if "momentum" not in self.state[p]:
@@ -168,8 +174,8 @@ class Muon(torch.optim.Optimizer):
         past = [self.state[p]["momentum"] for p in weights]
         torch._foreach_lerp_(past, gradients, 1.0 - momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         ahead = torch._foreach_lerp(gradients, past, momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        turned = orthogonalized(torch.stack([a.reshape(shape) for a in ahead]))
+        directions = orthogonalized(torch.stack([a.reshape(shape) for a in ahead]))
         if weight_decay:
             torch._foreach_mul_(weights, 1.0 - rate * weight_decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        moves = [t.view(p.shape) for t, p in zip(turned, weights, strict=True)]
+        moves = [d.view(p.shape) for d, p in zip(directions, weights, strict=True)]
         torch._foreach_add_(weights, moves, alpha=-rate * 0.2 * math.sqrt(max(shape)))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

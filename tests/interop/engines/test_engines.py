@@ -15,7 +15,7 @@ import torch
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.interop import engines, export
 from sfumato.interop.engines.deviation import record
-from sfumato.interop.engines.program import described
+from sfumato.interop.model import description
 from sfumato.models.inference import LEAST_MACS
 from sfumato.models.model import Model
 from tests.interop.engines.models import random_model
@@ -23,7 +23,7 @@ from tests.interop.engines.models import random_model
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 KINDS: dict[str, dict[str, Any]] = {
-    "unet": {"shape": (3, 8, 8), "classes": 3, "objective": {"label_dropout": 0.1}},
+    "unet": {"shape": (3, 8, 8), "classes": 3},
     "additive": {"shape": (1, 16), "model": {"network": {"modulation": "additive", "dropout": 0.1}}},
     "ncsnpp": {
         "shape": (3, 8, 8),
@@ -63,9 +63,9 @@ def in_engine(engine: str) -> Model:
 
 def inputs(model: Model, count: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(count)
-    x = torch.randn(count, *model.facts.shape, generator=generator)
+    x = torch.randn(count, *model.info.shape, generator=generator)
     time = 5.0 * torch.rand(count, generator=generator)
-    return x, time, {"label": torch.arange(count) % 4 - 1} if model.facts.classes else {}
+    return x, time, {"label": torch.arange(count) % 4 - 1} if model.conditions else {}
 
 
 def packages(*names: str) -> None:
@@ -82,7 +82,7 @@ def test_onnx_at_any_batch_size(tmp_path: Path, kind: str) -> None:
     export(model, "onnx", tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["sfumato"])
-    assert facts["config"] == model.config.model_dump(mode="json") and facts["data"]["shape"] == list(model.facts.shape)
+    assert facts["config"] == model.config.model_dump(mode="json") and facts["data"]["shape"] == list(model.info.shape)
     for count in (1, 2, 5):
         x, time, cond = inputs(model, count)
         given = {name: value.numpy() for name, value in {"x": x, "time": time, **cond}.items()}
@@ -118,9 +118,7 @@ def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
     fast = in_engine(engine)
     assert fast.denoiser.data_std == model.denoiser.data_std != 1.0
     assert torch.allclose(fast.sample(5, seed=1, batch_size=3), model.sample(5, seed=1), atol=1e-4)
-    guided = model.config.sampling.model_copy(
-        update={"guidance": model.config.sampling.guidance.model_copy(update={"scale": 2.0})}
-    )
+    guided = model.config.sampling.override({"guidance.scale": 2.0})
     assert torch.allclose(fast.sample(2, sampling=guided), model.sample(2, sampling=guided), atol=1e-4)
     # no condition is the null condition
     x, time, _ = inputs(model, 2)
@@ -150,7 +148,7 @@ def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
     network = model.denoiser.network
     x, time, _ = inputs(model, 2)
     for label in (3, -2):
-        with pytest.raises(InputError, match="none of the 3 classes; give numbers from 0 to 2, or -1"):
+        with pytest.raises(InputError, match="a number from 0 to 2, or -1"):
             network(x, time, label=torch.tensor([0, label]))
     if engine != "torch":
         for wrong in ((x[:, :2], time, {}), (x[..., :4], time, {}), (x, time[:1], {}), (x[0], time, {})):
@@ -170,10 +168,10 @@ def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
         ({"time": "log_snr"}, "log(alpha^2 / sigma^2) / 4"),
     ],
 )
-def test_a_file_says_what_its_network_is_told_of_the_level(settings: dict[str, Any], words: str) -> None:
+def test_a_file_says_how_its_network_is_given_the_level(settings: dict[str, Any], words: str) -> None:
     """And it is what the denoiser tells it."""
     model = random_model(shape=(2,), model={"network": {"kind": "mlp"}, **settings})
-    assert words in json.loads(described(model))["inputs"]["time"]
+    assert words in json.loads(description(model))["inputs"]["time"]
     level = model.denoiser.schedule(torch.tensor([0.25]))
     ratio = level.log_snr
     told = {
@@ -259,7 +257,7 @@ def test_bf16_and_its_deviation() -> None:
     assert 1e-4 < deviation.rms < 0.1 and "RMS" in str(deviation)
 
 
-def test_a_processor_without_bf16_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bf16_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     packages("openvino", "onnx", "onnxscript")
     from sfumato.interop.engines import openvino
 

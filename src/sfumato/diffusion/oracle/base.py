@@ -1,150 +1,128 @@
-"""What every oracle has: the interface, and the way from images at a level to rows of float64."""
+"""The interface of every oracle, and the distribution of a data set itself."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from sfumato import random
 from sfumato.diffusion.denoiser import Prediction
-from sfumato.diffusion.level import Level
+from sfumato.diffusion.level import Data, Level
 from sfumato.diffusion.parameterization import v
+from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
+
+Rows = Float64[Tensor, "rows dims"]
+"""Flattened samples."""
+
+Levels = Float64[Tensor, "levels"]
+"""A number of each row's level, or one for all rows."""
 
 
 class Oracle(ABC):
     r"""A distribution of data that is known at every level, and the exact denoiser that follows from it.
 
-    An oracle is a denoiser like any other: samplers, bounds and figures take it as they take a network. To write
-    one, define :meth:`log_prob_rows`, :meth:`posterior_rows` and :meth:`trace_rows` on flattened samples in float64,
-    and :meth:`sample`. Everything is differentiable in ``x``. Computations are done in float64 on the device of the
-    oracle's own tensors, and answers come in the dtype and on the device of ``x``.
+    Samplers, bounds and figures accept it in place of a network. To write one, define :meth:`log_prob_rows`,
+    :meth:`combine_rows` and :meth:`trace_rows` on flattened samples in float64, and :meth:`sample`. Results are
+    differentiable in ``x``, and have its dtype and device.
 
     Args:
         shape: the shape of one sample.
+        schedule: the noise schedule for functions that take it from the denoiser, such as generation.
+        row_size: how many numbers are computed for a row; by default those of a sample.
+        device: where the computations are done.
     """
 
     elements: int = 2**22
-    """About how many numbers a temporary tensor may hold; batches are cut to stay below it."""
+    """About how many numbers a temporary tensor may hold; larger batches are cut."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    no_density: str | None = None
+    """Why the data have no density, or None if they have one."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        schedule: Schedule | None = None,
+        row_size: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.shape = shape
         self.dimensions = math.prod(shape)
         if self.dimensions == 0:
             raise InputError(f"An oracle needs samples of at least one dimension; got the shape {shape}.")
+        self.schedule = schedule
+        self.row_size = row_size or self.dimensions
+        self.device = device or torch.device("cpu")
 
     @abstractmethod
-    def log_prob_rows(
-        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> Float64[Tensor, "rows"]:
-        r""":math:`\log q(x_t)` in nats; the levels are one per row or one for all."""
+    def log_prob_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
+        r""":math:`\log q(x_t)` in nats."""
 
     @abstractmethod
-    def posterior_rows(
-        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> tuple[Float64[Tensor, "rows dims"], Float64[Tensor, "rows dims"]]:
-        r""":math:`E[x_0 | x_t]` and :math:`E[\epsilon | x_t]` at ``sigma > 0``.
+    def combine_rows(self, x: Rows, alpha: Levels, sigma: Levels, k0: Levels, k_eps: Levels) -> Rows:
+        r""":math:`k_0 E[x_0 | x_t] + k_\epsilon E[\epsilon | x_t]` at ``sigma > 0``.
 
-        Either follows from the other, :math:`x_t = \alpha E[x_0 | x_t] + \sigma E[\epsilon | x_t]`, but the difference
-        loses digits of the noise near the data, and of the data in the noise.
+        Either expectation follows from the other, but the difference loses digits of the noise near the data, and of
+        the data in the noise.
         """
 
-    def combine_rows(
-        self,
-        x: Float64[Tensor, "rows dims"],
-        alpha: Float64[Tensor, "levels"],
-        sigma: Float64[Tensor, "levels"],
-        k0: Float64[Tensor, "levels"],
-        k_eps: Float64[Tensor, "levels"],
-    ) -> Float64[Tensor, "rows dims"]:
-        r""":math:`k_0 E[x_0 | x_t] + k_\epsilon E[\epsilon | x_t]`, for oracles that get it cheaper than the two."""
-        x0, eps = self.posterior_rows(x, alpha, sigma)
-        return k0[:, None] * x0 + k_eps[:, None] * eps
-
     @abstractmethod
-    def trace_rows(
-        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> Float64[Tensor, "rows"]:
+    def trace_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
         r""":math:`\operatorname{tr} \operatorname{Cov}[x_0 | x_t]` at ``sigma > 0``."""
 
     @abstractmethod
-    def sample(
-        self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "batch *shape"]:
-        """Samples ``first ... first + count - 1`` of a seed; sample ``i`` is the same whatever the count.
-
-        Raises:
-            InputError: if ``count`` or ``first`` is negative.
-        """
+    def sample(self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32) -> Data:
+        """Samples ``first ... first + count - 1`` of a seed; sample ``i`` is the same for any count."""
 
     @property
-    def rows_at_once(self) -> int:
-        """How many rows are computed together."""
-        return max(1, self.elements // self.dimensions)
+    def data_std(self) -> float:
+        """The standard deviation of all numbers of the data, which solvers take for their scale."""
+        zero = torch.zeros(1, dtype=torch.float64, device=self.device)
+        x, one = zero.expand(1, self.dimensions), zero + 1.0
+        # pure noise says nothing of the data: there the posterior is their distribution
+        mean = self.combine_rows(x, zero, one, one, zero)[0]
+        variance = self.trace_rows(x, zero, one)[0] / self.dimensions + mean.var(correction=0)
+        return math.sqrt(float(variance))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the computations are done."""
-        return torch.device("cpu")
-
-    @property
-    def no_density(self) -> str | None:
-        """Why the data have no density, or None if they have one."""
-        return None
-
-    def __call__(self, x: Float[Tensor, "batch *shape"], level: Level, **cond: Tensor) -> Prediction:
-        r"""The exact prediction, :math:`\hat x_0 = E[x_0 | x_t]`; conditions are ignored.
-
-        Raises:
-            InputError: at ``sigma = 0``, or if ``x`` or the level have another shape than the data.
-        """
-        parts = self._noisy_parts(x, level)
+    def __call__(self, x: Data, level: Level, **cond: Tensor) -> Prediction:
+        r"""The exact prediction, :math:`\hat x_0 = E[x_0 | x_t]`, at ``sigma > 0``; conditions are ignored."""
         # v holds both the data and the noise to rounding at every level, where either of them would lose the other
-        target = torch.cat([self.combine_rows(rows, alpha, sigma, -sigma, alpha) for rows, alpha, sigma in parts])
-        return Prediction(x, target.to(x).reshape(x.shape), v(level))
+        return Prediction(x, self._combine(x, level, lambda alpha, sigma: (-sigma, alpha)), v(level))
 
-    def score(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch *shape"]:
-        r"""The score :math:`\nabla_x \log q(x_t) = -E[\epsilon | x_t] / \sigma` (Vincent 2011).
+    def score(self, x: Data, level: Level) -> Data:
+        r"""The score :math:`\nabla_x \log q(x_t) = -E[\epsilon | x_t] / \sigma` (Vincent 2011)."""
+        return self._combine(x, level, lambda alpha, sigma: (0.0 * sigma, -1.0 / sigma))
 
-        Raises:
-            InputError: as calling the oracle does.
-        """
-        parts = self._noisy_parts(x, level)
-        found = [self.combine_rows(rows, alpha, sigma, 0.0 * sigma, -1.0 / sigma) for rows, alpha, sigma in parts]
-        return torch.cat(found).to(x).reshape(x.shape)
-
-    def posterior_covariance_trace(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch"]:
+    def posterior_covariance_trace(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
         r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the squared error that no denoiser can avoid at ``x``.
 
         :math:`\nabla \cdot E[x_0 | x_t] = \frac{\alpha}{\sigma^2} \operatorname{tr} \operatorname{Cov}[x_0 | x_t]`.
-
-        Raises:
-            InputError: as calling the oracle does.
         """
         return torch.cat([self.trace_rows(*part) for part in self._noisy_parts(x, level)]).to(x)
 
-    def marginal_log_prob(self, x: Float[Tensor, "batch *shape"], level: Level) -> Float[Tensor, "batch"]:
-        r"""The log-density of the diffused data, :math:`\log q(x_t) = \log \int q(x_t | x_0) q(x_0) dx_0`, in nats.
-
-        Raises:
-            InputError: at ``sigma = 0`` if the data have no density; if ``x`` or the level have another shape.
-        """
+    def marginal_log_prob(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
+        r"""The log-density of the diffused data, :math:`\log q(x_t) = \log \int q(x_t | x_0) q(x_0) dx_0`, in nats."""
         rows, alpha, sigma = self._rows(x, level)
         if self.no_density is not None and bool((sigma == 0.0).any()):
             raise InputError(f"{self.no_density}; ask for marginal_log_prob at a level with sigma > 0.")
-        parts = [self.log_prob_rows(*part) for part in self._parts(rows, alpha, sigma)]
-        return torch.cat(parts).to(x)
+        return torch.cat([self.log_prob_rows(*part) for part in self._parts(rows, alpha, sigma)]).to(x)
 
-    def log_prob(self, x0: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
-        r"""The log-density of the data, :math:`\log q(x_0)`, in nats.
-
-        Raises:
-            InputError: if the data have no density.
-        """
+    def log_prob(self, x0: Data) -> Float[Tensor, "batch"]:
+        r"""The log-density of the data, :math:`\log q(x_0)`, in nats."""
         return self.marginal_log_prob(x0, Level(0.0, 1.0, 0.0))
+
+    def _combine(
+        self, x: Tensor, level: Level, coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        parts = self._noisy_parts(x, level)
+        rows = [self.combine_rows(part, alpha, sigma, *coefficients(alpha, sigma)) for part, alpha, sigma in parts]
+        return torch.cat(rows).to(x).reshape(x.shape)
 
     def _noisy_parts(self, x: Tensor, level: Level) -> list[tuple[Tensor, Tensor, Tensor]]:
         rows, alpha, sigma = self._rows(x, level)
@@ -155,40 +133,118 @@ class Oracle(ABC):
     def _rows(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
             raise InputError(f"This oracle knows samples of shape {self.shape}; got a batch of shape {tuple(x.shape)}.")
-        if not x.is_floating_point():
-            raise InputError(f"An oracle needs floating-point data; got {x.dtype}.")
-        alpha, sigma = (
-            torch.as_tensor(value, dtype=torch.float64).to(self.device).reshape(-1)
-            for value in (level.alpha, level.sigma)
-        )
-        if not len(alpha) == len(sigma) or len(alpha) not in (1, len(x)):
-            raise InputError(f"A level must be one for all or one per sample; got {len(alpha)} for {len(x)} samples.")
+        values = (torch.as_tensor(value, dtype=torch.float64) for value in (level.alpha, level.sigma))
+        alpha, sigma = (value.to(self.device).reshape(-1) for value in values)
         return x.to(self.device, torch.float64).reshape(len(x), self.dimensions), alpha, sigma
 
     def _parts(self, rows: Tensor, alpha: Tensor, sigma: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        pieces = rows.split(self.rows_at_once)
+        size = max(1, self.elements // self.row_size)
+        pieces = rows.split(size)
         if len(alpha) != len(rows) or len(pieces) == 1:
             return [(piece, alpha, sigma) for piece in pieces]
-        return list(zip(pieces, alpha.split(self.rows_at_once), sigma.split(self.rows_at_once), strict=True))
-
-
-def check_count(count: int, first: int) -> None:
-    """Check that the numbers of samples can be.
-
-    Raises:
-        InputError: if one is negative.
-    """
-    if count < 0 or first < 0:
-        raise InputError(f"Samples are numbered from 0; got {count} samples from number {first}.")
+        return list(zip(pieces, alpha.split(size), sigma.split(size), strict=True))
 
 
 def finite(values: Tensor, what: str) -> Float64[Tensor, "*shape"]:
-    """``values`` as a float64 tensor.
-
-    Raises:
-        InputError: if one is NaN or infinite.
-    """
+    """``values`` as a float64 tensor, which must be finite."""
     tensor = torch.as_tensor(values).detach().to(torch.float64)
     if not bool(tensor.isfinite().all()):
         raise InputError(f"The {what} of an oracle must be finite; found NaN or infinity.")
     return tensor
+
+
+# the ratio of the data's largest square to the variance of the noise above which the expansion of squared distances,
+# which is fast, would lose more than some 1e-10 nats to rounding
+NEAR = 1e5
+# how many differences are computed at a time: as many as fit in the cache of a CPU
+BLOCK = 2**17
+
+
+class EmpiricalOracle(Oracle):
+    r"""The exact denoiser of a data set, :math:`q(x_0) = \frac1N \sum_n \mathcal N(x_0; y_n, h^2 I)`, with ``std``
+    :math:`h`.
+
+    With :math:`S = \alpha^2 h^2 + \sigma^2`, with :math:`w` the softmax of
+    :math:`-\lVert x_t - \alpha y_n \rVert^2 / 2 S` and with :math:`\bar y = \sum_n w_n y_n`,
+
+    .. math::
+        E[x_0 | x_t] = \bar y + \frac{\alpha h^2}{S} (x_t - \alpha \bar y), \qquad
+        \operatorname{tr} \operatorname{Cov}[x_0 | x_t] =
+        \frac{\sigma^4}{S^2} \sum_n w_n \lVert y_n - \bar y \rVert^2 + D \frac{h^2 \sigma^2}{S}
+
+    (Karras et al. 2022, app. B.3, for :math:`h = 0`). It is what a network of unlimited capacity would learn: its
+    samples are the data.
+    """
+
+    def __init__(self, data: Tensor, std: float = 0.0, *, schedule: Schedule | None = None) -> None:
+        y = finite(data, "data")
+        if len(y) == 0 or std < 0.0:
+            raise InputError(f"An empirical distribution needs at least 1 image and std >= 0; got {len(y)} and {std}.")
+        shape = tuple(y.shape[1:])
+        super().__init__(shape, schedule=schedule, row_size=max(len(y), math.prod(shape)), device=y.device)
+        y = y.reshape(len(y), self.dimensions)
+        self.std = float(std)
+        if self.std == 0.0:
+            self.no_density = "An empirical distribution is a sum of points without density (std = 0)"
+        # distances are differences of squares, which should be small
+        self._centre = y.mean(0)
+        self._data: Float64[Tensor, "data dims"] = y - self._centre
+        self._squares = self._data.square().sum(1)
+        self._largest = float(self._squares.max())
+
+    def log_prob_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
+        variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
+        logits = self._distances(z, alpha, variance) / (-2.0 * variance[:, None])
+        norm = math.log(len(self._data)) + 0.5 * self.dimensions * (2.0 * math.pi * variance).log()
+        return logits.logsumexp(1) - norm
+
+    def combine_rows(self, x: Rows, alpha: Levels, sigma: Levels, k0: Levels, k_eps: Levels) -> Rows:
+        variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
+        mean = self._weights(self._distances(z, alpha, variance), variance) @ self._data
+        difference = z - alpha[:, None] * mean
+        scale = (k0 * alpha * self.std**2 + k_eps * sigma) / variance
+        return k0[:, None] * (self._centre + mean) + scale[:, None] * difference
+
+    def trace_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
+        variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
+        distances = self._distances(z, alpha, variance)
+        weights = self._weights(distances, variance)
+        mean = weights @ self._data
+        difference = z - alpha[:, None] * mean
+        # the variance of the data under the weights: from the data where the noise is large, and from the distances to
+        # x where it is small and the first difference would cancel
+        far = weights @ self._squares - mean.square().sum(1)
+        near = ((weights * distances).sum(1) - difference.square().sum(1)) / alpha.square().clamp(min=1e-300)
+        spread = torch.where(self._is_near(alpha, variance), near, far).clamp(min=0.0)
+        noise = sigma.square() / variance
+        return noise.square() * spread + self.dimensions * self.std**2 * noise
+
+    def sample(self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32) -> Data:
+        index = (random.uniform(seed, "oracle component", first, count) * len(self._data)).long().to(self.device)
+        rows = self._centre + self._data[index]
+        if self.std > 0.0:
+            noise = random.normal(seed, "oracle", first, count, (self.dimensions,))
+            rows = rows + self.std * noise.to(self.device, torch.float64)
+        return rows.to(dtype).reshape(count, *self.shape)
+
+    def _variance(self, alpha: Tensor, sigma: Tensor) -> Levels:
+        return (alpha * self.std).square() + sigma.square()
+
+    def _weights(self, distances: Tensor, variance: Tensor) -> Float64[Tensor, "rows data"]:
+        return (distances / (-2.0 * variance[:, None])).softmax(1)
+
+    def _centred(self, x: Tensor, alpha: Tensor) -> Rows:
+        return x - alpha[:, None] * self._centre
+
+    def _is_near(self, alpha: Tensor, variance: Tensor) -> Tensor:
+        return alpha.square() * self._largest > NEAR * variance
+
+    def _distances(self, z: Tensor, alpha: Tensor, variance: Tensor) -> Float64[Tensor, "rows data"]:
+        r""":math:`\lVert x_t - \alpha y_n \rVert^2`, for all data."""
+        scale = alpha[:, None]
+        if not bool(self._is_near(alpha, variance).any()):
+            cross = z @ self._data.mT
+            return z.square().sum(1, keepdim=True) - 2.0 * scale * cross + scale.square() * self._squares
+        at_once = max(1, min(self.elements, BLOCK) // (max(1, len(z)) * self.dimensions))
+        parts = [(z[:, None] - scale[..., None] * y).square().sum(2) for y in self._data.split(at_once)]
+        return torch.cat(parts, 1)

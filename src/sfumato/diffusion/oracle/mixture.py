@@ -3,21 +3,145 @@
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato import random
-from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.oracle.base import Oracle, check_count, finite
-from sfumato.diffusion.oracle.covariance import Covariances, Eigenvalues, Split
-from sfumato.errors import InputError, SfumatoWarning, nearest
+from sfumato.diffusion.level import Data, Level, broadcast
+from sfumato.diffusion.oracle.base import Levels, Oracle, Rows, finite
+from sfumato.diffusion.schedule import Schedule
+from sfumato.errors import InputError
 
-COVARIANCES = {"full": "full", "diag": "diag", "low_rank": "full"}
-"""The kinds of covariance a mixture is fitted with, and what scikit-learn fits for them."""
+Eigenvalues = Float64[Tensor, "levels components eigenvalues"]
+"""Those of matrices with the eigenvectors of the covariances, in the order of :attr:`Covariances.spectrum`."""
+
+
+class Split(NamedTuple):
+    """Vectors ``(rows, components, dims)``, and their coordinates along the basis of each component."""
+
+    whole: Float64[Tensor, "rows components dims"]
+    along: Float64[Tensor, "rows components rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class Covariances:
+    r"""The covariances of the components of a mixture, :math:`C_k = U_k \Lambda_k U_k^\top + r_k (I - U_k U_k^\top)`.
+
+    At a level, :math:`\alpha^2 C_k + \sigma^2 I` has the same eigenvectors. A variance of 0 is exact.
+    Make them with :meth:`full`, :meth:`diagonal` or :meth:`isotropic`.
+
+    Attributes:
+        basis: orthonormal columns :math:`U_k`, or None for the axes.
+        values: the variances along the basis.
+        rest: the variance across the basis.
+    """
+
+    basis: Float64[Tensor, "components dims rank"] | None
+    values: Float64[Tensor, "components rank"]
+    rest: Float64[Tensor, "components"]
+    dimensions: int
+
+    @staticmethod
+    def full(matrices: Tensor) -> Covariances:
+        """Any covariances, ``(K, D, D)`` or ``(D, D)`` for one; eigenvalues within rounding of 0 become 0."""
+        c = finite(matrices, "covariances")
+        c = c[None] if c.ndim == 2 else c
+        if float((c - c.mT).abs().max()) > 1e-6 * float(c.abs().max()):
+            raise InputError("A covariance must be symmetric.")
+        values, basis = torch.linalg.eigh(0.5 * (c + c.mT))
+        largest = values.abs().amax(1, keepdim=True)
+        if bool((values < -1e-6 * largest).any()):
+            raise InputError(f"A covariance can't have a negative eigenvalue; the lowest is {float(values.min()):.4g}.")
+        values = torch.where(values > largest * c.shape[1] * torch.finfo(torch.float64).eps, values, 0.0)
+        return Covariances(basis, values, torch.zeros_like(values[:, 0]), c.shape[1])
+
+    @staticmethod
+    def diagonal(variances: Tensor) -> Covariances:
+        """Independent dimensions with variances ``(K, *shape)``."""
+        values = _variances(variances)
+        values = values.reshape(len(values), -1)
+        return Covariances(None, values, torch.zeros_like(values[:, 0]), values.shape[1])
+
+    @staticmethod
+    def isotropic(variances: Tensor, dimensions: int) -> Covariances:
+        """Multiples of the identity, ``variances`` ``(K,)``; 0 is a point mass."""
+        rest = _variances(variances).reshape(-1)
+        return Covariances(rest.new_zeros(len(rest), dimensions, 0), rest.new_zeros(len(rest), 0), rest, dimensions)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def codimension(self) -> int:
+        """The number of directions across the basis."""
+        return self.dimensions - self.values.shape[1]
+
+    @property
+    def spectrum(self) -> Float64[Tensor, "components eigenvalues"]:
+        """The variances along the basis, and last that across it, if there are such directions."""
+        return torch.cat([self.values, self.rest[:, None]], 1) if self.codimension else self.values
+
+    @property
+    def multiplicity(self) -> Float64[Tensor, "eigenvalues"]:
+        """The number of directions of each eigenvalue."""
+        ones = self.values.new_ones(self.values.shape[1])
+        return torch.cat([ones, ones.new_full((1,), float(self.codimension))]) if self.codimension else ones
+
+    @property
+    def flat(self) -> int:
+        """The largest number of directions without variance of a component."""
+        return int(((self.spectrum == 0.0) * self.multiplicity).sum(1).max())
+
+    def at(self, alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]) -> Eigenvalues:
+        r"""The eigenvalues of :math:`\alpha^2 C_k + \sigma^2 I`."""
+        return alpha.square()[:, None, None] * self.spectrum + sigma.square()[:, None, None]
+
+    def split(self, z: Float64[Tensor, "rows components dims"]) -> Split:
+        return Split(z, z if self.basis is None else torch.einsum("bkd,kdr->bkr", z, self.basis))
+
+    def squares(self, z: Split) -> Float64[Tensor, "rows components eigenvalues"]:
+        """The squared length of vectors along the eigenvectors of each eigenvalue."""
+        along = z.along.square()
+        if self.basis is None or not self.codimension:
+            return along
+        across = z.whole
+        if self.values.shape[1]:
+            across = across - torch.einsum("bkr,kdr->bkd", z.along, self.basis)
+        return torch.cat([along, across.square().sum(2, keepdim=True)], 2)
+
+    def apply(self, matrix: Eigenvalues, z: Split) -> Float64[Tensor, "rows components dims"]:
+        """The product of matrices with vectors."""
+        along, across = self._beyond(matrix)
+        inside = along * z.along
+        if self.basis is not None:
+            inside = torch.einsum("bkr,kdr->bkd", inside, self.basis)
+        return inside if across is None else inside + across * z.whole
+
+    def mix(self, weights: Tensor, matrix: Eigenvalues, z: Split) -> Float64[Tensor, "rows dims"]:
+        """The weighted sum of :meth:`apply` over components, without storing its terms."""
+        along, across = self._beyond(matrix)
+        inside = weights[..., None] * along * z.along
+        if self.basis is None:
+            return inside.sum(1)
+        inside = inside.flatten(1) @ self.basis.mT.reshape(-1, self.dimensions)
+        return inside if across is None else inside + torch.einsum("bk,bkd->bd", weights * across[..., 0], z.whole)
+
+    def _beyond(self, matrix: Eigenvalues) -> tuple[Tensor, Tensor | None]:
+        r"""The two factors of :math:`U (M - m I) U^\top + m I`, which is :math:`U M U^\top + m (I - U U^\top)`."""
+        if not self.codimension:
+            return matrix, None
+        return matrix[..., :-1] - matrix[..., -1:], matrix[..., -1:]
+
+
+def _variances(values: Tensor) -> Tensor:
+    tensor = finite(values, "variances")
+    if bool((tensor < 0.0).any()):
+        raise InputError(f"A variance can't be negative; got {float(tensor.min()):.4g}.")
+    return tensor
 
 
 class MixtureOracle(Oracle):
@@ -31,217 +155,128 @@ class MixtureOracle(Oracle):
         \operatorname{tr} \operatorname{Cov}[x_0 | x_t] = \sum_k \gamma_k
         \left(\sigma^2 \operatorname{tr} C_k S_k^{-1} + \lVert m_k - E[x_0 | x_t] \rVert^2\right)
 
-    (Bishop 2006, eqs. 2.113 to 2.117, for each component.)
-    Eigenvectors are found once, so that a level costs only algebra of eigenvalues. Singular covariances, down to point
-    masses, are exact.
+    (Bishop 2006, eqs. 2.113 to 2.117, for each component). Singular covariances, down to point masses, are exact.
 
     Args:
         means: ``(K, *shape)``.
         covariances: those of the ``K`` components.
         weights: ``(K,)``, positive with sum 1; by default equal.
-
-    Raises:
-        InputError: if the numbers of components or dimensions differ, a number is not finite, or the weights are none.
+        schedule: see :class:`Oracle`.
     """
 
-    def __init__(self, means: Tensor, covariances: Covariances, weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        covariances: Covariances,
+        weights: Tensor | None = None,
+        *,
+        schedule: Schedule | None = None,
+    ) -> None:
         centres = finite(means, "means")
-        if centres.ndim == 0 or len(centres) == 0:
-            raise InputError("A mixture needs means of shape (K, *shape) with at least one component.")
-        super().__init__(tuple(centres.shape[1:]))
+        shape = tuple(centres.shape[1:])
+        super().__init__(shape, schedule=schedule, row_size=centres.numel(), device=centres.device)
         self.means: Float64[Tensor, "components dims"] = centres.reshape(len(centres), self.dimensions)
         self.covariances = covariances
         if len(covariances) != len(centres) or covariances.dimensions != self.dimensions:
             raise InputError(
                 f"There are {len(centres)} means of {self.dimensions} dimensions, but {len(covariances)} "
-                f"covariances of {covariances.dimensions}; both must be of the same components."
+                f"covariances of {covariances.dimensions}."
+            )
+        if covariances.flat:
+            self.no_density = (
+                f"A covariance is singular, without variance in {covariances.flat} of {self.dimensions} directions, so "
+                "that the data have no density"
             )
         equal = torch.full((len(centres),), 1.0 / len(centres), dtype=torch.float64)
         w = (equal if weights is None else finite(weights, "weights")).to(centres.device)
         if w.shape != equal.shape or not bool((w > 0.0).all()) or abs(float(w.sum()) - 1.0) > 1e-6:
-            raise InputError(f"The weights of {len(centres)} components must be as many positive numbers of sum 1.")
+            raise InputError(f"The weights must be {len(centres)} positive numbers of sum 1, one per component.")
         self.weights: Float64[Tensor, "components"] = w / w.sum()
 
     @staticmethod
     def fit(
-        images: Float[Tensor, "batch *shape"],
+        images: Data,
         components: int,
-        covariance: Literal["full", "diag", "low_rank"] = "full",
+        covariance: Literal["full", "diag"] = "full",
         seed: int = 0,
         *,
-        rank: int = 8,
         floor: float = 1e-6,
+        schedule: Schedule | None = None,
     ) -> MixtureOracle:
-        r"""The mixture that scikit-learn's expectation maximization finds for ``images``.
+        """The mixture that scikit-learn's expectation maximization fits to images ``(N, *shape)``.
 
-        ``low_rank`` keeps the ``rank`` largest eigenvalues of each full covariance and puts their mean in place of the
-        others, which is the best such covariance for the component (Tipping and Bishop 1999, eq. 8).
-
-        Args:
-            images: the data, ``(N, *shape)``.
-            components: how many Gaussians.
-            covariance: their kind.
-            seed: of the initialization.
-            rank: of the ``low_rank`` covariances.
-            floor: a variance added to every direction; without it, directions in which a component does not vary make
-                its likelihood infinite.
-
-        Raises:
-            InputError: if there are fewer images than components, the kind is unknown, an image is not finite, or the
-                fit fails because ``floor`` is too small.
-
-        Warns:
-            SfumatoWarning: the fit has not converged.
+        ``floor`` is a variance added to every direction; without it, directions in which a component does not vary make
+        its likelihood infinite.
         """
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
-        if covariance not in COVARIANCES:
-            raise InputError(f"There is no covariance {covariance!r}{nearest(covariance, COVARIANCES)}")
-        rows = _rows(images)
-        if not 1 <= components <= len(rows) or len(rows) < 2:
+        options: Any = {"max_iter": 500, "random_state": random.fold(seed, "mixture") % 2**32}
+        model = GaussianMixture(components, covariance_type=covariance, reg_covar=floor, **options)
+        try:
+            model.fit(_rows(images).numpy())
+        except ValueError as error:
             raise InputError(
-                f"A mixture needs at least 1 component, and at least as many images and 2; got {components} components "
-                f"for {len(rows)} images."
-            )
-        if rank < 1 or floor < 0.0:
-            raise InputError(f"rank must be at least 1 and floor at least 0; got {rank} and {floor}.")
-        model = GaussianMixture(
-            components,
-            covariance_type=COVARIANCES[covariance],
-            reg_covar=floor,
-            max_iter=500,
-            random_state=random.fold(seed, "mixture") % 2**32,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            try:
-                model.fit(rows.numpy())
-            except ValueError as error:
-                raise InputError(
-                    f"The fit of {components} components failed: a component does not vary in some direction, or has "
-                    f"too few images. Take fewer components or a floor above {floor:g}."
-                ) from error
-        if not model.converged_:
-            warnings.warn(
-                f"The fit of {components} components has not converged in 500 iterations; take fewer components.",
-                SfumatoWarning,
-                stacklevel=2,
-            )
-        found = torch.from_numpy(model.covariances_)
-        if covariance == "diag":
-            covariances = Covariances.diagonal(found)
-        else:
-            covariances = Covariances.full(found)
-            covariances = _truncate(covariances, rank) if covariance == "low_rank" else covariances
+                f"The fit of {components} components to {len(images)} images failed ({error}); take fewer components "
+                f"or a floor above {floor:g}."
+            ) from error
+        fitted = torch.from_numpy(model.covariances_)
+        covariances = Covariances.diagonal(fitted) if covariance == "diag" else Covariances.full(fitted)
         means = torch.from_numpy(model.means_).reshape(components, *images.shape[1:])
-        return MixtureOracle(means, covariances, torch.from_numpy(model.weights_))
+        return MixtureOracle(means, covariances, torch.from_numpy(model.weights_), schedule=schedule)
 
-    @property
-    def rows_at_once(self) -> int:
-        return max(1, self.elements // self.means.numel())
-
-    @property
-    def device(self) -> torch.device:
-        return self.means.device
-
-    @property
-    def no_density(self) -> str | None:
-        flat = self.covariances.flat
-        what = f"A covariance is singular, without variance in {flat} of {self.dimensions} directions"
-        return f"{what}, so that the data have no density" if flat else None
-
-    def log_prob_rows(
-        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> Float64[Tensor, "rows"]:
+    def log_prob_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
         return self._log_joint(self._split(x, alpha), self.covariances.at(alpha, sigma)).logsumexp(1)
 
-    def posterior_rows(
-        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> tuple[Float64[Tensor, "rows dims"], Float64[Tensor, "rows dims"]]:
+    def combine_rows(self, x: Rows, alpha: Levels, sigma: Levels, k0: Levels, k_eps: Levels) -> Rows:
         c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
         weights = self._responsibilities(z, s)
-        x0 = weights @ self.means + alpha[:, None] * c.mix(weights, self._shrink(s), z)
-        return x0, sigma[:, None] * c.mix(weights, Eigenvalues(1.0 / s.along, 1.0 / s.across), z)
-
-    def combine_rows(
-        self,
-        x: Float64[Tensor, "rows dims"],
-        alpha: Float64[Tensor, "levels"],
-        sigma: Float64[Tensor, "levels"],
-        k0: Float64[Tensor, "levels"],
-        k_eps: Float64[Tensor, "levels"],
-    ) -> Float64[Tensor, "rows dims"]:
-        c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
-        weights = self._responsibilities(z, s)
-        signal, noise = (k0 * alpha)[:, None], (k_eps * sigma)[:, None]
-        along = (signal[..., None] * c.values + noise[..., None]) / s.along
-        matrix = Eigenvalues(along, (signal * c.rest + noise) / s.across)
+        matrix = ((k0 * alpha)[:, None, None] * c.spectrum + (k_eps * sigma)[:, None, None]) / s
         return k0[:, None] * (weights @ self.means) + c.mix(weights, matrix, z)
 
-    def trace_rows(
-        self, x: Float64[Tensor, "rows dims"], alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]
-    ) -> Float64[Tensor, "rows"]:
+    def trace_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
         c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
-        weights, shrink = self._responsibilities(z, s), self._shrink(s)
+        weights, shrink = self._responsibilities(z, s), c.spectrum / s
         means = self.means + alpha[:, None, None] * c.apply(shrink, z)
         between = (means - torch.einsum("bk,bkd->bd", weights, means)[:, None]).square().sum(2)
-        return (weights * (sigma.square()[:, None] * c.trace(shrink) + between)).sum(1)
+        return (weights * (sigma.square()[:, None] * (shrink @ c.multiplicity) + between)).sum(1)
 
     def marginal_cdf(self, x: Float[Tensor, "rows"], level: Level) -> Float[Tensor, "rows"]:
         r"""The distribution function of diffused data of one dimension,
-        :math:`\sum_k w_k \Phi\!\left((x - \alpha \mu_k) / S_k^{1/2}\right)`.
-
-        Raises:
-            InputError: if the data have more than one dimension, or the level another shape than ``x``.
-        """
-        if self.dimensions != 1:
-            raise InputError(f"A distribution function is of one dimension; these data have {self.dimensions}.")
+        :math:`\sum_k w_k \Phi\!\left((x - \alpha \mu_k) / S_k^{1/2}\right)`."""
         rows, alpha, sigma = self._rows(x.reshape(len(x), *self.shape), level)
-        apart = rows - alpha[:, None] * self.means[:, 0]
-        variance = self.covariances.trace(self.covariances.at(alpha, sigma)).expand_as(apart)
-        # a component without spread is a step
-        step = torch.where(apart < 0.0, -torch.inf, torch.inf)
-        return (torch.special.ndtr(torch.where(variance > 0.0, apart / variance.sqrt(), step)) @ self.weights).to(x)
+        difference = rows - alpha[:, None] * self.means[:, 0]
+        variance = self.covariances.at(alpha, sigma)[..., 0].expand_as(difference)
+        # the distribution function of a component without variance is a step
+        step = torch.where(difference < 0.0, -torch.inf, torch.inf)
+        z = torch.where(variance > 0.0, difference / variance.sqrt(), step)
+        return (torch.special.ndtr(z) @ self.weights).to(x)
 
-    def sample(
-        self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "batch *shape"]:
-        check_count(count, first)
+    def sample(self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32) -> Data:
         bounds = self.weights.cumsum(0).cpu()
         choice = torch.searchsorted(bounds, random.uniform(seed, "oracle component", first, count), right=True)
         choice = choice.clamp(max=len(bounds) - 1).to(self.device)
         noise = random.normal(seed, "oracle", first, count, (self.dimensions,)).to(self.device, torch.float64)
         c = self.covariances
-        # a basis for each row
-        rows = max(1, self.elements // (self.dimensions * max(1, c.values.shape[1])))
+        # every row has a basis
+        size = max(1, self.elements // (self.dimensions * max(1, c.values.shape[1])))
         parts: list[Tensor] = []
-        for k, row in zip(choice.split(rows), noise.split(rows), strict=True):
-            of_each = Covariances(None if c.basis is None else c.basis[k], c.values[k], c.rest[k], c.dimensions)
-            # each row has its own component here, so that the rows stand where components do
-            root = Eigenvalues(of_each.values.sqrt()[None], of_each.rest.sqrt()[None])
-            parts.append(self.means[k] + of_each.apply(root, of_each.split(row[None]))[0])
+        for k, row in zip(choice.split(size), noise.split(size), strict=True):
+            each = Covariances(None if c.basis is None else c.basis[k], c.values[k], c.rest[k], c.dimensions)
+            # here rows take the place of components, since each row has its own
+            parts.append(self.means[k] + each.apply(each.spectrum.sqrt()[None], each.split(row[None]))[0])
         return torch.cat(parts).to(dtype).reshape(count, *self.shape)
 
     def _split(self, x: Tensor, alpha: Tensor) -> Split:
         return self.covariances.split(x[:, None] - alpha[:, None, None] * self.means)
 
-    def _shrink(self, s: Eigenvalues) -> Eigenvalues:
-        """:math:`C_k S_k^{-1}`."""
-        return Eigenvalues(self.covariances.values / s.along, self.covariances.rest / s.across)
-
     def _responsibilities(self, z: Split, s: Eigenvalues) -> Float64[Tensor, "rows components"]:
-        # a single component has no need of its density
+        # a single component needs no density
         return self._log_joint(z, s).softmax(1) if len(self.weights) > 1 else torch.ones_like(z.whole[..., 0])
 
     def _log_joint(self, z: Split, s: Eigenvalues) -> Float64[Tensor, "rows components"]:
         r""":math:`\log w_k + \log \mathcal N(x_t; \alpha \mu_k, S_k)`."""
-        distance = (z.along.square() / s.along).sum(2)
-        log_det = s.along.log().sum(2)
-        across = self.covariances.across(z)
-        if across is not None:
-            distance = distance + across.square().sum(2) / s.across
-            log_det = log_det + self.covariances.codimension * s.across.log()
+        c = self.covariances
+        distance, log_det = (c.squares(z) / s).sum(2), s.log() @ c.multiplicity
         return self.weights.log() - 0.5 * (distance + log_det + self.dimensions * math.log(2.0 * math.pi))
 
 
@@ -249,38 +284,25 @@ class GaussianOracle(MixtureOracle):
     r"""The exact denoiser of Gaussian data, :math:`q(x_0) = \mathcal N(\mu, C)`: the Wiener filter.
 
     :math:`E[x_0 | x_t] = \mu + \alpha C (\alpha^2 C + \sigma^2 I)^{-1} (x_t - \alpha \mu)`.
-
-    Args:
-        mean: of the shape of a sample.
-        covariance: ``(D, D)``, or one of :class:`Covariances`.
-
-    Raises:
-        InputError: if the dimensions differ or ``covariance`` is none.
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor | Covariances) -> None:
+    def __init__(self, mean: Tensor, covariance: Tensor | Covariances, *, schedule: Schedule | None = None) -> None:
         if not isinstance(covariance, Covariances):
             covariance = Covariances.full(covariance)
-        super().__init__(finite(mean, "mean")[None], covariance)
+        super().__init__(finite(mean, "mean")[None], covariance, schedule=schedule)
 
     @staticmethod
-    def fit(images: Float[Tensor, "batch *shape"]) -> GaussianOracle:  # pyright: ignore[reportIncompatibleMethodOverride]
-        r"""The Gaussian with the mean and the covariance (:math:`\frac1N \sum`) of ``images``, ``(N, *shape)``.
-
-        No image is too many or too few: the covariance has the rank that the images give it, 0 for a single one.
-
-        Raises:
-            InputError: if there is no image or one is not finite.
-        """
+    def fit(images: Data, *, schedule: Schedule | None = None) -> GaussianOracle:  # pyright: ignore[reportIncompatibleMethodOverride]
+        r"""The Gaussian with the mean and the covariance (:math:`\frac1N \sum`) of any number of ``images``."""
         rows = _rows(images)
-        # from the first image, so that what is constant is exactly 0
-        apart = rows - rows[0]
-        offset = apart.mean(0)
-        _, singular, basis = torch.linalg.svd((apart - offset) / math.sqrt(len(rows)), full_matrices=False)
+        # relative to the first image, so that what is constant is exactly 0
+        relative = rows - rows[0]
+        offset = relative.mean(0)
+        _, singular, basis = torch.linalg.svd((relative - offset) / math.sqrt(len(rows)), full_matrices=False)
         rank = int((singular > singular[0] * max(rows.shape) * torch.finfo(torch.float64).eps).sum())
         values = singular[:rank].square()[None]
         covariance = Covariances(basis[:rank].mT.contiguous()[None], values, values.new_zeros(1), rows.shape[1])
-        return GaussianOracle((rows[0] + offset).reshape(images.shape[1:]), covariance)
+        return GaussianOracle((rows[0] + offset).reshape(images.shape[1:]), covariance, schedule=schedule)
 
     @property
     def variances(self) -> Float64[Tensor, "dims"]:
@@ -288,52 +310,32 @@ class GaussianOracle(MixtureOracle):
         c = self.covariances
         return torch.cat([c.values[0], c.rest.expand(c.codimension)]).sort(descending=True).values
 
-    def principal_coordinates(self, x0: Float[Tensor, "batch *shape"], count: int) -> Float64[Tensor, "batch count"]:
-        """The coordinates of clean data, less the mean, along the principal axes of largest variance.
-
-        Raises:
-            InputError: if ``x0`` has another shape, or the data vary along fewer than ``count`` axes.
-        """
-        c = self.covariances
+    def principal_coordinates(self, x0: Data, count: int) -> Float64[Tensor, "batch count"]:
+        """The coordinates of clean data, less the mean, along the principal axes of largest variance."""
+        values = self.covariances.values[0]
         rows, alpha, _ = self._rows(x0, Level(0.0, 1.0, 0.0))
-        order = c.values[0].argsort(descending=True, stable=True)[:count]
-        if len(order) < count or not bool((c.values[0][order] > 0.0).all()):
-            varied = int((c.values[0] > 0.0).sum())
+        varied = int((values > 0.0).sum())
+        if count > varied:
             raise InputError(f"These data vary along {varied} principal axes; {count} were asked for.")
+        order = values.argsort(descending=True, stable=True)[:count]
         return self._split(rows, alpha).along[:, 0, order]
 
-    def flow(self, x: Float[Tensor, "batch *shape"], t: Level, s: Level) -> Float[Tensor, "batch *shape"]:
-        r"""The exact solution of the probability flow from ``t`` to ``s``, which deterministic samplers approach.
+    def flow(self, x: Data, t: Level, s: Level) -> Data:
+        r"""The exact solution of the probability flow from ``t`` to ``s`` (Y. Song et al. 2021, eq. 13, solved).
 
-        :math:`x_s = \alpha_s \mu + S_s^{1/2} S_t^{-1/2} (x_t - \alpha_t \mu)`, since :math:`S_t` and :math:`S_s` share
-        their eigenvectors (the ODE of Y. Song et al. 2021, eq. 13, solved).
-
-        Raises:
-            InputError: if ``x`` or a level have another shape, or ``t`` is at ``sigma = 0`` and ``C`` singular.
+        :math:`x_s = \alpha_s \mu + S_s^{1/2} S_t^{-1/2} (x_t - \alpha_t \mu)`.
         """
         rows, alpha, sigma = self._rows(x, t)
         if self.no_density is not None and bool((sigma == 0.0).any()):
             raise InputError(f"{self.no_density}; the flow starts at a level with sigma > 0.")
         _, alpha_s, sigma_s = self._rows(x, s)
-        start, end = self.covariances.at(alpha, sigma), self.covariances.at(alpha_s, sigma_s)
-        ratio = Eigenvalues((end.along / start.along).sqrt(), (end.across / start.across).sqrt())
+        ratio = (self.covariances.at(alpha_s, sigma_s) / self.covariances.at(alpha, sigma)).sqrt()
         moved = self.covariances.apply(ratio, self._split(rows, alpha))[:, 0]
         return (broadcast(alpha_s, moved) * self.means + moved).to(x).reshape(x.shape)
 
 
 def _rows(images: Tensor) -> Float64[Tensor, "batch dims"]:
     rows = finite(images, "images")
-    if rows.ndim == 0 or rows.numel() == 0:
-        raise InputError(f"A fit needs images of shape (N, *shape) with N at least 1; got {tuple(rows.shape)}.")
+    if rows.numel() == 0:
+        raise InputError("A fit needs at least 1 image.")
     return rows.cpu().reshape(len(rows), -1)
-
-
-def _truncate(full: Covariances, rank: int) -> Covariances:
-    """The ``rank`` largest eigenvalues, and the mean of the others across them."""
-    assert full.basis is not None
-    others = full.dimensions - rank
-    if others <= 0:
-        return full
-    # eigenvalues rise
-    rest = full.values[:, :others].mean(1)
-    return Covariances(full.basis[:, :, others:], full.values[:, others:], rest, full.dimensions)

@@ -17,8 +17,8 @@ from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import InputError, nearest
 from sfumato.interop.engines import onnx, openvino
 from sfumato.interop.engines.deviation import Deviation, calibration, deviation
-from sfumato.interop.engines.network import EngineNetwork
-from sfumato.interop.engines.program import described, program_of, require
+from sfumato.interop.engines.graph import GraphNetwork, graph_of, require
+from sfumato.interop.model import description
 from sfumato.models.model import Model
 
 ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
@@ -26,11 +26,7 @@ ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")
 
 
 def check(engine: str, precision: str) -> None:
-    """Check that there is such an engine, with such a precision, and that it is installed.
-
-    Raises:
-        InputError: if not; the sentence says what there is, or what to install.
-    """
+    """Check that there is such an engine with such a precision, and that it is installed."""
     if engine not in ENGINES:
         raise InputError(f"There is no engine {engine!r}{nearest(engine, ENGINES)}")
     if precision not in ENGINES[engine]:
@@ -45,42 +41,29 @@ def check(engine: str, precision: str) -> None:
 def compile(
     model: Model, engine: str = "openvino", precision: str = "fp32", *, sampling: SamplingConfig | None = None
 ) -> Model:
-    """The same model, whose network runs in an engine on the processor.
+    """The same model, whose network runs in an engine on the CPU.
 
     It samples and is evaluated as any model; it can't be trained, and gives no gradients.
 
     Args:
         model: a trained model, which stays as it is.
         engine: ``"openvino"`` or ``"onnxruntime"``.
-        precision: ``"fp32"``, ``"bf16"`` (OpenVINO, on processors that have it) or ``"int8"``, whose ranges are taken
-            from trajectories of the model.
-        sampling: the sampling whose trajectories those are; by default that of the configuration.
-
-    Raises:
-        InputError: if the engine is not known or not installed, or the model is not on the processor.
-
-    Warns:
-        SfumatoWarning: the processor has no bf16, so that fp32 is computed.
+        precision: ``"fp32"``, ``"bf16"`` (OpenVINO, on CPUs that have it) or ``"int8"``, with ranges taken from
+            trajectories of the model.
+        sampling: the sampling of these trajectories; by default that of the configuration.
     """
     check(engine, precision)
     if model.device.type != "cpu":
-        raise InputError(
-            f"Engines run on the processor, but this model is on {model.device}; move it: model.to('cpu')."
-        )
-    program = program_of(model)
-    calls = calibration(model, sampling=sampling) if precision == "int8" else []
-    runner: Any
-    if engine == "openvino":
-        found = openvino.graph(program, described(model))
-        found = openvino.quantized(found, program, calls) if calls else found
-        runner = openvino.runner(found, program, precision)
-    else:
-        found = onnx.graph(program, described(model))
-        runner = onnx.runner(onnx.quantized(found, program, calls) if calls else found)
-    old = model.denoiser
-    fast = copy.copy(model)
+        raise InputError(f"Engines run on the CPU, but this model is on {model.device}; move it: model.to('cpu').")
+    graph = graph_of(model)
+    library: Any = openvino if engine == "openvino" else onnx
+    converted = library.convert(graph, description(model))
+    if precision == "int8":
+        converted = library.quantize(converted, graph, calibration(model, sampling=sampling))
+    compiler = openvino.compiler(converted, graph, precision) if engine == "openvino" else onnx.compiler(converted)
+    old, fast = model.denoiser, copy.copy(model)
     fast.denoiser = Denoiser(
-        EngineNetwork(program, runner),
+        GraphNetwork(graph, compiler),
         old.schedule,
         old.parameterization,
         old.embed,

@@ -1,4 +1,4 @@
-"""What a network meets while a model samples: the inputs to calibrate with, and the deviation of one from another."""
+"""The calls of a network while a model samples: for calibration, and for the deviation of another network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from sfumato.config import SamplingConfig
 from sfumato.models.model import Model
 
-MOST_STEPS = 25
-"""Steps of a trajectory that is only looked at: of a sampling in a thousand, these tell the same."""
+_MOST_STEPS = 25
+"""Steps of a trajectory that is recorded: those of a sampling in a thousand say no more."""
 
 _CALIBRATION_SEED, _DEVIATION_SEED = 2**20 + 1, 2**20 + 2
-"""Other images than those that people ask for, and than each other."""
+"""Other seeds than people choose, and than each other."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a network is from another along a trajectory of the latter, and what becomes of the images.
+    """How far a network is from another along a trajectory of the latter, and how far the images are.
 
     Attributes:
         rms: the root mean square of the difference of their outputs, in units of that of the output.
@@ -50,49 +50,44 @@ class Deviation:
         )
 
 
-def _short(sampling: SamplingConfig) -> SamplingConfig:
-    """A few steps, of the network itself: what is measured against is fp32, and a copy of it would not be heard."""
-    plain = {"steps": min(sampling.steps, MOST_STEPS), "precision": "fp32", "compile": False}
-    return sampling.model_copy(update=plain)
+def _sample(model: Model, count: int, seed: int, sampling: SamplingConfig | None) -> Tensor:
+    """Images in a few steps in fp32: a bf16 copy of the network would call no hooks."""
+    sampling = sampling or model.config.sampling.untuned()
+    plain = {"steps": min(sampling.steps, _MOST_STEPS), "precision": "fp32", "compile": False}
+    return model.sample(count, seed=seed, sampling=sampling.model_copy(update=plain), batch_size=count)
 
 
-def record(model: Model, count: int, seed: int, sampling: SamplingConfig) -> tuple[list[Call], Tensor]:
-    """The calls of the network of a model while it draws ``count`` images, and the images."""
+def record(model: Model, count: int, seed: int, sampling: SamplingConfig | None = None) -> tuple[list[Call], Tensor]:
+    """The calls of the network of a model while it samples ``count`` images, and the images."""
     calls: list[Call] = []
 
-    def keep(module: nn.Module, given: tuple[Any, ...], cond: dict[str, Any]) -> None:
-        x, time = given
-        # steps may write over what they gave
+    def keep(module: nn.Module, inputs: tuple[Any, ...], cond: dict[str, Any]) -> None:
+        x, time = inputs
+        # steps may write over their inputs
         calls.append(Call(x.detach().clone(), time.clone(), {name: c.clone() for name, c in cond.items()}))
 
     hook = model.denoiser.network.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        images = model.sample(count, seed=seed, sampling=_short(sampling), batch_size=count)
+        return calls, _sample(model, count, seed, sampling)
     finally:
         hook.remove()
-    return calls, images
 
 
 def calibration(model: Model, count: int = 8, sampling: SamplingConfig | None = None) -> list[Call]:
-    """The inputs that ranges are taken from: those of real trajectories, from noise to images."""
-    return record(model, count, _CALIBRATION_SEED, sampling or model.config.sampling.untuned())[0]
+    """The calls that ranges are taken from: those of real trajectories, from noise to images."""
+    return record(model, count, _CALIBRATION_SEED, sampling)[0]
 
 
 def deviation(model: Model, other: Model, count: int = 8, sampling: SamplingConfig | None = None) -> Deviation:
-    """How far the network of ``other`` is from that of ``model``, on trajectories that none was calibrated with."""
+    """How far the network of ``other`` is from that of ``model``, on trajectories that no calibration used."""
     sampling = sampling or model.config.sampling.untuned()
     calls, images = record(model, count, _DEVIATION_SEED, sampling)
     ours, theirs = model.denoiser.network, other.denoiser.network
-    errors: list[Tensor] = []
-    size: list[Tensor] = []
     with torch.no_grad():
-        for call in calls:
-            expected = ours(call.x, call.time, **call.cond).double()
-            errors.append(theirs(call.x, call.time, **call.cond).double() - expected)
-            size.append(expected)
-    error, unit = torch.cat(errors), torch.cat(size).square().mean().sqrt()
-    drawn = other.sample(count, seed=_DEVIATION_SEED, sampling=_short(sampling), batch_size=count)
-    change = (drawn - images).double()
+        expected = torch.cat([ours(call.x, call.time, **call.cond).double() for call in calls])
+        outputs = torch.cat([theirs(call.x, call.time, **call.cond).double() for call in calls])
+    error, unit = outputs - expected, expected.square().mean().sqrt()
+    change = (_sample(other, count, _DEVIATION_SEED, sampling) - images).double()
     return Deviation(
         rms=float(error.square().mean().sqrt() / unit),
         largest=float(error.abs().max() / unit),

@@ -1,4 +1,4 @@
-"""ONNX graphs, and onnxruntime to run them."""
+"""ONNX models, and onnxruntime to run them."""
 
 from __future__ import annotations
 
@@ -13,50 +13,37 @@ from typing import Any
 import torch
 
 from sfumato.interop.engines.deviation import Call
-from sfumato.interop.engines.network import Arrays
-from sfumato.interop.engines.program import OUTPUT, Program, require
+from sfumato.interop.engines.graph import OUTPUT, Arrays, Graph, require
 
 LARGEST = 2**31 - 2**26
 """Bytes of weights in one file: its format ends at 2 GiB, and the graph needs some of them."""
 
 
-def graph(program: Program, facts: str) -> Any:
-    """The ONNX model, for any batch size, with facts of it inside.
-
-    Raises:
-        InputError: if the packages that make it are not installed.
-    """
+def convert(graph: Graph, description: str) -> Any:
+    """The ONNX model of a graph, for any batch size, with a description inside."""
     for package in ("onnx", "onnxscript"):
         require(package, "onnx", "ONNX")
-    chatter = logging.getLogger("torch.onnx")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = torch.onnx.export(
-                program.exported,
-                input_names=list(program.inputs),
-                output_names=[OUTPUT],
-                dynamo=True,
-                verbose=False,
+            program = torch.onnx.export(
+                graph.exported, input_names=list(graph.inputs), output_names=[OUTPUT], dynamo=True, verbose=False
             )
     finally:
-        chatter.setLevel(level)
-    assert made is not None
-    model: Any = made.model
+        logger.setLevel(level)
+    assert program is not None
+    model: Any = program.model
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape[0] = "batch"
-    model.metadata_props["sfumato"] = facts
-    return made.model_proto
+    model.metadata_props["sfumato"] = description
+    return program.model_proto
 
 
-def quantized(found: Any, program: Program, calls: Sequence[Call]) -> Any:
-    """The model with int8 convolutions and products, whose ranges are those of the calls.
-
-    Raises:
-        InputError: if onnxruntime is not installed.
-    """
+def quantize(model: Any, graph: Graph, calls: Sequence[Call]) -> Any:
+    """The model with int8 convolutions and products, with ranges taken from the calls."""
     onnx = require("onnx", "onnx", "ONNX")
     quantization = require("onnxruntime.quantization", "onnx", "int8 in ONNX")
     shapes = require("onnxruntime.quantization.shape_inference", "onnx", "int8 in ONNX")
@@ -69,41 +56,37 @@ def quantized(found: Any, program: Program, calls: Sequence[Call]) -> Any:
             call = next(self.items, None)
             if call is None:
                 return None
-            return dict(zip(program.inputs, program.arrays(call.x, call.time, call.cond), strict=True))
+            return dict(zip(graph.inputs, graph.arrays(call.x, call.time, call.cond), strict=True))
 
     with tempfile.TemporaryDirectory() as folder:
-        plain, ready, done = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "done"))
-        large = is_large(found)
-        write(found, Path(plain))
+        plain, prepared, quantized = (str(Path(folder) / f"{n}.onnx") for n in ("plain", "prepared", "quantized"))
+        large = is_large(model)
+        write(model, Path(plain))
         shapes.quant_pre_process(
-            plain, ready, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=large
+            plain, prepared, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=large
         )
         quantization.quantize_static(
-            ready,
-            done,
+            prepared,
+            quantized,
             Reader(),
             per_channel=True,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             use_external_data_format=large,
         )
-        made = onnx.load_model(done)
-    kept = {item.key for item in made.metadata_props}
-    made.metadata_props.extend(item for item in found.metadata_props if item.key not in kept)
-    return made
+        result = onnx.load_model(quantized)
+    kept = {item.key for item in result.metadata_props}
+    result.metadata_props.extend(item for item in model.metadata_props if item.key not in kept)
+    return result
 
 
-def runner(found: Any) -> Callable[[int], Callable[[Arrays], Any]]:
-    """What runs the model; one session does for all batch sizes.
-
-    Raises:
-        InputError: if onnxruntime is not installed.
-    """
+def compiler(model: Any) -> Callable[[int], Callable[[Arrays], Any]]:
+    """What runs the model by batch size; one session does for all."""
     runtime = require("onnxruntime", "onnx", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    with source(found) as given:
-        session = runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    with as_source(model) as source:
+        session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
     def run(arrays: Arrays) -> Any:
@@ -112,31 +95,31 @@ def runner(found: Any) -> Callable[[int], Callable[[Arrays], Any]]:
     return lambda count: run
 
 
-def is_large(found: Any) -> bool:
+def is_large(model: Any) -> bool:
     """Whether the weights of the model are more than one file can hold."""
-    return sum(len(tensor.raw_data) for tensor in found.graph.initializer) > LARGEST
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST
 
 
 @contextlib.contextmanager
-def source(found: Any) -> Generator[bytes | str]:
-    """The model as engines read it: its bytes, or the path of a file that is there for as long as the context."""
-    if not is_large(found):
-        yield found.SerializeToString()
+def as_source(model: Any) -> Generator[bytes | str]:
+    """The model as engines read it: its bytes, or the path of a file that exists within the context."""
+    if not is_large(model):
+        yield model.SerializeToString()
         return
     # an engine may still have the weights mapped into its memory
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "graph.onnx"
-        write(found, path)
+        write(model, path)
         yield str(path)
 
 
-def write(found: Any, path: Path) -> None:
+def write(model: Any, path: Path) -> None:
     """Write the model as one file, or if that can't hold its weights, with these beside it as ``path.data``."""
     onnx = require("onnx", "onnx", "ONNX")
-    if not is_large(found):
-        onnx.save_model(found, str(path))
+    if not is_large(model):
+        onnx.save_model(model, str(path))
         return
-    # writing them apart takes them out of the graph that is given
-    copied = type(found)()
-    copied.CopyFrom(found)
+    # writing them apart takes them out of the model that is given
+    copied = type(model)()
+    copied.CopyFrom(model)
     onnx.save_model(copied, str(path), save_as_external_data=True, location=f"{path.name}.data")

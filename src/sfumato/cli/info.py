@@ -1,0 +1,160 @@
+"""``sfumato info``: what a run is, or a published model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sfumato.cli import flags
+from sfumato.cli.commands import TRUST
+from sfumato.cli.flags import Fields, option
+from sfumato.config import Config, parse
+from sfumato.errors import InputError, nearest
+from sfumato.recipes.published import PRESETS, TRAINED, preset
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from sfumato.models.model import Model
+
+
+def info(arguments: list[str]) -> int:
+    fields: Fields = {
+        "run": option(
+            Path | None,
+            "A run directory, or a published model by name: " + ", ".join(PRESETS) + ".",
+            None,
+            positional="RUN",
+        ),
+        "presets": option(bool, "List the published models and what they cost.", False),
+        "settings": option(
+            Literal["changed", "all"], "Which settings to list: those that are not defaults, or all.", "changed"
+        ),
+        "trust": TRUST,
+    }
+    text = "What a run is: data, model, settings, progress. Or what a published model is."
+    options = flags.parse(fields, arguments, prog="sfumato info", description=text)
+    from rich.console import Console
+
+    if (options.run is None) != options.presets:
+        raise InputError("A run directory, the name of a published model, or --presets alone is required.")
+    console = Console()
+    if options.run is None:
+        console.print(_presets(), highlight=False)
+        return 0
+    name, everything = str(options.run), options.settings == "all"
+    if not options.run.exists() and name not in PRESETS and (near := nearest(name, PRESETS)).startswith("; did"):
+        raise InputError(f"There is no run directory {name}, and no published model of that name{near}")
+    if name in PRESETS and not options.run.exists():
+        console.print(_published(name, everything), highlight=False)
+        return 0
+    from sfumato.models.model import load
+
+    console.print(_run(load(options.run, trust=options.trust), everything), highlight=False)
+    return 0
+
+
+def _run(model: Model, everything: bool) -> Group:
+    """What a run is, as a table of facts and one of settings."""
+    from sfumato.networks.execution import count
+
+    info, config, run = model.info, model.config, model.run
+    shape = "x".join(map(str, info.shape))
+    rows = {
+        "run": str(run),
+        "data": f"{config.data.source}: {info.train} images of {shape}, {info.heldout} held out, std {info.std:.3f}",
+        "conditions": "; ".join(f"{n}: {c.summary}" for n, c in model.conditions.items()) or "none",
+        "model": str(count(model.denoiser.network, info.shape)),
+        "trained": f"{model.step:,} of {config.training.steps:,} steps, "
+        f"{model.step * config.training.batch_size:,} images",
+    }
+    logged = run / "metrics.jsonl" if run is not None else None
+    if logged is not None and logged.is_file():
+        # the last line of a run that was killed may be cut off
+        lines = logged.read_text(encoding="utf-8").splitlines()[-20:]
+        losses = [loss for loss in map(_loss, lines) if loss is not None]
+        if losses:
+            rows["loss"] = f"{sum(losses) / len(losses):.4f}, the mean of the last {len(losses)} in metrics.jsonl"
+    evaluated = run / "evaluation.json" if run is not None else None
+    if evaluated is not None and evaluated.is_file():
+        for space, entry in _spaces(evaluated.read_text(encoding="utf-8")).items():
+            rows[f"Frechet, {space}"] = (
+                f"{entry['frechet_heldout']:.3g} to held-out ({entry['frechet_ratio']:.2f} x real against real), "
+                f"nearest-neighbour ratio {entry['neighbour_ratio']:.2f}"
+            )
+    return _tables(rows, config, everything)
+
+
+def _tables(rows: Mapping[str, str], config: Config, everything: bool) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        facts.add_row(name, value)
+    settings = Table("setting", "value", box=None, padding=(0, 2, 0, 0))
+    plain = _flat(Config().model_dump(mode="json"))
+    for key, value in _flat(config.model_dump(mode="json")).items():
+        if everything or key not in plain or plain[key] != value:
+            settings.add_row(key, str(value))
+    title = "all settings" if everything else "settings that are not the defaults"
+    return Group(facts, "", title, settings)
+
+
+def _published(name: str, everything: bool) -> Group:
+    """What a published model is, as a table of facts and one of the settings of its recipe."""
+    model, size = PRESETS[name], TRAINED[name]
+    rows = {
+        "published": name,
+        "data": f"images of {'x'.join(map(str, model.shape))}",
+        "labels": f"{model.classes} classes" if model.classes else "none",
+        "model": f"{size.parameters:,} parameters, {_macs(size.macs)} per call",
+        "train it": f"sfumato train DATA --recipe {name}",
+    }
+    return _tables(rows, parse(Config, preset(name)), everything)
+
+
+def _presets() -> Table:
+    """The published models by name, with the size of their images and what their networks cost."""
+    from rich.table import Table
+
+    table = Table("published", "images", "classes", box=None, padding=(0, 2, 0, 0))
+    for title in ("parameters", "multiply-accumulates"):
+        table.add_column(title, justify="right")
+    for name in PRESETS:
+        model, size = PRESETS[name], TRAINED[name]
+        shape = "x".join(map(str, model.shape))
+        table.add_row(name, shape, str(model.classes or "none"), f"{size.parameters:,}", f"{_macs(size.macs)} per call")
+    return table
+
+
+def _macs(number: int) -> str:
+    thousands = min(4, (len(str(number)) - 1) // 3)
+    return f"{number / 1000.0**thousands:.3g} {('', 'k', 'M', 'G', 'T')[thousands]}MAC"
+
+
+def _loss(line: str) -> float | None:
+    try:
+        return float(json.loads(line)["loss"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _spaces(text: str) -> dict[str, Any]:
+    """The entries of evaluation.json that have all that is shown."""
+    try:
+        spaces = json.loads(text)["spaces"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    needed = {"frechet_heldout", "frechet_ratio", "neighbour_ratio"}
+    return {name: entry for name, entry in spaces if isinstance(entry, dict) and needed <= entry.keys()}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,127 @@
+"""The same image at a lower resolution, for super-resolution and cascades."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato import random
+from sfumato.conditioning.base import Condition, Filled, Null, rows_of, take, without_null
+from sfumato.errors import InputError
+from sfumato.networks.embeddings import TimeEmbedding
+from sfumato.random import Draws
+
+
+@dataclass(frozen=True)
+class LowResolution(Condition):
+    r"""The image at a lower resolution, scaled up and concatenated to the input (Saharia et al. 2021).
+
+    Training can add noise to it, :math:`\sqrt{1 - s^2}\, y + s\, \epsilon` with :math:`s` uniform in [0, ``noise``],
+    and the network sees :math:`s` (Ho et al. 2022, "Cascaded diffusion models", sec. 4.2): it then depends less on what
+    an earlier stage, or an unknown camera, got wrong.
+
+    Attributes:
+        drop: the fraction of samples that are trained without it, from 0 to below 1.
+        column: the column of the data that holds low-resolution images; without one, the images are scaled down.
+        factor: how many times smaller its sides are.
+        down: how the clean image is scaled down: anti-aliased bicubic interpolation, or the mean of each square.
+        up: how it is scaled up to the size of the input.
+        noise: the largest level of the noise that training adds to it, from 0 to 1; 0 for none.
+        level: the level of the noise that sampling adds to it, from 0 to 1.
+    """
+
+    drop: float = 0.0
+    column: str | None = None
+    factor: int = 4
+    down: Literal["bicubic", "area"] = "bicubic"
+    up: Literal["bicubic", "bilinear"] = "bicubic"
+    noise: float = 0.0
+    level: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor < 1 or not 0.0 <= self.level <= self.noise <= 1.0:
+            needs = "factor >= 1 and 0 <= level <= noise <= 1 (the network knows the levels of training only)"
+            raise InputError(f"A low resolution needs {needs}; got {self.factor}, {self.level} and {self.noise}.")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("value", "level") if self.noise else ("value",)
+
+    def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        low = self._scaled_down(x0) if self.column is None else _signed(take(columns, self.column))
+        if not self.noise:
+            return {"value": low}
+        level = (draws.uniform("level") * self.noise).to(low)
+        return self._noisy(low, level, draws.normal("noise", low.shape[1:]))
+
+    def _scaled_down(self, x0: Tensor) -> Tensor:
+        sides = x0.shape[2:]
+        if x0.ndim != 4 or any(side % self.factor for side in sides):
+            shape = tuple(x0.shape[1:])
+            raise InputError(f"A low resolution is that of images whose sides {self.factor} divides; got {shape}.")
+        size = [side // self.factor for side in sides]
+        return functional.interpolate(x0, size, mode=self.down, antialias=self.down == "bicubic")
+
+    def _noisy(self, low: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        s = level[:, None, None, None]
+        return {"value": (1.0 - s * s).sqrt() * low + s * noise, "level": level}
+
+    def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        """From an image of any size for all samples, or one for each: ``(C, h, w)``, uint8 or floats in [-1, 1]."""
+        if not isinstance(value, Tensor):
+            pixels = np.asarray(value)
+            # images as Pillow gives them: (h, w) or (h, w, C)
+            pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0) if hasattr(value, "getbands") else pixels
+            value = torch.from_numpy(pixels.copy())
+        low = rows_of(_signed(value), count, (None, None, None), "The low-resolution image")
+        if not self.noise:
+            return {"value": low}
+        noise = random.normal(seed, "low resolution", first, count, tuple(low.shape[1:]))
+        return self._noisy(low, low.new_full((count,), self.level), noise.to(low))
+
+    def missing(self, count: int) -> dict[str, Tensor]:
+        parts = {"value": torch.full((count, 1, 1, 1), torch.nan), "level": torch.full((count,), torch.nan)}
+        return {part: parts[part] for part in self.parts}
+
+    def slots(self, shape: Sequence[int]) -> Filled:
+        return Filled(vector=self.noise > 0.0, channels=shape[0])
+
+    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
+        return LowResolutionEncoder(self, shape, width)
+
+
+class LowResolutionEncoder(nn.Module):
+    """The image at the size of the input, or a number per channel for none; and an embedding of its noise level."""
+
+    def __init__(self, condition: LowResolution, shape: Sequence[int], width: int) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise InputError(f"A low resolution is that of images (C, H, W); the samples have shape {tuple(shape)}.")
+        self.channels, *self.size = shape
+        self.mode = condition.up
+        self.null = Null((self.channels, 1, 1), condition.drop)
+        self.embed = TimeEmbedding(64, width, scale=100.0) if condition.noise else None
+        self.null_level = Null((width,), condition.drop) if condition.noise else None
+
+    def forward(
+        self, value: Float[Tensor, "batch channels h w"], level: Float[Tensor, "batch"] | None = None
+    ) -> dict[str, Tensor]:
+        value, null = without_null(value)
+        value = functional.interpolate(value, self.size, mode=self.mode)
+        slots = {"channels": self.null(value.expand(-1, self.channels, -1, -1), null)}
+        if self.embed is not None and self.null_level is not None and level is not None:
+            slots["vector"] = self.null_level(self.embed(without_null(level)[0]), null)
+        return slots
+
+
+def _signed(images: Tensor) -> Tensor:
+    """Images in [-1, 1] from 8-bit ones, or as they are."""
+    return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images.float()

@@ -1,0 +1,282 @@
+"""The groups of settings of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sfumato.config.component import Built, Component, Conditions, Slot, group, slot
+from sfumato.config.sampling import SamplingConfig
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sfumato.diffusion.denoiser import Denoiser
+
+
+class _Training(Built):
+    """Which part of the data is trained on, and how it varies."""
+
+    random_crop: int | tuple[int, int] | None = Field(default=None, description="Train on random windows of this size.")
+    flip: bool = Field(default=False, description="Mirror half of the images left to right while training.")
+    holdout: int | float = Field(
+        default=0.1, ge=0, description="Images kept out of training: a count, or a fraction below 1."
+    )
+
+
+DataConfig = group(
+    "DataConfig",
+    "What is trained on, and how it is read.",
+    "sfumato.data.sources:load",
+    base=_Training,
+    leave=("columns",),
+)
+
+_NO_SIGNAL = ("zero_terminal_snr", "flow")
+
+
+def has_steps(schedule: Component) -> bool:
+    """Whether a schedule is a table of betas."""
+    return schedule.kind in ("linear", "cosine", "sigmoid", "table", "zero_terminal_snr")
+
+
+def ends_without_signal(schedule: Component) -> bool:
+    """Whether nothing of the data is left at the end of a schedule."""
+    return schedule.kind in _NO_SIGNAL or (schedule.kind == "table" and schedule.betas[-1:] == (1.0,))
+
+
+class ModelConfig(Component):
+    """The denoiser: a schedule, what the network predicts, and the network."""
+
+    schedule: Annotated[Component, Slot("schedule")] = slot("schedule", "cosine")
+    parameterization: Annotated[Component, Slot("parameterization")] = slot("parameterization", "v")
+    network: Annotated[Component, Slot("network")] = slot("network", "unet")
+    time: Literal["auto", "index", "thousand", "log_snr", "log_sigma"] = Field(
+        default="auto",
+        description="How the noise level is given to the network: the step index, 1000 t, a quarter of the log-SNR, or "
+        "log(sigma / alpha) / 4; auto is the index for a table of betas, log_sigma for edm and learned, else 1000 t.",
+    )
+    learned_variance: bool = Field(
+        default=False,
+        description="The network also learns the reverse variance, by the hybrid loss (Nichol and Dhariwal 2021).",
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> ModelConfig:
+        schedule, output = self.schedule, self.parameterization.kind
+        tables = "use linear, cosine, sigmoid, table or zero_terminal_snr"
+        if ends_without_signal(schedule) and output in ("eps", "score"):
+            raise ValueError(
+                f"model.parameterization is {output}, which says nothing of the data where alpha = 0, the end of this "
+                "schedule; use v, x0 or velocity"
+            )
+        if output == "mean" and not has_steps(schedule):
+            raise ValueError(f"model.parameterization is mean, but the schedule {schedule.kind} has no steps; {tables}")
+        if self.learned_variance and not has_steps(schedule):
+            raise ValueError(
+                f"model.learned_variance is that of the steps of a table, but the schedule {schedule.kind} has none; "
+                f"{tables}"
+            )
+        if self.time == "index" and not has_steps(schedule):
+            raise ValueError("model.time is index, but the schedule has no steps; use thousand, log_snr or log_sigma")
+        if self.time in ("log_sigma", "log_snr") and ends_without_signal(schedule):
+            raise ValueError(
+                f"model.time is {self.time}, which is not finite at the end of this schedule, where alpha = 0; use auto"
+            )
+        return self
+
+    @property
+    def embedding(self) -> Literal["index", "thousand", "log_snr", "log_sigma"]:
+        """What ``time`` is, with auto resolved."""
+        if self.time != "auto":
+            return self.time
+        if has_steps(self.schedule):
+            return "index"
+        return "log_sigma" if self.schedule.kind in ("edm", "learned") else "thousand"
+
+    def build(
+        self,
+        shape: tuple[int, ...],
+        conditions: dict[str, Any] | None = None,
+        data_std: float = 1.0,
+        *,
+        network: nn.Module | None = None,
+    ) -> Denoiser:
+        """The denoiser, with fresh weights.
+
+        Args:
+            shape: ``(C, *space)`` of the data.
+            conditions: its conditions by name (:class:`sfumato.conditioning.base.Condition`).
+            data_std: standard deviation of the data.
+            network: a network of the caller's, in place of one of the configuration.
+        """
+        from sfumato.conditioning.network import Conditioned
+        from sfumato.diffusion import denoiser as denoisers
+        from sfumato.diffusion.denoiser import Denoiser
+        from sfumato.diffusion.schedule import Discrete
+
+        schedule = self.schedule.build()
+        schedule.require_noise(data_std)
+        steps = schedule.steps if isinstance(schedule, Discrete) else 0
+        context: dict[str, Any] = {"schedule": schedule, "data_std": data_std}
+        if isinstance(schedule, Discrete):
+            context["previous"] = schedule.previous
+        parameterization = self.parameterization.build(**context)
+        if network is None:
+            network = self.build_network(shape, conditions)
+        elif conditions:
+            network = Conditioned(network, conditions, shape)
+        embed = {
+            "index": denoisers.embed_index(steps),
+            "thousand": denoisers.embed_thousand,
+            "log_snr": denoisers.embed_log_snr,
+            "log_sigma": denoisers.embed_log_sigma,
+        }[self.embedding]
+        return Denoiser(
+            network, schedule, parameterization, embed, learned_variance=self.learned_variance, data_std=data_std
+        )
+
+    def build_network(self, shape: tuple[int, ...], conditions: dict[str, Any] | None = None) -> nn.Module:
+        """The network with the encoders of its conditions, also on the device ``meta``, to count its parameters.
+
+        Args:
+            shape: ``(C, *space)`` of the data.
+            conditions: its conditions by name.
+        """
+        from sfumato.conditioning.network import Conditioned, filled
+
+        kind, dims = self.network.kind, len(shape) - 1
+        if (kind == "mlp") != (dims == 0) and ":" not in kind:
+            data = f"vectors of length {shape[0]}" if dims == 0 else f"signals or images of shape {shape}"
+            better = "mlp" if dims == 0 else "unet or dit"
+            raise InputError(
+                f"The data are {data}, which the network {kind} does not take; use model.network.kind {better}."
+            )
+        slots = filled(conditions or {}, shape)
+        network = self.network.build(
+            inputs=shape[0],
+            outputs=2 * shape[0] if self.learned_variance else shape[0],
+            sides=shape[1:],
+            shape=shape,
+            dims=dims,
+            tokens=slots.tokens,
+            concatenated=slots.channels,
+        )
+        if hasattr(network, "check"):
+            network.check(shape)
+        return Conditioned(network, conditions, shape) if conditions else network
+
+
+class ObjectiveConfig(Component):
+    """What is minimized."""
+
+    weight: Annotated[Component, Slot("weight")] = slot("weight", "simple")
+    times: Annotated[Component, Slot("times")] = slot("times", "uniform")
+    stratified: bool = Field(default=True, description="Spread the times of a batch evenly, which lowers the variance.")
+    bins: int = Field(
+        default=256,
+        ge=2,
+        description="Number of values that a pixel can take; a learned variance or schedule is trained by the "
+        "likelihood of these.",
+    )
+
+
+class OptimizerConfig(Component):
+    """The optimizer and its learning rate."""
+
+    method: Annotated[Component, Slot("optimizer")] = slot("optimizer", "adamw")
+    learning_rate: float = Field(default=2e-4, gt=0, description="The peak learning rate.")
+    warmup: int = Field(default=500, ge=0, description="Steps of linear warm-up.")
+    decay: Literal["constant", "cosine", "linear"] = Field(default="constant", description="What follows the warm-up.")
+    clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+
+
+EmaConfig = group("EmaConfig", "The average of the weights, which is what samples.", "sfumato.training.ema:power_law")
+
+
+class TrainingConfig(Component):
+    """How long, how fast, and what is written."""
+
+    steps: int = Field(default=100_000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(default=64, ge=1, description="Images per step, over all processes.")
+    accumulate: int = Field(default=1, ge=1, description="Parts in which a batch is computed, to save memory.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="bf16 computes the network in bfloat16; auto does where the hardware has it. On a GPU, fp32 "
+        "multiplies in TF32 where it can.",
+    )
+    seed: int = Field(default=0, ge=0, description="Decides every random number of the training.")
+    checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept.")
+    sample_every: int = Field(default=5000, ge=1, description="Steps between sample grids.")
+    sample_count: int = Field(default=64, ge=0, description="Images per grid; 0 for no grids.")
+    log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
+    tensorboard: bool = Field(default=False, description="Also write TensorBoard events.")
+    channels_last: bool | None = Field(
+        default=None,
+        description="Keep the channels of an image together in memory, which speeds some networks up; by default "
+        "where the hardware and precision are known to gain from it.",
+    )
+    compile: bool = Field(
+        default=False, description="Compile the network first, which takes a minute or two; needs a compiler."
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's choice).")
+
+
+class EvaluationConfig(Component):
+    """The evaluation at the end of the training."""
+
+    samples: int = Field(default=1000, ge=0, description="Images that are sampled for it; 0 for no evaluation.")
+    seed: int = Field(default=1, ge=0, description="The seed of those images.")
+
+    @field_validator("samples")
+    @classmethod
+    def _enough(cls, samples: int) -> int:
+        if samples == 1:
+            raise ValueError("evaluation.samples is 1; an evaluation needs at least 2, or 0 for none")
+        return samples
+
+
+class Config(Component):
+    """Everything that decides a run."""
+
+    data: DataConfig = Field(default_factory=DataConfig)  # pyright: ignore[reportInvalidTypeForm]
+    conditions: Conditions = Field(default={}, description="What the network is given besides the noise level.")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    ema: EmaConfig = Field(default_factory=EmaConfig)  # pyright: ignore[reportInvalidTypeForm]
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _together(self) -> Config:
+        schedule, weight, times = self.model.schedule, self.objective.weight.kind, self.objective.times.kind
+        if self.training.batch_size % self.training.accumulate:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} does not divide into "
+                f"training.accumulate {self.training.accumulate} parts"
+            )
+        if weight == "vlb" and not has_steps(schedule):
+            raise ValueError(
+                f"objective.weight is vlb, but the schedule {schedule.kind} has no steps; use vlb_continuous"
+            )
+        if has_steps(schedule) and ends_without_signal(schedule) and weight != "output":
+            raise ValueError(
+                "the last step of the schedule has alpha = 0, where the error of the noise teaches nothing; use "
+                "objective.weight output"
+            )
+        if schedule.kind == "learned" and (weight != "vlb_continuous" or times != "uniform"):
+            raise ValueError(
+                "a learned schedule is trained by the bound: use objective.weight vlb_continuous and objective.times "
+                "uniform"
+            )
+        if self.model.learned_variance and times not in ("uniform", "loss_second_moment"):
+            raise ValueError(
+                "model.learned_variance needs objective.times uniform or loss_second_moment: its bound is a sum over "
+                "all steps"
+            )
+        return self

@@ -1,0 +1,239 @@
+"""Signatures read from source, so that options, defaults and help stand once and ``--help`` imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from sfumato.errors import InputError
+
+CONTEXT = frozenset(
+    {
+        *("schedule", "parameterization", "data_std", "denoiser", "plan", "previous", "module"),
+        *("inputs", "outputs", "sides", "shape", "dims", "tokens", "concatenated", "classes"),
+    }
+)
+"""Parameters that the surroundings fill, by name: never options. :data:`UNLESS_GIVEN` are so too without a default."""
+
+UNLESS_GIVEN = frozenset({"steps", "levels", "gamma", "peak", "denoise", "x", "t", "s", "memory", "level"})
+
+REQUIRED = object()
+"""The default of a parameter that has none."""
+
+
+class _Sequence:
+    """``Sequence[int]`` as a tuple: settings are frozen, and equal to those that are read from the lists of JSON."""
+
+    def __class_getitem__(cls, item: Any) -> Any:
+        return tuple[item, ...]
+
+
+_VARIANCE = Literal["small", "large", "learned", "analytic"]
+_TYPES: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (bool, int, float, str, tuple)},
+    "Sequence": _Sequence,
+    "Literal": Literal,
+    "Annotated": Annotated,
+    "None": None,
+    "inf": math.inf,
+    "math": math,
+    # a reverse variance is a function, chosen by name
+    "ReverseVariance": _VARIANCE,
+}
+
+
+class Nested(str):
+    """The annotation of an option that is a component itself, of the kinds of this slot."""
+
+
+_NESTED = {"Discrete": Nested("schedule")}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a function: an option if :attr:`option`, else filled by its surroundings."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+    option: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a function or class says of itself."""
+
+    summary: str
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def options(self) -> tuple[Parameter, ...]:
+        return tuple(parameter for parameter in self.parameters if parameter.option)
+
+
+@functools.cache
+def signature(target: str) -> Signature:
+    """The signature of ``"package.module:name"``, a function, a class or a dataclass."""
+    module, _, name = target.partition(":")
+    node = _definition(module, name)
+    if isinstance(node, ast.ClassDef):
+        call = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        text = ast.get_docstring(node) or ""
+        text += "\n\n" + (ast.get_docstring(call) or "" if call is not None else "")
+        found = _arguments(call)[1:] if call is not None else list(_fields(module, node).values())
+    else:
+        text, found = ast.get_docstring(node) or "", _arguments(node)
+    helps = _helps(text)
+    parameters = [_parameter(module, *argument, helps.get(argument[0], "")) for argument in found]
+    return Signature(_plain(text.partition("\n\n")[0]), tuple(parameters))
+
+
+def _parameter(module: str, name: str, annotation: ast.expr | None, default: ast.expr | None, text: str) -> Parameter:
+    if name in CONTEXT or (name in UNLESS_GIVEN and default is None):
+        return Parameter(name, Any, REQUIRED if default is None else None, text, option=False)
+    kind = Any if annotation is None else _evaluated(module, annotation)
+    value = REQUIRED if default is None else _evaluated(module, default, kind is _VARIANCE)
+    return Parameter(name, kind, value, text, option=True)
+
+
+def _arguments(node: ast.FunctionDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:
+    positional = [*node.args.posonlyargs, *node.args.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(node.args.defaults))
+    defaults += [*node.args.defaults, *node.args.kw_defaults]
+    return [(a.arg, a.annotation, d) for a, d in zip([*positional, *node.args.kwonlyargs], defaults, strict=True)]
+
+
+def _fields(module: str, node: ast.ClassDef) -> dict[str, tuple[str, ast.expr | None, ast.expr | None]]:
+    """The fields of a dataclass, after those of its bases."""
+    fields: dict[str, tuple[str, ast.expr | None, ast.expr | None]] = {}
+    for base in node.bases:
+        home = _tree(module).get(base.id) if isinstance(base, ast.Name) else None
+        if isinstance(home, ast.ImportFrom) and (home.module or "").startswith("sfumato"):
+            home, module = _tree(_absolute(module, home)).get(base.id), _absolute(module, home)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(home, ast.ClassDef):
+            fields |= _fields(module, home)
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            fields[item.target.id] = (item.target.id, item.annotation, item.value)
+    return fields
+
+
+@functools.cache
+def _tree(module: str) -> Mapping[str, ast.stmt]:
+    """The definitions, assignments and imports of a module by name."""
+    found: dict[str, ast.stmt] = {}
+    for node in ast.parse(_file(module).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found[node.targets[0].id] = node
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = node
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: node for alias in node.names}
+    return found
+
+
+def _file(module: str) -> Path:
+    """The source of a module; of this package without importing the rooms that hold it."""
+    if module.startswith("sfumato."):
+        path = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise InputError(f"There is no Python module {module!r}; it must be installed or in the current folder.")
+    return Path(spec.origin)
+
+
+def _definition(module: str, name: str) -> ast.FunctionDef | ast.ClassDef:
+    if not module.startswith("sfumato") and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    name, _, method = name.partition(".")
+    node = _tree(module).get(name)
+    if isinstance(node, ast.ImportFrom) and node.module is not None:
+        return _definition(_absolute(module, node), name)
+    if isinstance(node, ast.ClassDef) and method:
+        node = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == method), None)
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+        raise InputError(f"The module {module} defines no function or class {name!r}.")
+    return node
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+
+
+def _evaluated(module: str, node: ast.expr, by_name: bool = False) -> Any:
+    """The value of an annotation or a default, whose names may be constants of this or another module."""
+    if by_name and isinstance(node, ast.Name):
+        return node.id
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    scope = {name: _named(module, name) for name in names}
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        # a quoted annotation, or a string
+        return node.value
+    try:
+        return eval(compile(ast.Expression(node), module, "eval"), {"__builtins__": {}}, scope)
+    except Exception:
+        return Any
+
+
+def _named(module: str, name: str) -> Any:
+    if name in _TYPES:
+        return _TYPES[name]
+    if name in _NESTED:
+        return _NESTED[name]
+    node = _tree(module).get(name)
+    if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+        return _evaluated(module, node.value)
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sfumato"):
+        original = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
+        return _named(_absolute(module, node), original)
+    return Any
+
+
+_ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*)$")
+
+
+def _helps(text: str) -> dict[str, str]:
+    """The texts of the ``Args:`` and ``Attributes:`` sections of a docstring, by name."""
+    helps: dict[str, str] = {}
+    names: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        if not line.startswith(" ") and line.strip():
+            inside, names = line.strip() in ("Args:", "Attributes:"), []
+        elif inside and (entry := _ENTRY.match(line)):
+            names = entry[1].split(", ")
+            helps |= dict.fromkeys(names, entry[2].strip())
+        elif inside and line.strip():
+            helps |= {name: f"{helps[name]} {line.strip()}" for name in names}
+        else:
+            names = []
+    return {name: _sentence(_plain(words)) for name, words in helps.items()}
+
+
+def _plain(text: str) -> str:
+    """A docstring without its mark-up."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?([^`]*)`", r"\1", text.replace("``", ""))
+    text = re.sub(r"\\(?:text|mathrm|mathcal)\{(\w+)\}", r"\1", text)
+    return " ".join(text.replace("\\", "").replace('"', "").split())
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if not text or text.endswith((".", "?", "!")) else f"{text}."

@@ -1,0 +1,179 @@
+"""Distributions of the training noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from sfumato.diffusion.learned_schedule import LearnedSchedule
+from sfumato.diffusion.level import Level
+from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.errors import InputError
+
+
+class Times:
+    """A distribution of noise levels, as a map of uniform numbers in [0, 1) (so that those may be stratified).
+
+    Attributes:
+        adaptive: whether it changes with the losses that it observes.
+    """
+
+    adaptive: bool = False
+
+    def sample(self, u: Float64[Tensor, "batch"]) -> Level:
+        """The levels of uniform numbers, by the inverse of the distribution function."""
+        raise NotImplementedError
+
+    def weight(self, u: Float64[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
+        """The importance weights of the losses at the levels of these numbers."""
+        return torch.ones_like(u)
+
+    def observe(self, u: Float64[Tensor, "batch"], losses: Float[Tensor, "batch"]) -> None:
+        """Take in the losses at the levels of these numbers, without importance weights."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it has learned of the losses, for :meth:`load_state_dict`."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            raise InputError("The checkpoint holds a history of losses: it was trained with other objective.times.")
+
+
+class Uniform(Times):
+    r"""Uniform times: over (0, 1], or the steps :math:`1 / T, \dots, 1` of a discrete schedule (Ho et al. 2020).
+
+    The very end is left out where :math:`\alpha = 0`, at which noise prediction and the weights of the bound are not
+    finite. A learned schedule is trained from the time at which the data are decoded.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def sample(self, u: Float64[Tensor, "batch"]) -> Level:
+        schedule = self.schedule
+        if isinstance(schedule, LearnedSchedule):
+            return schedule(schedule.start + (1.0 - schedule.start) * (1.0 - u))
+        if isinstance(schedule, Discrete):
+            return schedule((u * schedule.steps).floor().add(1.0).clamp(max=schedule.steps) / schedule.steps)
+        return schedule((1.0 - u).clamp(1e-5, 1.0 if schedule(1.0).alpha != 0.0 else 1.0 - 1e-5))
+
+
+class LogNormal(Times):
+    r"""Log-normal noise, :math:`\ln(\sigma / \alpha) \sim \mathcal N(m, s^2)`, cut where the schedule ends.
+
+    (Karras et al. 2022, table 1.)
+
+    Args:
+        schedule: the schedule of the denoiser.
+        mean: the mean of the logarithm of the noise.
+        std: the standard deviation of the logarithm of the noise, positive.
+    """
+
+    def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> None:
+        if std <= 0.0:
+            raise InputError(f"The standard deviation of log sigma must be positive; got {std}.")
+        self.schedule, self.mean, self.std = schedule, mean, std
+        self._lowest = float(schedule(1.0).log_snr)
+
+    def sample(self, u: Float64[Tensor, "batch"]) -> Level:
+        normal = torch.special.ndtri(u.clamp(1e-6, 1.0 - 1e-6))
+        return self.schedule.at((-2.0 * (self.mean + self.std * normal)).clamp(min=self._lowest))
+
+
+class LossSecondMoment(Times):
+    r"""Times in proportion to the size of the loss, :math:`p_k \propto \sqrt{\mathbb E[L_k^2]}`.
+
+    (Nichol and Dhariwal 2021, sec. 3.3.) The uniform times are divided into ``S`` equal strata. The expectation is the
+    mean over the last losses of a stratum; until every stratum has its history the times are uniform. With the share
+    :math:`\eta` of uniform times,
+
+    .. math::
+        p_k = (1 - \eta) \frac{\sqrt{\overline{L_k^2}}}{\sum_j \sqrt{\overline{L_j^2}}} + \frac{\eta}{S},
+
+    and a loss times its :meth:`weight` :math:`1 / (S p_k) \le 1 / \eta` has the same expectation as under uniform
+    times. The history is kept on the CPU, in float64.
+
+    Args:
+        schedule: the schedule of the denoiser.
+        history: how many losses are remembered of each stratum, at least 1.
+        uniform_share: the share of uniform times that stays, above 0 and at most 1.
+        strata: how many parts the time has; by default the steps of a table of betas, or 100.
+    """
+
+    adaptive = True
+
+    def __init__(
+        self, schedule: Schedule, history: int = 10, uniform_share: float = 0.001, strata: int | None = None
+    ) -> None:
+        if isinstance(schedule, LearnedSchedule):
+            raise InputError("A learned schedule lowers the variance of uniform times by itself; take uniform times.")
+        if strata is None:
+            strata = schedule.steps if isinstance(schedule, Discrete) else 100
+        if history < 1 or strata < 1 or not 0.0 < uniform_share <= 1.0:
+            raise InputError("Importance sampling needs history and strata of at least 1, and 0 < uniform_share <= 1.")
+        self.base, self.uniform_share = Uniform(schedule), uniform_share
+        zeros = torch.zeros(strata, dtype=torch.int64)
+        self.load_state_dict({"losses": torch.zeros(strata, history, dtype=torch.float64), "seen": zeros})
+
+    def _set(self, losses: Tensor, seen: Tensor) -> None:
+        self.losses, self.seen = losses, seen
+        self.adapted = bool((seen >= losses.shape[1]).all())
+        """Whether every stratum has its history."""
+        size = losses.square().mean(1).sqrt()
+        total = size.sum()
+        self.probabilities = torch.full_like(size, 1.0 / len(size))
+        """The probability of each stratum."""
+        if self.adapted and total != 0.0:
+            even = self.probabilities
+            self.probabilities = (1.0 - self.uniform_share) * size / total + self.uniform_share * even
+
+    def _place(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The stratum of each uniform number, and its place within it, from 0 to 1."""
+        if not self.adapted:
+            at = u * len(self.seen)
+            stratum = at.floor().clamp(max=len(self.seen) - 1)
+            return stratum.long(), at - stratum
+        ends = self.probabilities.cumsum(0)
+        stratum = torch.searchsorted(ends, u, right=True).clamp(max=len(ends) - 1)
+        return stratum, (u - ends[stratum]) / self.probabilities[stratum] + 1.0
+
+    def sample(self, u: Float64[Tensor, "batch"]) -> Level:
+        if not self.adapted:
+            return self.base.sample(u)
+        stratum, inside = self._place(u)
+        # rounding must not carry a number over the edge into the next step of a table
+        return self.base.sample((stratum + inside.clamp(1e-9, 1.0 - 1e-9)) / len(self.seen))
+
+    def weight(self, u: Float64[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
+        r""":math:`1 / (S p_k)`, by which the losses at the levels of these numbers are multiplied."""
+        return 1.0 / (len(self.seen) * self.probabilities[self._place(u)[0]])
+
+    def observe(self, u: Float64[Tensor, "batch"], losses: Float[Tensor, "batch"]) -> None:
+        stratum, _ = self._place(u)
+        length, new = self.losses.shape[1], stratum.bincount(minlength=len(self.seen))
+        order = stratum.argsort(stable=True)
+        stratum = stratum[order]
+        rank = torch.arange(len(order)) - (new.cumsum(0) - new)[stratum]
+        # of more losses than a history holds, the last stay
+        kept = rank >= new[stratum] - length
+        slot = (self.seen[stratum] + rank) % length
+        history = self.losses.clone()
+        history[stratum[kept], slot[kept]] = losses.detach().cpu().double()[order[kept]]
+        self._set(history, self.seen + new)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The last losses of each stratum, in a ring, and how many each has had in all."""
+        return {"losses": self.losses, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if "losses" not in state or "seen" not in state:
+            raise InputError("The checkpoint holds no history of losses: it was trained with other objective.times.")
+        losses, seen = state["losses"].double().cpu(), state["seen"].long().cpu()
+        now = getattr(self, "losses", losses)
+        if losses.shape != now.shape:
+            raise InputError(f"The checkpoint holds {tuple(losses.shape)} losses where these need {tuple(now.shape)}.")
+        self._set(losses, seen)

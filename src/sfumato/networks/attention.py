@@ -1,0 +1,125 @@
+"""Attention: of positions and of tokens, to themselves and to the tokens of a condition."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato.errors import InputError
+from sfumato.networks.cpu_kernels import attend
+from sfumato.networks.layers import zero
+
+
+def head_count(channels: int, heads: int, head_channels: int | None = None) -> int:
+    """The number of attention heads for ``channels``: ``heads``, or with ``head_channels`` that many channels each."""
+    parts = heads if head_channels is None else head_channels
+    if parts < 1 or channels % parts:
+        what = f"{heads} attention heads" if head_channels is None else f"Attention heads of {parts} channels"
+        raise InputError(f"{what} do not divide {channels} channels.")
+    return heads if head_channels is None else channels // parts
+
+
+def split_heads(x: Float[Tensor, "batch tokens _"], parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Queries, keys or values ``(batch, heads, tokens, channels)`` from a projection to ``parts`` of them."""
+    return x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(x: Float[Tensor, "batch heads tokens channels"]) -> Float[Tensor, "batch tokens width"]:
+    """The values of all heads side by side."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    r"""Multi-head self-attention over all positions, as a residual branch that is zero at the start.
+
+    ``norm`` comes before it and says how many channels there are; with ``rescale`` the sum of the branches is divided
+    by :math:`\sqrt 2`.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, heads: int, *, rescale: bool = False) -> None:
+        super().__init__()
+        channels = norm.num_channels
+        self.heads, self.rescale = head_count(channels, heads), rescale
+        self.norm = norm
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
+        out = x + self.out(join_heads(attend(q, k, v))).transpose(1, 2).reshape(x.shape)
+        return out * math.sqrt(0.5) if self.rescale else out
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of all positions to the tokens of a condition, a residual branch that is zero at the start.
+
+    One more key and value, both zero, can always be attended to, so that a sample whose tokens are all masked is
+    defined, and equal to one without tokens. ``features`` are those of a token, the rest as in :class:`Attention`.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, heads: int, features: int, *, rescale: bool = False) -> None:
+        super().__init__()
+        channels = norm.num_channels
+        self.heads, self.rescale = head_count(channels, heads), rescale
+        self.norm = norm
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(features, 2 * channels)
+        self.out = zero(nn.Linear(channels, channels, bias=False))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels *space"],
+        tokens: Float[Tensor, "batch length features"] | None = None,
+        mask: Bool[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch channels *space"]:
+        """The output; tokens whose ``mask`` is False are not seen."""
+        if tokens is not None:
+            (q,) = split_heads(self.q(self.norm(x).flatten(2).transpose(1, 2)), 1, self.heads)
+            k, v = split_heads(functional.pad(self.kv(tokens), (0, 0, 0, 1)), 2, self.heads)
+            mask = None if mask is None else functional.pad(mask, (0, 1), value=True)[:, None, None]
+            x = x + self.out(join_heads(attend(q, k, v, mask))).transpose(1, 2).reshape(x.shape)
+        return x * math.sqrt(0.5) if self.rescale else x
+
+
+class TokenAttention(nn.Module):
+    """Multi-head attention of tokens to each other; the heads divide the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """The attended values; tokens whose ``mask`` is False are not attended to."""
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        return self.out(join_heads(attend(q, k, v, mask)))
+
+
+class TokenCrossAttention(nn.Module):
+    """Multi-head attention of tokens to those of a condition of the same width, zero at the start."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = zero(nn.Linear(width, width))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        context: Float[Tensor, "batch context width"],
+        mask: Bool[Tensor, "batch 1 1 context"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """The attended values; those whose ``mask`` is False are not attended to."""
+        (q,) = split_heads(self.q(self.norm(x)), 1, self.heads)
+        k, v = split_heads(self.kv(context), 2, self.heads)
+        return self.out(join_heads(attend(q, k, v, mask)))

@@ -1,0 +1,150 @@
+"""Training into a directory: what is logged, what is refused, what stops it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato.runs.train
+from sfumato.data import Dataset, Loader
+from sfumato.errors import InputError
+from sfumato.models.model import load
+from sfumato.runs.reporting import Reporter
+from sfumato.runs.train import describe, train
+from sfumato.training.loop import Record
+from sfumato.training.precision import tf32
+from tests.training.tiny import LABELLED, tiny
+
+
+def test_diverging_leaves_the_checkpoint_and_exits_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sfumato.cli import main
+    from tests.training.tiny import flags
+
+    with pytest.raises(SystemExit) as exit_:
+        options = [*flags(steps=2000, checkpoint_every=1), "--optimizer.learning-rate", "1e8"]
+        main(["train", "digits", "--run", str(tmp_path / "run"), *options])
+    assert exit_.value.code == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Training stopped; the checkpoint of step" in said and "lower optimizer.learning-rate" in said
+    assert load(tmp_path / "run").step > 0
+
+
+def test_constant_data_are_refused() -> None:
+    images = np.zeros((5, 1, 8, 8), np.float32)
+    with pytest.raises(InputError, match="one constant"):
+        describe(Loader(Dataset(images, name="grey"), 0), 0, tiny())
+
+
+def test_data_that_do_not_fit_the_network(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((20, 9, 9), np.uint8) + np.arange(9, dtype=np.uint8) * 20)
+    with pytest.raises(InputError, match=r"8x8 or 10x10"):
+        train(tiny(data={"source": str(tmp_path / "x.npy"), "holdout": 4}), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_logs_are_lines_of_json(tmp_path: Path) -> None:
+    train(tiny(training={"log_every": 5, "sample_count": 4, "sample_every": 6}), run=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 12]
+    assert {"loss", "grad_norm", "learning_rate", "ema_decay", "images", "seconds"} <= lines[0].keys()
+    assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())] == [
+        "step-0000006.png",
+        "step-0000012.png",
+    ]
+
+
+def test_signals_one_dimensional_data_train_too(tmp_path: Path) -> None:
+    wave = np.sin(np.linspace(0, 6, 32) + np.random.default_rng(0).uniform(0, 6, (40, 2, 1)))
+    np.save(tmp_path / "waves.npy", wave.astype(np.float32))
+    data = {"source": str(tmp_path / "waves.npy"), "layout": "NCL", "value_range": (-1, 1), "holdout": 8}
+    model = train(tiny(data=data, training={"sample_count": 4}, evaluation={"samples": 16}), run=tmp_path / "run")
+    assert model.sample(3).shape == (3, 2, 32)
+    assert (tmp_path / "run" / "samples" / "step-0000012.png").exists()
+
+
+def test_any_number_of_channels_draws_and_trains(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (30, 5, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "five.npy", images)
+    data = {"source": str(tmp_path / "five.npy"), "layout": "NCHW", "holdout": 10}
+    model = train(tiny(data=data, training={"steps": 2, "sample_count": 4}), run=tmp_path / "run")
+    assert model.sample(2).shape == (2, 5, 8, 8) and list((tmp_path / "run" / "samples").iterdir())
+
+
+def test_labels_stay_with_their_images_under_random_crops(tmp_path: Path) -> None:
+    from sfumato.models.evaluate import evaluate
+
+    labels = np.arange(200) % 4
+    images = (labels[:, None, None] * 60 + np.random.default_rng(0).integers(0, 20, (200, 12, 12))).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    data = {"source": str(tmp_path / "x.npz"), "random_crop": 8, "holdout": 80}
+    config = tiny(data=data, conditions=LABELLED, training={"steps": 2})
+    result = evaluate(train(config, run=tmp_path / "run"), samples=40)
+    assert result.accuracy == 1.0
+
+
+def test_an_impossible_evaluation_does_not_cost_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sfumato.runs.reporting import Terminal
+
+    config = tiny(data={"holdout": 1796}, training={"steps": 2}, evaluation={"samples": 20})
+    train(config, run=tmp_path / "run", reporter=Terminal())
+    assert "No evaluation:" in " ".join(capsys.readouterr().out.split())
+    assert load(tmp_path / "run").step == 2
+
+
+def test_bf16_trains_where_the_processor_has_it(tmp_path: Path) -> None:
+    from sfumato.training.precision import supports_bf16
+
+    if not supports_bf16(torch.device("cpu")):
+        pytest.skip("no native bfloat16 here")
+    for precision in ("bf16", "fp32"):
+        train(tiny(training={"precision": precision}), run=tmp_path / precision)
+    lines = [(tmp_path / p / "metrics.jsonl").read_text().splitlines() for p in ("bf16", "fp32")]
+    a, b = (np.array([json.loads(line)["loss"] for line in part]) for part in lines)
+    assert np.abs(a - b).max() < 0.02 and np.abs(a - b).max() > 0.0
+
+
+def test_bf16_on_a_processor_without_it_falls_back_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sfumato.runs.train
+    from sfumato.runs.reporting import Terminal
+
+    monkeypatch.setattr(sfumato.runs.train, "supports_bf16", lambda device: False)
+    train(tiny(training={"precision": "bf16", "steps": 1}), run=tmp_path / "run", reporter=Terminal())
+    assert "training in fp32" in " ".join(capsys.readouterr().out.split())
+
+
+def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"sfumato\[tensorboard\]"):
+        train(tiny(training={"tensorboard": True}), run=tmp_path / "run")
+
+
+def test_the_steps_of_a_training_are_within_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As they would be on a GPU: the processor is taken for one."""
+    seen: list[str] = []
+
+    class Watching(Reporter):
+        def step(self, record: Record) -> None:
+            seen.append(torch.get_float32_matmul_precision())
+
+    @contextmanager
+    def pretended(device: torch.device) -> Generator[None]:
+        assert device.type == "cpu"
+        with tf32(torch.device("cuda")):
+            yield
+
+    monkeypatch.setattr(sfumato.runs.train, "tf32", pretended)
+    train(tiny(training={"steps": 2}), run=tmp_path / "run", reporter=Watching())
+    assert seen == ["high", "high"]
+    assert torch.get_float32_matmul_precision() == "highest"
