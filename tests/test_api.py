@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -207,6 +208,9 @@ def test_own_data_and_an_own_network_train_resume_and_load(kind: str, tmp_path: 
     given = sfumato.load(tmp_path / "whole", network=Own(width=4))
     assert torch.equal(given.sample(3, steps=3), whole.sample(3, steps=3))
     assert sfumato.evaluate(whole, samples=10, steps=3).heldout == 6
+    assert json.loads((tmp_path / "whole/evaluation.json").read_text())["sampling"]["steps"] == 3
+    with pytest.raises(InputError, match="given in Python"):
+        sfumato.evaluate(given, samples=10, steps=3)
 
 
 def test_a_network_that_can_not_be_named_is_given_again(tmp_path: Path) -> None:
@@ -217,6 +221,29 @@ def test_a_network_that_can_not_be_named_is_given_again(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="network="):
         sfumato.load(tmp_path / "run", trust=True)
     assert torch.equal(sfumato.load(tmp_path / "run", network=Local()).sample(2, steps=2), trained.sample(2, steps=2))
+
+
+class Forgetful(Own):
+    """A network whose attributes do not say how it was made."""
+
+    def __init__(self, inputs: int = 1, outputs: int = 1, wide: int = 8) -> None:
+        super().__init__(inputs, outputs, wide)
+
+
+def test_how_a_network_is_made_is_known_or_not_claimed() -> None:
+    from sfumato.models.weights import settings_of
+
+    kind = f"{__name__}:Own"
+    assert settings_of(Own(width=4)) == {"kind": kind, "width": 4}
+    assert settings_of(partial(Own, width=4)) == {"kind": kind, "width": 4}
+    assert settings_of(Forgetful(wide=4)) == {"kind": "given"}
+    assert settings_of(partial(Own, 1, 1, 4)) == {"kind": "given"}
+
+
+def test_what_can_not_be_made_again_is_not_saved(tmp_path: Path) -> None:
+    denoiser = sfumato.Denoiser(Own(), sfumato.linear(), v, embed_thousand)
+    with pytest.raises(InputError, match="from a configuration"):
+        sfumato.save(sfumato.Model(denoiser, (1, 8, 8)), tmp_path / "run")
 
 
 def test_a_model_is_saved_and_loaded(model: sfumato.Model, tmp_path: Path) -> None:

@@ -342,6 +342,9 @@ def test_a_solver_and_a_network_of_ones_own(
     assert json.loads(Path("runs/digits/config.json").read_text())["config"]["model"]["network"]["width"] == 4
     assert run("sample", "runs/digits", "--count", "2") == 2
     assert "--trust" in capsys.readouterr().err
+    assert run("train", "--resume", "runs/digits", "--training.steps", "3") == 2
+    assert "--trust" in capsys.readouterr().err
+    assert run("train", "--resume", "runs/digits", "--training.steps", "3", "--trust") == 0
     assert run("sample", "runs/digits", "--count", "2", "--trust", "--out", "a.npz", "--sampler", "ddim") == 0
     step = ["--sampler.kind", "mine:step"]
     assert run("sample", "--trust", *step, "runs/digits", "--count", "2", "--out", "b.npz") == 0
@@ -349,6 +352,18 @@ def test_a_solver_and_a_network_of_ones_own(
     assert np.abs(a - b).max() < 1e-5
     assert run("sample", "runs/digits", "--trust", *step, "--sampler.half", "--count", "2", "--out", "c.npz") == 0
     assert np.abs(np.load("c.npz")["images"] - b).max() > 0.01
+
+
+def test_words_and_flags_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--objective.no-stratified", "digits", "--print-config") == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["data"]["source"] == "digits" and settings["objective"]["stratified"] is False
+    for words in (
+        ["--condition", "label", "low_resolution"],
+        ["--condition", "label", "--condition", "low_resolution"],
+    ):
+        assert run("train", *words, "--print-config") == 0
+        assert list(json.loads(capsys.readouterr().out)["conditions"]) == ["label", "low_resolution"]
 
 
 def test_lists_of_levels(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,8 @@ def train(arguments: list[str]) -> int:
             run=options.resume or options.run,
             resume=options.resume is not None,
             overwrite=options.overwrite,
+            # what may be imported was judged with the settings
+            trust=True,
             reporter=terminal,
         )
     except Interrupted as stop:

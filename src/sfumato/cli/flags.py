@@ -111,7 +111,7 @@ class Scanned:
 
     def value(self, name: str) -> str | None:
         found = self.values.get(name)
-        return found[0] if found else None
+        return found[-1] if found else None
 
 
 def scan(arguments: list[str], fields: Fields, settings: type[Component]) -> Scanned:
@@ -123,6 +123,7 @@ def scan(arguments: list[str], fields: Fields, settings: type[Component]) -> Sca
     values: dict[str, list[str]] = {}
     kinds: dict[str, Any] = {}
     current: str | None = None
+    latest: list[str] = []
     for argument in arguments:
         if re.match(r"-{1,2}[A-Za-z]", argument):
             flag, equals, value = argument.partition("=")
@@ -130,9 +131,14 @@ def scan(arguments: list[str], fields: Fields, settings: type[Component]) -> Sca
             if f"{current}.kind" in known:
                 # a component by the name of its kind alone
                 current, argument = f"{current}.kind", f"{flag}.kind{equals}{value}"
-            values[current] = [value] if equals else []
-            current = None if equals or known.get(current) is bool else current
-        elif current is not None and _takes(known.get(current), values[current], argument):
+            # a flag that is repeated adds to its values
+            values.setdefault(current, []).extend([value] if equals else [])
+            latest = []
+            group, dot, last = current.rpartition(".")
+            positive = f"{group}{dot}{last.removeprefix('no_')}"
+            current = None if equals or known.get(current, known.get(positive)) is bool else current
+        elif current is not None and _takes(known.get(current), latest, argument):
+            latest.append(argument)
             values[current].append(argument)
         else:
             words.append(argument)
@@ -143,7 +149,7 @@ def scan(arguments: list[str], fields: Fields, settings: type[Component]) -> Sca
         options.append(argument)
     for key, given in values.items():
         if key.endswith(".kind") and given:
-            kinds = merge(kinds, nested(key, given[0]))
+            kinds = merge(kinds, nested(key, given[-1]))
     return Scanned(rewritten, options, words, values, kinds)
 
 
@@ -151,6 +157,8 @@ def _takes(kind: Any, before: list[str], argument: str) -> bool:
     """Whether a flag of this type, with these values before, takes one more."""
     if not before:
         return True
+    if kind == tuple[str, ...]:
+        return argument in KINDS["condition"] or argument == "none"
     several = any(part is tuple or str(part).startswith("tuple") for part in (kind, *get_args(kind)))
     return several and re.fullmatch(r"-?[\d.]+(e-?\d+)?", argument) is not None
 

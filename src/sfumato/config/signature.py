@@ -102,6 +102,9 @@ def _parameter(module: str, name: str, annotation: ast.expr | None, default: ast
         return Parameter(name, Any, REQUIRED if default is None else None, text, option=False)
     kind = Any if annotation is None else _evaluated(module, annotation)
     value = REQUIRED if default is None else _evaluated(module, default, kind is _VARIANCE)
+    if value is Any:
+        # a default that the source does not state as a plain value: left to the function
+        return Parameter(name, kind, None, text, option=False)
     return Parameter(name, kind, value, text, option=True)
 
 
@@ -116,15 +119,25 @@ def _fields(module: str, node: ast.ClassDef) -> dict[str, tuple[str, ast.expr | 
     """The fields of a dataclass, after those of its bases."""
     fields: dict[str, tuple[str, ast.expr | None, ast.expr | None]] = {}
     for base in node.bases:
-        home = _tree(module).get(base.id) if isinstance(base, ast.Name) else None
-        if isinstance(home, ast.ImportFrom) and (home.module or "").startswith("sfumato"):
-            home, module = _tree(_absolute(module, home)).get(base.id), _absolute(module, home)  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(home, ast.ClassDef):
-            fields |= _fields(module, home)
+        home, definition = _home(module, base.id) if isinstance(base, ast.Name) else (module, None)
+        if isinstance(definition, ast.ClassDef):
+            fields |= _fields(home, definition)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             fields[item.target.id] = (item.target.id, item.annotation, item.value)
     return fields
+
+
+def _home(module: str, name: str) -> tuple[str, ast.stmt | None]:
+    """The module of this package that defines what a name means in a module, and the definition."""
+    node = _tree(module).get(name)
+    while isinstance(node, ast.ImportFrom) and (
+        module.startswith("sfumato") or _absolute(module, node).startswith("sfumato")
+    ):
+        name = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
+        module = _absolute(module, node)
+        node = _tree(module).get(name) if module.startswith("sfumato") else None
+    return module, node
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def tune(
     ::
 
         sfumato.tune(model, steps=10)
-        images = model.sample(64, sampling=SamplingConfig(steps=10))  # kind best takes what was fitted
+        images = model.sample(64, steps=10, solver="best", grid="best")  # which uses what was fitted
 
     Args:
         model: a model, or its run directory.

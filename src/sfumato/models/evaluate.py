@@ -27,8 +27,14 @@ SPLIT_SEED = 0
 """The split into training and held-out images belongs to the data, not to the run: every run has the same."""
 
 
+GIVEN = "python:"
+"""What the source of data begins with that were given in Python, and can't be read again."""
+
+
 def read_data(config: Config) -> tuple[Dataset, Dataset]:
     """The training and the held-out images of a configuration, with the columns that its conditions need."""
+    if config.data.source.startswith(GIVEN):
+        raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
     columns = {column for condition in config.conditions.values() for column in condition.build().columns}
     data: Dataset = config.data.build(columns=tuple(sorted(columns)))
     return data.split(config.data.holdout, SPLIT_SEED)
@@ -98,7 +104,7 @@ def evaluate(
     (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(rest, model)
     result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)
     if model.run is not None and data is None:
-        sampling = options.get("sampling") or model.config.sampling
+        sampling = model.settings(options)[0]
         value = {"step": model.step, "seed": seed, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
         write_json(model.run / "evaluation.json", value)
     return result

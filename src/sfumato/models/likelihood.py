@@ -157,8 +157,8 @@ def bits_per_dim(
 
     ::
 
-        found = bits_per_dim(model, digits, bins=17)
-        found.bound.mean, found.bound.standard_error, found.flow.mean, found.flow.bits
+        likelihood = sfumato.bits_per_dim(model, digits, bins=17)
+        print(likelihood.bound.mean, likelihood.bound.standard_error, likelihood.flow.mean)
 
     The bound of a model is that of the reverse process that it samples from, with its estimates of the data clipped
     where ``sampling.clip`` says so; the flow is that of its network as it is. Both are functions of the seed and the

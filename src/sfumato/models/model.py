@@ -66,6 +66,7 @@ class Model:
             info = Info(shape=tuple(info), std=getattr(denoiser, "data_std", 1.0))
         self.denoiser: Any = denoiser
         self.info, self.config = info, config or Config()
+        self.configured = config is not None
         if conditions is None:
             conditions = {name: condition.build() for name, condition in info.conditions.items()}
         self.conditions: dict[str, Condition] = dict(conditions)
@@ -187,7 +188,7 @@ class Model:
             stepwise: for edits, which do not walk a grid once from end to end.
             options: the others of :meth:`sample`.
         """
-        sampling, solver, grid, cond = self._settings(options)
+        sampling, solver, grid, cond = self.settings(options)
         sampling = sampling.stepwise(self.fitted) if stepwise else sampling
         size = sampling.batch_size if batch_size is None else batch_size
         if count < 1 or size < 1 or first < 0 or first >= MOST_IMAGES - count:
@@ -212,7 +213,7 @@ class Model:
         finally:
             self.module.train(training)
 
-    def _settings(self, options: dict[str, Any]) -> tuple[SamplingConfig, Step | None, Level | None, dict[str, Any]]:
+    def settings(self, options: dict[str, Any]) -> tuple[SamplingConfig, Step | None, Level | None, dict[str, Any]]:
         """The sampling that options ask for, a solver and a grid that are objects, and the conditions among them."""
         options = dict(options)
         base = options.pop("sampling", None) or self.config.sampling
@@ -343,6 +344,11 @@ def load(
 def save(model: Model, run: str | Path) -> None:
     """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``."""
     run = Path(run)
+    if not model.configured:
+        raise InputError(
+            "This model was made around a denoiser, and does not know how it is made again; train or build it from a "
+            "configuration (Model.build(config, info, network=...)) to save it."
+        )
     write_config(run, model.config, model.info)
     write_weights(run, model.module, model.step)
     save_fitted(model, run)

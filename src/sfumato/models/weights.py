@@ -94,15 +94,26 @@ def _changed(config: Component) -> dict[str, Any]:
 def settings_of(network: Any) -> dict[str, Any]:
     """How a network is made again: its kind ``"package.module:Class"`` and its arguments.
 
-    They are read from the attributes that have the names of the arguments, or from a ``functools.partial`` that makes
-    the network. Arguments that are no plain values, and a network whose attributes do not say them, can't be stored:
-    then the kind alone is, and :func:`load` needs ``network=``.
+    They are read from a ``functools.partial`` that makes the network, or from the attributes that have the names of the
+    arguments. Where one of them is not known or no plain value, the kind is ``"given"``: then :func:`load` needs
+    ``network=``.
     """
+    given: dict[str, Any] = {"kind": "given"}
     maker = getattr(network, "func", type(network))
+    signature = inspect.signature(maker)
+    bound = None
+    if hasattr(network, "func"):
+        bound = signature.bind_partial(*network.args, **network.keywords).arguments
+    if maker.__module__ == "__main__" or "<locals>" in maker.__qualname__:
+        return given
     settings: dict[str, Any] = {"kind": f"{maker.__module__}:{maker.__qualname__}"}
-    bound = getattr(network, "keywords", None)
-    for name, parameter in inspect.signature(maker).parameters.items():
-        value = getattr(network, name, parameter.default) if bound is None else bound.get(name, parameter.default)
-        if name not in CONTEXT and (isinstance(value, bool | int | float | str | tuple | list) or value is None):
-            settings[name] = value
+    unknown = object()
+    for name, parameter in signature.parameters.items():
+        value = getattr(network, name, unknown) if bound is None else bound.get(name, parameter.default)
+        if name in CONTEXT and (bound is None or name not in bound):
+            # such as the number of channels, which the data decide
+            continue
+        if name in CONTEXT or not (isinstance(value, bool | int | float | str | tuple | list) or value is None):
+            return given
+        settings[name] = value
     return settings

@@ -20,7 +20,7 @@ from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.io.images import save_grid
 from sfumato.models.calibrate import tune
-from sfumato.models.evaluate import SPLIT_SEED, evaluate, training_data
+from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import settings_of, write_weights
@@ -43,6 +43,7 @@ def train(
     run: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Model:
@@ -66,6 +67,7 @@ def train(
         run: the run directory, by default ``runs/NAME`` with the name of the data.
         resume: continue from the newest whole checkpoint, bit for bit as if there had been no stop.
         overwrite: delete a run that is there.
+        trust: whether Python code of other packages that the settings name may be imported.
         reporter: what shows progress; by default nothing does.
         changes: settings in place of those of the configuration, by group: ``training={"steps": 500}``.
 
@@ -81,11 +83,11 @@ def train(
     if resume:
         if run is None:
             raise InputError("Say which run to resume.")
-        stored, _ = read_config(run, trust=network is not None)
+        stored, _ = read_config(run, trust=trust or network is not None)
         config = stored if config is None else config
         if isinstance(config, Config) and config.training.channels_last is None:
             config = config.override({"training.channels_last": stored.training.channels_last})
-    config = _resolved(config, given, network, changes)
+    config = _resolved(config, given, network, changes, trust)
     if stored is not None:
         _check_same(stored, config)
     run = Path(run) if run is not None else Path("runs") / default_name(config.data.source)
@@ -96,17 +98,21 @@ def train(
 
 
 def _resolved(
-    config: Config | Mapping[str, Any] | str | None, data: Dataset | None, network: Any, changes: Mapping[str, Any]
+    config: Config | Mapping[str, Any] | str | None,
+    data: Dataset | None,
+    network: Any,
+    changes: Mapping[str, Any],
+    trust: bool,
 ) -> Config:
     """The configuration, with what the data and the network in Python say of themselves."""
     if not isinstance(config, Config):
         if config is None or isinstance(config, str):
             layout = "NC" if data is not None and len(data.shape) == 1 else None
             config = named(config, None if data is None else data.name, layout)
-        config = parse(Config, config)
+        config = parse(Config, config, trust=trust)
     over: dict[str, Any] = dict(changes)
     if data is not None:
-        over = merge({"data": {"source": data.name}}, over)
+        over = merge({"data": {"source": f"{GIVEN}{data.name}"}}, over)
     if network is not None:
         try:
             return config.override(merge(over, {"model": {"network": settings_of(network)}}))
@@ -117,7 +123,7 @@ def _resolved(
 
 def default_name(source: str) -> str:
     """The name of a run of this data."""
-    return Path(source.removeprefix("hf:").partition(":")[0]).stem or "run"
+    return Path(source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
 
 
 def _check_same(stored: Config, wanted: Config) -> None:
