@@ -31,7 +31,9 @@ def examples() -> list[Any]:
                 continue
             blocks = re.findall(r"^::\n\n((?: {4}.*\n?|\n)+)", ast.get_docstring(node) or "", re.M)
             name = f"{path.relative_to(SOURCE).with_suffix('')}:{getattr(node, 'name', 'module')}"
-            found += [pytest.param(textwrap.dedent(block), id=name) for block in blocks]
+            # a fit takes long
+            marks = [pytest.mark.slow] if name == "models/calibrate:tune" else []
+            found += [pytest.param(textwrap.dedent(block), id=name, marks=marks) for block in blocks]
     return found
 
 
@@ -75,5 +77,7 @@ def test_an_example_runs(code: str, place: Path, tmp_path: Path, monkeypatch: py
     images = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (40, 1, 8, 8)).astype(np.float32))
     names: dict[str, Any] = {"sfumato": sfumato, "model": model, "digits": digits, "images": images}
     names["MyNetwork"] = MyNetwork
+    # a fit takes long; a small one shows that the example runs
+    code = code.replace("tune(model, steps=10)", "tune(model, steps=10, noises=16, coefficients=False)")
     shorter = code.replace('"bf16"', '"fp32"').replace("10_000}", '2, "batch_size": 4, "sample_count": 0}')
     exec(shorter.replace('run="runs/mine"', f"run={str(tmp_path / 'mine')!r}"), names)
