@@ -193,7 +193,15 @@ def given_tensors(
         require_known(name, (*conditions, *raw))
         if name in conditions:
             condition = conditions[name]
-            parts = condition.missing(count) if value is None else condition.given(value, count, seed=seed, first=first)
+            try:
+                parts = (
+                    condition.missing(count) if value is None else condition.given(value, count, seed=seed, first=first)
+                )
+            except TypeError:
+                # such as a word from a command line where numbers are needed
+                raise InputError(
+                    f"The condition {name!r} can't be made of {value!r}; give numbers or a tensor."
+                ) from None
             tensors |= keyed(name, condition, parts)
             continue
         shape = tuple(getattr(value, "shape", ()))
