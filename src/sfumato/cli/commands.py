@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato.cli import flags
 from sfumato.cli.flags import Fields, Scanned, option
 from sfumato.config import Component, Config, SamplingConfig, component, merge, parse, read_file
+from sfumato.config.signature import signature
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def _base_config(scanned: Scanned) -> Config:
         names = [name for name in scanned.values["condition"] if name != "none"]
         kept = values.get("conditions", {})
         values = {**values, "conditions": {name: kept.get(name, {"kind": name}) for name in names}}
+    values = parse(Config, values, trust=trust).model_dump()
     # kinds that are named on the command line are trusted: the person who typed them knows them
     return parse(Config, merge(values, scanned.kinds), trust=True)
 
@@ -170,8 +172,8 @@ def with_sampling(
         base, conditions = config.sampling, info.conditions
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
     for name, condition in conditions.items():
-        text = f"The {name} of all images, by name or number (default: as in the data)."
-        fields[name] = option(str | None, text if name == "label" else type(condition).__doc__ or "")
+        text = signature(f"{condition.targets[0]}.given").summary.rstrip(".")
+        fields[name] = option(str | None, f"{text} (default: as in the data, or none).")
     if run is None:
         fields["label"] = option(str | None, "The class of all images, of a model with labels.")
     options = flags.parse({**fields, **flags.flag_fields(base)}, scanned.arguments, prog=prog, description=description)

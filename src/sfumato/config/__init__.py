@@ -19,7 +19,6 @@ from sfumato.config.groups import (
     EmaConfig,
     EvaluationConfig,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,
 )
@@ -185,7 +184,6 @@ __all__ = [
     "Lazy",
     "Made",
     "ModelConfig",
-    "ObjectiveConfig",
     "OptimizerConfig",
     "SamplingConfig",
     "Slot",

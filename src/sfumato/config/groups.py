@@ -34,12 +34,13 @@ DataConfig = group(
     leave=("columns",),
 )
 
+_TABLES = ("linear", "cosine", "sigmoid", "table", "zero_terminal_snr")
 _NO_SIGNAL = ("zero_terminal_snr", "flow")
 
 
-def has_steps(schedule: Component) -> bool:
-    """Whether a schedule is a table of betas."""
-    return schedule.kind in ("linear", "cosine", "sigmoid", "table", "zero_terminal_snr")
+def has_steps(schedule: Component) -> bool | None:
+    """Whether a schedule is a table of betas; None where only its code knows."""
+    return None if ":" in schedule.kind else schedule.kind in _TABLES
 
 
 def ends_without_signal(schedule: Component) -> bool:
@@ -72,14 +73,14 @@ class ModelConfig(Component):
                 f"model.parameterization is {output}, which says nothing of the data where alpha = 0, the end of this "
                 "schedule; use v, x0 or velocity"
             )
-        if output == "mean" and not has_steps(schedule):
+        if output == "mean" and has_steps(schedule) is False:
             raise ValueError(f"model.parameterization is mean, but the schedule {schedule.kind} has no steps; {tables}")
-        if self.learned_variance and not has_steps(schedule):
+        if self.learned_variance and has_steps(schedule) is False:
             raise ValueError(
                 f"model.learned_variance is that of the steps of a table, but the schedule {schedule.kind} has none; "
                 f"{tables}"
             )
-        if self.time == "index" and not has_steps(schedule):
+        if self.time == "index" and has_steps(schedule) is False:
             raise ValueError("model.time is index, but the schedule has no steps; use thousand, log_snr or log_sigma")
         if self.time in ("log_sigma", "log_snr") and ends_without_signal(schedule):
             raise ValueError(
@@ -169,20 +170,6 @@ class ModelConfig(Component):
         return Conditioned(network, conditions, shape) if conditions else network
 
 
-class ObjectiveConfig(Component):
-    """What is minimized."""
-
-    weight: Annotated[Component, Slot("weight")] = slot("weight", "simple")
-    times: Annotated[Component, Slot("times")] = slot("times", "uniform")
-    stratified: bool = Field(default=True, description="Spread the times of a batch evenly, which lowers the variance.")
-    bins: int = Field(
-        default=256,
-        ge=2,
-        description="Number of values that a pixel can take; a learned variance or schedule is trained by the "
-        "likelihood of these.",
-    )
-
-
 class OptimizerConfig(Component):
     """The optimizer and its learning rate."""
 
@@ -245,7 +232,9 @@ class Config(Component):
     data: DataConfig = Field(default_factory=DataConfig)  # pyright: ignore[reportInvalidTypeForm]
     conditions: Conditions = Field(default={}, description="What the network is given besides the noise level.")
     model: ModelConfig = Field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    objective: Annotated[Component, Slot("objective", "denoising")] = slot(
+        "objective", "denoising", "What is minimized."
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)  # pyright: ignore[reportInvalidTypeForm]
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -254,13 +243,16 @@ class Config(Component):
 
     @model_validator(mode="after")
     def _together(self) -> Config:
-        schedule, weight, times = self.model.schedule, self.objective.weight.kind, self.objective.times.kind
+        schedule = self.model.schedule
         if self.training.batch_size % self.training.accumulate:
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} does not divide into "
                 f"training.accumulate {self.training.accumulate} parts"
             )
-        if weight == "vlb" and not has_steps(schedule):
+        if self.objective.kind != "denoising":
+            return self
+        weight, times = self.objective.weight.kind, self.objective.times.kind
+        if weight == "vlb" and has_steps(schedule) is False:
             raise ValueError(
                 f"objective.weight is vlb, but the schedule {schedule.kind} has no steps; use vlb_continuous"
             )

@@ -254,6 +254,12 @@ def read(path: Path, shape: tuple[int, ...], *, fit: bool = False) -> Float[Tens
     return values
 
 
+def read_any_size(path: Path, channels: int | None = None) -> Float[Tensor, "..."]:
+    """An image file as ``(C, H, W)`` in [-1, 1], with so many ``channels`` if that is said, or the array of an .npy."""
+    kind = next((name for name, count in CHANNELS.items() if count == channels), None)
+    return _read_npy(path) if path.suffix == ".npy" else _read_file(path, None, kind)
+
+
 def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
     """A mask for images ``(C, *space) = shape``, true where they are kept.
 

@@ -44,6 +44,7 @@ class Model:
 
     Attributes:
         fitted: what was fitted to its weights after the training (:func:`sfumato.tune`).
+        trust: whether runs that it refers to, such as a weaker one, may import code of other packages.
         data: the training and the held-out data, if they were given in Python.
     """
 
@@ -72,6 +73,7 @@ class Model:
         self.conditions: dict[str, Condition] = dict(conditions)
         self.run, self.step = run, step
         self.fitted = Fitted()
+        self.trust = False
         self.data: tuple[Any, Any] | None = None
 
     @classmethod
@@ -197,8 +199,7 @@ class Model:
                 f"got {count}, {size} and {first}."
             )
         tensors = self.given(cond, seed, first, count)
-        denoise, levels, step = self.sampler(sampling)
-        levels, step = grid or levels, solver or step
+        denoise, levels, step = self.sampler(sampling, grid, solver)
         check_grid(levels)
         if sampling.guidance.by_condition and all(bool(without_null(rows)[1].all()) for rows in tensors.values()):
             raise InputError("A guidance scale needs a condition to guide by, but none was given.")
@@ -263,19 +264,23 @@ class Model:
             tensors |= keyed(name, condition, parts)
         return {key: rows.to(self.device) for key, rows in tensors.items()}
 
-    def sampler(self, sampling: SamplingConfig | None = None) -> tuple[Denoise, Level, Step]:
-        """The denoiser as it is sampled from, with its guidance, the grid and the solver."""
+    def sampler(
+        self, sampling: SamplingConfig | None = None, grid: Level | None = None, solver: Step | None = None
+    ) -> tuple[Denoise, Level, Step]:
+        """The denoiser as it is sampled from, with its guidance, the grid and the solver, which may be given."""
         sampling = sampling or self.config.sampling
         guidance = sampling.guidance
         guidance.require(self.conditions)
         weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
         null = nulling(self.conditions) if guidance.by_condition else None
         denoiser = prepared(self.denoiser, self.info.shape, sampling)
-        return sampling.tuned(self.fitted).build(denoiser, self.fitted, weak, null)
+        if grid is None and solver is None:
+            sampling = sampling.tuned(self.fitted)
+        return sampling.build(denoiser, self.fitted, weak, null, levels=grid, step=solver)
 
     def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
         """The denoiser of a weaker run of the same task, for autoguidance."""
-        other = load(run, self.device)
+        other = load(run, self.device, trust=self.trust)
         (mine, names), (its, other_names) = self._task(), other._task()
         if its != mine or other_names != names:
             raise InputError(f"The weaker run {run} samples {its}, and this model {mine}; autoguidance needs one task.")
@@ -332,8 +337,9 @@ def load(
         network: an own network for the weights, where the run could not name how it is made.
     """
     run = Path(run)
-    config, info = read_config(run, trust=trust or network is not None)
+    config, info = read_config(run, trust=trust, network=network is not None)
     model = Model.build(config, info, network=network, run=run)
+    model.trust = trust
     if config.training.channels_last:
         model.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.step = read_weights(run, model.module)

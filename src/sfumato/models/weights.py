@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import warnings
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config import Component
-from sfumato.config.signature import CONTEXT
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import read_tensors, write_json, write_tensors
 from sfumato.models.storage import FORMAT
@@ -23,10 +21,14 @@ from sfumato.training.checkpoint import Checkpoints
 
 
 def write_weights(run: Path, module: nn.Module, step: int, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write ``model.safetensors``: the state of a module with ``weights`` in the place of its own."""
-    write_tensors(
-        run / "model.safetensors", {**module.state_dict(), **(weights or {})}, {"format": FORMAT, "step": step}
-    )
+    """Write ``model.safetensors``: the state of a module with ``weights`` in the place of its own.
+
+    A weight that has several names, as in networks that tie weights, is written under the first.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    first = dict(module.named_parameters())
+    state = {name: value for name, value in module.state_dict().items() if name not in parameters or name in first}
+    write_tensors(run / "model.safetensors", {**state, **(weights or {})}, {"format": FORMAT, "step": step})
 
 
 def read_weights(run: Path, module: nn.Module) -> int:
@@ -74,8 +76,14 @@ def read_fitted(run: Path, fingerprint: str, step: int) -> Fitted:
 
 
 def fingerprint(config: Component, module: nn.Module) -> str:
-    """A hash of weights and of what they mean, to tell them from those of another model."""
-    digest = hashlib.sha256(json.dumps(_changed(config), default=str).encode())
+    """A hash of weights and of what they mean, to tell them from those of another model.
+
+    How a network of another package is made is left out: its weights say which it is.
+    """
+    meaning = _changed(config)
+    if ":" in config.network.kind or config.network.kind == "given":
+        del meaning["network"]
+    digest = hashlib.sha256(json.dumps(meaning, default=str).encode())
     for parameter in module.parameters():
         digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -89,31 +97,3 @@ def _changed(config: Component) -> dict[str, Any]:
         if name == "kind" or value != field.get_default(call_default_factory=True):
             changed[name] = _changed(value) if isinstance(value, Component) else value
     return changed
-
-
-def settings_of(network: Any) -> dict[str, Any]:
-    """How a network is made again: its kind ``"package.module:Class"`` and its arguments.
-
-    They are read from a ``functools.partial`` that makes the network, or from the attributes that have the names of the
-    arguments. Where one of them is not known or no plain value, the kind is ``"given"``: then :func:`load` needs
-    ``network=``.
-    """
-    given: dict[str, Any] = {"kind": "given"}
-    maker = getattr(network, "func", type(network))
-    signature = inspect.signature(maker)
-    bound = None
-    if hasattr(network, "func"):
-        bound = signature.bind_partial(*network.args, **network.keywords).arguments
-    if maker.__module__ == "__main__" or "<locals>" in maker.__qualname__:
-        return given
-    settings: dict[str, Any] = {"kind": f"{maker.__module__}:{maker.__qualname__}"}
-    unknown = object()
-    for name, parameter in signature.parameters.items():
-        value = getattr(network, name, unknown) if bound is None else bound.get(name, parameter.default)
-        if name in CONTEXT and (bound is None or name not in bound):
-            # such as the number of channels, which the data decide
-            continue
-        if name in CONTEXT or not (isinstance(value, bool | int | float | str | tuple | list) or value is None):
-            return given
-        settings[name] = value
-    return settings

@@ -16,6 +16,7 @@ from torch import nn
 
 from sfumato import random
 from sfumato.config import Config, merge, parse
+from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.io.images import save_grid
@@ -23,13 +24,12 @@ from sfumato.models.calibrate import tune
 from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
-from sfumato.models.weights import settings_of, write_weights
+from sfumato.models.weights import write_weights
 from sfumato.networks.execution import compile_in_place
 from sfumato.recipes import named
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
 from sfumato.training.loop import Record, Trainer
-from sfumato.training.losses import Denoising
 from sfumato.training.optimization import learning_rate_schedule
 from sfumato.training.precision import prefers_channels_last, supports_bf16, tf32
 
@@ -69,7 +69,9 @@ def train(
         overwrite: delete a run that is there.
         trust: whether Python code of other packages that the settings name may be imported.
         reporter: what shows progress; by default nothing does.
-        changes: settings in place of those of the configuration, by group: ``training={"steps": 500}``.
+        changes: settings in place of those of the configuration, by group: ``training={"steps": 500}``. A component can
+            be an object, or a function or class that makes one, if it can be imported again:
+            ``objective=MyLoss``, ``model={"schedule": MySchedule(3)}``, ``conditions={"label": Label(drop=0.2)}``.
 
     Returns:
         The model with averaged weights.
@@ -84,8 +86,9 @@ def train(
         if run is None:
             raise InputError("Say which run to resume.")
         stored, _ = read_config(run, trust=trust or network is not None)
-        config = stored if config is None else config
-        if isinstance(config, Config) and config.training.channels_last is None:
+        if config is None or isinstance(config, Mapping):
+            config = stored.override(config)
+        elif isinstance(config, Config) and config.training.channels_last is None:
             config = config.override({"training.channels_last": stored.training.channels_last})
     config = _resolved(config, given, network, changes, trust)
     if stored is not None:
@@ -115,8 +118,9 @@ def _resolved(
         over = merge({"data": {"source": f"{GIVEN}{data.name}"}}, over)
     if network is not None:
         try:
-            return config.override(merge(over, {"model": {"network": settings_of(network)}}))
+            return config.override(merge(over, {"model": {"network": settings_of(network, "network")}}))
         except InputError:
+            # it is passed again to resume or to load the run
             over = merge(over, {"model": {"network": {"kind": "given"}}})
     return config.override(over) if over else config
 
@@ -178,18 +182,12 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
     if config.training.compile:
         compile_in_place(denoiser.network, dynamic=False)
     options, optimizer, objective = config.training, config.optimizer, config.objective
-    context = {
-        "schedule": denoiser.schedule,
-        "parameterization": denoiser.parameterization,
-        "data_std": model.info.std,
-    }
-    loss = Denoising(
-        denoiser,
-        objective.times.build(**context),
-        objective.weight.build(**context),
-        model.conditions,
-        stratified=objective.stratified,
-        bins=objective.bins,
+    loss = objective.build(
+        denoiser=denoiser,
+        conditions=model.conditions,
+        schedule=denoiser.schedule,
+        parameterization=denoiser.parameterization,
+        data_std=model.info.std,
     )
     return Trainer(
         loss,
