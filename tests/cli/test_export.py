@@ -11,7 +11,7 @@ import pytest
 from sfumato import load
 from sfumato.io.files import read_tensors
 from sfumato.runs.train import train
-from tests.cli.test_cli import run
+from tests.cli.command import run
 from tests.training.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -74,7 +74,7 @@ def group(value: Component, slot: str | None = None) -> tuple[Any, Any]:
 
 def _nest(name: str, fields: Fields, text: str) -> tuple[Any, Any]:
     model = _model(name, text, fields)
-    return model, Field(default_factory=model)
+    return model, Field(default_factory=model.model_construct, description=text)
 
 
 def _model(name: str, text: str, fields: Fields) -> type[BaseModel]:
@@ -83,7 +83,7 @@ def _model(name: str, text: str, fields: Fields) -> type[BaseModel]:
         warnings.simplefilter("ignore", UserWarning)
         options: dict[str, Any] = dict(fields)
         # of a short module: tyro looks for the source of a class in its module, which takes time
-        config = ConfigDict(arbitrary_types_allowed=True)
+        config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
         return create_model(name, __doc__=text, __module__="sfumato", __config__=config, **options)
 
 
