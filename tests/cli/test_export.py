@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sfumato import load
-from sfumato.io.files import read_tensors
+from sfumato.io.tensors import read_tensors
 from sfumato.runs.train import train
 from tests.cli.command import run
 from tests.training.tiny import tiny

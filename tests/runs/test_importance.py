@@ -10,7 +10,7 @@ import torch
 
 from sfumato.config import Config
 from sfumato.errors import InputError
-from sfumato.io.files import read_tensors
+from sfumato.io.tensors import read_tensors
 from sfumato.models.model import load
 from sfumato.runs.train import train
 from tests.runs.test_resume import assert_same_bytes, losses, state

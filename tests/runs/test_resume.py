@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.io.files import read_tensors
+from sfumato.io.tensors import read_tensors
 from sfumato.runs.train import train
 from tests.training.tiny import command, flags, tiny
 

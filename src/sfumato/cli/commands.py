@@ -13,6 +13,7 @@ from sfumato.cli.flags import Fields, Scanned, option
 from sfumato.config import Component, Config, SamplingConfig, component, merge, parse, read_file
 from sfumato.config.signature import signature
 from sfumato.errors import InputError
+from sfumato.io.files import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -190,14 +191,11 @@ def with_sampling(
 
 def _fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
     path = run / "fitted.json"
-    if not path.is_file():
-        return sampling
     try:
-        plans = json.loads(path.read_text(encoding="utf-8")).get("solvers", {})
-    except (OSError, ValueError, AttributeError):
+        plan = read_json(path)["solvers"][str(sampling.steps)]["guidance"]
+    except (InputError, KeyError, TypeError):
         return sampling
-    plan = plans.get(str(sampling.steps), {})
-    if plan.get("guidance") != sampling.guidance.scale:
+    if plan != sampling.guidance.scale:
         return sampling
     best = {slot: component(slot, "best")() for slot in ("sampler", "grid")}  # pyright: ignore[reportCallIssue]
     return sampling.model_copy(update=best)

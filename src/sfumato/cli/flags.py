@@ -25,7 +25,7 @@ Fields = Mapping[str, tuple[Any, Any]]
 
 def option(kind: Any, text: str, default: Any = None, *, positional: str = "") -> tuple[Any, Any]:
     """An option of a command; a ``positional`` one stands without its name and is shown by this word."""
-    hint = "" if default in (None, False, (), ...) else f"(default: {_shown(default)})"
+    hint = "" if default is False or default in (None, (), ...) else f"(default: {_shown(default)})"
     markers = [tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=positional or None)]
     if positional:
         markers.append(tyro.conf.Positional)

@@ -72,9 +72,9 @@ class Label(Condition):
     def _number(self, label: Any) -> Any:
         """The number of a class from its name; numbers stay as they are."""
         if isinstance(label, str) and label not in self.names:
-            if re.fullmatch("-?[0-9]+", label):
+            if re.fullmatch("-?[0-9]{1,18}", label):
                 return int(label)
-            raise InputError(f"There is no class {label!r}; the classes are {', '.join(self.names)}.")
+            raise InputError(f"There is no class {label[:40]!r}; the classes are {', '.join(self.names)}.")
         return self.names.index(label) if isinstance(label, str) else label
 
     def missing(self, count: int) -> dict[str, Tensor]:

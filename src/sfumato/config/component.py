@@ -17,6 +17,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from sfumato.config.kinds import KINDS
 from sfumato.config.signature import CONTEXT, REQUIRED, Nested, Parameter, signature
 from sfumato.errors import InputError, nearest
+from sfumato.io.files import read_numbers
 
 C = TypeVar("C", bound="Component")
 
@@ -254,8 +255,6 @@ def _with_betas(table: Made) -> Made:
     """A beta table with the numbers of its file, so that a run needs the file no longer."""
     if table.file is None:
         return table
-    from sfumato.io.files import read_numbers
-
     try:
         return table.model_copy(update={"betas": tuple(read_numbers(table.file)), "file": None})
     except InputError as error:

@@ -175,7 +175,7 @@ class OptimizerConfig(Component):
 
     method: Annotated[Component, Slot("optimizer")] = slot("optimizer", "adamw")
     learning_rate: float = Field(default=2e-4, gt=0, description="The peak learning rate.")
-    warmup: int = Field(default=500, ge=0, description="Steps of linear warm-up.")
+    warmup: int = Field(default=500, ge=0, le=10**12, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine", "linear"] = Field(default="constant", description="What follows the warm-up.")
     clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
 
@@ -186,20 +186,22 @@ EmaConfig = group("EmaConfig", "The average of the weights, which is what sample
 class TrainingConfig(Component):
     """How long, how fast, and what is written."""
 
-    steps: int = Field(default=100_000, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(default=64, ge=1, description="Images per step, over all processes.")
-    accumulate: int = Field(default=1, ge=1, description="Parts in which a batch is computed, to save memory.")
+    steps: int = Field(default=100_000, ge=1, le=10**12, description="Optimizer steps.")
+    batch_size: int = Field(default=64, ge=1, le=2**31 - 1, description="Images per step, over all processes.")
+    accumulate: int = Field(
+        default=1, ge=1, le=2**31 - 1, description="Parts in which a batch is computed, to save memory."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="bf16 computes the network in bfloat16; auto does where the hardware has it. On a GPU, fp32 "
         "multiplies in TF32 where it can.",
     )
-    seed: int = Field(default=0, ge=0, description="Decides every random number of the training.")
-    checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")
-    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept.")
-    sample_every: int = Field(default=5000, ge=1, description="Steps between sample grids.")
-    sample_count: int = Field(default=64, ge=0, description="Images per grid; 0 for no grids.")
-    log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Decides every random number of the training.")
+    checkpoint_every: int = Field(default=1000, ge=1, le=10**12, description="Steps between checkpoints.")
+    keep: int = Field(default=2, ge=1, le=10**9, description="Checkpoints that are kept.")
+    sample_every: int = Field(default=5000, ge=1, le=10**12, description="Steps between sample grids.")
+    sample_count: int = Field(default=64, ge=0, le=10**6, description="Images per grid; 0 for no grids.")
+    log_every: int = Field(default=10, ge=1, le=10**12, description="Steps between lines of metrics.jsonl.")
     tensorboard: bool = Field(default=False, description="Also write TensorBoard events.")
     channels_last: bool | None = Field(
         default=None,
@@ -209,14 +211,16 @@ class TrainingConfig(Component):
     compile: bool = Field(
         default=False, description="Compile the network first, which takes a minute or two; needs a compiler."
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's choice).")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads (default: torch's choice).")
 
 
 class EvaluationConfig(Component):
     """The evaluation at the end of the training."""
 
-    samples: int = Field(default=1000, ge=0, description="Images that are sampled for it; 0 for no evaluation.")
-    seed: int = Field(default=1, ge=0, description="The seed of those images.")
+    samples: int = Field(
+        default=1000, ge=0, le=10**9, description="Images that are sampled for it; 0 for no evaluation."
+    )
+    seed: int = Field(default=1, ge=0, le=2**63 - 1, description="The seed of those images.")
 
     @field_validator("samples")
     @classmethod

@@ -135,14 +135,14 @@ class SamplingConfig(Component):
 
     sampler: Annotated[Component, Slot("sampler")] = slot("sampler", "best")
     grid: Annotated[Component, Slot("grid")] = slot("grid", "best")
-    steps: int = Field(default=20, ge=1, description="Sampling steps.")
+    steps: int = Field(default=20, ge=1, le=10**6, description="Sampling steps.")
     clip: bool | None = Field(
         default=None,
         description="Clip estimates of the data to [-1, 1]; by default where the network predicts the noise or the "
         "score, whose errors become large errors of the data at high noise.",
     )
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)
-    batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")
+    batch_size: int = Field(default=250, ge=1, le=2**31 - 1, description="Images that are computed at once.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="bf16 computes the network in bfloat16; auto does for networks that are not tiny, where the "

@@ -15,7 +15,7 @@ from sfumato.interop.engines import onnx, openvino
 from sfumato.interop.engines.graph import graph_of, require_weights
 from sfumato.interop.model import description, raw_slots
 from sfumato.interop.to_diffusers import write_diffusers
-from sfumato.io.files import write_tensors
+from sfumato.io.tensors import write_tensors
 from sfumato.models.model import Model
 
 TARGETS = {"diffusers": "", "onnx": ".onnx", "openvino": ".xml", "safetensors": ".safetensors"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sfumato.conditioning.network import Conditioned
 from sfumato.config import SOLVERS, Component, Config, SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError, nearest, require_memory
 from sfumato.io.progress import Progress
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.inference import prepared
@@ -198,6 +199,7 @@ class Model:
                 f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 to 2^40; "
                 f"got {count}, {size} and {first}."
             )
+        require_memory(count * math.prod(self.info.shape), f"{count} images", "the number of images")
         tensors = self.given(cond, seed, first, count)
         denoise, levels, step = self.sampler(sampling, grid, solver)
         check_grid(levels)

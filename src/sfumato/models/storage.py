@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import sfumato
 from sfumato.config import Component, Config, merge, parse
 from sfumato.config.component import Conditions
 from sfumato.errors import InputError
-from sfumato.io.files import write_json
+from sfumato.io.files import read_json, write_json
 
 FORMAT = 2
 """The version of the layout of a run directory."""
@@ -81,6 +80,6 @@ def read_config(run: str | Path, *, trust: bool = False, network: bool = False) 
 def _read(path: Path) -> Any:
     """The value of a JSON file, or what is wrong with it in words."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(path)
+    except InputError as error:
         return str(error)

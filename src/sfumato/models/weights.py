@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sfumato.config import Component
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.files import read_tensors, write_json, write_tensors
+from sfumato.io.files import read_json, write_json
+from sfumato.io.tensors import read_tensors, write_tensors
 from sfumato.models.storage import FORMAT
 from sfumato.sampling.fitted_solver import Fitted
 from sfumato.training.checkpoint import Checkpoints
@@ -50,6 +51,11 @@ def read_weights(run: Path, module: nn.Module) -> int:
     odd += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
     if odd:
         raise InputError(f"The weights in {run} are of another model: {len(odd)} differ, the first is {odd[0]!r}.")
+    if wild := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+        raise InputError(
+            f"The weights in {run} are not finite ({len(wild)} tensors, first {wild[0]!r}): nothing can be sampled "
+            "with them. Train again with a lower optimizer.learning-rate, or resume from an older checkpoint."
+        )
     with torch.no_grad():
         for name, value in weights.items():
             expected[name].copy_(value)
@@ -67,10 +73,12 @@ def read_fitted(run: Path, fingerprint: str, step: int) -> Fitted:
     if not path.is_file():
         return Fitted()
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         fitted, of = Fitted.from_dict(values), int(values["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{path} can't be read ({error}); delete it and fit again: sfumato tune {run}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        sentence = f"{path} is damaged and passed over ({error}); fit again with: sfumato tune {run}"
+        warnings.warn(sentence, SfumatoWarning, stacklevel=3)
+        return Fitted()
     same = of == step and values.get("weights") in (None, fingerprint)
     return fitted if same else Fitted(stale=of)
 

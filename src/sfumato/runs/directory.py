@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Generator
@@ -12,23 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from sfumato.errors import InputError
-from sfumato.io.files import atomic_write
+from sfumato.io.files import atomic_write, sweep
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.loop import Diverged, Record, Trainer, stopping_on_signals
 
 
 class Interrupted(Exception):
-    """The training was asked to stop; it saved a checkpoint at ``step`` and can be resumed."""
+    """The training was asked to stop; what it saved, if anything, is at ``step`` and can be resumed."""
 
-    def __init__(self, run: Path, step: int, signal_number: int, complete: bool = False) -> None:
-        super().__init__(
-            f"Stopped; the training is complete and saved. Evaluate it with: sfumato evaluate {run}"
-            if complete
-            else f"Stopped at step {step}; resume with: sfumato train --resume {run}"
-        )
+    def __init__(self, run: Path, step: int | None, signal_number: int, complete: bool = False) -> None:
+        if step is None:
+            sentence = "Stopped before the first step; there was nothing to save."
+        elif complete:
+            sentence = f"Stopped; the training is complete and saved. Evaluate it with: sfumato evaluate {run}"
+        else:
+            sentence = f"Stopped at step {step}; resume with: sfumato train --resume {run}"
+        super().__init__(sentence)
         self.run, self.step, self.signal_number = run, step, signal_number
+
+
+FILES = frozenset({"config.json", "model.safetensors", "metrics.jsonl", "evaluation.json", "fitted.json"})
+"""What a run directory has; a person may add to it."""
 
 
 class RunDirectory:
@@ -45,23 +53,59 @@ class RunDirectory:
         self.folder, self.accelerator, self.main = folder, accelerator, accelerator.is_main_process
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
         self.metrics = folder / "metrics.jsonl"
+        self.lock: FileLock | None = None
         self._events = _tensorboard() if tensorboard and self.main else None
 
     def create(self, overwrite: bool) -> None:
-        """Make sure that the directory is free, or make it so."""
-        if self.main and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            if not overwrite:
-                raise InputError(
-                    f"{self.folder} is there already; go on with --resume {self.folder}, replace it with "
-                    "--overwrite, or choose another with --run."
-                )
-            if not (self.folder / "config.json").is_file():
-                raise InputError(f"{self.folder} is not a run of Sfumato, so --overwrite will not delete it.")
-            shutil.rmtree(self.folder)
+        """Make sure that the directory is free, or make it so, and take it for this process.
+
+        One that holds no more than what a killed start leaves is free.
+        """
+        if not self.main:
+            return
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; choose another directory with --run.")
+        there = {path.name for path in folder.glob("*") if not _is_remains(path)}
+        if there and not overwrite:
+            raise InputError(
+                f"{folder} is there already; go on with --resume {folder}, replace it with "
+                "--overwrite, or choose another with --run."
+            )
+        if there and not there & FILES:
+            raise InputError(f"{folder} is not a run of Sfumato, so --overwrite will not delete it.")
+        self._lock()
+        sweep(folder)
+        for aside in folder.parent.glob(f".{folder.name}.overwritten-*"):
+            shutil.rmtree(aside, ignore_errors=True)
+        if not there:
+            return
+        # out of the way in one move: a crash leaves the old run or none, never a part of it
+        aside = folder.with_name(f".{folder.name}.overwritten-{os.getpid()}")
+        folder.rename(aside)
+        self._lock()
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _lock(self) -> None:
+        """Take the directory for this process; the system lets go of it when the process ends in any way."""
+        if self.lock is not None:
+            self.lock.release()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / _LOCK)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{self.folder} is being trained by another process; wait for it, or choose another directory with "
+                "--run."
+            ) from None
 
     def restore(self, trainer: Trainer, steps: int) -> None:
         """Take up the state of the newest whole checkpoint, for a training to ``steps``."""
-        state = self.checkpoints.latest()
+        if self.main:
+            self._lock()
+            sweep(self.folder)
+        state = self.checkpoints.latest(trainer.check)
         # a run that was stopped before its first checkpoint begins again: all random numbers are the same
         if state is not None:
             trainer.restore(*state)
@@ -69,9 +113,22 @@ class RunDirectory:
             raise InputError(f"{self.folder} is at step {trainer.step}, beyond the {steps} steps asked for.")
         if self.main:
             # what was logged after the checkpoint will be done again
-            lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-            text = "".join(line + "\n" for line in lines if _logged_step(line) <= trainer.step)
-            atomic_write(self.metrics, lambda temporary: _write(temporary, text))
+            text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
+            lines = [line for line in text.splitlines() if 0 < _logged_step(line) <= trainer.step]
+            kept = "".join(line + "\n" for line in lines)
+            atomic_write(self.metrics, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint, if this process has the directory and there is one."""
+        paths = self.checkpoints.paths() if self.lock is not None else []
+        return int(paths[0].stem.removeprefix("step-")) if paths else None
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def train(
         self,
@@ -126,9 +183,9 @@ class RunDirectory:
         try:
             yield
         except Diverged as error:
-            paths = self.checkpoints.paths()
-            kept = f"the checkpoint of step {int(paths[0].stem.removeprefix('step-'))}" if paths else ""
-            error.saved = f"{kept} in {self.folder} is whole" if kept else "there was no checkpoint yet"
+            step = self.saved_step
+            kept = f"the checkpoint of step {step} in {self.folder} is whole"
+            error.saved = "there was no checkpoint yet" if step is None else kept
             raise
 
     def _log(self, record: Record, events: Any) -> None:
@@ -140,8 +197,12 @@ class RunDirectory:
                 events.add_scalar(name, values[name], record.step)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+_LOCK = ".lock"
+
+
+def _is_remains(path: Path) -> bool:
+    """Whether a start that was killed can have left this."""
+    return path.name == _LOCK or path.suffix == ".tmp" or (path.name == "checkpoints" and not any(path.iterdir()))
 
 
 def _logged_step(line: str) -> int:
@@ -149,7 +210,7 @@ def _logged_step(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         # a line that a crash cut off
-        return 1 << 62
+        return 0
 
 
 def _tensorboard() -> Any:

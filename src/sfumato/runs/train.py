@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from sfumato import random
 from sfumato.config import Config, merge, parse
 from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
-from sfumato.errors import InputError
+from sfumato.errors import InputError, require_memory
 from sfumato.io.images import save_grid
 from sfumato.models.calibrate import tune
 from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
@@ -181,6 +182,12 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
         denoiser.to(memory_format=torch.channels_last)
     if config.training.compile:
         compile_in_place(denoiser.network, dynamic=False)
+    processes = accelerator.num_processes * config.training.accumulate
+    # the images, their noise, and both together
+    values = 3 * config.training.batch_size // processes * math.prod(model.info.shape)
+    require_memory(
+        values, f"Batches of {config.training.batch_size}", "training.batch_size, or raise training.accumulate"
+    )
     options, optimizer, objective = config.training, config.optimizer, config.objective
     loss = objective.build(
         denoiser=denoiser,
@@ -229,6 +236,16 @@ class _Run:
             self.reporter = Reporter()
 
     def train(self, resume: bool, overwrite: bool) -> Model:
+        try:
+            return self._train(resume, overwrite)
+        except KeyboardInterrupt as stop:
+            step, number = self.directory.saved_step, getattr(stop, "signal_number", signal.SIGINT)
+            complete = step == self.config.training.steps
+            raise Interrupted(self.folder, step, number, complete) from None
+        finally:
+            self.directory.close()
+
+    def _train(self, resume: bool, overwrite: bool) -> Model:
         config = self.config
         loader, heldout = training_data(config, self.data)
         info = describe(loader, len(heldout), config)
@@ -313,8 +330,6 @@ class _Run:
                 self.reporter.evaluated(evaluate(model, progress=False))
             except InputError as error:
                 self.reporter.say(f"No evaluation: {error}")
-            except KeyboardInterrupt:
-                raise Interrupted(self.folder, model.step, signal.SIGINT, complete=True) from None
 
     def _bf16(self) -> bool:
         wanted, device = self.config.training.precision, self.accelerator.device
