@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -204,3 +205,22 @@ def test_what_can_not_fit_is_refused(tmp_path: Path) -> None:
     model = train(tiny(training={"steps": 1}), run=tmp_path / "run")
     with pytest.raises(InputError, match="GiB"):
         model.sample(10**12)
+
+
+@pytest.mark.parametrize("cpu", ["true", "false"])
+def test_processes_that_do_not_find_each_other_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", cpu)
+    process = command("train", "digits", "--run", "run", *flags(steps=1), cwd=tmp_path)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and "torchrun --nproc-per-node 2" in errors
+
+
+@pytest.mark.slow
+def test_accelerate_that_starts_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "sfumato"]
+    arguments = [*launch, "train", "digits", "--run", "run", *flags(steps=1)]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0 and "2 processes were asked for" in done.stderr

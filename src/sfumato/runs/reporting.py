@@ -45,7 +45,7 @@ class Terminal(Reporter):
         layout = ", channels last" if config.training.channels_last else ""
         compiled = ", compiled at the first step" if config.training.compile else ""
         size = count(model.denoiser.network, info.shape)
-        place = f"{trainer.accelerator.num_processes} x {device}"
+        place = f"{trainer.accelerator.num_processes} x {device.type}"
         self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
         self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         self.say(f"run       {model.run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
@@ -156,9 +160,39 @@ def describe(loader: Loader, heldout: int, config: Config) -> Info:
 
 
 def accelerator_without_settings() -> Accelerator:
-    """Accelerate for this process, without what its own configuration may say of precision and accumulation."""
+    """Accelerate for this process, without what its own configuration may say of precision and accumulation.
+
+    Processes that a launcher started and that do not find each other are an error: each would train by itself.
+    """
     once = GradientAccumulationPlugin(num_steps=1)
-    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=once)
+    # under torchrun without a GPU, Accelerate joins processes only if it is told that they compute on the CPU
+    cpu = None if "LOCAL_RANK" not in os.environ or torch.cuda.is_available() else True
+    wanted = _wanted_processes()
+    try:
+        accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=once, cpu=cpu)
+    except (ValueError, RuntimeError):
+        if wanted == 1:
+            raise
+        accelerator = None
+    if accelerator is None or wanted > 1 == accelerator.num_processes:
+        raise InputError(
+            f"{wanted} processes were asked for, but this one is alone and would train by itself; start them with: "
+            f"torchrun --nproc-per-node {wanted} -m -- sfumato train ..."
+        )
+    return accelerator
+
+
+def _wanted_processes() -> int:
+    """How many processes a launcher was asked for."""
+    sizes = [os.environ.get(name, "") for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    # accelerate launch --cpu starts a single process, whatever number it is given
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        words = [] if parent is None else parent.cmdline()
+        if any("accelerate" in word for word in words[:4]):
+            line = " ".join(words).replace("=", " ").replace("_", "-")
+            sizes += re.findall(r"--num-processes (\d+)", line)
+    return max((int(size) for size in sizes if size.isdigit()), default=1)
 
 
 def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None = None, bf16: bool = False) -> Trainer:
