@@ -166,7 +166,7 @@ def accelerator_without_settings() -> Accelerator:
     """
     once = GradientAccumulationPlugin(num_steps=1)
     # under torchrun without a GPU, Accelerate joins processes only if it is told that they compute on the CPU
-    cpu = None if "LOCAL_RANK" not in os.environ or torch.cuda.is_available() else True
+    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
     wanted = _wanted_processes()
     try:
         accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=once, cpu=cpu)
