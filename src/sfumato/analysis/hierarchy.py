@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from sfumato.analysis import Images
-from sfumato.diffusion.bound import latent_terms, quantized, variational_bound
+from sfumato.diffusion.bound import latent_terms, variational_bound
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.gaussian import posterior_coefficients
 from sfumato.diffusion.level import Level, Scalar
@@ -26,14 +26,11 @@ from sfumato.errors import InputError
 class Hierarchy:
     r"""The terms of the variational bound, in bits per dimension, from the highest latent down to the data.
 
-    Attributes:
-        times: the time :math:`t` of each latent, falling.
-        prior: :math:`L_T`, the cost of the highest latent under the prior, if it is counted.
-        bits: :math:`L_{t-1}`, what the step from each latent to the one below it adds; the lowest latent has no step.
-        decoder: :math:`L_0`, the cost of quantized data given the lowest latent, if there is a decoder.
+    They are :math:`L_T`, the cost of the highest latent under the prior, if it is counted; :math:`L_{t-1}`, what each
+    step from a latent to the one below it adds; :math:`L_0`, that of quantized data given the lowest latent.
     """
 
-    times: Float64[Tensor, "n"]
+    times: Float64[Tensor, "n"]  # falling
     prior: float | None
     bits: Float64[Tensor, "n-1"]
     decoder: float | None
@@ -53,23 +50,6 @@ class Hierarchy:
         """The time by which half of the bits of all latents are known."""
         known = self.known
         return float(self.times[known >= 0.5 * known[-1]][0])
-
-
-def grey_values(images: Images) -> int | None:
-    """How many values from -1 to 1 quantized images can have: the coarsest grid of at most 256 on which all lie, or
-    None.
-    """
-    gaps = images.detach().double().unique().diff()
-    gaps = gaps[gaps > 1e-4]
-    candidates = [round(2.0 / float(gaps.min())) + 1] if len(gaps) else []
-    for bins in (*candidates, 256):
-        if 2 <= bins <= 256:
-            try:
-                quantized(images, bins)
-            except InputError:
-                continue
-            return bins
-    return None
 
 
 def latent_levels(schedule: Schedule, steps: int, bins: int | None) -> Level:

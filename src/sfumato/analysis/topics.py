@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato import random
 from sfumato.analysis import Images, plots
 from sfumato.analysis.frequency import BANDS, content_detail, spectrum, stitching, translated
-from sfumato.analysis.hierarchy import gaussian_hierarchy, gaussian_variance, grey_values, hierarchy, latent_levels
+from sfumato.analysis.hierarchy import gaussian_hierarchy, gaussian_variance, hierarchy, latent_levels
 from sfumato.analysis.processes import (
     bumps,
     forward_strip,
@@ -27,7 +27,7 @@ from sfumato.analysis.processes import (
     schedule_curves,
     spiral,
 )
-from sfumato.data.dataset import Dataset
+from sfumato.data.dataset import Dataset, grey_values
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.level import Level
@@ -304,7 +304,7 @@ def _detail(subject: Subject) -> tuple[Denoise, str]:
 
 def explain_hierarchy(subject: Subject) -> Explained:
     images, cond = subject.first(256)
-    bins = grey_values(images)
+    bins = grey_values(images.cpu().numpy())
     levels = latent_levels(subject.schedule, 64, bins)
     denoiser, variance = subject.denoiser, gaussian_variance(subject.gaussian)
     if isinstance(denoiser, Denoiser) and denoiser.learned_variance:

@@ -31,6 +31,16 @@ def as_tensor(images: npt.NDArray[Any]) -> Float[Tensor, "batch channels *space"
     return torch.from_numpy(values)
 
 
+def grey_values(images: npt.NDArray[Any]) -> int | None:
+    """The fewest values evenly spaced from -1 to 1 among which all of the images are; None if 256 are too few."""
+    values = np.unique(images).astype(np.float64)
+    for bins in range(len(values), 257 if len(values) > 1 else 0):
+        places = (values + 1.0) * (0.5 * (bins - 1))
+        if np.abs(places - places.round()).max() < 1e-3:
+            return bins
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """One value per image: a class, a number, an embedding, tokens, another image.
@@ -152,20 +162,8 @@ class Dataset:
 
     @property
     def bins(self) -> int | None:
-        """The number of grey values: 256 for uint8; for float32 the fewest on whose grid from -1 to 1 the images lie.
-
-        None for float images that lie on no grid of at most 256 values, which are continuous.
-        """
-        if self.images.dtype == np.uint8:
-            return 256
-        values = np.unique(np.asarray(self.images))
-        if len(values) < 2 or len(values) > 256:
-            return None
-        for bins in range(len(values), 257):
-            places = (values.astype(np.float64) + 1.0) * (0.5 * (bins - 1))
-            if float(np.abs(places - places.round()).max()) < 1e-3:
-                return bins
-        return None
+        """The number of grey values: 256 for uint8, :func:`grey_values` for float32."""
+        return 256 if self.images.dtype == np.uint8 else grey_values(np.asarray(self.images))
 
     def batch(self, indices: Indices) -> Float[Tensor, "batch channels *space"]:
         """The images of these indices as a new float32 tensor in [-1, 1]."""
@@ -199,11 +197,6 @@ class Dataset:
             raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images.")
         order = permutation(seed, "split", 0, size)
         return self.subset(order[count:]), self.subset(order[:count])
-
-
-def labelled(images: Array, labels: Array | None, classes: Sequence[str], name: str) -> Dataset:
-    """Images with their classes in the column ``"label"``, or without columns where there are no labels."""
-    return Dataset(images, {} if labels is None else {"label": Column(labels, tuple(classes))}, name)
 
 
 def _check_layout(images: Array, name: str) -> None:
