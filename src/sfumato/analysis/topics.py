@@ -145,6 +145,7 @@ Explained = tuple["Figure", str]
 
 
 def explain_forward(subject: Subject) -> Explained:
+    """An image on its way to noise, step by step."""
     images, _ = subject.first(3)
     times = torch.cat([subject.times(5.0, -6.0, 8), torch.ones(1, dtype=torch.float64)]).unique()
     end = subject.schedule(1.0)
@@ -157,6 +158,7 @@ def explain_forward(subject: Subject) -> Explained:
 
 
 def explain_marginals(subject: Subject) -> Explained:
+    """How a density in one dimension diffuses, and the trajectories of its probability flow."""
     times = torch.linspace(0.0, 1.0, 161, dtype=torch.float64)
     name = f"{subject.name} along their first principal axis" if subject.given else "a mixture of three Gaussians"
     view = marginals(subject.principal(1) if subject.given else bumps(), subject.schedule, times, seed=subject.seed)
@@ -169,6 +171,7 @@ def explain_marginals(subject: Subject) -> Explained:
 
 
 def explain_flow(subject: Subject) -> Explained:
+    """How a density in the plane diffuses, and the trajectories of its probability flow."""
     times = torch.as_tensor(subject.schedule.at(torch.tensor([9.0, 3.0, 1.0, -1.0, -4.0], dtype=torch.float64)).t)
     times[0] = 0.0
     if subject.given and int((subject.gaussian.variances > 0.0).sum()) < 2:
@@ -184,6 +187,7 @@ def explain_flow(subject: Subject) -> Explained:
 
 
 def explain_schedules(subject: Subject) -> Explained:
+    """Signal, noise, log-SNR and beta of the noise schedules."""
     known: dict[str, Schedule] = {"linear": schedules.linear(), "cosine": schedules.cosine(), "EDM": schedules.Karras()}
     if subject.network is not None:
         known[subject.who] = subject.schedule
@@ -199,6 +203,7 @@ def explain_schedules(subject: Subject) -> Explained:
 
 
 def explain_reverse(subject: Subject) -> Explained:
+    """A sample on its way from noise, with the denoiser's estimate of the data."""
     _, cond = subject.first(2)
     x = subject.noise(2)
     strip = reverse_strip(subject.denoiser, x, subject.levels, subject.step, keep=9, seed=subject.seed, **cond)
@@ -212,6 +217,7 @@ def explain_reverse(subject: Subject) -> Explained:
 
 
 def explain_loss(subject: Subject) -> Explained:
+    """The loss at each time, next to the closed form of a Gaussian fitted to the data."""
     levels = subject.schedule(subject.times(9.0, -9.0, 16))
     view = loss_over_time(subject.denoiser, subject.images, levels, subject.gaussian, seed=subject.seed, **subject.cond)
     ratio = view.measured / view.gaussian
@@ -223,6 +229,7 @@ def explain_loss(subject: Subject) -> Explained:
 
 
 def explain_spectrum(subject: Subject) -> Explained:
+    """Which frequencies of the data drown in the noise, and when."""
     view = spectrum(subject.images, subject.schedule, subject.times(9.0, -9.0, 7), seed=subject.seed)
     seen = view.frequency > 0.0
     f, t, error = view.frequency[seen], view.drowning_time[seen], (view.measured - view.analytic) / view.error
@@ -250,6 +257,7 @@ def _starts(levels: Level, count: int) -> list[int]:
 
 
 def explain_content(subject: Subject) -> Explained:
+    """What of an image survives when it is diffused and regenerated."""
     images, cond = subject.first(256)
     starts, sampler = _starts(subject.levels, 14), (subject.levels, subject.step)
     view = content_detail(subject.denoiser, images, *sampler, starts=starts, seed=subject.seed, **cond)
@@ -266,6 +274,7 @@ def explain_content(subject: Subject) -> Explained:
 
 
 def explain_stitch(subject: Subject) -> Explained:
+    """One denoiser for the content, another for the detail (needs a run; a second one may follow)."""
     if subject.network is None:
         raise InputError("Stitching needs the denoiser of a run; give one, such as runs/digits.")
     _, cond = subject.first(64)
@@ -303,6 +312,7 @@ def _detail(subject: Subject) -> tuple[Denoise, str]:
 
 
 def explain_hierarchy(subject: Subject) -> Explained:
+    """The bits that each latent carries: the terms of the variational bound."""
     images, cond = subject.first(256)
     bins = grey_values(images.cpu().numpy())
     levels = latent_levels(subject.schedule, 64, bins)
