@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import random
-from sfumato.analysis import Images, plots
+from sfumato.analysis import Images, plots, spread
 from sfumato.analysis.frequency import BANDS, content_detail, spectrum, stitching, translated
 from sfumato.analysis.hierarchy import gaussian_hierarchy, gaussian_variance, hierarchy, latent_levels
 from sfumato.analysis.processes import (
@@ -250,16 +250,10 @@ def explain_spectrum(subject: Subject) -> Explained:
     )
 
 
-def _starts(levels: Level, count: int) -> list[int]:
-    """Indices of a grid, evenly spaced over its levels with noise, the least noise first."""
-    last = len(levels) - 2
-    return sorted({round(i * last / max(1, count - 1)) for i in range(count)}, reverse=True)
-
-
 def explain_content(subject: Subject) -> Explained:
     """What of an image survives when it is diffused and regenerated."""
     images, cond = subject.first(256)
-    starts, sampler = _starts(subject.levels, 14), (subject.levels, subject.step)
+    starts, sampler = spread(len(subject.levels) - 1, 14)[::-1], (subject.levels, subject.step)  # least noise first
     view = content_detail(subject.denoiser, images, *sampler, starts=starts, seed=subject.seed, **cond)
     lost: list[str] = []
     for band, correlation in zip(BANDS, view.correlation.T, strict=True):
@@ -280,7 +274,7 @@ def explain_stitch(subject: Subject) -> Explained:
     _, cond = subject.first(64)
     detail, name = _detail(subject)
     x, times = subject.noise(min(64, len(subject.images))), torch.as_tensor(subject.levels.t)
-    switches = sorted({0.0, 1.0, *(float(times[i]) for i in _starts(subject.levels, 12))})
+    switches = sorted({0.0, 1.0, *times[spread(len(subject.levels) - 1, 12)].tolist()})
     sampler = (subject.levels, subject.step)
     view = stitching(subject.network, detail, x, *sampler, switches, seed=subject.seed, **cond)
     coarse, _, fine = (
