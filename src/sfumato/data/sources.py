@@ -8,7 +8,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -169,50 +169,40 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
 def _listing(folder: Path) -> tuple[list[str], str, bool]:
     """The relative paths, with ``/``; a hash of them with the sizes and times of the files; whether a file is so new
     that it could change within the tick of the clock, and keep its time."""
-    names: list[str] = []
+    names = _image_paths(folder)
     fingerprint, fresh = hashlib.sha256(), False
-    for name, path in _walk(folder, "", frozenset()):
+    for name in names:
         try:
-            status = os.stat(path)  # noqa: PTH116
+            status = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - a Path costs more than its file
             size, changed = status.st_size, status.st_mtime_ns
         except OSError:  # a link to nothing; decoding it says so
             size, changed = -1, 0
-        names.append(name)
         fingerprint.update(os.fsencode(name) + f"\0{size}\0{changed}\0".encode())
         fresh |= abs(time.time_ns() - changed) < _TICK
     return names, fingerprint.hexdigest(), fresh
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[tuple[str, str]]:
-    """``(relative, path)`` of the images, sorted part by part, so that the order is the same on every file system."""
-    real = folder.resolve()
-    # Links to class folders are common; a link to a folder that holds it would never end.
-    circle = above | {real, *real.parents}
-    images: list[str] = []
-    folders: set[str] = set()
-    try:
-        with os.scandir(folder) as listed:
-            for entry in listed:  # names alone are kept: a million entries are half a gigabyte
-                if entry.name.startswith(".") or entry.name == "__MACOSX":  # Apple's forks of every image in a zip
-                    continue
-                if _is_folder(entry):
-                    folders.add(entry.name)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    images.append(entry.name)
-    except OSError as error:
+def _image_paths(folder: Path) -> list[str]:
+    """The relative paths of the images, sorted part by part, so that the order is the same on every file system."""
+
+    def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    for name in sorted([*images, *folders]) if folders else sorted(images):
-        if name not in folders:
-            yield prefix + name, os.path.join(folder, name)  # noqa: PTH118 - a Path for each costs more than its file
-        elif (folder / name).resolve() not in circle:
-            yield from _walk(folder / name, f"{prefix}{name}/", circle)
+
+    paths: list[str] = []
+    above: dict[str, frozenset[Path]] = {str(folder): frozenset()}
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real, prefix = Path(place).resolve(), Path(place).relative_to(folder).as_posix() + "/"
+        # Links to class folders are common; a link to a folder that holds it would never end.
+        circle = above.pop(place) | {real, *real.parents}
+        folders[:] = [name for name in folders if _shown(name) and (real / name).resolve() not in circle]
+        above |= {os.path.join(place, name): circle for name in folders}  # noqa: PTH118 - as os.walk writes it
+        images = [name for name in files if _shown(name) and name.lower().endswith(SUFFIXES)]
+        paths += [(prefix + name).removeprefix("./") for name in images]
+    return sorted(paths, key=lambda path: path.replace("/", "\0"))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"  # Apple's forks of every image in a zip
 
 
 def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
