@@ -60,22 +60,15 @@ def _network(channels: int, space: tuple[int, ...]) -> nn.Sequential:
 class ClassifierFeatures:
     """The penultimate layer of a classifier; made by `train_classifier`, called with images ``(N, C, *space)``.
 
-    Features are divided by one number, the root of their mean variance over the training images, so that the
-    unit of a distance does not depend on the data: the total variance of the training images is their number.
-
-    Attributes:
-        network: images to unscaled features ``(N, features)``; in evaluation mode.
-        head: unscaled features to logits ``(N, classes)``.
-        classes: the label of each logit, ascending.
-        shape: ``(C, *space)`` of the images that it was trained on.
-        scale: what features are divided by.
+    Features are divided by the root of their mean variance over the training images, so that the unit of a distance
+    does not depend on the data: the total variance of the training images is the number of features.
     """
 
-    network: nn.Module
-    head: nn.Module
-    classes: Int[Tensor, " classes"]
-    shape: tuple[int, ...]
-    scale: float
+    network: nn.Module  # images to unscaled features (N, features), in evaluation mode
+    head: nn.Module  # unscaled features to logits (N, classes)
+    classes: Int[Tensor, " classes"]  # the label of each logit, ascending
+    shape: tuple[int, ...]  # (C, *space) of the images that it was trained on
+    scale: float  # what features are divided by
 
     def __call__(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch features"]:
         """The features ``(N, features)`` of ``images`` ``(N, C, *space)``, computed in chunks."""
@@ -93,10 +86,8 @@ class ClassifierFeatures:
 
     def _hidden(self, images: Tensor) -> Tensor:
         check_images("images", images)
-        if tuple(images.shape[1:]) != self.shape:
-            raise InputError(
-                f"the classifier was trained on images of shape {self.shape}, not {tuple(images.shape[1:])}."
-            )
+        if (shape := tuple(images.shape[1:])) != self.shape:
+            raise InputError(f"the classifier was trained on images of shape {self.shape}, not {shape}.")
         with torch.no_grad():
             return torch.cat([self.network(chunk.float()) for chunk in images.split(_CHUNK)])
 
