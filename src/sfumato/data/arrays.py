@@ -61,7 +61,7 @@ def read_arrays(
             classes = next((get(member) for member in CLASS_KEYS if member in names), None)
             return labels_of(get(member), len(images), classes, f"{where}[{member!r}]")
 
-        return images, *read_columns(names, get, columns, len(images), where, labels)
+        return images, *read_columns(names, get, columns, where, labels)
 
 
 def channels_first(array: Array, layout: str | None, where: str) -> Array:
@@ -152,7 +152,6 @@ def read_columns(
     keys: Collection[str],
     get: Callable[[str], Array],
     wanted: Collection[str],
-    count: int,
     where: str,
     labels: Callable[[], tuple[Array, tuple[str, ...]]],
 ) -> tuple[dict[str, Array], tuple[str, ...]]:
@@ -169,10 +168,7 @@ def read_columns(
             continue
         if name not in keys:
             raise InputError(f"{where} has no column {name!r}{nearest(name, keys)}")
-        values = columns[name] = get(name)
-        if values.dtype.kind not in "biuf" or values.ndim == 0 or len(values) != count:
-            held = f"{where}[{name!r}] holds {values.dtype} of shape {values.shape}"
-            raise InputError(f"{held}; expected numbers with a row for each of the {count} images.")
+        columns[name] = get(name)
     return columns, classes
 
 

@@ -233,7 +233,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
         return np.asarray(table[key][:])
 
     labels = partial(_hub_labels, table, name)
-    values, classes = read_columns(list(kinds), get, columns, len(table), f"hf:{name}", labels)
+    values, classes = read_columns(list(kinds), get, columns, f"hf:{name}", labels)
     cells = table.select_columns([column]).cast_column(column, library.Image(decode=False))
 
     def open_image(row: int) -> Path | io.BytesIO:
