@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -107,22 +106,18 @@ def load(
         dataset = SOURCES[source]()
         if missing := [name for name in columns if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
-        images = prepare(dataset.images, target, source)
-        return dataset if images is dataset.images else replace(dataset, images=images)
-    if not is_file:
+        name, read = source, (dataset.images, dataset.columns)
+    elif not is_file:
         name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
     elif path.is_dir():
         name, read = path.resolve().name or str(path), _read_folder(path, columns, target)
     elif is_array:
         name, read = path.stem, read_arrays(path, key, columns, value_range, layout)
-        read = prepare(read[0], target, name), *read[1:]
     elif path.suffix.lower() in SUFFIXES:
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
     else:
         raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
-    images, values, classes = read
-    named = {key: Column(rows, tuple(classes) if key == "label" else ()) for key, rows in values.items()}
-    return Dataset(images, named, name)
+    return Dataset(prepare(read[0], target, name), read[1], name)
 
 
 def _unknown(source: str, path: Path) -> str:
@@ -158,12 +153,11 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
     )
     images, kept = decode(encoded, target)
     if not columns:
-        return images, {}, ()
+        return images, {}
     of_image = [name.partition("/")[0] for name in names]
-    classes = sorted(set(of_image))
-    number = {name: index for index, name in enumerate(classes)}
+    number = {name: index for index, name in enumerate(sorted(set(of_image)))}
     labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
-    return images, {"label": labels}, tuple(classes)
+    return images, {"label": Column(labels, tuple(number))}
 
 
 def _listing(folder: Path) -> tuple[list[str], str, bool]:
@@ -232,8 +226,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
     def get(key: str) -> Array:
         return np.asarray(table[key][:])
 
-    labels = partial(_hub_labels, table, name)
-    values, classes = read_columns(list(kinds), get, columns, f"hf:{name}", labels)
+    known = read_columns(list(kinds), get, columns, f"hf:{name}", partial(_hub_labels, table, name))
     cells = table.select_columns([column]).cast_column(column, library.Image(decode=False))
 
     def open_image(row: int) -> Path | io.BytesIO:
@@ -253,7 +246,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
         settled=lambda: fingerprint is not None,
     )
     images, kept = decode(encoded, target)
-    return images, {key: array[kept] for key, array in values.items()}, classes
+    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}
 
 
 def _table(name: str, library: Any) -> Any:
@@ -282,8 +275,7 @@ def _table(name: str, library: Any) -> Any:
     return table
 
 
-def _hub_labels(table: Any, name: str) -> tuple[Array, tuple[str, ...]]:
-    """The labels of a table, and the names of the classes."""
+def _hub_labels(table: Any, name: str) -> Column:
     features: dict[str, Any] = table.features
     labelled = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     named = [column for column in _LABEL_NAMES if column in (labelled or features)][:1]
