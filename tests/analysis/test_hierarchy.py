@@ -84,7 +84,7 @@ def test_with_a_decoder_it_is_the_bound() -> None:
     grid = grids.uniform(schedule, 10)
     latents = Level(*(torch.as_tensor(v)[:-1] for v in (grid.t, grid.alpha, grid.sigma)))
     expected = variational_bound(oracle, x, grid, seed=3)
-    found = hierarchy(oracle, x, latents, bins=256, seed=3, batch_size=7)
+    found = hierarchy(oracle, x, latents, bins=256, seed=3)
     assert found.total == pytest.approx(expected.mean, rel=1e-12)
     assert found.bits.tolist() == pytest.approx(expected.steps.mean(0).tolist(), rel=1e-12)
     assert found.decoder == pytest.approx(float(expected.decoder.mean()), rel=1e-12)

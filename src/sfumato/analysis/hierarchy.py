@@ -91,22 +91,17 @@ def hierarchy(
     bins: int | None,
     variance: ReverseVariance = small,
     seed: int = 0,
-    batch_size: int = 500,
     **cond: Any,
 ) -> Hierarchy:
     """The variational bound averaged over images, latent by latent, with a decoder if the data have ``bins`` values."""
-    to_data = Level.cat([levels, Level(0.0, 1.0, 0.0)])
-    rows: list[tuple[Tensor, ...]] = []
-    for start in range(0, max(1, len(images)), batch_size):
-        x0 = images[start : start + batch_size]
-        batch: dict[str, Any] = {name: value[start : start + batch_size] for name, value in cond.items()}
-        if bins is None:
-            rows.append(latent_terms(denoiser, x0, levels, variance, seed=seed, first=start, **batch))
-        else:
-            bound = variational_bound(denoiser, x0, to_data, variance, bins=bins, seed=seed, first=start, **batch)
-            rows.append((bound.prior, bound.steps, bound.decoder))
-    prior, steps, *decoder = (torch.cat([part.cpu() for part in column]).mean(0) for column in zip(*rows, strict=True))
-    view = Hierarchy(torch.as_tensor(levels.t), float(prior), steps, float(decoder[0]) if decoder else None)
+    if bins is None:
+        prior, steps = latent_terms(denoiser, images, levels, variance, seed=seed, **cond)
+        decoder = None
+    else:
+        to_data = Level.cat([levels, Level(0.0, 1.0, 0.0)])
+        bound = variational_bound(denoiser, images, to_data, variance, bins=bins, seed=seed, **cond)
+        prior, steps, decoder = bound.prior, bound.steps, float(bound.decoder.mean())
+    view = Hierarchy(torch.as_tensor(levels.t), float(prior.mean()), steps.mean(0).cpu(), decoder)
     if not math.isfinite(view.total):
         raise InputError("A term of the bound is not finite: the denoiser gives numbers that are not.")
     return view

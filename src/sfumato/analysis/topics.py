@@ -140,9 +140,8 @@ def explain_marginals(subject: Subject) -> Explained:
     """How a density in one dimension diffuses, and the trajectories of its probability flow."""
     times = torch.linspace(0.0, 1.0, 161, dtype=torch.float64)
     name = f"{subject.name} along their first principal axis" if subject.given else "a mixture of three Gaussians"
-    view = processes.marginals(
-        subject.principal(1) if subject.given else processes.bumps(), subject.schedule, times, seed=subject.seed
-    )
+    density = subject.principal(1) if subject.given else processes.bumps()
+    view = processes.marginals(density, subject.schedule, times, seed=subject.seed)
     assert view.cdf is not None
     drift = float((view.cdf - view.cdf[-1]).abs().max())
     return plots.marginals(view, f"Diffused marginals: {name}"), (
@@ -185,11 +184,8 @@ def explain_schedules(subject: Subject) -> Explained:
 
 def explain_reverse(subject: Subject) -> Explained:
     """A sample on its way from noise, with the denoiser's estimate of the data."""
-    _, cond = subject.first(2)
-    x = subject.noise(2)
-    strip = processes.reverse_strip(
-        subject.denoiser, x, subject.levels, subject.step, keep=9, seed=subject.seed, **cond
-    )
+    (_, cond), sampler = subject.first(2), (subject.levels, subject.step)
+    strip = processes.reverse_strip(subject.denoiser, subject.noise(2), *sampler, keep=9, seed=subject.seed, **cond)
     assert strip.x0 is not None
     change = (strip.x0 - strip.x0[-1]).flatten(1).norm(dim=1) / strip.x0[-1].norm()
     settled = float(strip.times[(change > 0.25).nonzero()[-1, 0]]) if bool((change > 0.25).any()) else 1.0
@@ -202,9 +198,8 @@ def explain_reverse(subject: Subject) -> Explained:
 def explain_loss(subject: Subject) -> Explained:
     """The loss at each time, next to the closed form of a Gaussian fitted to the data."""
     levels = subject.schedule(subject.times(9.0, -9.0, 16))
-    view = processes.loss_over_time(
-        subject.denoiser, subject.images, levels, subject.gaussian, seed=subject.seed, **subject.cond
-    )
+    options: dict[str, Any] = {"seed": subject.seed, **subject.cond}
+    view = processes.loss_over_time(subject.denoiser, subject.images, levels, subject.gaussian, **options)
     ratio = view.measured / view.gaussian
     return plots.loss(view, f"Denoising loss over time: {subject.name}", subject.who), (
         f"On {len(subject.images)} images of {subject.name}, the loss of {subject.who} is between "
