@@ -31,6 +31,7 @@ INK, FAINT, NOISE = "#333333", "#8a8a8a", "#777777"
 TIME, EDGES = "time $t$   (0 data, 1 noise)", (-0.015, 1.015)
 SCALED = r"x_t / \sqrt{\alpha^2 + \sigma^2}"
 
+_RIGHT: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # of the axes, for a legend
 _SETTINGS: Any = {
     **dict.fromkeys(("figure.dpi", "savefig.dpi"), 150),
     **dict.fromkeys(("figure.titlesize", "axes.titlesize"), 11.0),
@@ -110,10 +111,6 @@ def _at(times: Tensor) -> list[str]:
     return [f"$t = {t:.2g}$" for t in times.tolist()]
 
 
-def _legend_right(axes: Axes, title: str | None = None) -> None:
-    axes.legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
 @styled()
 def marginals(view: Marginals, title: str) -> Figure:
     """The density over time as a map with trajectories of the flow on it; in two dimensions a map per time."""
@@ -181,7 +178,7 @@ def spectrum(view: Spectrum, title: str) -> Figure:
         left.errorbar(f, measured, 2.0 * error, fmt="o", markersize=3.0, color=colour, elinewidth=0.8)
     left.axhline(1.0, color=NOISE, linewidth=1.2, linestyle=":", label="pure noise")
     left.set(title=title, yscale="log", ylabel=f"power of ${SCALED}$")
-    _legend_right(left, "time $t$")
+    left.legend(title="time $t$", **_RIGHT)
     times = view.drowning_time[seen].numpy()
     right.plot(f, times, color=COLOURS[0], marker="o", markersize=3.5)
     right.fill_between(f, times, 1.0, color=NOISE, alpha=0.15, linewidth=0.0)
@@ -276,7 +273,7 @@ def content_detail(view: ContentDetail, title: str) -> Figure:
     axes.plot([], [], color=FAINT, linestyle=":", linewidth=1.2, label="Gaussian data,\nclosed form")
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     axes.set(xlabel=TIME, xlim=EDGES, ylabel="correlation with the original", ylim=(-0.15, 1.03))
-    _legend_right(axes)
+    axes.legend(**_RIGHT)
     return canvas
 
 
@@ -290,7 +287,7 @@ def stitching(view: Stitching, title: str, content: str, detail: str) -> Figure:
     axes.plot([], [], color=INK, label=f"with {content}")
     axes.plot([], [], color=INK, linestyle="--", linewidth=1.2, label=f"with {detail}")
     axes.set(xlabel="switching time $t$", ylabel="correlation with either's sample", xlim=EDGES)
-    _legend_right(axes)
+    axes.legend(**_RIGHT)
     return canvas
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from sfumato.data.selection import LAZY, Array, Items, Lazy, Rows, as_array, check_range
+from sfumato.data.selection import LAZY, Array, Field, Items, Lazy, Rows, as_array, check_range
 from sfumato.errors import InputError
 from sfumato.random import permutation
 
@@ -47,9 +47,6 @@ class Column:
 
     values: Array  # (N, ...), numbers or truth values
     names: tuple[str, ...] = ()  # of the classes, for a column of whole numbers from 0 to len(names) - 1
-
-    def __len__(self) -> int:
-        return len(self.values)
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """The values of these images: int64, float32, bool, or uint8 for images."""
@@ -128,8 +125,10 @@ class Dataset:
             expected = "give an array, a dict of arrays, or a PyTorch data set with __len__ and __getitem__"
             raise InputError(f"{name}: a {type(data).__name__} can't be read by index, as resuming needs; {expected}.")
         items = Items(data, name)
-        fields = items.fields()
+        if len(items) == 0:
+            raise InputError(f"{name} is empty.")
         _check_layout(items.fetch(tuple(range(min(len(items), 8))))["image"], name)
+        fields = {key: Field(items, key, values) for key, values in items.fetch((0,)).items()}
         columns = {key: Column(values) for key, values in fields.items() if key != "image"}
         if "label" in columns and len(getattr(data, "targets", ())) == len(data):
             # torchvision's data sets know their labels without decoding the images

@@ -70,7 +70,10 @@ def decode(encoded: Encoded, target: Target) -> tuple[Images, npt.NDArray[np.int
     are refused early. Files that cannot be read are skipped and named in one warning. The array is kept in a file, from
     which a later call with the same source and target reads it.
     """
-    path = _path(encoded, target)
+    # one file for each source and target: a source that has changed takes the place of what it was
+    key = repr((_FORMAT, encoded.origin, target.size, target.crop, target.channels)).encode("utf-8", "surrogateescape")
+    folder = default_folder() if target.cache is None else Path(target.cache).expanduser()
+    path = folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
     images, failures = _stored(path, encoded.listing) or _decoded(encoded, target, path)
     if failures:
         some = f"{len(failures)} of the {encoded.count} images in {encoded.origin}"
@@ -105,13 +108,6 @@ def default_folder() -> Path:
     stated = os.environ.get("XDG_CACHE_HOME", "")
     # the specification of base directories says to pass over a relative one
     return (Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()) / "sfumato"
-
-
-def _path(encoded: Encoded, target: Target) -> Path:
-    """One file for each source and target: a source that has changed takes the place of what it was."""
-    key = repr((_FORMAT, encoded.origin, target.size, target.crop, target.channels))
-    folder = default_folder() if target.cache is None else Path(target.cache).expanduser()
-    return folder / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy")
 
 
 def _stored(path: Path, listing: str) -> tuple[Bytes, dict[int, str]] | None:

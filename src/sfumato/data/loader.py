@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +87,11 @@ class Loader:
         indices = self.indices(start, count)
         images = self.dataset.images[indices]
         if self.crop is not None:
-            images = self._windows(images, start)
+            _, height, width = self.shape
+            room = np.array([images.shape[2] - height + 1, images.shape[3] - width + 1])
+            corners = (uniform(self.seed, "crop", start, count, (2,)).numpy() * room).astype(np.int64)
+            pairs = zip(images, corners.tolist(), strict=True)
+            images = np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])
         cond = self.dataset.rows(indices)
         if self.flip:
             mirrored = uniform(self.seed, "flip", start, count) < 0.5
@@ -112,11 +115,3 @@ class Loader:
             total += x0.numel()
             mean += away * x0.numel() / total
         return math.sqrt(squares / total)
-
-    def _windows(self, images: npt.NDArray[Any], start: int) -> npt.NDArray[Any]:
-        """A random window of each image."""
-        height, width = height_width(self.crop or 0, "crop")
-        room = np.array([images.shape[2] - height + 1, images.shape[3] - width + 1])
-        corners = (uniform(self.seed, "crop", start, len(images), (2,)).numpy() * room).astype(np.int64)
-        pairs = zip(images, corners.tolist(), strict=True)
-        return np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])

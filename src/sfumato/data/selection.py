@@ -86,12 +86,6 @@ class Items:
             raise InputError(f"{self.name}: an item is a {type(image).__name__}; {expected}.")
         return {**fields, "image": image}
 
-    def fields(self) -> dict[str, Field]:
-        """The fields of its items, by name."""
-        if len(self) == 0:
-            raise InputError(f"{self.name} is empty.")
-        return {name: Field(self, name, values) for name, values in self.fetch((0,)).items()}
-
 
 class Field(Lazy):
     """One field of the items of a data set."""

@@ -25,8 +25,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 _TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, that of FAT
 _HUB = "hf:"
-_SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves, of one split or of several
-_LABEL_NAMES = ("label", "labels", "class")
 _LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NC")
 
 
@@ -258,11 +256,11 @@ def _table(name: str, library: Any) -> Any:
     else:
         parts = path.split("/")
         if not all(parts) or len(parts) > 3:
-            raise InputError(
-                f"hf:{name} is not of the form hf:OWNER/NAME, hf:OWNER/NAME/CONFIG or hf:OWNER/NAME:SPLIT."
-            )
+            forms = "hf:OWNER/NAME, hf:OWNER/NAME/CONFIG or hf:OWNER/NAME:SPLIT"
+            raise InputError(f"hf:{name} is not of the form {forms}.")
         path, config = "/".join(parts[:2]), (parts[2] if len(parts) == 3 else None)
-    saved = any((Path(path) / file).exists() for file in _SAVED)
+    # what save_to_disk leaves, of one split or of several
+    saved = any((Path(path) / file).exists() for file in ("dataset_info.json", "dataset_dict.json"))
     try:
         table = library.load_from_disk(path) if saved else library.load_dataset(path, config, split=split)
     except Exception as error:  # no network, no such name, no such split, a script: each has its own exception
@@ -278,7 +276,7 @@ def _table(name: str, library: Any) -> Any:
 def _hub_labels(table: Any, name: str) -> Column:
     features: dict[str, Any] = table.features
     labelled = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    named = [column for column in _LABEL_NAMES if column in (labelled or features)][:1]
+    named = [column for column in ("label", "labels", "class") if column in (labelled or features)][:1]
     candidates = labelled if len(labelled) == 1 else named or labelled
     if len(candidates) != 1:
         trouble = f"several label columns ({', '.join(candidates)})" if candidates else "no label column"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
 from sfumato.errors import InputError
@@ -25,9 +25,7 @@ CHANNELS = {"grey": 1, "rgb": 3, "rgba": 4}
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 """The formats of animations, by suffix."""
 
-_MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
-_ORIENTATION = 0x0112  # the EXIF tag
 _TURN = Image.Transpose  # what makes an image upright, by orientation
 _UPRIGHT = {
     **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE},
@@ -63,7 +61,7 @@ def decode_image(
                 raise ValueError("32-bit grey values outside 0 ... 65535")
             plain = Image.fromarray(((values + 128) // 257).astype(np.uint8))
         else:
-            plain = image.convert(_MODES[kind])
+            plain = image.convert("L" if kind == "grey" else kind.upper())
     if orientation in _UPRIGHT:
         plain = plain.transpose(_UPRIGHT[orientation])
     pixels = _to_array(plain if size is None else fit(plain, size, crop))
@@ -290,7 +288,7 @@ def _sides(shape: Sequence[int]) -> str:
 def _header(image: Image.Image) -> tuple[str, tuple[int, int], int]:
     """Channels, upright ``(height, width)`` and EXIF orientation."""
     try:
-        orientation: Any = image.getexif().get(_ORIENTATION, 1)
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata beside sound pixels: show them as they are stored
         orientation = 1
     if image.mode == "F":

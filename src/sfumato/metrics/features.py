@@ -74,15 +74,12 @@ class ClassifierFeatures:
         """The features ``(N, features)`` of ``images`` ``(N, C, *space)``, computed in chunks."""
         return self._hidden(images) / self.scale
 
-    def predict(self, images: Float[Tensor, "batch channels *space"]) -> Int[Tensor, " batch"]:
-        """The most probable label of each image, ``(N,)``."""
-        with torch.no_grad():
-            return self.classes[self.head(self._hidden(images)).argmax(dim=1)]
-
     def accuracy(self, images: Float[Tensor, "batch channels *space"], labels: Int[Tensor, " batch"]) -> float:
-        """The fraction of ``images`` whose predicted label is the given one."""
+        """The fraction of ``images`` whose most probable label is the given one."""
         _check_labels(images, labels)
-        return float((self.predict(images) == labels).double().mean())
+        with torch.no_grad():
+            likeliest = self.classes[self.head(self._hidden(images)).argmax(dim=1)]
+        return float((likeliest == labels).double().mean())
 
     def _hidden(self, images: Tensor) -> Tensor:
         check_images("images", images)
