@@ -111,7 +111,7 @@ class Dataset:
             return data
         if isinstance(data, DataLoader):
             return cls.of(data.dataset, name=name)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        if isinstance(data, np.ndarray | Tensor | np.memmap):
+        if isinstance(data, np.ndarray | Tensor):
             data = {"image": data}
         if isinstance(data, Mapping):
             columns = {str(k): v if isinstance(v, LAZY) else as_array(v) for k, v in data.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
