@@ -12,7 +12,7 @@ import shutil
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,7 +99,8 @@ def prepare(images: Images, target: Target, name: str) -> Images:
 
     first = change(0)
     changed = np.empty((len(images), *first.shape), dtype=first.dtype)
-    _in_threads(change, changed.__setitem__, len(images), target.workers, f"resizing {name}")
+    for index, image in enumerate(_in_threads(change, len(images), target.workers, f"resizing {name}")):
+        changed[index] = image
     return changed
 
 
@@ -137,8 +138,8 @@ def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[
     total = math.prod(shape)
     read = partial(decode_image, size=target.size, channels=target.channels, crop=target.crop)
 
-    def decode_all(store: Callable[[int, Bytes], object]) -> None:
-        _each(encoded, read, store, target.workers, f"decoding {encoded.origin}", failures)
+    def each() -> Generator[tuple[int, Bytes]]:
+        return _each(encoded, read, target.workers, f"decoding {encoded.origin}", failures)
 
     def write(temporary: Path) -> None:
         for old in path.parent.glob(f".{path.name}.*.tmp"):
@@ -147,15 +148,12 @@ def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[
                     old.unlink()
         if total > shutil.disk_usage(path.parent).free:  # said before an hour of decoding, not after it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file, contextlib.closing(each()) as decoded:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             start = file.tell()
-
-            def store(index: int, image: Bytes) -> None:
+            for index, image in decoded:
                 file.seek(start + index * image.size)
                 file.write(np.ascontiguousarray(image).data)
-
-            decode_all(store)
             file.seek(start + total)  # what was skipped reads as zeros
             listing = encoded.listing if encoded.settled() else None
             file.write(json.dumps({"listing": listing, "failures": failures}).encode())
@@ -171,7 +169,8 @@ def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[
         text = f"{what}; they will be decoded again at the next start. {error} {advice}"
         warnings.warn(text, SfumatoWarning, stacklevel=3)
     images = np.zeros(shape, dtype=np.uint8)
-    decode_all(images.__setitem__)
+    for index, image in each():
+        images[index] = image
     return images, failures
 
 
@@ -182,15 +181,11 @@ def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> Targe
     channels: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     example: dict[tuple[int, int], int] = {}
-
-    def count(index: int, header: tuple[str, tuple[int, int]]) -> None:
-        kind, size = header
+    for index, (kind, size) in _each(encoded, read_header, target.workers, f"looking at {encoded.origin}", failures):
         channels[kind] += 1
         if target.size is None:
             sizes[size] += 1
             example.setdefault(size, index)
-
-    _each(encoded, read_header, count, target.workers, f"looking at {encoded.origin}", failures)
     if target.channels is None and len(channels) > 1:
         mixture = ", ".join(f"{channels[kind]} {kind}" for kind in CHANNELS if kind in channels)
         advice = 'pass channels="grey", channels="rgb" or channels="rgba" to make them one'
@@ -203,14 +198,9 @@ def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> Targe
 
 
 def _each(
-    encoded: Encoded,
-    read: Callable[[Path | BytesIO], T],
-    use: Callable[[int, T], object],
-    workers: int,
-    what: str,
-    failures: dict[int, str],
-) -> None:
-    """``use(index, read(file))`` for all files; ``failures`` says what is wrong with those that cannot be read."""
+    encoded: Encoded, read: Callable[[Path | BytesIO], T], workers: int, what: str, failures: dict[int, str]
+) -> Generator[tuple[int, T]]:
+    """``(index, read(file))`` of the files; ``failures`` says what is wrong with those that cannot be read."""
 
     def one(index: int) -> T | None:
         if index in failures:
@@ -223,11 +213,9 @@ def _each(
             failures[index] = reason(error)
             return None
 
-    def use_if_read(index: int, value: T | None) -> None:
+    for index, value in enumerate(_in_threads(one, encoded.count, workers, what)):
         if value is not None:
-            use(index, value)
-
-    _in_threads(one, use_if_read, encoded.count, workers, what)
+            yield index, value
     if len(failures) == encoded.count:
         none = f"None of the {encoded.count} images in {encoded.origin} can be read"
         raise InputError(f"{none}: {_list(encoded, failures)}.")
@@ -241,12 +229,12 @@ def _more(shown: list[str], count: int) -> str:
     return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
 
 
-def _in_threads(task: Callable[[int], T], use: Callable[[int, T], object], count: int, workers: int, what: str) -> None:
-    """``use(i, task(i))`` in order; threads are a few tasks ahead, and Pillow works outside the interpreter's lock."""
+def _in_threads(task: Callable[[int], T], count: int, workers: int, what: str) -> Generator[T]:
+    """``task(0), task(1), ...``, from threads a few tasks ahead: Pillow works outside the interpreter's lock."""
     with progress_bar(what, count) as show, ThreadPoolExecutor(workers) as pool:
         ahead = deque(pool.submit(task, index) for index in range(min(count, _AHEAD * workers)))
         for index in range(count):
-            use(index, ahead.popleft().result())
+            yield ahead.popleft().result()
             if index + _AHEAD * workers < count:
                 ahead.append(pool.submit(task, index + _AHEAD * workers))
             show(index + 1)
