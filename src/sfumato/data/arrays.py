@@ -147,20 +147,16 @@ def labels_of(values: Array, count: int, names: Array | None, where: str) -> Col
 
 
 def read_columns(
-    keys: Collection[str],
-    get: Callable[[str], Array],
-    wanted: Collection[str],
-    where: str,
-    labels: Callable[[], Column],
+    keys: Collection[str], get: Callable[[str], Array], names: Collection[str], where: str, labels: Callable[[], Column]
 ) -> dict[str, Column]:
-    """The wanted columns, and the labels even where they are not."""
+    """The columns ``names``, and the labels even where they are not among them."""
     columns: dict[str, Column] = {}
     try:
         columns["label"] = labels()
     except InputError:
-        if "label" in wanted:
+        if "label" in names:
             raise  # else 'y' may be a regression target
-    for name in wanted:
+    for name in names:
         if name == "label":
             continue
         if name not in keys:

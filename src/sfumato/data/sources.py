@@ -233,7 +233,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
             raise ValueError("no image in this row")
         return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])
 
-    # the library's own caches go by this number: it changes with the rows, the files and all that was done to them
+    # the caches of the library go by this number: it changes with the rows, the files and all that was done to them
     fingerprint = getattr(table, "_fingerprint", None)
     encoded = Encoded(
         origin=f"hf:{name}",
