@@ -163,7 +163,7 @@ def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[
         return _held(np.lib.format.open_memmap(path, mode="r")), failures
     except OSError as error:
         what = f"The {encoded.count:,} decoded images of {encoded.origin} ({total / 1e9:.2g} GB) cannot be kept"
-        advice = "Set cache (--data.cache) to a folder that can be written and has room for them, or a smaller size."
+        advice = "Set cache (--data.cache) to a folder that can be written and has room, or take a smaller size."
         if total > IN_MEMORY:
             raise InputError(f"{what}. {error} {advice}") from error
         text = f"{what}; they will be decoded again at the next start. {error} {advice}"
