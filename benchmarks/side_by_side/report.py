@@ -129,7 +129,7 @@ def summarize(cells: list[Cell], low: Callable[[int], bool] = lambda nfe: nfe <=
     return found
 
 
-@plots.styled
+@plots.styled()
 def draw(cells: list[Cell], folder: Path) -> tuple[Path, Path]:
     """The error of each number of evaluations: a panel per target, a colour per schedule, peers dashed."""
     targets = list(dict.fromkeys(cell.target for cell in cells))

@@ -13,10 +13,10 @@ from sfumato.analysis.hierarchy import (
     Hierarchy,
     gaussian_hierarchy,
     gaussian_variance,
-    grey_values,
     hierarchy,
     latent_levels,
 )
+from sfumato.data.dataset import grey_values
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.bound import variational_bound
 from sfumato.diffusion.level import Level
@@ -84,7 +84,7 @@ def test_with_a_decoder_it_is_the_bound() -> None:
     grid = grids.uniform(schedule, 10)
     latents = Level(*(torch.as_tensor(v)[:-1] for v in (grid.t, grid.alpha, grid.sigma)))
     expected = variational_bound(oracle, x, grid, seed=3)
-    found = hierarchy(oracle, x, latents, bins=256, seed=3, batch_size=7)
+    found = hierarchy(oracle, x, latents, bins=256, seed=3)
     assert found.total == pytest.approx(expected.mean, rel=1e-12)
     assert found.bits.tolist() == pytest.approx(expected.steps.mean(0).tolist(), rel=1e-12)
     assert found.decoder == pytest.approx(float(expected.decoder.mean()), rel=1e-12)
@@ -102,7 +102,7 @@ def test_the_bound_of_quantized_gaussian_data_is_near_their_entropy(bins: int) -
     entropy = -float((p * p.log2()).sum())
     u = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = values[torch.searchsorted(p.cumsum(0), u).clamp(max=bins - 1)].reshape(2000, 1, 2, 2)
-    assert grey_values(x.float()) == bins
+    assert grey_values(x.float().numpy()) == bins
     oracle, schedule = gaussian(0.0, 0.35, (1, 2, 2)), schedules.ContinuousCosine()
     levels = latent_levels(schedule, 64, bins)
     found = hierarchy(oracle, x, levels, bins=bins, variance=gaussian_variance(oracle))
@@ -120,22 +120,6 @@ def test_the_grid_of_latents(schedule: schedules.Schedule, bins: int | None) -> 
     gaps = log_snr.diff()[1:]
     assert float(gaps.max() - gaps.min()) < 1e-6
     assert float(levels.noise_to_signal[-1]) >= 0.5 / ((bins or 10**9) - 1) - 1e-9
-
-
-@pytest.mark.parametrize(
-    ("images", "bins"),
-    [
-        (torch.arange(256).reshape(4, 1, 8, 8).float() / 127.5 - 1, 256),
-        (torch.arange(17).repeat(4)[:64].reshape(1, 1, 8, 8) / 8 - 1, 17),
-        (torch.tensor([[-1.0, 1.0]]), 2),
-        # grey values that are multiples of 3 and 5, but lie on no coarser grid
-        (torch.tensor([[0.0, 3.0, 8.0, 13.0]]) / 127.5 - 1, 256),
-        (normal(2, 1, 3, 3).clamp(-1, 1), None),
-        (torch.full((2, 1, 3, 3), 200 / 127.5 - 1), 256),
-    ],
-)
-def test_grey_values(images: torch.Tensor, bins: int | None) -> None:
-    assert grey_values(images) == bins
 
 
 def test_bad_input() -> None:

@@ -182,9 +182,10 @@ def test_class_names(tmp_path: Path) -> None:
 
 
 def test_string_labels() -> None:
-    labels, classes = labels_of(np.array(["dog", "cat", "dog"]), 3, None, "y")
+    column = labels_of(np.array(["dog", "cat", "dog"]), 3, None, "y")
+    labels, classes = column.values, column.names
     assert (labels.tolist(), classes) == ([1, 0, 1], ("cat", "dog"))
-    assert labels_of(np.array([b"b", b"a"]), 2, None, "y")[1] == ("a", "b")
+    assert labels_of(np.array([b"b", b"a"]), 2, None, "y").names == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -214,15 +215,15 @@ def test_missing_labels(tmp_path: Path) -> None:
 def test_further_columns(tmp_path: Path) -> None:
     tokens = np.arange(6, dtype=np.int32).reshape(2, 3)
     path = npz(tmp_path, images=bytes_of(2, 8, 8), caption_tokens=tokens, short=tokens[:1], words=np.array(["a", "b"]))
-    images, columns, classes = read_arrays(path, None, ("caption_tokens",), None, None)
-    assert images.shape == (2, 1, 8, 8) and list(columns) == ["caption_tokens"] and classes == ()
-    assert np.array_equal(columns["caption_tokens"], tokens)
+    images, columns = read_arrays(path, None, ("caption_tokens",), None, None)
+    assert images.shape == (2, 1, 8, 8) and list(columns) == ["caption_tokens"]
+    assert np.array_equal(columns["caption_tokens"].values, tokens)
     assert torch.equal(load(path, columns=("caption_tokens",))[1]["caption_tokens"], torch.tensor([3, 4, 5]))
     assert read_arrays(path, None, (), None, None)[1] == {}
     with pytest.raises(InputError, match=r"no column 'caption_token'.* did you mean 'caption_tokens'"):
         load(path, columns=("caption_token",))
     for name in ("short", "words"):
-        with pytest.raises(InputError, match=rf"\['{name}'\] .* a row for each of the 2 images"):
+        with pytest.raises(InputError, match=rf"'{name}': .* a row for each of 2 images"):
             load(path, columns=(name,))
 
 

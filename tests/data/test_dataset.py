@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from sfumato.data import Column, Dataset, Loader, labelled
+from sfumato.data import Column, Dataset, Loader
+from sfumato.data.dataset import grey_values
 from sfumato.errors import InputError
 from sfumato.random import permutation
 
@@ -16,7 +17,7 @@ from sfumato.random import permutation
 def numbered(count: int) -> Dataset:
     """Image ``i`` has the value ``i`` in every pixel, and the label ``i % 3``."""
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 1, 2, 3)).copy()
-    return labelled(images, np.arange(count) % 3, ("a", "b", "c"), "numbered")
+    return Dataset(images, {"label": Column(np.arange(count) % 3, ("a", "b", "c"))}, "numbered")
 
 
 def test_uint8_becomes_minus_one_to_one() -> None:
@@ -106,7 +107,7 @@ def test_images_refused(images: np.ndarray, message: str) -> None:
 )
 def test_labels_refused(labels: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        labelled(np.zeros((2, 1, 4), dtype=np.uint8), labels, ("a", "b"), "bad")
+        Dataset(np.zeros((2, 1, 4), dtype=np.uint8), {"label": Column(labels, ("a", "b"))}, "bad")
 
 
 def described(count: int = 6) -> Dataset:
@@ -284,3 +285,19 @@ def test_pictures_in_columns_are_mirrored_with_the_images() -> None:
     assert torch.equal(batch.cond["low"][~turned], plain.cond["low"][~turned])
     with pytest.raises(InputError, match="other images too, 'low'"):
         Loader(dataset, 0, crop=2)
+
+
+@pytest.mark.parametrize(
+    ("images", "bins"),
+    [
+        (torch.arange(256).reshape(4, 1, 8, 8).float() / 127.5 - 1, 256),
+        (torch.arange(17).repeat(4)[:64].reshape(1, 1, 8, 8) / 8 - 1, 17),
+        (torch.tensor([[-1.0, 1.0]]), 2),
+        # grey values that are multiples of 3 and 5, but lie on no coarser grid
+        (torch.tensor([[0.0, 3.0, 8.0, 13.0]]) / 127.5 - 1, 256),
+        (torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1, None),
+        (torch.full((2, 1, 3, 3), 200 / 127.5 - 1), None),
+    ],
+)
+def test_grey_values(images: torch.Tensor, bins: int | None) -> None:
+    assert grey_values(images.numpy()) == bins

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.data import Batch, Dataset, Loader, labelled
+from sfumato.data import Batch, Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.random import permutation, uniform
 
@@ -12,7 +12,7 @@ from sfumato.random import permutation, uniform
 def dataset(count: int = 23, side: int = 6) -> Dataset:
     """Every pixel of every image is different, so that nothing can be mistaken for anything else."""
     images = np.linspace(-1, 1, count * side * side, dtype=np.float32).reshape(count, 1, side, side)
-    return labelled(images, np.arange(count), tuple(map(str, range(count))), "distinct")
+    return Dataset.of({"image": images, "label": np.arange(count)}, name="distinct")
 
 
 def joined(loader: Loader, sizes: list[int], start: int = 0) -> Batch:

@@ -32,7 +32,7 @@ def test_digits_at_another_size() -> None:
 def test_a_name_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     blank = Dataset(np.zeros((2, 1, 4, 4), dtype=np.uint8), name="blank")
     monkeypatch.setitem(SOURCES, "blank", lambda: blank)
-    assert load("blank") is blank
+    assert load("blank").images is blank.images and load("blank").name == "blank"
     with pytest.raises(InputError, match="no column 'label'"):
         load("blank", columns=("label",))
 

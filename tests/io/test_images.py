@@ -133,13 +133,13 @@ def test_animations(tmp_path: Path) -> None:
     batch = IMAGES
     sheets = [side_by_side([grid(batch * f), grid(-batch)]) for f in (0.1, 0.5, 1.0)]
     for name, kind in (("x.gif", "GIF"), ("x.webp", "WEBP"), ("Y.GIF", "GIF")):
-        save_animation(sheets, tmp_path / name, milliseconds=70, hold=900)
+        save_animation(sheets, tmp_path / name)
         with Image.open(tmp_path / name) as animation:
             assert animation.format == kind and animation.n_frames == 3 and animation.size == sheets[0].size  # type: ignore[attr-defined]
             animation.seek(2)
             animation.load()
             error = np.asarray(animation.convert("L"), dtype=float) - np.asarray(sheets[2], dtype=float)
-            assert np.abs(error).mean() < 8.0 and animation.info["duration"] == 900
+            assert np.abs(error).mean() < 8.0 and animation.info["duration"] == 2000
     with pytest.raises(InputError, match=r"\.gif or \.webp"):
         save_animation(sheets, tmp_path / "x.mp4")
     with pytest.raises(InputError, match="at least one image"):

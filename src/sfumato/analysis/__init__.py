@@ -7,3 +7,8 @@ from torch import Tensor
 
 Images = Float[Tensor, "batch channels *space"]
 """A batch of vectors, signals or images."""
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` indices, evenly spaced, both ends among them."""
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)] if count > most else list(range(count))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,9 +26,7 @@ EDGES = (0.125, 0.25)
 
 
 class Rings(NamedTuple):
-    """Frequencies binned by their radius: its mean per ring (1/2 is Nyquist), coefficients per ring, ring per
-    coefficient.
-    """
+    """Frequencies binned by radius: the mean of each ring (1/2 is Nyquist), its number of coefficients, their rings."""
 
     frequency: Float64[Tensor, "rings"]
     coefficients: Int64[Tensor, "rings"]
@@ -47,10 +44,8 @@ def radius(space: tuple[int, ...]) -> Float64[Tensor, "*space"]:
 def rings(space: tuple[int, ...]) -> Rings:
     """Rings as wide as the spacing of frequencies along the longest side, for the order of ``torch.fft.fftn``."""
     distance = radius(space)
-    nearest = (distance * max(space)).round().long()
-    _, index, count = nearest.unique(return_inverse=True, return_counts=True)
-    total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, index.flatten(), distance.flatten())
-    return Rings(total / count, count, index)
+    _, index, count = (distance * max(space)).round().unique(return_inverse=True, return_counts=True)
+    return Rings(torch.bincount(index.flatten(), distance.flatten()) / count, count, index)
 
 
 def power(images: Images) -> Float64[Tensor, "batch rings"]:
@@ -65,31 +60,16 @@ def power(images: Images) -> Float64[Tensor, "batch rings"]:
     return total.index_add_(1, bins.ring.flatten(), squares.flatten(1)) / bins.coefficients
 
 
-@dataclass(frozen=True, slots=True)
-class Spectrum:
-    """The power spectrum of :math:`x_t`, in closed form and measured.
-
-    Attributes:
-        levels: the levels of :math:`x_t`.
-        frequency: the radial frequency of each ring, in cycles per pixel; the first is 0, the mean.
-        data: :math:`S(f)`, the spectrum of the data.
-        measured: the mean spectrum of diffused images.
-        error: the standard error of ``measured - analytic``, from the noise alone.
-        drowning_time: when the noise becomes as strong as the data; NaN where it never does.
-    """
+class Spectrum(NamedTuple):
+    """The power spectrum of :math:`x_t` at some levels, in closed form and measured."""
 
     levels: Level
-    frequency: Float64[Tensor, "rings"]
-    data: Float64[Tensor, "rings"]
-    measured: Float64[Tensor, "times rings"]
-    error: Float64[Tensor, "times rings"]
-    drowning_time: Float64[Tensor, "rings"]
-
-    @property
-    def analytic(self) -> Float64[Tensor, "times rings"]:
-        r""":math:`\alpha^2 S(f) + \sigma^2`."""
-        alpha, sigma = (torch.as_tensor(v)[:, None] for v in (self.levels.alpha, self.levels.sigma))
-        return alpha.square() * self.data + sigma.square()
+    frequency: Float64[Tensor, "rings"]  # of each ring, in cycles per pixel; the first is 0, the mean
+    data: Float64[Tensor, "rings"]  # S(f)
+    analytic: Float64[Tensor, "times rings"]  # alpha^2 S(f) + sigma^2
+    measured: Float64[Tensor, "times rings"]  # the mean of diffused images
+    error: Float64[Tensor, "times rings"]  # the standard error of measured - analytic, from the noise alone
+    drowning_time: Float64[Tensor, "rings"]  # when the noise becomes as strong as the data; NaN where it never does
 
 
 def spectrum(images: Images, schedule: Schedule, times: Float64[Tensor, "times"], *, seed: int = 0) -> Spectrum:
@@ -97,16 +77,16 @@ def spectrum(images: Images, schedule: Schedule, times: Float64[Tensor, "times"]
     if len(images) < 2:
         raise InputError(f"A spectrum with its standard error needs at least 2 images; got {len(images)}.")
     clean, levels, x0 = power(images), schedule(times), images.detach().cpu().double()
-    measured, error = list[Tensor](), list[Tensor]()
+    data, rows = clean.mean(0), list[tuple[Tensor, ...]]()
     for i, level in enumerate(levels):
         noise = random.normal(seed, "spectrum", 0, len(images), tuple(images.shape[1:]), step=i).double()
-        diffused = power(diffuse(x0, level, noise))
-        measured.append(diffused.mean(0))
+        diffused, signal = power(diffuse(x0, level, noise)), float(level.alpha) ** 2
         # each image is compared with its own spectrum: how much images differ is no error of the measurement
-        error.append((diffused - float(level.alpha) ** 2 * clean).std(0) / math.sqrt(len(images)))
-    frequency, data = rings(tuple(images.shape[2:])).frequency, clean.mean(0)
-    drowned = drowning_time(data, schedule)
-    return Spectrum(levels, frequency, data, torch.stack(measured), torch.stack(error), drowned)
+        error = (diffused - signal * clean).std(0) / math.sqrt(len(images))
+        rows.append((signal * data + float(level.sigma) ** 2, diffused.mean(0), error))
+    analytic, measured, error = (torch.stack(column) for column in zip(*rows, strict=True))
+    frequency = rings(tuple(images.shape[2:])).frequency
+    return Spectrum(levels, frequency, data, analytic, measured, error, drowning_time(data, schedule))
 
 
 def drowning_time(data: Float64[Tensor, "rings"], schedule: Schedule) -> Float64[Tensor, "rings"]:
@@ -120,7 +100,7 @@ def drowning_time(data: Float64[Tensor, "rings"], schedule: Schedule) -> Float64
 def band_masks(space: tuple[int, ...]) -> Bool[Tensor, "bands *space"]:
     """Which Fourier coefficients are in each band; an edge belongs to the band below it."""
     distance = radius(space)
-    limits = (-1.0, *EDGES, float("inf"))
+    limits = (-1.0, *EDGES, math.inf)
     return torch.stack([(distance > low + 1e-9) & (distance <= high + 1e-9) for low, high in pairwise(limits)])
 
 
@@ -148,9 +128,7 @@ def _transform(x: Tensor) -> Tensor:
 
 
 class ContentDetail(NamedTuple):
-    """Images regenerated from each time, and their correlation with the originals per band: measured, and for Gaussian
-    data.
-    """
+    """Images regenerated from each time, and their correlation with the originals per band, also for Gaussian data."""
 
     times: Float64[Tensor, "times"]
     correlation: Float64[Tensor, "times bands"]
@@ -170,14 +148,11 @@ def content_detail(
     spectrum = _transform(images).abs().square().mean((0, 1))
     masks = band_masks(tuple(images.shape[2:]))
     noise = random.normal(seed, "regenerate", 0, len(images), tuple(images.shape[1:])).to(images)
-    regenerated, gaussian = list[Tensor](), list[Tensor]()
-    for i in starts:
-        level = levels[i]
-        regenerated.append(_sample(denoiser, diffuse(images, level, noise), levels[i:], step, seed, cond))
-        gaussian.append(gaussian_correlation(spectrum, masks, level))
+    regenerated = [_sample(denoiser, diffuse(images, levels[i], noise), levels[i:], step, seed, cond) for i in starts]
     correlation = torch.stack([band_correlation(images, x) for x in regenerated])
+    gaussian = torch.stack([gaussian_correlation(spectrum, masks, levels[i]) for i in starts])
     times = torch.as_tensor(levels[starts].t).double()
-    return ContentDetail(times, correlation, torch.stack(gaussian), images, torch.stack(regenerated))
+    return ContentDetail(times, correlation, gaussian, images, torch.stack(regenerated))
 
 
 def _sample(denoiser: Denoise, x: Tensor, levels: Level, step: Step, seed: int, cond: dict[str, Any]) -> Tensor:
@@ -241,19 +216,17 @@ def translated(denoiser: Denoise, trained: Schedule, other: Schedule) -> Denoise
     pairs = ((one.alpha, two.alpha), (one.sigma, two.sigma))
     if all(torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-9, atol=1e-12) for a, b in pairs):
         return denoiser
-    end, wanted = float(trained(1.0).log_snr), float(other(1.0).log_snr)
-    if wanted < end - 1e-9 * max(1.0, abs(end)):
+    end, needed = float(trained(1.0).log_snr), float(other(1.0).log_snr)
+    if needed < end - 1e-9 * max(1.0, abs(end)):
         raise InputError(
             f"The second denoiser was trained down to a log-SNR of {end:.4g}, but the first one's schedule ends at "
-            f"{wanted:.4g}, with more noise; give the two in the other order."
+            f"{needed:.4g}, with more noise; give the two in the other order."
         )
     return at_any_level(denoiser, trained)
 
 
 class Stitching(NamedTuple):
-    """Samples for several switching times (0 is the content denoiser alone, 1 the detail denoiser alone), and their
-    correlation with the samples of either alone, per band.
-    """
+    """Samples for some switching times (0: the content denoiser alone), correlated with those of either, per band."""
 
     switches: Float64[Tensor, "switches"]
     to_content: Float64[Tensor, "switches bands"]

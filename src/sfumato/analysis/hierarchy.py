@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from sfumato.analysis import Images
-from sfumato.diffusion.bound import latent_terms, quantized, variational_bound
+from sfumato.diffusion.bound import latent_terms, variational_bound
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.gaussian import posterior_coefficients
 from sfumato.diffusion.level import Level, Scalar
@@ -26,14 +26,11 @@ from sfumato.errors import InputError
 class Hierarchy:
     r"""The terms of the variational bound, in bits per dimension, from the highest latent down to the data.
 
-    Attributes:
-        times: the time :math:`t` of each latent, falling.
-        prior: :math:`L_T`, the cost of the highest latent under the prior, if it is counted.
-        bits: :math:`L_{t-1}`, what the step from each latent to the one below it adds; the lowest latent has no step.
-        decoder: :math:`L_0`, the cost of quantized data given the lowest latent, if there is a decoder.
+    They are :math:`L_T`, the cost of the highest latent under the prior, if it is counted; :math:`L_{t-1}`, what each
+    step from a latent to the one below it adds; :math:`L_0`, that of quantized data given the lowest latent.
     """
 
-    times: Float64[Tensor, "n"]
+    times: Float64[Tensor, "n"]  # falling
     prior: float | None
     bits: Float64[Tensor, "n-1"]
     decoder: float | None
@@ -53,23 +50,6 @@ class Hierarchy:
         """The time by which half of the bits of all latents are known."""
         known = self.known
         return float(self.times[known >= 0.5 * known[-1]][0])
-
-
-def grey_values(images: Images) -> int | None:
-    """How many values from -1 to 1 quantized images can have: the coarsest grid of at most 256 on which all lie, or
-    None.
-    """
-    gaps = images.detach().double().unique().diff()
-    gaps = gaps[gaps > 1e-4]
-    candidates = [round(2.0 / float(gaps.min())) + 1] if len(gaps) else []
-    for bins in (*candidates, 256):
-        if 2 <= bins <= 256:
-            try:
-                quantized(images, bins)
-            except InputError:
-                continue
-            return bins
-    return None
 
 
 def latent_levels(schedule: Schedule, steps: int, bins: int | None) -> Level:
@@ -111,22 +91,17 @@ def hierarchy(
     bins: int | None,
     variance: ReverseVariance = small,
     seed: int = 0,
-    batch_size: int = 500,
     **cond: Any,
 ) -> Hierarchy:
     """The variational bound averaged over images, latent by latent, with a decoder if the data have ``bins`` values."""
-    to_data = Level.cat([levels, Level(0.0, 1.0, 0.0)])
-    rows: list[tuple[Tensor, ...]] = []
-    for start in range(0, max(1, len(images)), batch_size):
-        x0 = images[start : start + batch_size]
-        batch: dict[str, Any] = {name: value[start : start + batch_size] for name, value in cond.items()}
-        if bins is None:
-            rows.append(latent_terms(denoiser, x0, levels, variance, seed=seed, first=start, **batch))
-        else:
-            bound = variational_bound(denoiser, x0, to_data, variance, bins=bins, seed=seed, first=start, **batch)
-            rows.append((bound.prior, bound.steps, bound.decoder))
-    prior, steps, *decoder = (torch.cat([part.cpu() for part in column]).mean(0) for column in zip(*rows, strict=True))
-    view = Hierarchy(torch.as_tensor(levels.t), float(prior), steps, float(decoder[0]) if decoder else None)
+    if bins is None:
+        prior, steps = latent_terms(denoiser, images, levels, variance, seed=seed, **cond)
+        decoder = None
+    else:
+        to_data = Level.cat([levels, Level(0.0, 1.0, 0.0)])
+        bound = variational_bound(denoiser, images, to_data, variance, bins=bins, seed=seed, **cond)
+        prior, steps, decoder = bound.prior, bound.steps, float(bound.decoder.mean())
+    view = Hierarchy(torch.as_tensor(levels.t), float(prior.mean()), steps.mean(0).cpu(), decoder)
     if not math.isfinite(view.total):
         raise InputError("A term of the bound is not finite: the denoiser gives numbers that are not.")
     return view

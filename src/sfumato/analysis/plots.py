@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.analysis import spread
 from sfumato.analysis.frequency import BANDS, ContentDetail, Spectrum, Stitching
 from sfumato.analysis.hierarchy import Hierarchy
 from sfumato.analysis.processes import LossCurve, Marginals, Strip
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which the colour-blind can tell apart, in the order of use."""
 INK, FAINT, NOISE = "#333333", "#8a8a8a", "#777777"
 TIME, EDGES = "time $t$   (0 data, 1 noise)", (-0.015, 1.015)
 SCALED = r"x_t / \sqrt{\alpha^2 + \sigma^2}"
 
+_RIGHT: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # of the axes, for a legend
 _SETTINGS: Any = {
     **dict.fromkeys(("figure.dpi", "savefig.dpi"), 150),
     **dict.fromkeys(("figure.titlesize", "axes.titlesize"), 11.0),
@@ -44,19 +43,13 @@ _SETTINGS: Any = {
 }
 
 
-def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a plotting function in the shared style, and leave matplotlib's settings as they were."""
+@contextmanager
+def styled() -> Generator[None]:
+    """Plot in the shared style, and leave matplotlib's settings as they were; also a decorator."""
+    import matplotlib.style
 
-    @functools.wraps(function)
-    def plot(*args: P.args, **kwargs: P.kwargs) -> R:
-        import matplotlib
-
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_SETTINGS)
-            return function(*args, **kwargs)
-
-    return plot
+    with matplotlib.style.context(_SETTINGS, after_reset=True):
+        yield
 
 
 def figure(width: float, height: float, title: str = "") -> Figure:
@@ -69,7 +62,7 @@ def figure(width: float, height: float, title: str = "") -> Figure:
     return canvas
 
 
-@styled
+@styled()
 def save(canvas: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Write a figure as ``NAME.png`` and ``NAME.svg``, each whole or not at all."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
@@ -118,16 +111,7 @@ def _at(times: Tensor) -> list[str]:
     return [f"$t = {t:.2g}$" for t in times.tolist()]
 
 
-def _legend_right(axes: Axes, title: str | None = None) -> None:
-    axes.legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` indices, evenly spaced, both ends among them."""
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)] if count > most else list(range(count))
-
-
-@styled
+@styled()
 def marginals(view: Marginals, title: str) -> Figure:
     """The density over time as a map with trajectories of the flow on it; in two dimensions a map per time."""
     return _planes(view, title) if view.density.ndim == 3 else _ribbon(view, title)
@@ -173,7 +157,7 @@ def _planes(view: Marginals, title: str) -> Figure:
     return canvas
 
 
-@styled
+@styled()
 def spectrum(view: Spectrum, title: str) -> Figure:
     """Left the spectrum of ``x_t`` at each time, right when each frequency drowns in the noise."""
     import matplotlib
@@ -194,7 +178,7 @@ def spectrum(view: Spectrum, title: str) -> Figure:
         left.errorbar(f, measured, 2.0 * error, fmt="o", markersize=3.0, color=colour, elinewidth=0.8)
     left.axhline(1.0, color=NOISE, linewidth=1.2, linestyle=":", label="pure noise")
     left.set(title=title, yscale="log", ylabel=f"power of ${SCALED}$")
-    _legend_right(left, "time $t$")
+    left.legend(title="time $t$", **_RIGHT)
     times = view.drowning_time[seen].numpy()
     right.plot(f, times, color=COLOURS[0], marker="o", markersize=3.5)
     right.fill_between(f, times, 1.0, color=NOISE, alpha=0.15, linewidth=0.0)
@@ -211,7 +195,7 @@ def spectrum(view: Spectrum, title: str) -> Figure:
     return canvas
 
 
-@styled
+@styled()
 def schedules(views: Mapping[str, tuple[Level, Tensor]], title: str) -> Figure:
     """Signal and noise, log-SNR and beta of several schedules."""
     canvas = figure(11.0, 3.8)
@@ -233,7 +217,7 @@ def schedules(views: Mapping[str, tuple[Level, Tensor]], title: str) -> Figure:
     return canvas
 
 
-@styled
+@styled()
 def loss(view: LossCurve, title: str, who: str) -> Figure:
     """The loss over time, with the closed form of a Gaussian."""
     canvas = figure(7.5, 4.2)
@@ -248,7 +232,7 @@ def loss(view: LossCurve, title: str, who: str) -> Figure:
     return canvas
 
 
-@styled
+@styled()
 def strip(view: Strip, title: str) -> Figure:
     """A row of images for each chain; in a reverse chain, the estimates of the data below it."""
     images = view.images / view.scale.reshape(-1, *[1] * (view.images.ndim - 1)).to(view.images)
@@ -271,44 +255,43 @@ def _images_above(images: Float[Tensor, "columns rows channels *space"], names: 
     return canvas, below.subplots()
 
 
-@styled
+def _bands(axes: Axes, t: Tensor, solid: Tensor, other: Tensor, style: str) -> None:
+    """A solid line and one of another style for each band, in its colour."""
+    for name, colour, one, two in zip(BANDS, COLOURS, solid.T.numpy(), other.T.numpy(), strict=False):
+        axes.plot(t.numpy(), one, color=colour, marker="o", markersize=3.0, label=name)
+        axes.plot(t.numpy(), two, color=colour, linestyle=style, linewidth=1.2)
+
+
+@styled()
 def content_detail(view: ContentDetail, title: str) -> Figure:
     """The images regenerated from each level, and what of each band survived."""
-    columns = _spread(len(view.times), 8)
+    columns = spread(len(view.times), 8)
     images = torch.cat([view.original[None], view.regenerated[columns]])[:, :3]
     canvas, axes = _images_above(images, ["original", *_at(view.times[columns])], title)
     order = view.times.argsort()
-    t = view.times[order].numpy()
-    for band, name in enumerate(BANDS):
-        colour = COLOURS[band]
-        axes.plot(t, view.gaussian[order, band].numpy(), color=colour, linestyle=":", linewidth=1.3)
-        axes.plot(t, view.correlation[order, band].numpy(), color=colour, marker="o", markersize=3.0, label=name)
-    axes.plot([], [], color=FAINT, linestyle=":", linewidth=1.3, label="Gaussian data,\nclosed form")
+    _bands(axes, view.times[order], view.correlation[order], view.gaussian[order], ":")
+    axes.plot([], [], color=FAINT, linestyle=":", linewidth=1.2, label="Gaussian data,\nclosed form")
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     axes.set(xlabel=TIME, xlim=EDGES, ylabel="correlation with the original", ylim=(-0.15, 1.03))
-    _legend_right(axes)
+    axes.legend(**_RIGHT)
     return canvas
 
 
-@styled
+@styled()
 def stitching(view: Stitching, title: str, content: str, detail: str) -> Figure:
     """Samples for each switching time, and which denoiser's sample each band follows."""
-    columns = _spread(len(view.switches), 8)
+    columns = spread(len(view.switches), 8)
     names = [f"switch at {float(view.switches[i]):.2g}" for i in columns]
     canvas, axes = _images_above(view.images[columns, :3], names, title)
-    t = view.switches.numpy()
-    for band, name in enumerate(BANDS):
-        colour = COLOURS[band]
-        axes.plot(t, view.to_content[:, band].numpy(), color=colour, marker="o", markersize=3.0, label=name)
-        axes.plot(t, view.to_detail[:, band].numpy(), color=colour, linestyle="--", linewidth=1.2)
+    _bands(axes, view.switches, view.to_content, view.to_detail, "--")
     axes.plot([], [], color=INK, label=f"with {content}")
     axes.plot([], [], color=INK, linestyle="--", linewidth=1.2, label=f"with {detail}")
     axes.set(xlabel="switching time $t$", ylabel="correlation with either's sample", xlim=EDGES)
-    _legend_right(axes)
+    axes.legend(**_RIGHT)
     return canvas
 
 
-@styled
+@styled()
 def hierarchy(view: Hierarchy, gaussian: Hierarchy, title: str, who: str) -> Figure:
     """The bits of each latent, the prior and the decoder, and how they add up from the noise to the data."""
     canvas = figure(10.0, 4.0)
@@ -336,7 +319,7 @@ def hierarchy(view: Hierarchy, gaussian: Hierarchy, title: str, who: str) -> Fig
     right.set(title="Sum of the bits down to the latent", ylim=(0.0, None))
     right.legend(loc="best", fontsize=8.0)
     for axes, count in ((left, 7), (right, 5)):
-        shown = _spread(steps, count)
+        shown = spread(steps, count)
         axes.set_xticks(places[shown], [f"{float(view.times[i]):.2g}" for i in shown])
         axes.set(ylabel="bits per dimension", xlabel="time $t$ of the latent   (data left, noise right)")
         axes.set_xlim(-1.5, steps + 1.8)

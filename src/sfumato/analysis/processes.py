@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato import random
-from sfumato.analysis import Images
+from sfumato.analysis import Images, spread
+from sfumato.diffusion.bound import mean_and_error
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.gaussian import forward_process
 from sfumato.diffusion.level import Level
@@ -39,19 +40,19 @@ def schedule_curves(schedule: Schedule, points: int = 1000) -> tuple[Level, Floa
 
 
 class Strip(NamedTuple):
-    r"""The images :math:`x_t` of a chain at some times, their :math:`\sqrt{\alpha^2 + \sigma^2}`, and the estimates of
-    the data.
-    """
+    r"""The images :math:`x_t` of a chain at some levels, and the estimates of the data."""
 
     times: Float64[Tensor, "levels"]
-    scale: Float64[Tensor, "levels"]
+    scale: Float64[Tensor, "levels"]  # sqrt(alpha^2 + sigma^2)
     images: Float[Tensor, "levels batch channels *space"]
     x0: Float[Tensor, "levels batch channels *space"] | None = None
 
 
-def _strip(levels: list[Level], images: list[Tensor], x0: list[Tensor] | None = None) -> Strip:
+def _strip(chain: Sequence[tuple[Any, ...]]) -> Strip:
+    """Of levels, each with its images and perhaps the estimates of the data."""
+    levels, *images = zip(*chain, strict=True)
     times, scale = torch.tensor([(float(level.t), _scale(level)) for level in levels], dtype=torch.float64).unbind(1)
-    return Strip(times, scale, torch.stack(images), None if x0 is None else torch.stack(x0))
+    return Strip(times, scale, *(torch.stack(row) for row in images))
 
 
 def forward_strip(images: Images, levels: Level, *, seed: int = 0) -> Strip:
@@ -61,25 +62,22 @@ def forward_strip(images: Images, levels: Level, *, seed: int = 0) -> Strip:
     def noise(x: Tensor) -> Tensor:
         return random.normal(seed, "forward chain", 0, len(x), tuple(x.shape[1:]), step=next(step)).to(x)
 
-    chain = [(Level(0.0, 1.0, 0.0), images), *forward_process(images, levels, noise)]
-    return _strip([level for level, _ in chain], [x for _, x in chain])
+    return _strip([(Level(0.0, 1.0, 0.0), images), *forward_process(images, levels, noise)])
 
 
 def reverse_strip(
     denoiser: Denoise, x: Images, levels: Level, step: Step, *, keep: int = 8, seed: int = 0, **cond: Any
 ) -> Strip:
     """Sample from ``x`` and keep ``keep`` evenly spaced levels of the grid, the noise and the sample among them."""
-    last = len(levels) - 1
-    wanted = {round(i * last / (keep - 1)) for i in range(keep)}
+    last, shown = len(levels) - 1, spread(len(levels), keep)
     kept: list[tuple[Level, Tensor, Tensor]] = []
     for i, frame in enumerate(sample(denoiser, x, levels, step, noise=seeded_noise(seed), previews=True, **cond), 1):
         assert frame.x0 is not None
-        if i == 1:
-            # the first estimate is made from pure noise
+        if i == 1:  # the first estimate is made from pure noise
             kept.append((levels[0], x, frame.x0))
-        if i in wanted:
+        if i in shown:
             kept.append((frame.level, frame.x, frame.x if i == last else frame.x0))
-    return _strip([level for level, _, _ in kept], [x for _, x, _ in kept], [x0 for _, _, x0 in kept])
+    return _strip(kept)
 
 
 def gaussian_loss(data: GaussianOracle, levels: Level) -> Float64[Tensor, "levels"]:
@@ -122,8 +120,7 @@ def loss_over_time(
             batch: dict[str, Any] = {name: value[start : start + BATCH] for name, value in cond.items()}
             with torch.no_grad():
                 parts.append(denoising_loss(denoiser, x0, level, noise, **batch).double().cpu())
-        losses = torch.cat(parts)
-        rows.append((float(losses.mean()), float(losses.std()) / math.sqrt(len(losses))))
+        rows.append(mean_and_error(torch.cat(parts)))
     measured, error = torch.tensor(rows, dtype=torch.float64).unbind(1)
     return LossCurve(torch.as_tensor(levels.t), measured, error, gaussian_loss(gaussian, levels))
 
@@ -135,16 +132,14 @@ def bumps() -> MixtureOracle:
     return MixtureOracle(means[:, None], Covariances.isotropic(stds.square(), 1), weights)
 
 
-def spiral(arms: int = 2, points: int = 48) -> MixtureOracle:
-    """The example in two dimensions: a spiral of narrow Gaussians."""
-    means: list[tuple[float, float]] = []
-    for arm in range(arms):
-        for i in range(points):
-            radius = 0.35 + 1.75 * i / (points - 1)
-            angle = 2.0 * math.pi * (arm / arms + 0.85 * i / (points - 1))
-            means.append((radius * math.cos(angle), radius * math.sin(angle)))
+def spiral() -> MixtureOracle:
+    """The example in two dimensions: a spiral of narrow Gaussians, in two arms."""
+    place = torch.arange(48, dtype=torch.float64) / 47.0
+    arm = torch.tensor([[0.0], [0.5]], dtype=torch.float64)
+    radius, angle = 0.35 + 1.75 * place, 2.0 * math.pi * (arm + 0.85 * place)
+    means = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(0, 1)
     variances = torch.full((len(means),), 0.11**2, dtype=torch.float64)
-    return MixtureOracle(torch.tensor(means, dtype=torch.float64), Covariances.isotropic(variances, 2))
+    return MixtureOracle(means, Covariances.isotropic(variances, 2))
 
 
 def kernel_density(points: Float[Tensor, "n d"]) -> MixtureOracle:
@@ -158,8 +153,7 @@ def kernel_density(points: Float[Tensor, "n d"]) -> MixtureOracle:
     return MixtureOracle(x, Covariances.isotropic(torch.full((count,), width * width, dtype=torch.float64), dims))
 
 
-@dataclass(frozen=True, slots=True)
-class Marginals:
+class Marginals(NamedTuple):
     r"""The densities :math:`q(x_t)` from the data to the noise, and trajectories of the probability flow between them.
 
     All positions are :math:`x / \sqrt{\alpha^2 + \sigma^2}`, so that every schedule fits into the same axes. In two

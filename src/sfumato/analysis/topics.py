@@ -14,20 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import random
-from sfumato.analysis import Images, plots
-from sfumato.analysis.frequency import BANDS, content_detail, spectrum, stitching, translated
-from sfumato.analysis.hierarchy import gaussian_hierarchy, gaussian_variance, grey_values, hierarchy, latent_levels
-from sfumato.analysis.processes import (
-    bumps,
-    forward_strip,
-    kernel_density,
-    loss_over_time,
-    marginals,
-    reverse_strip,
-    schedule_curves,
-    spiral,
-)
-from sfumato.data.dataset import Dataset
+from sfumato.analysis import Images, frequency, hierarchy, plots, processes, spread
+from sfumato.data.dataset import Dataset, grey_values
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.level import Level
@@ -48,29 +36,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """The data to explain, called ``name``, and a denoiser of them, called ``who``.
+    """The data to explain, and a denoiser of them: that of a run, or of a Gaussian fitted to the training images."""
 
-    Attributes:
-        given: whether a person chose the data; by default two topics have examples in place of the digits.
-        images: the images to show and measure, on the device of the denoiser, with conditions ``cond``.
-        training: the training images, to which a Gaussian is fitted.
-        network: the denoiser of a run; without a run it is that of the Gaussian.
-        second: the model of a second run and its name, for the topic that takes one.
-    """
-
-    name: str
-    who: str
-    given: bool
-    images: Images
-    cond: dict[str, Any]
+    name: str  # of the data
+    who: str  # the denoiser, in sentences
+    given: bool  # whether a person chose the data; by default two topics have examples in place of the digits
+    images: Images  # to show and measure, on the device of the denoiser
+    cond: dict[str, Any]  # their conditions
     training: Float[Tensor, "train channels *space"]
-    network: Denoise | None
+    network: Denoise | None  # of a run
     schedule: Schedule
     levels: Level
     step: Step
     seed: int
-    model: Model | None = None
-    second: tuple[Model, str] | None = None
+    model: Model | None = None  # of a run
+    second: tuple[Model, str] | None = None  # that of a second run and its name, for the topic that takes one
 
     @functools.cached_property
     def gaussian(self) -> GaussianOracle:
@@ -96,7 +76,7 @@ class Subject:
 
     def principal(self, count: int) -> MixtureOracle:
         """The kernel density of the images along their first principal axes."""
-        return kernel_density(self.gaussian.principal_coordinates(self.images.detach().cpu().double(), count))
+        return processes.kernel_density(self.gaussian.principal_coordinates(self.images.detach().cpu().double(), count))
 
     def times(self, log_snr: float, lowest: float, count: int) -> Tensor:
         """Times evenly spaced in log-SNR, down to ``lowest`` or the end of the schedule."""
@@ -121,8 +101,7 @@ def of_run(run: Path, second: Path | None = None, *, count: int = 512, seed: int
     """A run with its data, held-out images where there are any; and a second run for ``stitch``."""
     model, name, other = load(run, device), run.resolve().name, None
     model.denoiser.eval()
-    if second is not None:
-        # a second run of the same name is called by its path
+    if second is not None:  # a second run of the same name is called by its path
         other = load(second, device), f"run {second if second.resolve().name == name else second.resolve().name}"
         other[0].denoiser.eval()
     loader, heldout = training_data(model.config)
@@ -145,11 +124,12 @@ Explained = tuple["Figure", str]
 
 
 def explain_forward(subject: Subject) -> Explained:
+    """An image on its way to noise, step by step."""
     images, _ = subject.first(3)
     times = torch.cat([subject.times(5.0, -6.0, 8), torch.ones(1, dtype=torch.float64)]).unique()
     end = subject.schedule(1.0)
     share = float(end.alpha) / math.hypot(float(end.alpha), float(end.sigma))
-    strip = forward_strip(images, subject.schedule(times), seed=subject.seed)
+    strip = processes.forward_strip(images, subject.schedule(times), seed=subject.seed)
     return plots.strip(strip, f"Forward process: {subject.name}"), (
         f"{len(images)} images of {subject.name} are noised step by step; at t = 1 the share of the data in x_t is "
         f"{share:.2g}."
@@ -157,9 +137,11 @@ def explain_forward(subject: Subject) -> Explained:
 
 
 def explain_marginals(subject: Subject) -> Explained:
+    """How a density in one dimension diffuses, and the trajectories of its probability flow."""
     times = torch.linspace(0.0, 1.0, 161, dtype=torch.float64)
     name = f"{subject.name} along their first principal axis" if subject.given else "a mixture of three Gaussians"
-    view = marginals(subject.principal(1) if subject.given else bumps(), subject.schedule, times, seed=subject.seed)
+    density = subject.principal(1) if subject.given else processes.bumps()
+    view = processes.marginals(density, subject.schedule, times, seed=subject.seed)
     assert view.cdf is not None
     drift = float((view.cdf - view.cdf[-1]).abs().max())
     return plots.marginals(view, f"Diffused marginals: {name}"), (
@@ -169,13 +151,14 @@ def explain_marginals(subject: Subject) -> Explained:
 
 
 def explain_flow(subject: Subject) -> Explained:
+    """How a density in the plane diffuses, and the trajectories of its probability flow."""
     times = torch.as_tensor(subject.schedule.at(torch.tensor([9.0, 3.0, 1.0, -1.0, -4.0], dtype=torch.float64)).t)
     times[0] = 0.0
     if subject.given and int((subject.gaussian.variances > 0.0).sum()) < 2:
         raise InputError(f"A flow in the plane needs data that vary in 2 directions; {subject.name} vary in one.")
     name = f"{subject.name} along their first two principal axes" if subject.given else "a spiral"
-    density = subject.principal(2) if subject.given else spiral()
-    view = marginals(density, subject.schedule, times, positions=121, lines=60, steps=200, seed=subject.seed)
+    density = subject.principal(2) if subject.given else processes.spiral()
+    view = processes.marginals(density, subject.schedule, times, positions=121, lines=60, steps=200, seed=subject.seed)
     length = view.lines.diff(dim=0).norm(dim=-1).sum(0) / (view.lines[0] - view.lines[-1]).norm(dim=-1)
     return plots.marginals(view, f"Probability flow: {name}"), (
         f"{view.lines.shape[1]} points of noise flow to {name}; the median trajectory is {float(length.median()):.2f} "
@@ -184,10 +167,11 @@ def explain_flow(subject: Subject) -> Explained:
 
 
 def explain_schedules(subject: Subject) -> Explained:
+    """Signal, noise, log-SNR and beta of the noise schedules."""
     known: dict[str, Schedule] = {"linear": schedules.linear(), "cosine": schedules.cosine(), "EDM": schedules.Karras()}
     if subject.network is not None:
         known[subject.who] = subject.schedule
-    views = {name: schedule_curves(schedule) for name, schedule in known.items()}
+    views = {name: processes.schedule_curves(schedule) for name, schedule in known.items()}
     half: list[str] = []
     for name, (levels, _) in views.items():
         noisy = torch.as_tensor(levels.t)[torch.as_tensor(levels.log_snr) <= 0.0]
@@ -199,9 +183,9 @@ def explain_schedules(subject: Subject) -> Explained:
 
 
 def explain_reverse(subject: Subject) -> Explained:
-    _, cond = subject.first(2)
-    x = subject.noise(2)
-    strip = reverse_strip(subject.denoiser, x, subject.levels, subject.step, keep=9, seed=subject.seed, **cond)
+    """A sample on its way from noise, with the denoiser's estimate of the data."""
+    (_, cond), sampler = subject.first(2), (subject.levels, subject.step)
+    strip = processes.reverse_strip(subject.denoiser, subject.noise(2), *sampler, keep=9, seed=subject.seed, **cond)
     assert strip.x0 is not None
     change = (strip.x0 - strip.x0[-1]).flatten(1).norm(dim=1) / strip.x0[-1].norm()
     settled = float(strip.times[(change > 0.25).nonzero()[-1, 0]]) if bool((change > 0.25).any()) else 1.0
@@ -212,8 +196,10 @@ def explain_reverse(subject: Subject) -> Explained:
 
 
 def explain_loss(subject: Subject) -> Explained:
+    """The loss at each time, next to the closed form of a Gaussian fitted to the data."""
     levels = subject.schedule(subject.times(9.0, -9.0, 16))
-    view = loss_over_time(subject.denoiser, subject.images, levels, subject.gaussian, seed=subject.seed, **subject.cond)
+    options: dict[str, Any] = {"seed": subject.seed, **subject.cond}
+    view = processes.loss_over_time(subject.denoiser, subject.images, levels, subject.gaussian, **options)
     ratio = view.measured / view.gaussian
     return plots.loss(view, f"Denoising loss over time: {subject.name}", subject.who), (
         f"On {len(subject.images)} images of {subject.name}, the loss of {subject.who} is between "
@@ -223,18 +209,18 @@ def explain_loss(subject: Subject) -> Explained:
 
 
 def explain_spectrum(subject: Subject) -> Explained:
-    view = spectrum(subject.images, subject.schedule, subject.times(9.0, -9.0, 7), seed=subject.seed)
+    """Which frequencies of the data drown in the noise, and when."""
+    view = frequency.spectrum(subject.images, subject.schedule, subject.times(9.0, -9.0, 7), seed=subject.seed)
     seen = view.frequency > 0.0
     f, t, error = view.frequency[seen], view.drowning_time[seen], (view.measured - view.analytic) / view.error
     if not len(f):
         raise InputError(f"The images of {subject.name} are a single pixel: they have no frequencies to compare.")
-    drowned = t.isfinite().nonzero()[:, 0].tolist()
-    what = "no frequency ever drowns in the noise"
-    if drowned:
-        low, high = drowned[0], drowned[-1]
+    drowned, what = t.isfinite(), "no frequency ever drowns in the noise"
+    if bool(drowned.any()):
+        (low, high), (first, last) = f[drowned][[0, -1]].tolist(), t[drowned][[0, -1]].tolist()
         what = (
-            f"the lowest frequency, {float(f[low]):.3g} cycles per pixel, drowns in the noise at t = "
-            f"{float(t[low]):.2f} and the highest, {float(f[high]):.3g}, at t = {float(t[high]):.2f}"
+            f"the lowest frequency, {low:.3g} cycles per pixel, drowns in the noise at t = {first:.2f} and "
+            f"the highest, {high:.3g}, at t = {last:.2f}"
         )
     within = float((error.abs() < 2.0).double().mean())
     return plots.spectrum(view, f"Power spectrum of $x_t$: {subject.name}"), (
@@ -243,18 +229,13 @@ def explain_spectrum(subject: Subject) -> Explained:
     )
 
 
-def _starts(levels: Level, count: int) -> list[int]:
-    """Indices of a grid, evenly spaced over its levels with noise, the least noise first."""
-    last = len(levels) - 2
-    return sorted({round(i * last / max(1, count - 1)) for i in range(count)}, reverse=True)
-
-
 def explain_content(subject: Subject) -> Explained:
+    """What of an image survives when it is diffused and regenerated."""
     images, cond = subject.first(256)
-    starts, sampler = _starts(subject.levels, 14), (subject.levels, subject.step)
-    view = content_detail(subject.denoiser, images, *sampler, starts=starts, seed=subject.seed, **cond)
+    starts, sampler = spread(len(subject.levels) - 1, 14)[::-1], (subject.levels, subject.step)  # least noise first
+    view = frequency.content_detail(subject.denoiser, images, *sampler, starts=starts, seed=subject.seed, **cond)
     lost: list[str] = []
-    for band, correlation in zip(BANDS, view.correlation.T, strict=True):
+    for band, correlation in zip(frequency.BANDS, view.correlation.T, strict=True):
         below = view.times[correlation < 0.5]
         if len(below):
             lost.append(f"{band} from t = {float(below.min()):.2f}")
@@ -266,14 +247,15 @@ def explain_content(subject: Subject) -> Explained:
 
 
 def explain_stitch(subject: Subject) -> Explained:
+    """One denoiser for the content, another for the detail (needs a run; a second one may follow)."""
     if subject.network is None:
         raise InputError("Stitching needs the denoiser of a run; give one, such as runs/digits.")
     _, cond = subject.first(64)
     detail, name = _detail(subject)
     x, times = subject.noise(min(64, len(subject.images))), torch.as_tensor(subject.levels.t)
-    switches = sorted({0.0, 1.0, *(float(times[i]) for i in _starts(subject.levels, 12))})
+    switches = sorted({0.0, 1.0, *times[spread(len(subject.levels) - 1, 12)].tolist()})
     sampler = (subject.levels, subject.step)
-    view = stitching(subject.network, detail, x, *sampler, switches, seed=subject.seed, **cond)
+    view = frequency.stitching(subject.network, detail, x, *sampler, switches, seed=subject.seed, **cond)
     coarse, _, fine = (
         f"at t = {float(view.switches[follows][0]):.2f}" if bool(follows.any()) else "nowhere"
         for follows in (view.to_detail > view.to_content).T
@@ -292,7 +274,7 @@ def _detail(subject: Subject) -> tuple[Denoise, str]:
     (second, who), shape = subject.second, tuple(subject.images.shape[1:])
     if second.info.shape != shape:
         raise InputError(f"Stitching needs images of one shape; {subject.who} has {shape}, {who} {second.info.shape}.")
-    denoiser = translated(second.denoiser, second.denoiser.schedule, subject.schedule)
+    denoiser = frequency.translated(second.denoiser, second.denoiser.schedule, subject.schedule)
     if second.info.conditions == subject.model.info.conditions:
         return denoiser, who
 
@@ -303,19 +285,20 @@ def _detail(subject: Subject) -> tuple[Denoise, str]:
 
 
 def explain_hierarchy(subject: Subject) -> Explained:
+    """The bits that each latent carries: the terms of the variational bound."""
     images, cond = subject.first(256)
-    bins = grey_values(images)
-    levels = latent_levels(subject.schedule, 64, bins)
-    denoiser, variance = subject.denoiser, gaussian_variance(subject.gaussian)
+    bins = grey_values(images.cpu().numpy())
+    levels = hierarchy.latent_levels(subject.schedule, 64, bins)
+    denoiser, variance = subject.denoiser, hierarchy.gaussian_variance(subject.gaussian)
     if isinstance(denoiser, Denoiser) and denoiser.learned_variance:
         variance = functools.partial(learned, lowest=floor([*levels, Level(0.0, 1.0, 0.0)]))
-    view = hierarchy(denoiser, images, levels, bins=bins, variance=variance, seed=subject.seed, **cond)
+    view = hierarchy.hierarchy(denoiser, images, levels, bins=bins, variance=variance, seed=subject.seed, **cond)
     assert view.prior is not None
     prior, rest = f"of which the prior is {view.prior:.2g}", "; these data are not quantized, so there is no bound"
     if view.decoder is not None:
         rest = f"; the decoder is {view.decoder:.2f} for {bins} values of the data, and the bound is {view.total:.2f}"
     title = f"Bits of each latent: {subject.name}"
-    return plots.hierarchy(view, gaussian_hierarchy(subject.gaussian, levels), title, subject.who), (
+    return plots.hierarchy(view, hierarchy.gaussian_hierarchy(subject.gaussian, levels), title, subject.who), (
         f"For {subject.who}, on {len(images)} images of {subject.name}, the latents carry {float(view.known[-1]):.2f} "
         f"bits per dimension, {prior}, half of them above t = {view.half():.2g}{rest}."
     )

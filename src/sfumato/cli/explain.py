@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from pathlib import Path
 
@@ -9,19 +10,15 @@ from sfumato.cli import flags
 from sfumato.config import DataConfig, parse
 from sfumato.errors import InputError, nearest
 
-TOPICS = {
-    "forward": "an image on its way to noise, step by step",
-    "marginals": "how a density in one dimension diffuses, and the trajectories of its probability flow",
-    "flow": "the same in the plane",
-    "schedules": "signal, noise, log-SNR and beta of the noise schedules",
-    "reverse": "a sample on its way from noise, with the denoiser's estimate of the data",
-    "loss": "the loss at each time, next to the closed form of a Gaussian fitted to the data",
-    "spectrum": "which frequencies of the data drown in the noise, and when",
-    "content": "what of an image survives when it is diffused and regenerated",
-    "stitch": "one denoiser for the content, another for the detail (needs a run; a second one may follow)",
-    "hierarchy": "the bits that each latent carries: the terms of the variational bound",
-}
-"""Every topic and what it shows; here, so that listing them needs no torch."""
+
+def _topics() -> dict[str, str]:
+    tree = ast.parse((Path(__file__).parents[1] / "analysis" / "topics.py").read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("explain_")]
+    return {function.name.removeprefix("explain_"): ast.get_docstring(function) or "" for function in functions}
+
+
+TOPICS = _topics()
+"""Every topic and what it shows, from the docstrings of :mod:`sfumato.analysis.topics` as text: that needs no torch."""
 
 _DESCRIPTION = """\
 Plot a figure of the lecture as PNG and SVG, and say what it shows.

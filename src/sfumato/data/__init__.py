@@ -1,7 +1,7 @@
 """Data by name or path, decoded once, read by a loader without state."""
 
-from sfumato.data.dataset import Column, Dataset, labelled
+from sfumato.data.dataset import Column, Dataset
 from sfumato.data.loader import Batch, Loader
 from sfumato.data.sources import load
 
-__all__ = ["Batch", "Column", "Dataset", "Loader", "labelled", "load"]
+__all__ = ["Batch", "Column", "Dataset", "Loader", "load"]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sfumato.data.dataset import Column
 from sfumato.data.selection import Images
 from sfumato.errors import InputError, nearest
 from sfumato.io.images import Array
 
 Range = tuple[float | int, float | int]
-Read = tuple[Images, dict[str, Array], tuple[str, ...]]
-"""What readers return: images, columns with a row per image (``label``: int64 class numbers), names of the classes."""
+Read = tuple[Images, Mapping[str, Column]]
+"""Images and columns, of which ``label`` are int64 class numbers with the names of the classes."""
 
 IMAGE_KEYS = ("images", "x", "x_train")
 LABEL_KEYS = ("labels", "y", "y_train")
@@ -41,7 +42,7 @@ def read_arrays(
         if columns:
             advice = "save an .npz file of images=... and labels=... instead"
             raise InputError(f"{where} is a single array without columns ({', '.join(columns)}); {advice}.")
-        return np.ascontiguousarray(normalized(channels_first(arrays, layout, where), value_range, where)), {}, ()
+        return np.ascontiguousarray(normalized(channels_first(arrays, layout, where), value_range, where)), {}
     with arrays:
         key = _image_key(arrays.files, key, where)
         name = f"{where}[{key!r}]"
@@ -53,7 +54,7 @@ def read_arrays(
         def get(member: str) -> Array:
             return _get(arrays, member, where)
 
-        def labels() -> tuple[Array, tuple[str, ...]]:
+        def labels() -> Column:
             member = next((member for member in label_keys if member in names), None)
             if member is None:
                 expected = " or ".join(map(repr, label_keys))
@@ -61,7 +62,7 @@ def read_arrays(
             classes = next((get(member) for member in CLASS_KEYS if member in names), None)
             return labels_of(get(member), len(images), classes, f"{where}[{member!r}]")
 
-        return images, *read_columns(names, get, columns, len(images), where, labels)
+        return images, read_columns(names, get, columns, where, labels)
 
 
 def channels_first(array: Array, layout: str | None, where: str) -> Array:
@@ -122,11 +123,8 @@ def normalized(array: Array, value_range: Range | None, where: str) -> Array:
     return array.astype(np.uint8, copy=False)
 
 
-def labels_of(values: Array, count: int, names: Array | None, where: str) -> tuple[Array, tuple[str, ...]]:
-    """``(labels, classes)``: int64 ``(count,)`` and a name for each class.
-
-    Integers are class numbers from 0; strings are class names, numbered in sorted order.
-    """
+def labels_of(values: Array, count: int, names: Array | None, where: str) -> Column:
+    """Class numbers from 0, int64 ``(count,)``, with names; strings are class names, numbered in sorted order."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]  # a column, as many old files store it
     if values.shape != (count,):
@@ -134,7 +132,7 @@ def labels_of(values: Array, count: int, names: Array | None, where: str) -> tup
     if values.dtype.kind in "US":
         words = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
         unique, labels = np.unique(words, return_inverse=True)
-        return labels.astype(np.int64), tuple(str(word) for word in unique)
+        return Column(labels.astype(np.int64), tuple(str(word) for word in unique))
     if values.dtype.kind not in "ui":
         raise InputError(f"{where} has dtype {values.dtype}; expected whole class numbers or class names.")
     low, high = int(values.min()), int(values.max())
@@ -145,35 +143,26 @@ def labels_of(values: Array, count: int, names: Array | None, where: str) -> tup
         if names.ndim != 1 or len(names) <= high:
             raise InputError(f"{where} go up to {high}, but class names have shape {names.shape}.")
         classes = tuple(str(name) for name in names)
-    return values.astype(np.int64), classes
+    return Column(values.astype(np.int64), classes)
 
 
 def read_columns(
-    keys: Collection[str],
-    get: Callable[[str], Array],
-    wanted: Collection[str],
-    count: int,
-    where: str,
-    labels: Callable[[], tuple[Array, tuple[str, ...]]],
-) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """The wanted columns, and the labels even where they are not; with the names of the classes."""
-    columns: dict[str, Array] = {}
-    classes: tuple[str, ...] = ()
+    keys: Collection[str], get: Callable[[str], Array], names: Collection[str], where: str, labels: Callable[[], Column]
+) -> dict[str, Column]:
+    """The columns ``names``, and the labels even where they are not among them."""
+    columns: dict[str, Column] = {}
     try:
-        columns["label"], classes = labels()
+        columns["label"] = labels()
     except InputError:
-        if "label" in wanted:
+        if "label" in names:
             raise  # else 'y' may be a regression target
-    for name in wanted:
+    for name in names:
         if name == "label":
             continue
         if name not in keys:
             raise InputError(f"{where} has no column {name!r}{nearest(name, keys)}")
-        values = columns[name] = get(name)
-        if values.dtype.kind not in "biuf" or values.ndim == 0 or len(values) != count:
-            held = f"{where}[{name!r}] holds {values.dtype} of shape {values.shape}"
-            raise InputError(f"{held}; expected numbers with a row for each of the {count} images.")
-    return columns, classes
+        columns[name] = Column(get(name))
+    return columns
 
 
 def _load(path: Path) -> Any:

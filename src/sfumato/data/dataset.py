@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from sfumato.data.selection import Array, Field, Items, Rows, as_array, check_range
+from sfumato.data.selection import LAZY, Array, Field, Items, Lazy, Rows, as_array, check_range
 from sfumato.errors import InputError
 from sfumato.random import permutation
 
@@ -31,20 +31,22 @@ def as_tensor(images: npt.NDArray[Any]) -> Float[Tensor, "batch channels *space"
     return torch.from_numpy(values)
 
 
+def grey_values(images: npt.NDArray[Any]) -> int | None:
+    """The fewest values evenly spaced from -1 to 1 among which all of the images are; None if 256 are too few."""
+    values = np.unique(images).astype(np.float64)
+    for bins in range(len(values), 257 if len(values) > 1 else 0):
+        places = (values + 1.0) * (0.5 * (bins - 1))
+        if np.abs(places - places.round()).max() < 1e-3:
+            return bins
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One value per image: a class, a number, an embedding, tokens, another image.
+    """One value per image: a class, a number, an embedding, tokens, another image."""
 
-    Attributes:
-        values: ``(N, ...)``, numbers or truth values.
-        names: the name of each class, for a column of whole numbers from 0 to ``len(names) - 1``.
-    """
-
-    values: Array
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.values)
+    values: Array  # (N, ...), numbers or truth values
+    names: tuple[str, ...] = ()  # of the classes, for a column of whole numbers from 0 to len(names) - 1
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """The values of these images: int64, float32, bool, or uint8 for images."""
@@ -60,7 +62,7 @@ class Column:
             raise InputError(f"{held}; expected numbers with a row for each of {count} images.")
         if self.names and (values.dtype.kind not in "iu" or values.ndim != 1):
             raise InputError(f"{held}; expected a whole number per image.")
-        if self.names and count and not isinstance(values, Rows | Field):
+        if self.names and count and not isinstance(values, Lazy):
             low, high, names = int(np.min(values)), int(np.max(values)), len(self.names)
             if not 0 <= low <= high < names:
                 raise InputError(f"{name}: classes span {low} ... {high} but there are {names} names, from 0 on.")
@@ -73,11 +75,10 @@ class Dataset:
     ``dataset[i]`` is a dict of tensors: ``"image"`` in [-1, 1], and one per column.
 
     Attributes:
-        images: ``(N, C, *space)``, uint8 in 0 ... 255 (kept so: a quarter of the memory) or float32 in [-1, 1]; in
-            memory, mapped from a file, or read item by item. ``space`` is ``(H, W)`` for images, ``(L,)`` for signals,
-            ``()`` for vectors.
+        images: ``(N, C, *space)``, uint8 in 0 ... 255 (a quarter of the memory) or float32 in [-1, 1]; in memory,
+            mapped from a file, or read item by item. ``space`` is ``(H, W)``, ``(L,)`` for signals, ``()`` for vectors.
         columns: what else is known of each image, by name; the classes are ``"label"`` by custom.
-        name: what the data is called in records and images.
+        name: what the data is called in messages and figures.
     """
 
     images: Array
@@ -90,9 +91,7 @@ class Dataset:
             raise InputError(f"{self.name}: images are {images.dtype}; give uint8 in 0 ... 255 or float32 in [-1, 1].")
         if images.ndim < 2 or 0 in images.shape[1:]:
             raise InputError(f"{self.name}: images have shape {images.shape}; expected (N, channels, *space).")
-        # Reading every page of a memory-mapped file would defeat its purpose; arrays in memory are cheap to check, and
-        # rows of an array were checked with it.
-        if not isinstance(images, np.memmap | Rows | Field):
+        if not isinstance(images, LAZY):  # arrays in memory are cheap to check, and rows were checked with their array
             check_range(np.asarray(images), self.name)
         for name, column in self.columns.items():
             if not name.isidentifier() or name == "image":
@@ -112,11 +111,10 @@ class Dataset:
             return data
         if isinstance(data, DataLoader):
             return cls.of(data.dataset, name=name)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        if isinstance(data, np.ndarray | Tensor | np.memmap):
+        if isinstance(data, np.ndarray | Tensor):
             data = {"image": data}
         if isinstance(data, Mapping):
-            lazy = np.memmap | Rows | Field
-            columns = {str(k): v if isinstance(v, lazy) else as_array(v) for k, v in data.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            columns = {str(k): v if isinstance(v, LAZY) else as_array(v) for k, v in data.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             key = next((key for key in ("image", "images") if key in columns), None)
             if key is None:
                 raise InputError(f"{name}: there is no 'image' among {', '.join(columns) or 'nothing'}.")
@@ -127,8 +125,10 @@ class Dataset:
             expected = "give an array, a dict of arrays, or a PyTorch data set with __len__ and __getitem__"
             raise InputError(f"{name}: a {type(data).__name__} can't be read by index, as resuming needs; {expected}.")
         items = Items(data, name)
-        fields = items.fields()
+        if len(items) == 0:
+            raise InputError(f"{name} is empty.")
         _check_layout(items.fetch(tuple(range(min(len(items), 8))))["image"], name)
+        fields = {key: Field(items, key, values) for key, values in items.fetch((0,)).items()}
         columns = {key: Column(values) for key, values in fields.items() if key != "image"}
         if "label" in columns and len(getattr(data, "targets", ())) == len(data):
             # torchvision's data sets know their labels without decoding the images
@@ -139,7 +139,6 @@ class Dataset:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Image ``index`` and its columns."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images; there is none of index {index}")
         at = np.array([index % len(self)])
@@ -152,20 +151,8 @@ class Dataset:
 
     @property
     def bins(self) -> int | None:
-        """The number of grey values: 256 for uint8; for float32 the fewest on whose grid from -1 to 1 the images lie.
-
-        None for float images that lie on no grid of at most 256 values, which are continuous.
-        """
-        if self.images.dtype == np.uint8:
-            return 256
-        values = np.unique(np.asarray(self.images))
-        if len(values) < 2 or len(values) > 256:
-            return None
-        for bins in range(len(values), 257):
-            places = (values.astype(np.float64) + 1.0) * (0.5 * (bins - 1))
-            if float(np.abs(places - places.round()).max()) < 1e-3:
-                return bins
-        return None
+        """The number of grey values: 256 for uint8, :func:`grey_values` for float32."""
+        return 256 if self.images.dtype == np.uint8 else grey_values(np.asarray(self.images))
 
     def batch(self, indices: Indices) -> Float[Tensor, "batch channels *space"]:
         """The images of these indices as a new float32 tensor in [-1, 1]."""
@@ -201,11 +188,6 @@ class Dataset:
         return self.subset(order[count:]), self.subset(order[:count])
 
 
-def labelled(images: Array, labels: Array | None, classes: Sequence[str], name: str) -> Dataset:
-    """Images with their classes in the column ``"label"``, or without columns where there are no labels."""
-    return Dataset(images, {} if labels is None else {"label": Column(labels, tuple(classes))}, name)
-
-
 def _check_layout(images: Array, name: str) -> None:
     """Check the axes and the range of images of unknown origin, which nobody has prepared for this package."""
     shape = images.shape
@@ -213,7 +195,7 @@ def _check_layout(images: Array, name: str) -> None:
         raise InputError(f"{name}: images have shape {shape}, channels last; move them: images.transpose(0, 3, 1, 2).")
     if len(shape) == 3 and min(shape[1:]) > 4 and shape[2] <= 8 * shape[1]:
         raise InputError(f"{name}: images have shape {shape}, without channels; add them: images[:, None].")
-    if images.dtype == np.float32 and not isinstance(images, np.memmap | Rows | Field) and images.size:
+    if images.dtype == np.float32 and not isinstance(images, LAZY) and images.size:
         check_range(np.asarray(images), name)
         if float(np.asarray(images).min()) >= 0.0 and float(np.asarray(images).max()) > 0.0:
             raise InputError(f"{name}: float images have no value below 0; if 0 is black, give 2 * images - 1.")

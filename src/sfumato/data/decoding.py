@@ -9,18 +9,16 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 import warnings
-import zlib
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +27,15 @@ from sfumato.data.selection import Images, Rows
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import atomic_write
 from sfumato.io.images import CHANNELS, Array, Bytes, decode_image, read_header, reason, resize, to_channels
+from sfumato.io.progress import progress_bar
 
 T = TypeVar("T")
 
 IN_MEMORY = 1 << 30
 """The most bytes of decoded images that are held in memory; more stay in the file and are read as batches need them."""
 
-_FORMAT = 2  # of the file, and of what decoding does to an image
+_FORMAT = 3  # of the file, and of what decoding does to an image
+_AHEAD = 8  # images that each thread may be ahead of what is stored
 _ABANDONED = 86400.0  # seconds after which a temporary file is the rest of a killed process
 _SHOWN = 3  # how many files an error or a warning names before it says "and 7 more"
 
@@ -66,17 +66,20 @@ class Encoded:
 def decode(encoded: Encoded, target: Target) -> tuple[Images, npt.NDArray[np.int64]]:
     """``(images, kept)``: uint8 ``(N, C, H, W)`` and the indices of the files that they were decoded from.
 
-    Where ``target`` leaves channels or size open, headers are read first, so that a folder that cannot become one array
-    is refused before it is decoded. Files that cannot be read are skipped and named in one warning. The array is kept
-    in a file; a later call with the same source and target reads it and decodes nothing.
+    Where ``target`` leaves channels or size open, headers are read first, so that images that cannot become one array
+    are refused early. Files that cannot be read are skipped and named in one warning. The array is kept in a file, from
+    which a later call with the same source and target reads it.
     """
-    path = _path(encoded, target)
+    # one file for each source and target: a source that has changed takes the place of what it was
+    key = repr((_FORMAT, encoded.origin, target.size, target.crop, target.channels)).encode("utf-8", "surrogateescape")
+    folder = default_folder() if target.cache is None else Path(target.cache).expanduser()
+    path = folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
     images, failures = _stored(path, encoded.listing) or _decoded(encoded, target, path)
     if failures:
         some = f"{len(failures)} of the {encoded.count} images in {encoded.origin}"
         text = f"{some} cannot be read and are skipped: {_list(encoded, failures)}."
         warnings.warn(text, SfumatoWarning, stacklevel=2)
-    kept = np.setdiff1d(np.arange(encoded.count), np.fromiter(failures, np.int64, len(failures)))
+    kept = np.delete(np.arange(encoded.count), list(failures))
     return (Rows(images, kept) if failures else images), kept
 
 
@@ -96,7 +99,8 @@ def prepare(images: Images, target: Target, name: str) -> Images:
 
     first = change(0)
     changed = np.empty((len(images), *first.shape), dtype=first.dtype)
-    _parallel(lambda index: changed.__setitem__(index, change(index)), len(images), target.workers, f"resizing {name}")
+    for index, image in enumerate(_in_threads(change, len(images), target.workers, f"resizing {name}")):
+        changed[index] = image
     return changed
 
 
@@ -107,99 +111,67 @@ def default_folder() -> Path:
     return (Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()) / "sfumato"
 
 
-def _path(encoded: Encoded, target: Target) -> Path:
-    """One file for each source and target: a source that has changed takes the place of what it was."""
-    key = repr((_FORMAT, encoded.origin, target.size, target.crop, target.channels))
-    folder = default_folder() if target.cache is None else Path(target.cache).expanduser()
-    return folder / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy")
-
-
 def _stored(path: Path, listing: str) -> tuple[Bytes, dict[int, str]] | None:
-    """The images of a file and what was wrong with those that could not be read; None to decode them again.
-
-    The file is a ``.npy`` array followed by a note in JSON. A checksum covers what fits in memory; of a larger file the
-    length is checked, so that opening it does not mean reading it.
-    """
+    """The images of a file and what was wrong with those that could not be read; None to decode them again."""
     try:
-        images: Any = np.lib.format.open_memmap(path, mode="r")
+        images = np.lib.format.open_memmap(path, mode="r")
         with path.open("rb") as file:
             file.seek(images.offset + images.nbytes)
             note = json.loads(file.read())
-        in_memory = images.nbytes <= IN_MEMORY
-        images = np.array(images) if in_memory else np.asarray(images)
-        if note["listing"] != listing or (in_memory and zlib.crc32(images) != note.get("checksum")):
+        if note["listing"] != listing:
             return None
-        return images, {int(index): str(text) for index, text in note["failures"].items()}
+        return _held(images), {int(index): str(text) for index, text in note["failures"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None  # absent or damaged
 
 
+def _held(images: Bytes) -> Bytes:
+    return np.array(images) if images.nbytes <= IN_MEMORY else np.asarray(images)
+
+
 def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[int, str]]:
-    """Decode all images and write the file: while they are decoded if they do not fit in memory, else afterwards."""
+    """Decode all images into a ``.npy`` file that ends with a note in JSON, so that one rename replaces both."""
     failures: dict[int, str] = {}
     target = _common(encoded, target, failures)
     assert target.channels is not None and target.size is not None
     shape = (encoded.count, CHANNELS[target.channels], *target.size)
-    what = f"The {encoded.count:,} decoded images of {encoded.origin} ({math.prod(shape) / 1e9:.2g} GB) cannot be kept"
-    advice = "Set cache (--data.cache) to a folder that can be written and has room for them, or take a smaller size."
-    note: dict[str, Any] = {"listing": encoded.listing, "failures": failures}
-    images = np.zeros(shape, dtype=np.uint8) if math.prod(shape) <= IN_MEMORY else None
+    total = math.prod(shape)
+    read = partial(decode_image, size=target.size, channels=target.channels, crop=target.crop)
 
-    def decode_all(store: Callable[[int, Bytes], object]) -> None:
-        def read(source: Path | BytesIO) -> Bytes:
-            return decode_image(source, target.size, target.channels, target.crop)
-
-        _each(encoded, read, store, target.workers, f"decoding {encoded.origin}", failures)
-
-    def fill(file: IO[bytes]) -> None:
-        start = file.tell()
-
-        def store(index: int, image: Bytes) -> None:
-            file.seek(start + index * image.size)
-            file.write(np.ascontiguousarray(image).data)
-
-        if images is not None:
-            file.write(images.data)
-            return
-        file.truncate(start + math.prod(shape))  # zeros where an image cannot be read
-        decode_all(store)
-        file.seek(0, os.SEEK_END)
-
-    if images is not None:
-        decode_all(images.__setitem__)
-        note["checksum"] = zlib.crc32(images.data)
-    if images is None or encoded.settled():
-        try:
-            _save(path, shape, note, fill)
-        except OSError as error:
-            if images is None:
-                raise InputError(f"{what}. {error} {advice}") from error
-            text = f"{what}; they will be decoded again at the next start. {error} {advice}"
-            warnings.warn(text, SfumatoWarning, stacklevel=3)
-    if images is None:
-        images = np.asarray(np.lib.format.open_memmap(path, mode="r"))
-        if not encoded.settled():
-            with contextlib.suppress(OSError):
-                path.unlink()  # a mapped file that has lost its name lives as long as the mapping does
-    return images, failures
-
-
-def _save(path: Path, shape: tuple[int, ...], note: dict[str, Any], fill: Callable[[IO[bytes]], object]) -> None:
-    """Write an array of bytes, which ``fill`` writes to a file, and the note; whole or not at all."""
+    def each() -> Generator[tuple[int, Bytes]]:
+        return _each(encoded, read, target.workers, f"decoding {encoded.origin}", failures)
 
     def write(temporary: Path) -> None:
         for old in path.parent.glob(f".{path.name}.*.tmp"):
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > _ABANDONED:
                     old.unlink()
-        if math.prod(shape) > shutil.disk_usage(path.parent).free:  # said before an hour of decoding, not after it
+        if total > shutil.disk_usage(path.parent).free:  # said before an hour of decoding, not after it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file, contextlib.closing(each()) as decoded:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            fill(file)
-            file.write(json.dumps(note).encode())
+            start = file.tell()
+            for index, image in decoded:
+                file.seek(start + index * image.size)
+                file.write(np.ascontiguousarray(image).data)
+            file.seek(start + total)  # what was skipped reads as zeros
+            listing = encoded.listing if encoded.settled() else None
+            file.write(json.dumps({"listing": listing, "failures": failures}).encode())
 
-    atomic_write(path, write)
+    try:
+        atomic_write(path, write)
+        return _held(np.lib.format.open_memmap(path, mode="r")), failures
+    except OSError as error:
+        what = f"The {encoded.count:,} decoded images of {encoded.origin} ({total / 1e9:.2g} GB) cannot be kept"
+        advice = "Set cache (--data.cache) to a folder that can be written and has room, or take a smaller size."
+        if total > IN_MEMORY:
+            raise InputError(f"{what}. {error} {advice}") from error
+        text = f"{what}; they will be decoded again at the next start. {error} {advice}"
+        warnings.warn(text, SfumatoWarning, stacklevel=3)
+    images = np.zeros(shape, dtype=np.uint8)
+    for index, image in each():
+        images[index] = image
+    return images, failures
 
 
 def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> Target:
@@ -209,15 +181,11 @@ def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> Targe
     channels: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     example: dict[tuple[int, int], int] = {}
-
-    def count(index: int, header: tuple[str, tuple[int, int]]) -> None:
-        kind, size = header
+    for index, (kind, size) in _each(encoded, read_header, target.workers, f"looking at {encoded.origin}", failures):
         channels[kind] += 1
         if target.size is None:
             sizes[size] += 1
-            example[size] = min(index, example.get(size, index))
-
-    _each(encoded, read_header, count, target.workers, f"looking at {encoded.origin}", failures)
+            example.setdefault(size, index)
     if target.channels is None and len(channels) > 1:
         mixture = ", ".join(f"{channels[kind]} {kind}" for kind in CHANNELS if kind in channels)
         advice = 'pass channels="grey", channels="rgb" or channels="rgba" to make them one'
@@ -230,30 +198,24 @@ def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> Targe
 
 
 def _each(
-    encoded: Encoded,
-    read: Callable[[Path | BytesIO], T],
-    use: Callable[[int, T], object],
-    workers: int,
-    what: str,
-    failures: dict[int, str],
-) -> None:
-    """``use(index, read(file))`` for all files, in threads; ``failures`` says what is wrong with those unreadable."""
-    lock = Lock()
+    encoded: Encoded, read: Callable[[Path | BytesIO], T], workers: int, what: str, failures: dict[int, str]
+) -> Generator[tuple[int, T]]:
+    """``(index, read(file))`` of the files; ``failures`` says what is wrong with those that cannot be read."""
 
-    def one(index: int) -> None:
+    def one(index: int) -> T | None:
         if index in failures:
-            return
+            return None
         try:
-            value = read(encoded.open(index))
+            return read(encoded.open(index))
         except MemoryError:
             raise
         except Exception as error:  # decoders of damaged files raise errors of any kind
             failures[index] = reason(error)
-        else:
-            with lock:
-                use(index, value)
+            return None
 
-    _parallel(one, encoded.count, workers, what)
+    for index, value in enumerate(_in_threads(one, encoded.count, workers, what)):
+        if value is not None:
+            yield index, value
     if len(failures) == encoded.count:
         none = f"None of the {encoded.count} images in {encoded.origin} can be read"
         raise InputError(f"{none}: {_list(encoded, failures)}.")
@@ -267,40 +229,12 @@ def _more(shown: list[str], count: int) -> str:
     return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
 
 
-def _parallel(task: Callable[[int], None], count: int, workers: int, what: str) -> None:
-    """``task(0) ... task(count - 1)`` in threads (Pillow works outside the interpreter's lock); an error ends them all.
-
-    From the third second on a line on standard error says how far they are, every half second (or minute, in no
-    terminal).
-    """
-    lock, began, terminal = Lock(), time.monotonic(), sys.stderr.isatty()
-    indices, done, due, stop = iter(range(count)), 0, began + 3.0, False
-
-    def work() -> None:
-        nonlocal done, due, stop
-        while not stop:
-            with lock:
-                index = next(indices, None)
-            if index is None:
-                return
-            try:
-                task(index)
-            except BaseException:
-                stop = True
-                raise
-            with lock:
-                done, now = done + 1, time.monotonic()
-                if now > due and not stop:
-                    due, rate = now + (0.5 if terminal else 60.0), done / (now - began)
-                    line = f"{what}: {done:,} of {count:,} ({rate:,.0f}/s, {(count - done) / rate:,.0f} s left)"
-                    print(f"\r{line}\x1b[K" if terminal else f"{line}\n", end="", file=sys.stderr, flush=True)
-
-    threads = max(1, min(workers, count))
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for future in [pool.submit(work) for _ in range(threads)]:
-                future.result()
-        finally:
-            stop = True
-            if terminal and due > began + 3.0:
-                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+def _in_threads(task: Callable[[int], T], count: int, workers: int, what: str) -> Generator[T]:
+    """``task(0), task(1), ...``, from threads a few tasks ahead: Pillow works outside the interpreter's lock."""
+    with progress_bar(what, count) as show, ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(task, index) for index in range(min(count, _AHEAD * workers)))
+        for index in range(count):
+            yield ahead.popleft().result()
+            if index + _AHEAD * workers < count:
+                ahead.append(pool.submit(task, index + _AHEAD * workers))
+            show(index + 1)

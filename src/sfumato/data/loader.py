@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +32,7 @@ class Batch:
 
 
 _AT_ONCE = 1 << 24  # values that statistics convert to float64 at once, 128 MiB
-
-
-@functools.lru_cache(maxsize=4)  # a batch touches the current epoch and perhaps the next
-def _epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
-    order = permutation(seed, "order", epoch, size)
-    order.setflags(write=False)
-    return order
+_epoch_order = functools.lru_cache(maxsize=4)(permutation)  # a batch touches the current epoch and perhaps the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +41,12 @@ class Loader:
 
     Sample ``n`` is item ``n % N`` of epoch ``n // N``, and each epoch has its own random order of all ``N`` images. So
     batches of any sizes, on any number of processes, before or after a restart, cut the same stream.
-
-    Attributes:
-        dataset: where the images come from.
-        seed: decides orders, flips and crops.
-        flip: mirror each sample left to right with probability 1/2, and images in its columns with it.
-        crop: take a random window of this size, a side or ``(height, width)``, from each sample; None for all of it.
     """
 
     dataset: Dataset
-    seed: int = 0
-    flip: bool = False
-    crop: int | tuple[int, int] | None = None
+    seed: int = 0  # decides orders, flips and crops
+    flip: bool = False  # mirror each sample with probability 1/2, left to right, and images in its columns with it
+    crop: int | tuple[int, int] | None = None  # take a random window, a side or (height, width), from each sample
 
     def __post_init__(self) -> None:
         shape, name = self.dataset.shape, self.dataset.name
@@ -92,7 +79,7 @@ class Loader:
             raise InputError(f"start={start}, count={count}; expected start >= 0 and count >= 1.")
         size, stop = len(self.dataset), start + count
         epochs = range(start // size, (stop - 1) // size + 1)
-        orders = [_epoch_order(self.seed, e, size)[max(start - e * size, 0) : stop - e * size] for e in epochs]
+        orders = [_epoch_order(self.seed, "order", e, size)[max(start - e * size, 0) : stop - e * size] for e in epochs]
         return np.concatenate(orders)
 
     def batch(self, start: int, count: int) -> Batch:
@@ -100,7 +87,11 @@ class Loader:
         indices = self.indices(start, count)
         images = self.dataset.images[indices]
         if self.crop is not None:
-            images = self._windows(images, start)
+            _, height, width = self.shape
+            room = np.array([images.shape[2] - height + 1, images.shape[3] - width + 1])
+            corners = (uniform(self.seed, "crop", start, count, (2,)).numpy() * room).astype(np.int64)
+            pairs = zip(images, corners.tolist(), strict=True)
+            images = np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])
         cond = self.dataset.rows(indices)
         if self.flip:
             mirrored = uniform(self.seed, "flip", start, count) < 0.5
@@ -124,11 +115,3 @@ class Loader:
             total += x0.numel()
             mean += away * x0.numel() / total
         return math.sqrt(squares / total)
-
-    def _windows(self, images: npt.NDArray[Any], start: int) -> npt.NDArray[Any]:
-        """A random window of each image."""
-        height, width = height_width(self.crop or 0, "crop")
-        room = np.array([images.shape[2] - height + 1, images.shape[3] - width + 1])
-        corners = (uniform(self.seed, "crop", start, len(images), (2,)).numpy() * room).astype(np.int64)
-        pairs = zip(images, corners.tolist(), strict=True)
-        return np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])

@@ -14,28 +14,37 @@ from torch.utils.data import default_collate
 from sfumato.errors import InputError
 
 
-class Rows:
-    """What ``array[rows]`` would be, for arrays in files or too large to hold twice: an index gives a copy."""
+class Lazy:
+    """An array that is read when it is indexed: an index gives a copy."""
+
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self.dtype, self.shape, self.ndim, self.size = dtype, shape, len(shape), math.prod(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("what is read when it is indexed cannot be an array without a copy")
+        values = np.concatenate([self[start : start + 256] for start in range(0, max(len(self), 1), 256)])
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+
+class Rows(Lazy):
+    """What ``array[rows]`` would be, for arrays in files or too large to hold twice."""
 
     def __init__(self, array: Array, rows: npt.NDArray[np.int64]) -> None:
         # rows of rows of an array are rows of that array: selections do not pile up
         self._array: Array = array._array if isinstance(array, Rows) else array
         self._rows: npt.NDArray[np.int64] = array._rows[rows] if isinstance(array, Rows) else rows
-        self.dtype, self.shape = self._array.dtype, (len(self._rows), *self._array.shape[1:])
-        self.ndim, self.size = len(self.shape), math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        super().__init__(self._array.dtype, (len(self._rows), *self._array.shape[1:]))
 
     def __getitem__(self, index: Any) -> Any:
         first, *rest = index if isinstance(index, tuple) else (index,)
         return self._array[(self._rows[first], *rest)]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        if copy is False:
-            raise ValueError("rows of an array cannot be an array without a copy")
-        values = self._array[self._rows]
-        return values if dtype is None else values.astype(dtype, copy=False)
 
 
 class Items:
@@ -77,23 +86,13 @@ class Items:
             raise InputError(f"{self.name}: an item is a {type(image).__name__}; {expected}.")
         return {**fields, "image": image}
 
-    def fields(self) -> dict[str, Field]:
-        """The fields of its items, by name."""
-        if len(self) == 0:
-            raise InputError(f"{self.name} is empty.")
-        return {name: Field(self, name, values) for name, values in self.fetch((0,)).items()}
 
-
-class Field:
-    """One field of the items of a data set, as an array that is read when it is indexed."""
+class Field(Lazy):
+    """One field of the items of a data set."""
 
     def __init__(self, items: Items, name: str, first: npt.NDArray[Any]) -> None:
+        super().__init__(first.dtype, (len(items), *first.shape[1:]))
         self._items, self._name = items, name
-        self.dtype, self.shape = first.dtype, (len(items), *first.shape[1:])
-        self.ndim, self.size = first.ndim, math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, index: Any) -> Any:
         first, *rest = index if isinstance(index, tuple) else (index,)
@@ -105,13 +104,11 @@ class Field:
         # a copy: what is fetched is kept for the other fields
         return self._items.fetch(tuple(rows.tolist()))[self._name][(slice(None), *rest)].copy()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        values = np.concatenate([self[start : start + 256] for start in range(0, max(len(self), 1), 256)])
-        return values if dtype is None else values.astype(dtype, copy=False)
 
-
-Array = npt.NDArray[Any] | Rows | Field
+Array = npt.NDArray[Any] | Lazy
 """An array, in memory or in a file, rows of one, or a field of a PyTorch data set."""
+LAZY = np.memmap | Lazy
+"""Of these every value would have to be read from a file or made."""
 Images = Array
 
 

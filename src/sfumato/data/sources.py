@@ -8,8 +8,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +25,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 _TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, that of FAT
 _HUB = "hf:"
-_SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves, of one split or of several
-_LABEL_NAMES = ("label", "labels", "class")
 _LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NC")
 
 
@@ -107,22 +104,18 @@ def load(
         dataset = SOURCES[source]()
         if missing := [name for name in columns if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
-        images = prepare(dataset.images, target, source)
-        return dataset if images is dataset.images else replace(dataset, images=images)
-    if not is_file:
+        name, read = source, (dataset.images, dataset.columns)
+    elif not is_file:
         name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
     elif path.is_dir():
         name, read = path.resolve().name or str(path), _read_folder(path, columns, target)
     elif is_array:
         name, read = path.stem, read_arrays(path, key, columns, value_range, layout)
-        read = prepare(read[0], target, name), *read[1:]
     elif path.suffix.lower() in SUFFIXES:
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
     else:
         raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
-    images, values, classes = read
-    named = {key: Column(rows, tuple(classes) if key == "label" else ()) for key, rows in values.items()}
-    return Dataset(images, named, name)
+    return Dataset(prepare(read[0], target, name), read[1], name)
 
 
 def _unknown(source: str, path: Path) -> str:
@@ -158,61 +151,50 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
     )
     images, kept = decode(encoded, target)
     if not columns:
-        return images, {}, ()
+        return images, {}
     of_image = [name.partition("/")[0] for name in names]
-    classes = sorted(set(of_image))
-    number = {name: index for index, name in enumerate(classes)}
+    number = {name: index for index, name in enumerate(sorted(set(of_image)))}
     labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
-    return images, {"label": labels}, tuple(classes)
+    return images, {"label": Column(labels, tuple(number))}
 
 
 def _listing(folder: Path) -> tuple[list[str], str, bool]:
     """The relative paths, with ``/``; a hash of them with the sizes and times of the files; whether a file is so new
     that it could change within the tick of the clock, and keep its time."""
-    names: list[str] = []
+    names = _image_paths(folder)
     fingerprint, fresh = hashlib.sha256(), False
-    for name, path in _walk(folder, "", frozenset()):
+    for name in names:
         try:
-            status = os.stat(path)  # noqa: PTH116
+            status = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - a Path costs more than its file
             size, changed = status.st_size, status.st_mtime_ns
         except OSError:  # a link to nothing; decoding it says so
             size, changed = -1, 0
-        names.append(name)
         fingerprint.update(os.fsencode(name) + f"\0{size}\0{changed}\0".encode())
         fresh |= abs(time.time_ns() - changed) < _TICK
     return names, fingerprint.hexdigest(), fresh
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[tuple[str, str]]:
-    """``(relative, path)`` of the images, sorted part by part, so that the order is the same on every file system."""
-    real = folder.resolve()
-    # Links to class folders are common; a link to a folder that holds it would never end.
-    circle = above | {real, *real.parents}
-    images: list[str] = []
-    folders: set[str] = set()
-    try:
-        with os.scandir(folder) as listed:
-            for entry in listed:  # names alone are kept: a million entries are half a gigabyte
-                if entry.name.startswith(".") or entry.name == "__MACOSX":  # Apple's forks of every image in a zip
-                    continue
-                if _is_folder(entry):
-                    folders.add(entry.name)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    images.append(entry.name)
-    except OSError as error:
+def _image_paths(folder: Path) -> list[str]:
+    """The relative paths of the images, sorted part by part, so that the order is the same on every file system."""
+
+    def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    for name in sorted([*images, *folders]) if folders else sorted(images):
-        if name not in folders:
-            yield prefix + name, os.path.join(folder, name)  # noqa: PTH118 - a Path for each costs more than its file
-        elif (folder / name).resolve() not in circle:
-            yield from _walk(folder / name, f"{prefix}{name}/", circle)
+
+    paths: list[str] = []
+    above: dict[str, frozenset[Path]] = {str(folder): frozenset()}
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real, prefix = Path(place).resolve(), Path(place).relative_to(folder).as_posix() + "/"
+        # Links to class folders are common; a link to a folder that holds it would never end.
+        circle = above.pop(place) | {real, *real.parents}
+        folders[:] = [name for name in folders if _shown(name) and (real / name).resolve() not in circle]
+        above |= {os.path.join(place, name): circle for name in folders}  # noqa: PTH118 - as os.walk writes it
+        images = [name for name in files if _shown(name) and name.lower().endswith(SUFFIXES)]
+        paths += [(prefix + name).removeprefix("./") for name in images]
+    return sorted(paths, key=lambda path: path.replace("/", "\0"))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"  # Apple's forks of every image in a zip
 
 
 def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
@@ -242,8 +224,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
     def get(key: str) -> Array:
         return np.asarray(table[key][:])
 
-    labels = partial(_hub_labels, table, name)
-    values, classes = read_columns(list(kinds), get, columns, len(table), f"hf:{name}", labels)
+    known = read_columns(list(kinds), get, columns, f"hf:{name}", partial(_hub_labels, table, name))
     cells = table.select_columns([column]).cast_column(column, library.Image(decode=False))
 
     def open_image(row: int) -> Path | io.BytesIO:
@@ -252,7 +233,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
             raise ValueError("no image in this row")
         return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])
 
-    # the library's own caches go by this number: it changes with the rows, the files and all that was done to them
+    # the caches of the library go by this number: it changes with the rows, the files and all that was done to them
     fingerprint = getattr(table, "_fingerprint", None)
     encoded = Encoded(
         origin=f"hf:{name}",
@@ -263,7 +244,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
         settled=lambda: fingerprint is not None,
     )
     images, kept = decode(encoded, target)
-    return images, {key: array[kept] for key, array in values.items()}, classes
+    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}
 
 
 def _table(name: str, library: Any) -> Any:
@@ -275,11 +256,11 @@ def _table(name: str, library: Any) -> Any:
     else:
         parts = path.split("/")
         if not all(parts) or len(parts) > 3:
-            raise InputError(
-                f"hf:{name} is not of the form hf:OWNER/NAME, hf:OWNER/NAME/CONFIG or hf:OWNER/NAME:SPLIT."
-            )
+            forms = "hf:OWNER/NAME, hf:OWNER/NAME/CONFIG or hf:OWNER/NAME:SPLIT"
+            raise InputError(f"hf:{name} is not of the form {forms}.")
         path, config = "/".join(parts[:2]), (parts[2] if len(parts) == 3 else None)
-    saved = any((Path(path) / file).exists() for file in _SAVED)
+    # what save_to_disk leaves, of one split or of several
+    saved = any((Path(path) / file).exists() for file in ("dataset_info.json", "dataset_dict.json"))
     try:
         table = library.load_from_disk(path) if saved else library.load_dataset(path, config, split=split)
     except Exception as error:  # no network, no such name, no such split, a script: each has its own exception
@@ -292,11 +273,10 @@ def _table(name: str, library: Any) -> Any:
     return table
 
 
-def _hub_labels(table: Any, name: str) -> tuple[Array, tuple[str, ...]]:
-    """The labels of a table, and the names of the classes."""
+def _hub_labels(table: Any, name: str) -> Column:
     features: dict[str, Any] = table.features
     labelled = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    named = [column for column in _LABEL_NAMES if column in (labelled or features)][:1]
+    named = [column for column in ("label", "labels", "class") if column in (labelled or features)][:1]
     candidates = labelled if len(labelled) == 1 else named or labelled
     if len(candidates) != 1:
         trouble = f"several label columns ({', '.join(candidates)})" if candidates else "no label column"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
 from sfumato.errors import InputError
@@ -25,9 +25,7 @@ CHANNELS = {"grey": 1, "rgb": 3, "rgba": 4}
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 """The formats of animations, by suffix."""
 
-_MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
-_ORIENTATION = 0x0112  # the EXIF tag
 _TURN = Image.Transpose  # what makes an image upright, by orientation
 _UPRIGHT = {
     **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE},
@@ -63,7 +61,7 @@ def decode_image(
                 raise ValueError("32-bit grey values outside 0 ... 65535")
             plain = Image.fromarray(((values + 128) // 257).astype(np.uint8))
         else:
-            plain = image.convert(_MODES[kind])
+            plain = image.convert("L" if kind == "grey" else kind.upper())
     if orientation in _UPRIGHT:
         plain = plain.transpose(_UPRIGHT[orientation])
     pixels = _to_array(plain if size is None else fit(plain, size, crop))
@@ -100,7 +98,7 @@ def fit(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image:
     if scale == 1.0:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
-    # Resizing from a box of the source makes one pass, and centres the cut to a fraction of a pixel.
+    # resizing from a box of the source makes one pass, and centres the cut to a fraction of a pixel
     across, down = min(width / scale, image.width), min(height / scale, image.height)
     left, top = (image.width - across) / 2, (image.height - down) / 2
     box = (left, top, min(left + across, image.width), min(top + down, image.height))
@@ -166,8 +164,8 @@ def to_pillow(image: Bytes) -> Image.Image:
     return Image.fromarray(image[..., 0] if channels == 1 else image)
 
 
-def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = None) -> Image.Image:
-    """A grid of images in [-1, 1], small ones enlarged, ``columns`` in a row (by default about as many as rows).
+def grid(images: Float[Tensor, "batch channels *space"]) -> Image.Image:
+    """A grid of images in [-1, 1], about as many columns as rows, small images enlarged.
 
     Images of other than 1, 3 or 4 channels show them side by side in grey. Signals are shown as curves, vectors as
     points in the plane of their first two numbers, single numbers by their cumulative distribution.
@@ -183,7 +181,7 @@ def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = N
     factor = max(1, math.ceil(_TILE / height))
     tiles = tiles.repeat(factor, 1).repeat(factor, 2)
     height, width = height * factor, width * factor
-    across = min(count, columns or math.ceil(math.sqrt(count)))
+    across = math.ceil(math.sqrt(count))
     rows, gap = math.ceil(count / across), max(1, factor // 3)
     paper = 0 if channels == 4 else 255
     sheet = np.full((rows * (height + gap) + gap, across * (width + gap) + gap, channels), paper, dtype=np.uint8)
@@ -198,9 +196,9 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
 
 
-def save_grid(images: Float[Tensor, "batch channels *space"], path: Path, columns: int | None = None) -> None:
+def save_grid(images: Float[Tensor, "batch channels *space"], path: Path) -> None:
     """Write :func:`grid` as PNG, whole or not at all."""
-    _save(grid(images, columns), path, format="PNG")
+    _save(grid(images), path, format="PNG")
 
 
 def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, first: int = 0) -> None:
@@ -213,8 +211,8 @@ def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, firs
 
 def save_array(images: Float[Tensor, "batch channels *space"], path: Path, **more: Tensor) -> None:
     """Write images as the float32 array ``images`` of an .npz file, ``(N, C, *space)`` in [-1, 1], and more by name."""
-    more = {"images": images, **more}
-    arrays: dict[str, Any] = {name: value.detach().float().cpu().numpy() for name, value in more.items()}
+    tensors = {"images": images, **more}
+    arrays: dict[str, Any] = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a name, NumPy would append .npz to it
@@ -223,12 +221,12 @@ def save_array(images: Float[Tensor, "batch channels *space"], path: Path, **mor
     atomic_write(path, write)
 
 
-def save_animation(images: Sequence[Image.Image], path: Path, milliseconds: int = 80, hold: int = 2000) -> None:
-    """Write images of one size as an endless .gif or .webp, each shown for ``milliseconds``, the last for ``hold``."""
+def save_animation(images: Sequence[Image.Image], path: Path) -> None:
+    """Write images of one size as an endless .gif or .webp, each shown for 80 ms, the last for 2 s."""
     kind = ANIMATIONS.get(path.suffix.lower())
     if kind is None or not images:
         raise InputError(f"An animation is at least one image, as {' or '.join(ANIMATIONS)}; got {path}.")
-    times = [milliseconds] * (len(images) - 1) + [hold]
+    times = [80] * (len(images) - 1) + [2000]
     _save(images[0], path, format=kind, save_all=True, append_images=list(images[1:]), duration=times, loop=0)
 
 
@@ -296,7 +294,7 @@ def _sides(shape: Sequence[int]) -> str:
 def _header(image: Image.Image) -> tuple[str, tuple[int, int], int]:
     """Channels, upright ``(height, width)`` and EXIF orientation."""
     try:
-        orientation: Any = image.getexif().get(_ORIENTATION, 1)
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata beside sound pixels: show them as they are stored
         orientation = 1
     if image.mode == "F":
@@ -319,14 +317,14 @@ def _to_array(image: Image.Image) -> Bytes:
 def _curves(signals: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch 1 height width"]:
     height, width = 64, 96
     values = (0.5 - 0.5 * signals.detach().float().cpu().clamp(-1.0, 1.0)) * (height - 1)
-    tiles: list[Tensor] = []
-    for signal in values:
+    across = torch.linspace(0, width - 1, signals.shape[2]).tolist()
+    tiles: list[Bytes] = []
+    for signal in values.tolist():
         tile = Image.new("L", (width, height), 255)
         for n, channel in enumerate(signal):
-            across = torch.linspace(0, width - 1, len(channel)).tolist()
-            ImageDraw.Draw(tile).line(list(zip(across, channel.tolist(), strict=True)), fill=min(160, 70 * n))
-        tiles.append(torch.from_numpy(np.array(tile))[None] / 127.5 - 1.0)
-    return torch.stack(tiles)
+            ImageDraw.Draw(tile).line(list(zip(across, channel, strict=True)), fill=min(160, 70 * n))
+        tiles.append(_to_array(tile))
+    return torch.from_numpy(np.stack(tiles)) / 127.5 - 1.0
 
 
 def _points(vectors: Float[Tensor, "batch channels"]) -> Image.Image:

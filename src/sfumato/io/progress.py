@@ -22,7 +22,8 @@ def progress_bar(title: str, total: int, progress: Progress = None) -> Generator
 
     console = Console(stderr=True)
     shown = progress if progress is not None else console.is_terminal or console.is_jupyter
-    columns = (TextColumn(title), BarColumn(bar_width=28), MofNCompleteColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)  # a path may hold brackets
+    columns = (name, BarColumn(bar_width=28), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.update(task, completed=done)

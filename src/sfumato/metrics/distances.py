@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.errors import InputError, SfumatoWarning
 
-_QUERIES, _KEYS = 512, 8192
+_CHUNK = 4096  # vectors whose distances are computed in float64 at once
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,11 @@ def nearest_distances(
 ) -> Float[Tensor, " batch"]:
     """The Euclidean distance of each query to its nearest training image, ``(batch,)`` in float64.
 
-    Feature vectors serve as well. The neighbour is found with matrix products over chunks, in memory that does not grow
-    with either set; its distance is then computed from the difference, so that a copy is at exactly 0.
+    Feature vectors serve as well. The distance to the neighbour is computed from the difference, so that a copy is at
+    exactly 0.
     """
+    from sklearn.metrics import pairwise_distances_argmin
+
     queries, train = queries.detach().flatten(1), train.detach().flatten(1)
     if len(queries) == 0 or len(train) == 0:
         raise InputError("nearest neighbours need at least one vector in each set, and one is empty.")
@@ -96,19 +98,9 @@ def nearest_distances(
         raise InputError(f"the sets have {queries.shape[1]} and {train.shape[1]} features; images need one shape.")
     if not bool(torch.isfinite(queries).all()) or not bool(torch.isfinite(train).all()):
         raise InputError("nearest neighbours of NaN or infinite values are not defined; check both sets.")
-    centre = train.double().mean(dim=0).to(train.dtype)  # smaller numbers leave more digits to the products
-    distances: list[Tensor] = []
-    for chunk in queries.split(_QUERIES):
-        best = torch.full((len(chunk),), torch.inf, dtype=train.dtype, device=train.device)
-        index = torch.zeros(len(chunk), dtype=torch.long, device=train.device)
-        left = (chunk - centre).to(train.dtype)
-        for start in range(0, len(train), _KEYS):
-            right = train[start : start + _KEYS] - centre
-            near, where = (right.square().sum(dim=1) - 2.0 * left @ right.T).min(dim=1)
-            index = torch.where(near < best, where + start, index)
-            best = torch.minimum(near, best)
-        distances.append((chunk.double() - train[index].double()).square().sum(dim=1).sqrt())
-    return torch.cat(distances)
+    nearest = torch.from_numpy(pairwise_distances_argmin(queries.cpu().numpy(), train.cpu().numpy())).to(train.device)
+    pairs = zip(queries.split(_CHUNK), nearest.split(_CHUNK), strict=True)
+    return torch.cat([(chunk.double() - train[index].double()).square().sum(dim=1).sqrt() for chunk, index in pairs])
 
 
 def nearest_neighbour_ratio(

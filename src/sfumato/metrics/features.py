@@ -60,43 +60,31 @@ def _network(channels: int, space: tuple[int, ...]) -> nn.Sequential:
 class ClassifierFeatures:
     """The penultimate layer of a classifier; made by `train_classifier`, called with images ``(N, C, *space)``.
 
-    Features are divided by one number, the root of their mean variance over the training images, so that the
-    unit of a distance does not depend on the data: the total variance of the training images is their number.
-
-    Attributes:
-        network: images to unscaled features ``(N, features)``; in evaluation mode.
-        head: unscaled features to logits ``(N, classes)``.
-        classes: the label of each logit, ascending.
-        shape: ``(C, *space)`` of the images that it was trained on.
-        scale: what features are divided by.
+    Features are divided by the root of their mean variance over the training images, so that the unit of a distance
+    does not depend on the data: the total variance of the training images is the number of features.
     """
 
-    network: nn.Module
-    head: nn.Module
-    classes: Int[Tensor, " classes"]
-    shape: tuple[int, ...]
-    scale: float
+    network: nn.Module  # images to unscaled features (N, features), in evaluation mode
+    head: nn.Module  # unscaled features to logits (N, classes)
+    classes: Int[Tensor, " classes"]  # the label of each logit, ascending
+    shape: tuple[int, ...]  # (C, *space) of the images that it was trained on
+    scale: float  # what features are divided by
 
     def __call__(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch features"]:
         """The features ``(N, features)`` of ``images`` ``(N, C, *space)``, computed in chunks."""
         return self._hidden(images) / self.scale
 
-    def predict(self, images: Float[Tensor, "batch channels *space"]) -> Int[Tensor, " batch"]:
-        """The most probable label of each image, ``(N,)``."""
-        with torch.no_grad():
-            return self.classes[self.head(self._hidden(images)).argmax(dim=1)]
-
     def accuracy(self, images: Float[Tensor, "batch channels *space"], labels: Int[Tensor, " batch"]) -> float:
-        """The fraction of ``images`` whose predicted label is the given one."""
+        """The fraction of ``images`` whose most probable label is the given one."""
         _check_labels(images, labels)
-        return float((self.predict(images) == labels).double().mean())
+        with torch.no_grad():
+            likeliest = self.classes[self.head(self._hidden(images)).argmax(dim=1)]
+        return float((likeliest == labels).double().mean())
 
     def _hidden(self, images: Tensor) -> Tensor:
         check_images("images", images)
-        if tuple(images.shape[1:]) != self.shape:
-            raise InputError(
-                f"the classifier was trained on images of shape {self.shape}, not {tuple(images.shape[1:])}."
-            )
+        if (shape := tuple(images.shape[1:])) != self.shape:
+            raise InputError(f"the classifier was trained on images of shape {self.shape}, not {shape}.")
         with torch.no_grad():
             return torch.cat([self.network(chunk.float()) for chunk in images.split(_CHUNK)])
 

@@ -45,10 +45,6 @@ class Evaluation:
     accuracy: float | None  # of the classifier on the held-out set; None without its labels
     spaces: tuple[SpaceEvaluation, ...]  # pixels, then classifier features when there are labels
 
-    def __getitem__(self, space: str) -> SpaceEvaluation:
-        """The entry of the feature space with this name."""
-        return {entry.space: entry for entry in self.spaces}[space]
-
     @property
     def main(self) -> SpaceEvaluation:
         """The entry that ranks models: classifier features where there are labels, else pixels."""
@@ -68,7 +64,6 @@ def evaluate(
     train_labels: Int[Tensor, " train"] | None = None,
     heldout_labels: Int[Tensor, " heldout"] | None = None,
     classifier: ClassifierFeatures | None = None,
-    seed: int = 0,
 ) -> Evaluation:
     """Compare samples with the training set and with held-out images, each number with its real-vs-real reference.
 
@@ -82,7 +77,6 @@ def evaluate(
         train_labels: with them, a classifier is trained for its features.
         heldout_labels: with them, the accuracy of the classifier is reported.
         classifier: a classifier that was trained before, to be used instead of training one.
-        seed: the seed of the classifier. Leave it alone: it belongs to the measure, not to the model.
     """
     for what, images in (("samples", samples), ("train", train), ("heldout", heldout)):
         check_images(what, images)
@@ -91,22 +85,22 @@ def evaluate(
         if images.shape[1:] != train.shape[1:]:
             shapes = f"{tuple(images.shape[1:])} in {what}, {tuple(train.shape[1:])} in train"
             raise InputError(f"All sets must have one image shape; it is {shapes}.")
-    classifier_seed: int | None = None
+    seed = accuracy = None
     if classifier is None and train_labels is not None:
-        classifier, classifier_seed = train_classifier(train, train_labels, seed=seed), seed
-    accuracy = None
+        seed = 0  # of the measure and not of the model: always the same
+        classifier = train_classifier(train, train_labels, seed=seed)
     if classifier is not None and heldout_labels is not None:
         accuracy = classifier.accuracy(heldout, heldout_labels)
     sets = (samples, train, heldout)
     spaces = [_in_space("pixels", [images.flatten(1) for images in sets])]
     if classifier is not None:
         spaces.append(_in_space("classifier", [classifier(images) for images in sets]))
-    return Evaluation(len(samples), len(train), len(heldout), classifier_seed, accuracy, tuple(spaces))
+    return Evaluation(len(samples), len(train), len(heldout), seed, accuracy, tuple(spaces))
 
 
 def _in_space(name: str, features: list[Tensor]) -> SpaceEvaluation:
     of_samples, of_train, of_heldout = (Moments.fit(vectors) for vectors in features)
-    near_samples, near_heldout = (nearest_distances(vectors, features[1]) for vectors in (features[0], features[2]))
+    near_samples, near_heldout = (nearest_distances(vectors, features[1]) for vectors in features[::2])
     return SpaceEvaluation(
         space=name,
         features=features[0].shape[1],
