@@ -14,6 +14,7 @@ from sfumato.config import Component, Config, SamplingConfig, component, merge, 
 from sfumato.config.signature import signature
 from sfumato.errors import InputError
 from sfumato.io.files import read_json
+from sfumato.runs.budget import has_gpu
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,6 +63,11 @@ _TRAIN_OPTIONS: Fields = {
         "says). Its settings are then --conditions.NAME.SETTING.",
         (),
     ),
+    "budget": option(
+        str | None,
+        "Train for this time, such as 30m or 2h, in as many steps as a measurement finds to fit (default: 30m for "
+        "images without a GPU, a named recipe and --training.steps; else the steps of the recipe).",
+    ),
     "trust": TRUST,
     "print_config": PRINT,
 }
@@ -83,6 +89,8 @@ def train(arguments: list[str]) -> int:
     from sfumato.runs.reporting import Terminal
     from sfumato.training.loop import Diverged
 
+    if options.budget is not None and "training.steps" in scanned.values:
+        raise InputError("--budget decides the steps; leave it or --training.steps out.")
     if options.resume is not None and (options.run is not None or options.overwrite):
         raise InputError("--resume goes on with a run as it is; leave --run and --overwrite out.")
     terminal = Terminal()
@@ -94,6 +102,7 @@ def train(arguments: list[str]) -> int:
             overwrite=options.overwrite,
             # what may be imported was judged with the settings
             trust=True,
+            budget=options.budget or _usual_budget(scanned, config),
             reporter=terminal,
         )
     except Interrupted as stop:
@@ -116,6 +125,13 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
+def _usual_budget(scanned: Scanned, config: Config) -> str | None:
+    """The budget of who names none: for images, on a machine on which the recipe could take days."""
+    decided = {"resume", "recipe", "config", "training.steps"} & scanned.values.keys()
+    suits = config.data.source != "digits" and config.model.network.kind != "mlp"
+    return "30m" if suits and not decided and not has_gpu() else None
+
+
 def _base_config(scanned: Scanned) -> Config:
     """The configuration that the options start from: of the run, or of recipe, file, conditions and kinds."""
     source = next(iter(scanned.words), None) or scanned.value("data.source")
@@ -134,7 +150,7 @@ def _base_config(scanned: Scanned) -> Config:
         group: Any = over.get("data", {})
         of_file = group if isinstance(group, dict) else {}
         layout = scanned.value("data.layout") or of_file.get("layout")
-        values = merge(named(recipe, source or of_file.get("source"), layout), over)
+        values = merge(named(recipe, source or of_file.get("source"), layout, gpu=has_gpu()), over)
         if file is not None:
             parse(Config, values, origin=str(file), trust=trust)
         if source is not None:

@@ -155,10 +155,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """Whole configurations by name, including those of published models."""
 
 
-def named(recipe: str | None, source: str | None, layout: str | None = None) -> Recipe:
-    """The recipe of that name, or the one that suits a data source and the layout of its array, for that source."""
+def named(recipe: str | None, source: str | None, layout: str | None = None, *, gpu: bool = True) -> Recipe:
+    """The recipe of that name, or the one that suits the data and the machine, for that source of data.
+
+    Args:
+        recipe: its name.
+        source: a name or path of data.
+        layout: the layout of their array; NC are vectors.
+        gpu: whether there is a GPU; without one, images have the recipe ``small``.
+    """
     if recipe is not None and recipe not in RECIPES:
         raise InputError(f"There is no recipe {recipe!r}{nearest(recipe, RECIPES)}")
-    suits = "vectors" if layout == "NC" else "digits" if source in (None, "digits") else "images"
+    suits = "vectors" if layout == "NC" else "digits" if source in (None, "digits") else "images" if gpu else "small"
     values = RECIPES[recipe or suits]()
     return values if source is None else values | {"data": values.get("data", {}) | {"source": source}}

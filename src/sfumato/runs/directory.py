@@ -63,17 +63,7 @@ class RunDirectory:
         """
         if not self.main:
             return
-        folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file; choose another directory with --run.")
-        there = {path.name for path in folder.glob("*") if not _is_remains(path)}
-        if there and not overwrite:
-            raise InputError(
-                f"{folder} is there already; go on with --resume {folder}, replace it with "
-                "--overwrite, or choose another with --run."
-            )
-        if there and not there & FILES:
-            raise InputError(f"{folder} is not a run of Sfumato, so --overwrite will not delete it.")
+        there, folder = self.check_free(overwrite), self.folder
         self._lock()
         sweep(folder)
         for aside in folder.parent.glob(f".{folder.name}.overwritten-*"):
@@ -85,6 +75,21 @@ class RunDirectory:
         folder.rename(aside)
         self._lock()
         shutil.rmtree(aside, ignore_errors=True)
+
+    def check_free(self, overwrite: bool) -> set[str]:
+        """An error if the directory can't be had; the names of what would be overwritten in it."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; choose another directory with --run.")
+        there = {path.name for path in folder.glob("*") if not _is_remains(path)}
+        if there and not overwrite:
+            raise InputError(
+                f"{folder} is there already; go on with --resume {folder}, replace it with "
+                "--overwrite, or choose another with --run."
+            )
+        if there and not there & FILES:
+            raise InputError(f"{folder} is not a run of Sfumato, so --overwrite will not delete it.")
+        return there
 
     def _lock(self) -> None:
         """Take the directory for this process; the system lets go of it when the process ends in any way."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from sfumato.config import Config
 from sfumato.metrics import Evaluation, table
 from sfumato.models.model import Model
+from sfumato.models.storage import Info
 from sfumato.networks.execution import count
+from sfumato.runs.budget import words_of
 from sfumato.training.loop import Record, Trainer
 from sfumato.training.precision import multiplies_in_tf32
 
@@ -16,6 +19,7 @@ class Reporter:
     """What a training reports; this one shows nothing."""
 
     def say(self, sentence: str) -> None: ...
+    def data(self, config: Config, info: Info) -> None: ...
     def start(self, model: Model, trainer: Trainer) -> None: ...
     def step(self, record: Record) -> None: ...
     def evaluating(self, samples: int) -> None: ...
@@ -33,20 +37,24 @@ class Terminal(Reporter):
         self._loss: float | None = None
         self._speed: float | None = None
         self._shown = -1
+        self._seconds: list[float] = []
+        self._told = False
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, highlight=False)
 
+    def data(self, config: Config, info: Info) -> None:
+        shape = "x".join(map(str, info.shape))
+        conditions = "".join(f", {condition.build().summary}" for condition in info.conditions.values())
+        self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
+
     def start(self, model: Model, trainer: Trainer) -> None:
         config, info, device = model.config, model.info, trainer.accelerator.device
-        shape = "x".join(map(str, info.shape))
-        conditions = "".join(f", {condition.summary}" for condition in model.conditions.values())
         precision = "bf16" if trainer.bf16 else "fp32 (products in TF32)" if multiplies_in_tf32(device) else "fp32"
         layout = ", channels last" if config.training.channels_last else ""
         compiled = ", compiled at the first step" if config.training.compile else ""
         size = count(model.denoiser.network, info.shape)
         place = f"{trainer.accelerator.num_processes} x {device.type}"
-        self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
         self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         self.say(f"run       {model.run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
         self._progress = Progress(
@@ -76,8 +84,21 @@ class Terminal(Reporter):
             # a log file can't show a moving bar
             self.say(f"step {record.step}/{self._steps}  loss {self._loss:.4f}  {self._speed:,.0f} images/s")
         self._shown = tenth
+        self._say_how_long(record)
         if record.step == self._steps:
             self.close()
+
+    def _say_how_long(self, record: Record) -> None:
+        """Once, after some seconds: how long all of it takes here."""
+        self._seconds.append(record.seconds)
+        spent = sum(self._seconds)
+        if self._told or len(self._seconds) < 3 or spent < 5.0:
+            return
+        self._told = True
+        left = (self._steps - record.step) * sorted(self._seconds)[len(self._seconds) // 2]
+        if left > 60.0:
+            shorter = " Another time: --budget 2h." if left > 4 * 3600.0 else ""
+            self.say(f"time      {self._steps:,} steps take about {words_of(left + spent)} here.{shorter}")
 
     def evaluating(self, samples: int) -> None:
         self.close()

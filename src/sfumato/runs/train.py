@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from torch import nn
 
 from sfumato import random
@@ -32,6 +32,7 @@ from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import write_weights
 from sfumato.networks.execution import compile_in_place
 from sfumato.recipes import named
+from sfumato.runs.budget import has_gpu, seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
 from sfumato.training.loop import Record, Trainer
@@ -49,6 +50,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     trust: bool = False,
+    budget: str | float | None = None,
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Model:
@@ -73,6 +75,8 @@ def train(
         resume: continue from the newest whole checkpoint, bit for bit as if there had been no stop.
         overwrite: delete a run that is there.
         trust: whether Python code of other packages that the settings name may be imported.
+        budget: a time such as ``"30m"`` or ``"2h"``, or seconds: as many steps as fit it are trained, by a short
+            measurement on this machine. The run stores the steps, and resumes like any other.
         reporter: what shows progress; by default nothing does.
         changes: settings in place of those of the configuration, by group: ``training={"steps": 500}``. A component can
             be an object, or a function or class that makes one, if it can be imported again:
@@ -102,7 +106,10 @@ def train(
     sets = None
     if given is not None:
         sets = (given, Dataset.of(heldout)) if heldout is not None else given.split(config.data.holdout, SPLIT_SEED)
-    return _Run(config, run, reporter or Reporter(), network, sets).train(resume, overwrite)
+    seconds = None if budget is None else seconds_of(budget)
+    if seconds is not None and resume:
+        raise InputError("A run that is resumed has its steps; leave the budget out, or say more training.steps.")
+    return _Run(config, run, reporter or Reporter(), network, sets).train(resume, overwrite, seconds)
 
 
 def _resolved(
@@ -116,7 +123,7 @@ def _resolved(
     if not isinstance(config, Config):
         if config is None or isinstance(config, str):
             layout = "NC" if data is not None and len(data.shape) == 1 else None
-            config = named(config, None if data is None else data.name, layout)
+            config = named(config, None if data is None else data.name, layout, gpu=has_gpu())
         config = parse(Config, config, trust=trust)
     over: dict[str, Any] = dict(changes)
     if data is not None:
@@ -269,9 +276,9 @@ class _Run:
         if not self.main:
             self.reporter = Reporter()
 
-    def train(self, resume: bool, overwrite: bool) -> Model:
+    def train(self, resume: bool, overwrite: bool, budget: float | None = None) -> Model:
         try:
-            return self._train(resume, overwrite)
+            return self._train(resume, overwrite, budget)
         except KeyboardInterrupt as stop:
             step, number = self.directory.saved_step, getattr(stop, "signal_number", signal.SIGINT)
             complete = step == self.config.training.steps
@@ -279,10 +286,16 @@ class _Run:
         finally:
             self.directory.close()
 
-    def _train(self, resume: bool, overwrite: bool) -> Model:
+    def _train(self, resume: bool, overwrite: bool, budget: float | None) -> Model:
         config = self.config
+        if not resume:
+            # a directory that is taken is refused before data are read
+            self.directory.check_free(overwrite)
         loader, heldout = training_data(config, self.data)
         info = describe(loader, len(heldout), config)
+        self.reporter.data(config, info)
+        if budget is not None:
+            self.config = config = self._sized(budget, loader, info)
         if resume:
             stored = read_config(self.folder, trust=True)[1]
             # the number that was measured at the start is part of the model, and a sum of floats may differ in its
@@ -336,6 +349,26 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.reporter.finish(model, seconds, time.perf_counter() - began)
         return model
+
+    def _sized(self, budget: float, loader: Loader, info: Info) -> Config:
+        """The configuration with the steps that fit the time, the same in all processes."""
+
+        def measured(config: Config) -> float:
+            self.config = config
+            trainer = make_trainer(self._model(info), loader, self.accelerator, self._bf16())
+            seconds: list[float] = []
+            for record in trainer.run(6):
+                seconds.append(record.seconds)
+                if sum(seconds) > 5.0:
+                    break
+            # the first one warms up
+            return min(seconds[1:] or seconds)
+
+        said = [sized(self.config, budget, measured)]
+        broadcast_object_list(said)
+        config, sentence = said[0]
+        self.reporter.say(f"budget    {sentence}")
+        return config
 
     def _model(self, info: Info) -> Model:
         """The model with fresh weights, which are random numbers like any other: a function of the seed alone."""
