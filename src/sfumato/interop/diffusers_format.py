@@ -1,9 +1,12 @@
-"""What models that come from diffusers and models that go there share: names, and where each weight is."""
+"""What models that come from diffusers and models that go there share: settings, names, and where each weight is."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from sfumato.config import Component
 from sfumato.interop.model import label_table, unet_of
 from sfumato.interop.weights import Collection, Transfer, swap_halves
 from sfumato.models.model import Model
@@ -23,6 +26,76 @@ VARIANCES = {
 """The reverse variances by their names there."""
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+Whole = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+Sides = Annotated[
+    list[Whole],
+    Field(min_length=2, max_length=2),
+    BeforeValidator(lambda value: [value, value] if isinstance(value, int) else value),
+]
+"""A height and a width, or one number for both."""
+
+DownBlocks = list[Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]]
+UpBlocks = list[Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]]
+
+
+class UNet2DModel(Component):
+    """The settings of the network of diffusers, with its defaults; of their values those with an equivalent here."""
+
+    model_config = ConfigDict(strict=True)
+
+    sample_size: Sides | None = None
+    in_channels: Whole = 3
+    out_channels: Whole = 3
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Whole | None = None
+    freq_shift: float = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: DownBlocks = Field(
+        default=["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
+    )
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    up_block_types: UpBlocks = Field(default=["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"])
+    block_out_channels: list[Whole] = Field(default=[224, 448, 672, 896], min_length=1)
+    layers_per_block: Whole = 2
+    mid_block_scale_factor: float = Field(default=1, ge=1, le=1)
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Literal["conv", "resnet"] = "conv"
+    upsample_type: Literal["conv", "resnet"] = "conv"
+    dropout: float = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    attention_head_dim: Whole | None = 8
+    norm_num_groups: Whole = 32
+    attn_norm_num_groups: Whole | None = None
+    norm_eps: Positive = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True
+    class_embed_type: None = None
+    num_class_embeds: Whole | None = None
+    num_train_timesteps: Whole | None = None
+
+
+class Scheduler(Component):
+    """The settings of a scheduler of diffusers that decide what its model means, with their defaults."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    num_train_timesteps: Whole = 1000
+    beta_start: Positive = 1e-4
+    beta_end: Positive = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
+    trained_betas: Annotated[list[Positive], Field(min_length=1)] | None = None
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    variance_type: (
+        Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"] | None
+    ) = None
+    clip_sample: bool | None = None
+    clip_sample_range: Positive = 1.0
+    thresholding: bool = False
+    rescale_betas_zero_snr: bool = False
+
 
 _RES_BLOCK = {
     "norm1": "norm1",
