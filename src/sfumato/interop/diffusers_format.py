@@ -136,18 +136,14 @@ def _swapped(parameter: Any) -> Any:
 def _stage(transfer: Transfer | Collection, stage: Any, name: str, sampler: str) -> None:
     for i, module in enumerate(stage):
         if isinstance(module, ResBlock):
-            _res_block(transfer, module, f"{name}.{sampler}")
+            transfer.block(module, f"{name}.{sampler}", _RES_BLOCK)
         elif isinstance(module, UNetBlock):
-            _res_block(transfer, module.res, f"{name}.resnets.{i}")
+            transfer.block(module.res, f"{name}.resnets.{i}", _RES_BLOCK)
             if module.attention is not None:
                 _attention(transfer, module.attention, f"{name}.attentions.{i}")
         else:
             learned = module.conv if sampler.startswith("up") else module.resample
             transfer.layer(learned, f"{name}.{sampler}.conv")
-
-
-def _res_block(transfer: Transfer | Collection, block: ResBlock, name: str) -> None:
-    transfer.block(block, {ours: f"{name}.{theirs}" for ours, theirs in _RES_BLOCK.items()})
 
 
 def _attention(transfer: Transfer | Collection, layer: Attention, name: str) -> None:

@@ -50,6 +50,15 @@ def numbers(value: Any) -> tuple[float, ...]:
         raise InputError(f"Numbers between commas are expected; got {value!r}.") from None
 
 
+def by_name(settings: str | Settings, published: Mapping[str, Settings], program: str) -> Settings:
+    """The settings of a published model by its name; settings as they are."""
+    if not isinstance(settings, str):
+        return settings
+    if settings not in published:
+        raise InputError(f"There is no published model {settings!r} of {program}{nearest(settings, published)}")
+    return published[settings]
+
+
 def with_defaults(settings: Settings, defaults: Settings, program: str) -> dict[str, Any]:
     """The settings with the defaults of those that are not given.
 
