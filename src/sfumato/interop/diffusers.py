@@ -12,14 +12,7 @@ import torch
 
 from sfumato.config import parse
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.interop.diffusers_format import (
-    PREDICTIONS,
-    VARIANCES,
-    WEIGHTS,
-    Scheduler,
-    UNet2DModel,
-    transfer_weights,
-)
+from sfumato.interop.diffusers_format import PREDICTIONS, VARIANCES, WEIGHTS, Scheduler, UNet2DModel, transfer_weights
 from sfumato.interop.model import build_model, unet_of
 from sfumato.interop.weights import Transfer, require_groups
 from sfumato.models.model import Model

@@ -48,11 +48,7 @@ def digits() -> Recipe:
         "data": {"source": "digits", "holdout": 797},
         "conditions": {"label": {"kind": "label", "drop": 0.03, "draw": "uniform"}},
         "model": _edm(_tiny(channels=(16, 32)), sigma_max=30.0),
-        "objective": {
-            "weight": {"kind": "edm"},
-            "times": {"kind": "log_normal", "mean": -0.6, "std": 0.9},
-            "bins": 17,
-        },
+        "objective": {"weight": {"kind": "edm"}, "times": {"kind": "log_normal", "mean": -0.6, "std": 0.9}, "bins": 17},
         "optimizer": _muon(warmup=40),
         "ema": {"gamma": 12.0, "limit": 1.0},
         "training": {
@@ -111,11 +107,7 @@ def ddpm() -> Recipe:
         "optimizer": {"learning_rate": 2e-4, "warmup": 5000},
         "ema": {"gamma": 0.0, "limit": 0.9999},
         "training": {"steps": 800_000, "batch_size": 128},
-        "sampling": {
-            "sampler": {"kind": "ancestral", "variance": "large"},
-            "grid": {"kind": "uniform"},
-            "steps": 1000,
-        },
+        "sampling": {"sampler": {"kind": "ancestral", "variance": "large"}, "grid": {"kind": "uniform"}, "steps": 1000},
     }
 
 

@@ -16,11 +16,7 @@ _MULTIPLES: dict[int, tuple[float, ...]] = {
 }
 """Widths of the resolutions, over num_channels, by the side of the images."""
 
-UPSAMPLER_MULTIPLES: dict[int, tuple[float, ...]] = {
-    64: (1, 2, 3, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    512: (1, 1, 2, 2, 4, 4),
-}
+UPSAMPLER_MULTIPLES: dict[int, tuple[float, ...]] = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)}
 """The same for up-samplers, by the side of their output."""
 
 # fmt: off

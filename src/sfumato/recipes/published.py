@@ -244,11 +244,7 @@ def preset(name: str) -> dict[str, Any]:
         "conditions": published.conditions,
         "model": published.model,
         "objective": objective | {"stratified": False},
-        "optimizer": {
-            "learning_rate": trained.learning_rate,
-            "warmup": trained.warmup,
-            "clip": trained.clip,
-        },
+        "optimizer": {"learning_rate": trained.learning_rate, "warmup": trained.warmup, "clip": trained.clip},
         "ema": trained.ema,
         "training": {"steps": trained.steps, "batch_size": trained.batch},
         "sampling": published.sampling,
