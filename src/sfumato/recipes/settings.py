@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from sfumato.errors import InputError, nearest
 
 Settings = Mapping[str, Any]
+
+PUBLISHED: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
+)
+"""The published models by name: their settings by the name of a program, their size and their training."""
+
+
+def settings_of(program: str) -> dict[str, Settings]:
+    """The settings of those published models that a program describes."""
+    return {name: entry[program] for name, entry in PUBLISHED.items() if program in entry}
 
 
 @dataclass(frozen=True)
@@ -70,9 +84,6 @@ def with_defaults(settings: Settings, defaults: Settings, program: str) -> dict[
     return {**defaults, **{name: _typed(name, value, defaults[name]) for name, value in settings.items()}}
 
 
-_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-
-
 def _typed(name: str, value: Any, default: Any) -> Any:
     """A value of the type of the default."""
     if isinstance(default, tuple):
@@ -80,21 +91,12 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, str):
         # what a string lists may come as a list too
         return value
-    typed: Any = None
-    if isinstance(default, bool):
-        word = str(value).lower()
-        typed = word in _TRUE if word in _TRUE + _FALSE else None
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            typed = float(value)
-        except ValueError:
-            typed = None
-        if isinstance(default, int) and typed is not None:
-            typed = int(typed) if typed.is_integer() else None
-    if typed is None:
-        kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
-        raise InputError(f"{name} is {value!r}; {kind} is expected.")
-    return typed
+    kind = type(default)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+        raise InputError(f"{name} is {value!r}; {expected} is expected.") from None
 
 
 def resolutions(sides: tuple[float, ...], size: int, count: int) -> tuple[int, ...]:
