@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sfumato
 from sfumato.conditioning import Conditioned
-from sfumato.conditioning.base import keyed
+from sfumato.conditioning.base import Condition, keyed
 from sfumato.conditioning.labels import LabelEncoder
 from sfumato.conditioning.network import filled
 from sfumato.config import Config, parse
@@ -52,25 +52,20 @@ def unet_of(network: nn.Module) -> UNet:
     return network
 
 
-def _label_encoders(network: nn.Module) -> dict[str, LabelEncoder]:
-    encoders = network.encoders.items() if isinstance(network, Conditioned) else ()
-    return {name: encoder for name, encoder in encoders if isinstance(encoder, LabelEncoder)}
-
-
 def label_table(network: nn.Module) -> Tensor | None:
     """The vectors of the labels of a network, that of no label first; None for a network without labels."""
-    encoder = _label_encoders(network).get("label")
-    return None if encoder is None else encoder.table.weight
+    encoder = dict(network.encoders.items()).get("label") if isinstance(network, Conditioned) else None
+    return encoder.table.weight if isinstance(encoder, LabelEncoder) else None
 
 
-def classes_of(network: nn.Module) -> dict[str, int]:
-    """The number of classes of each condition that is a label, by its name."""
-    return {name: encoder.classes for name, encoder in _label_encoders(network).items()}
+def conditions_of(network: nn.Module) -> dict[str, Condition]:
+    """The conditions of a network by name."""
+    return network.conditions if isinstance(network, Conditioned) else {}
 
 
 def null_conditions(network: nn.Module) -> dict[str, Tensor]:
     """The tensors of the conditions of a network by name, each with its null value for one sample."""
-    conditions = network.conditions.items() if isinstance(network, Conditioned) else ()
+    conditions = conditions_of(network).items()
     return {key: null for name, c in conditions for key, null in keyed(name, c, c.missing(1)).items()}
 
 

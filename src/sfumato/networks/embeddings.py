@@ -102,8 +102,9 @@ class TimeEmbedding(nn.Module):
         """SiLU of the embedding, where every block starts; the ``vector`` of a condition is added to it."""
         if vector is None:
             return functional.silu(self(time))
-        if vector.shape != (len(time), self.vector_width):
-            expected = f"expected ({len(time)}, {self.vector_width})"
+        # not len(time), which would fix the size of a batch in a graph
+        if vector.shape != (time.shape[0], self.vector_width):
+            expected = f"expected ({time.shape[0]}, {self.vector_width})"
             raise InputError(f"The vectors have shape {tuple(vector.shape)}; {expected}.")
         if self.vector_in == "embedding":
             return functional.silu(self(time) + vector)

@@ -274,12 +274,9 @@ class UNetEncoder(nn.Module):
 
     def run(self, module: Callable[..., Tensor], x: Tensor, embedding: Tensor, *options: Tensor | None) -> Tensor:
         """The output of a block or of a change of resolution; ``options`` are keys, tokens and mask."""
-        if isinstance(module, UNetBlock):
-            inputs = (x, embedding, *options)
-        elif isinstance(module, ResBlock):
-            inputs = (x, embedding, options[0])
-        else:
+        if not isinstance(module, UNetBlock | ResBlock):
             return module(x)
+        inputs = (x, embedding, *(options if isinstance(module, UNetBlock) else options[:1]))
         if self.blueprint.checkpointing and torch.is_grad_enabled():
             # no generator is used within, so there is no state of one to restore
             return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)

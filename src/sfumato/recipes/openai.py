@@ -79,9 +79,6 @@ def flags_of(settings: Settings, program: str | None = None) -> dict[str, Any]:
             f"num_heads_upsample is {up} and num_heads {flags['num_heads']}: other heads on the way up than on the way "
             "down have no equivalent here."
         )
-    if str(flags["noise_schedule"]) not in ("linear", "cosine"):
-        near = nearest(str(flags["noise_schedule"]), ("linear", "cosine"))
-        raise InputError(f"There is no noise_schedule {flags['noise_schedule']!r}{near}")
     return flags
 
 
