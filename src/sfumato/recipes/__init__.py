@@ -21,16 +21,11 @@ def _read(name: str) -> Recipe:
     return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
 
 
-digits, small, images, ddpm, vectors = (
-    partial(_read, name) for name in ("digits", "small", "images", "ddpm", "vectors")
-)
+_FILES = ("digits", "small", "images", "ddpm", "vectors")
+digits, small, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "digits": digits,
-    "small": small,
-    "images": images,
-    "ddpm": ddpm,
-    "vectors": vectors,
+    **{name: partial(_read, name) for name in _FILES},
     **{name: partial(preset, name) for name in PRESETS},
 }
 """Whole configurations by name, including those of published models."""

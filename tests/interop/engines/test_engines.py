@@ -172,7 +172,13 @@ def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
         with pytest.raises(InputError, match="from 0 to 2, or -1"):
             network(x, time, label=torch.tensor([0, label]))
     if engine != "torch":
-        for wrong in ((x[:, :2], time, {}), (x[..., :4], time, {}), (x, time[:1], {}), (x[0], time, {})):
+        for wrong in (
+            (x[:, :2], time, {}),
+            (x[..., :4], time, {}),
+            (x, time[:1], {}),
+            (x[0], time, {}),
+            (x[..., None], time, {}),
+        ):
             with pytest.raises(InputError, match=r"of shape .* here, and got"):
                 network(wrong[0], wrong[1], **wrong[2])
         with pytest.raises(InputError, match=r"label of shape \(2,\) here, and got \(3,\)"):

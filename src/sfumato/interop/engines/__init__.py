@@ -67,15 +67,11 @@ def compile(
     check(engine, precision)
     if model.device.type != "cpu":
         raise InputError(f"Engines run on the CPU, but this model is on {model.device}; move it: model.to('cpu').")
-    if engine == "openvino":
-        graph, converted = convert(openvino, model, precision, sampling)
-        compiler = openvino.compiler(converted, graph, precision)
-    else:
-        graph, converted = convert(onnx, model, precision, sampling)
-        compiler = onnx.compiler(converted)
+    library: Any = openvino if engine == "openvino" else onnx
+    graph, converted = convert(library, model, precision, sampling)
     old, fast = model.denoiser, copy.copy(model)
     fast.denoiser = Denoiser(
-        GraphNetwork(graph, compiler),
+        GraphNetwork(graph, library.compiler(converted, graph, precision)),
         old.schedule,
         old.parameterization,
         old.embed,

@@ -72,7 +72,7 @@ class Graph:
         for name, tensor in given.items():
             expected = (len(x), *self.shapes[name])
             actual = tuple(tensor.shape)
-            if actual != tuple(a if e is None else e for e, a in itertools.zip_longest(expected, actual)):
+            if actual != tuple(a if e is None else e for e, a in itertools.zip_longest(expected, actual, fillvalue=-1)):
                 sides = str(expected).replace("None", "any")
                 raise InputError(f"The engine takes {name} of shape {sides} here, and got {actual}.")
         for name, null in self.nulls.items():
@@ -144,11 +144,6 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self._graph, self._compiled = graph, compiled
         self._ready: dict[int, Run] = {}
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """The names of the conditions it takes."""
-        return tuple(self._graph.nulls)
 
     def forward(
         self, x: Float[Tensor, "batch inputs *space"], time: Float[Tensor, "batch"], **cond: Tensor

@@ -77,8 +77,8 @@ def quantize(model: Any, graph: Graph, calls: Sequence[Call]) -> Any:
     return result
 
 
-def compiler(model: Any) -> Callable[[int], Run]:
-    """What runs the model by batch size; one session does for all."""
+def compiler(model: Any, graph: Graph, precision: str) -> Callable[[int], Run]:
+    """What runs the model by batch size; one session does for all, in the precision of the model."""
     runtime = require("onnxruntime", "onnx", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
