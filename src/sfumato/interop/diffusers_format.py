@@ -117,7 +117,7 @@ def transfer_weights(model: Model, transfer: Transfer | Collection, *, cosines_f
     """
     network = unet_of(model.denoiser.network)
     time = network.time
-    transfer.layer(time.first, "time_embedding.linear_1", None if cosines_first else _swapped)
+    transfer.layer(time.first, "time_embedding.linear_1", change=None if cosines_first else swap_halves)
     transfer.layer(time.second, "time_embedding.linear_2")
     transfer.layer(network.first, "conv_in")
     for way, stages in (("down", network.down), ("up", network.up)):
@@ -127,10 +127,6 @@ def transfer_weights(model: Model, transfer: Transfer | Collection, *, cosines_f
     transfer.layer(network.norm, "conv_norm_out")
     transfer.layer(network.last, "conv_out")
     transfer.labels(label_table(model.denoiser.network), "class_embedding.weight")
-
-
-def _swapped(parameter: Any) -> Any:
-    return parameter if parameter.ndim < 2 else swap_halves(parameter)
 
 
 def _stage(transfer: Transfer | Collection, stage: Any, name: str, sampler: str) -> None:
@@ -151,5 +147,5 @@ def _attention(transfer: Transfer | Collection, layer: Attention, name: str) -> 
     # files of the first releases have other names for the projections
     old = f"{name}.query.weight" in transfer.state
     parts, out = (("query", "key", "value"), "proj_attn") if old else (("to_q", "to_k", "to_v"), "to_out.0")
-    transfer.joined(layer.qkv, [f"{name}.{part}" for part in parts])
+    transfer.layer(layer.qkv, *(f"{name}.{part}" for part in parts))
     transfer.layer(layer.out, f"{name}.{out}")

@@ -56,7 +56,7 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
 def _fill(transfer: Transfer, network: UNet, song: bool, size: int) -> None:
     time = network.time
     # a SongUNet has sines before cosines
-    transfer.layer(time.first, "map_layer0", lambda w: swap_halves(w) if song and w.ndim > 1 else w)
+    transfer.layer(time.first, "map_layer0", change=swap_halves if song else None)
     transfer.layer(time.second, "map_layer1")
     if network.blueprint.time_kind == "fourier":
         frequencies = transfer.tensor("map_noise.freqs", time.features.frequencies.shape)

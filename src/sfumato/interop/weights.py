@@ -90,17 +90,15 @@ class Transfer:
             return tensor.detach().double().cpu().reshape(expected)
         return torch.zeros(expected, dtype=torch.float64)
 
-    def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Copy weight and bias of a layer, both put through ``change``."""
-        for kind, parameter in module.named_parameters(recurse=False):
-            value = self.tensor(f"{name}.{kind}", parameter.shape)
-            put(parameter, value if change is None else change(value))
+    def layer(self, module: nn.Module, *names: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Copy weight and bias of a layer, both put through ``change``.
 
-    def joined(self, module: nn.Module, names: Sequence[str]) -> None:
-        """Copy a layer whose outputs are those of several of theirs, one after the other."""
+        With several names, its outputs are those of several layers there, one after the other.
+        """
         for kind, parameter in module.named_parameters(recurse=False):
             shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
-            put(parameter, torch.cat([self.tensor(f"{name}.{kind}", shape) for name in names]))
+            value = torch.cat([self.tensor(f"{name}.{kind}", shape) for name in names])
+            put(parameter, value if change is None else change(value))
 
     def labels(self, table: Tensor | None, name: str) -> None:
         """Copy a table of labels without a vector for no label: that one is zero."""
@@ -133,7 +131,7 @@ class Transfer:
     def attention(self, layer: Attention, norm: str, qkv: str, out: str, order: HeadOrder) -> None:
         """Copy an attention layer whose queries, keys and values are one projection with rows in ``order``."""
         self.layer(layer.norm, norm)
-        self.layer(layer.qkv, qkv, lambda rows: by_projection(rows, layer.heads, order))
+        self.layer(layer.qkv, qkv, change=lambda rows: by_projection(rows, layer.heads, order))
         self.layer(layer.out, out)
 
     def finish(self, ignored: str = "\0") -> None:
@@ -170,16 +168,11 @@ class Collection:
         self.state: dict[str, Tensor] = {}
         self._null_label = null_label
 
-    def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Collect weight and bias of a layer, both put through ``change``."""
+    def layer(self, module: nn.Module, *names: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Collect weight and bias of a layer, both put through ``change``; with several names, each a part of them."""
         for kind, parameter in module.named_parameters(recurse=False):
-            value = parameter.detach()
-            self.state[f"{name}.{kind}"] = value if change is None else change(value)
-
-    def joined(self, module: nn.Module, names: Sequence[str]) -> None:
-        """Collect a layer as several, each with a part of its outputs."""
-        for kind, parameter in module.named_parameters(recurse=False):
-            for name, part in zip(names, parameter.detach().chunk(len(names)), strict=True):
+            value = parameter.detach() if change is None else change(parameter.detach())
+            for name, part in zip(names, value.chunk(len(names)), strict=True):
                 self.state[f"{name}.{kind}"] = part
 
     def labels(self, table: Tensor | None, name: str) -> None:
@@ -236,10 +229,10 @@ def by_projection(rows: Tensor, heads: int, order: HeadOrder) -> Tensor:
     return rows
 
 
-def swap_halves(features: Tensor) -> Tensor:
-    """The two halves of the last axis exchanged: from features (sin, cos) of time to ours, (cos, sin)."""
-    first, second = features.chunk(2, dim=-1)
-    return torch.cat([second, first], dim=-1)
+def swap_halves(parameter: Tensor) -> Tensor:
+    """The halves of the last axis exchanged: from features (sin, cos) of time to ours, (cos, sin); a bias has none."""
+    first, second = parameter.chunk(2, dim=-1)
+    return parameter if parameter.ndim < 2 else torch.cat([second, first], dim=-1)
 
 
 def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:
