@@ -158,7 +158,7 @@ def test_a_learned_variance_leaves_and_comes_back(tmp_path: Path) -> None:
         ({"network": {"attention": (0, 1)}}, "8 and 16 channels"),
         ({"network": {"middle": 1}}, "middle is 1, and only 2 has"),
         ({"network": {"time_scale": 2.0}}, "time_scale"),
-        ({"network": {"first": 8}}, "first convolution"),
+        ({"network": {"first": 8}}, "first is 8, and only None or 16 has"),
         ({"network": {"patch": 2}}, "patch is 2, and only 1 has an equivalent"),
     ],
 )

@@ -117,39 +117,34 @@ def network_settings(model: Model, classes: int, null_label: bool) -> dict[str, 
     return facts | UNet2DModel(**settings).model_dump() | square
 
 
-def _check(blueprint: Blueprint) -> None:
+def _check(b: Blueprint) -> None:
     """Check that a U-Net has nothing that a ``UNet2DModel`` can't be."""
-    plain = Blueprint()
-    if blueprint.dims != 2:
+    if b.dims != 2:
         raise _refuse("it makes signals, and the U-Net there takes images")
-    if blueprint.tokens is not None:
+    if b.tokens is not None:
         raise _refuse("it attends to tokens of a condition")
-    if blueprint.concatenated:
+    if b.concatenated:
         raise _refuse("it takes channels of a condition")
-    if blueprint.resample not in ("learned", "asymmetric", "block"):
-        raise _refuse(f"its resolution changes in the way {blueprint.resample} (model.network.resample)")
-    if blueprint.first not in (None, blueprint.channels[0]):
-        raise _refuse("its first convolution has another width (model.network.first)")
-    if blueprint.feature_count != blueprint.channels[0]:
-        raise _refuse("it has more or fewer time features than channels at first (model.network.time_features)")
-    for name in (*_ALWAYS, *(("taps",) if blueprint.resample == "block" else ())):
-        value, known = getattr(blueprint, name), getattr(plain, name)
-        if value != known:
-            raise _refuse(f"model.network.{name} is {value}, and only {known} has an equivalent there")
-
-
-_ALWAYS = (
-    "patch",
-    "skips",
-    "up_attention",
-    "middle",
-    "residual_input",
-    "rescale",
-    "time_kind",
-    "time_scale",
-    "vector_in",
-)
-"""Options of a U-Net that have their default in every ``UNet2DModel``."""
+    width = b.channels[0]
+    equivalents: dict[str, tuple[Any, ...]] = {
+        "patch": (1,),
+        "first": (None, width),
+        "skips": ("all",),
+        "up_attention": ("all",),
+        "middle": (2,),
+        "resample": ("learned", "asymmetric", "block"),
+        "taps": ((1.0, 1.0),) if b.resample == "block" else (b.taps,),
+        "residual_input": (False,),
+        "rescale": (False,),
+        "time_kind": ("sinusoidal",),
+        "time_features": (width,) if width % 2 else (None, width),
+        "time_scale": (1.0,),
+        "vector_in": ("embedding",),
+    }
+    for name, values in equivalents.items():
+        if getattr(b, name) not in values:
+            only = " or ".join(map(str, values))
+            raise _refuse(f"model.network.{name} is {getattr(b, name)}, and only {only} has an equivalent there")
 
 
 def _head_width(network: UNet) -> int | None:

@@ -10,16 +10,13 @@ from typing import Any
 
 from sfumato.errors import InputError, nearest
 from sfumato.recipes.openai import GUIDED, guided
-from sfumato.recipes.settings import (
-    PUBLISHED,
-    Published,
-    Settings,
-    numbers,
-    resolutions,
-    settings_of,
-    sinusoid_period,
-    with_defaults,
-)
+from sfumato.recipes.settings import PUBLISHED, Published, Settings, resolutions, settings_of, with_defaults
+
+
+def sinusoid_period(features: int) -> float:
+    """The period with which the last of the frequencies is 1 / 10,000, not the one after the last."""
+    half = features // 2
+    return 10_000.0 ** (half / (half - 1))
 
 
 def ddpm(channels: Sequence[int], attention: int, size: int, dropout: float) -> Published:
@@ -76,7 +73,7 @@ def edm(settings: Settings) -> Published:
         "kind": "unet",
         "channels": channels,
         "blocks": given["num_blocks"],
-        "attention": resolutions(numbers(given["attn_resolutions"]), size, len(channels)),
+        "attention": resolutions(given["attn_resolutions"], size, len(channels)),
         "embedding": width * given["channel_mult_emb"],
         "dropout": given["dropout"],
         "group_channels": 4,

@@ -49,12 +49,6 @@ class Published:
         return {"label": {"kind": "label", "drop": self.drop, "draw": "uniform"}} if self.classes else {}
 
 
-def sinusoid_period(features: int) -> float:
-    """The period with which the last of the frequencies is 1 / 10,000, not the one after the last."""
-    half = features // 2
-    return 10_000.0 ** (half / (half - 1))
-
-
 def numbers(value: Any) -> tuple[float, ...]:
     """Numbers that are written as one, as a list, or as a string with commas."""
     parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
