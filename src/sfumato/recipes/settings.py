@@ -93,7 +93,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         raise InputError(f"{name} is {value!r}; {expected} is expected.") from None
 
 
-def resolutions(sides: tuple[float, ...], size: int, count: int) -> tuple[int, ...]:
+def resolutions(sides: tuple[int | float, ...], size: int, count: int) -> tuple[int, ...]:
     """The indices of the resolutions with these sides, of ``count`` resolutions from ``size`` on."""
     known = [size // 2**level for level in range(count)]
     for side in sides:
