@@ -65,9 +65,9 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_modules_are_there_without_being_imported() -> None:
-    code = "import sfumato\nprint(sfumato.interop.load_edm.__name__, sfumato.recipes.digits.__name__)"
+    code = "import sfumato\nprint(sfumato.interop.load_edm.__name__, sfumato.recipes.preset.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["load_edm", "digits"]
+    assert done.stdout.split() == ["load_edm", "preset"]
 
 
 def test_three_lines(model: sfumato.Model) -> None:
