@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
 
 from sfumato.errors import InputError
@@ -74,14 +76,21 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_npy(path: Path) -> npt.NDArray[Any]:
+    """The array of an .npy file, which holds no objects."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged file makes NumPy raise errors of any kind
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"Could not read {path}: {reason or type(error).__name__}.") from None
+
+
 def read_numbers(path: str | Path) -> list[float]:
     """The numbers of a file: a NumPy array, a JSON list, or text with numbers between spaces, commas or lines."""
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            import numpy as np
-
-            return np.load(path, allow_pickle=False).astype(float).reshape(-1).tolist()
+            return read_npy(path).astype(float).reshape(-1).tolist()
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return [float(number) for number in read_json(path)]
