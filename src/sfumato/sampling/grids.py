@@ -189,16 +189,9 @@ def at_ratios(schedule: Schedule, ratios: Sequence[float]) -> Level:
 def at_log_snrs(schedule: Schedule, log_snrs: Sequence[float]) -> Level:
     """The levels of a rising list of log-SNRs; the data, infinity, may be left out."""
     _check_falling([-value for value in log_snrs], "levels")
-    lowest = float(schedule(1.0).log_snr)
-    if log_snrs[0] < lowest - 1e-9 * max(1.0, abs(lowest)):
-        most, wanted = math.exp(-0.5 * lowest), math.exp(-0.5 * log_snrs[0])
-        raise InputError(f"The schedule ends at sigma / alpha = {most:.4g}; a grid can't start at {wanted:.4g}.")
-    inside = [value for value in log_snrs if math.isfinite(value)]
-    # not every schedule has an inverse at infinity: the ends are known by their times
-    parts = [schedule(1.0)] if log_snrs[0] == -math.inf else []
-    if inside:
-        parts.append(schedule.at(torch.tensor(inside, dtype=torch.float64)))
-    return Level.cat([*parts, schedule(0.0)])
+    # not every schedule has an inverse at infinity: the data are known by their time
+    noisy = [value for value in log_snrs if value < math.inf]
+    return Level.cat([schedule.at(torch.tensor(noisy, dtype=torch.float64)), schedule(0.0)])
 
 
 def _check_falling(values: Sequence[float], what: str) -> None:
