@@ -103,7 +103,7 @@ def dormand_prince(
 ) -> tuple[State, int]:
     """SciPy's RK45 (Dormand and Prince 1980): for every image and step, the error is at most ``atol + rtol |y|``.
 
-    The images of a batch share their steps, so that a result depends on its batch, within the tolerance.
+    The images of a batch share their steps: a result depends on its batch, within the tolerance.
     """
     from scipy.integrate import RK45
 
@@ -178,16 +178,9 @@ def log_density(
         \log p(x_0) = \log \mathcal N(y_1) + \int_{\lambda_0}^{\lambda_1} \nabla \cdot f\, d\lambda
         + D \log\cos\varphi_0
 
-    The density is that of data with noise of standard deviation ``sigma_min`` (in units of the data). The flow ends in
-    the prior of :func:`sfumato.diffusion.bound.prior_variance`.
-
-    The state is kept in float64, the denoiser sees the data's type.
-
-    Args:
-        denoiser: any denoiser of this schedule that can be differentiated.
-        divergence: :func:`exact_divergence`, or :func:`hutchinson` with its probes.
-        integrator: :func:`rk4` or :func:`dormand_prince`, with its options (``functools.partial``).
-        sigma_min: by default that of :func:`first_noise`.
+    The density is that of data with noise of standard deviation ``sigma_min`` (in units of the data, by default
+    :func:`first_noise`). The flow ends in the prior of :func:`sfumato.diffusion.bound.prior_variance`. The state is
+    kept in float64, the denoiser sees the data's type.
     """
     lowest = sigma_min if sigma_min is not None else first_noise(schedule)
     last = schedule(1.0)
@@ -226,9 +219,8 @@ def log_density(
 def dequantize(x0: Data, bins: int, seed: int, first: int = 0) -> Data:
     r"""Quantized data with uniform noise of the width of a bin, :math:`w = 2 / (n - 1)`, centred on it.
 
-    A density ``p`` of such data bounds the probability of the bins,
-    :math:`\log P(x_0) \ge E[\log p(x_0 + u)] + D \log w` (Theis et al. 2016, sec. 3.1). These are the bins of the
-    discretized decoder; those in the code of Y. Song et al. 2021 lie within [-1, 1], with ``w = 1 / 128``.
+    A density ``p`` of such data bounds the probability of the bins of the discretized decoder,
+    :math:`\log P(x_0) \ge E[\log p(x_0 + u)] + D \log w` (Theis et al. 2016, sec. 3.1).
     """
     u = random.uniform(seed, "dequantize", first, len(x0), tuple(x0.shape[1:])).to(x0)
     return x0 + (u - 0.5 + 2.0**-33) * (2.0 / (bins - 1))
