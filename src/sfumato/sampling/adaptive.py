@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.diffusion.level import Level, broadcast, float64
+from sfumato.diffusion.likelihood import first_noise
+from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.sampling.sample import Memory, Predict
 
@@ -31,13 +32,10 @@ def adaptive(
     r"""The probability flow to a tolerance, in steps of adaptive length; sampling.steps only limits them, 1 is best.
 
     The flow :math:`dy / d\varphi = N` of :class:`~sfumato.sampling.coordinates.Rotation`, whose angle runs over
-    :math:`[0, \pi / 2]` from the data to pure noise on every schedule, is integrated with the embedded pair of orders 3
-    and 2 of Bogacki and Shampine (1989), three evaluations per step, and a proportional-integral control of the
-    step length (Gustafsson 1991). A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one from
-    the data, as in DDIM inversion, starts there with the noise that is predicted for :math:`\alpha x_0`.
-
-    Each sample of a batch has its step length, so that an image does not depend on the others; samples that have
-    arrived wait for the rest.
+    :math:`[0, \pi / 2]` from the data to pure noise, is integrated with the embedded pair of orders 3 and 2 of Bogacki
+    and Shampine (1989), three evaluations per step, and a proportional-integral control of the step length (Gustafsson
+    1991), sample by sample. A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one from the
+    data, as in DDIM inversion, starts there with the noise that is predicted for :math:`\alpha x_0`.
 
     Args:
         schedule: the schedule, which finds the levels in between.
@@ -50,8 +48,7 @@ def adaptive(
     """
     scale = 1.0 if scale is None else scale
     if sigma_min is None:
-        first = schedule(1.0 / schedule.steps).noise_to_signal if isinstance(schedule, Discrete) else 0.0
-        sigma_min = max(0.002, float(first))
+        sigma_min = max(0.002, first_noise(schedule))
     if not (rtol >= 0.0 and atol > 0.0 and scale > 0.0 and sigma_min > 0.0 and max_steps >= 1):
         raise InputError("An adaptive step needs rtol >= 0 and positive atol, scale, sigma_min and max_steps.")
     if t.sigma == 0.0:
@@ -69,7 +66,7 @@ def adaptive(
     def flow(y: Float[Tensor, "batch *shape"], angle: Float64[Tensor, "batch"]) -> Tensor:
         r"""The derivative :math:`dy / d\varphi` for an angle per sample."""
         level = _level(schedule, scale, top, angle)
-        radius = torch.hypot(torch.as_tensor(level.sigma), scale * torch.as_tensor(level.alpha))
+        radius = torch.hypot(float64(level.sigma), scale * float64(level.alpha))
         return denoise(y * broadcast(radius, y), level).mix(-angle.sin() / scale, angle.cos())
 
     angle = torch.full((len(x),), start, dtype=torch.float64)
@@ -123,4 +120,4 @@ def _level(schedule: Schedule, scale: float, top: Level, angle: Float64[Tensor, 
     safe = torch.where(at_top, log_snr.new_tensor(0.0), log_snr)
     below = schedule.at(safe.clamp(min=float(schedule(1.0).log_snr)))
     pairs = ((top.t, below.t), (top.alpha, below.alpha), (top.sigma, below.sigma))
-    return Level(*(torch.where(at_top, float(a), torch.as_tensor(b)) for a, b in pairs))
+    return Level(*(torch.where(at_top, float(a), float64(b)) for a, b in pairs))

@@ -15,8 +15,8 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError
 
+# the number of steps that stand for a table where the schedule is in continuous time
 TABLE = 1000
-"""The number of steps that stand for a table where the schedule is in continuous time."""
 
 
 def _check_steps(steps: int) -> None:
@@ -33,7 +33,7 @@ def uniform(schedule: Schedule, steps: int) -> Level:
 def trailing(schedule: Schedule, steps: int) -> Level:
     r"""Steps of a table counted from its end (Lin et al. 2024, sec. 3.3): :math:`T - i T / N`, rounded.
 
-    It is :func:`uniform` with every level a step of the table; a schedule in continuous time has a table of 1000 here.
+    It is :func:`uniform` with every level a step of the table, of 1000 for a schedule in continuous time.
     """
     table = _table(schedule, steps)
     # as in numpy, halves are rounded to even; steps of a table are at least 1 apart, so that none repeats
@@ -43,8 +43,7 @@ def trailing(schedule: Schedule, steps: int) -> Level:
 def leading(schedule: Schedule, steps: int) -> Level:
     r"""Every :math:`\lfloor T / N \rfloor`-th step of a table from its first (J. Song et al. 2021, app. D.2).
 
-    The published grid, :math:`1 + i \lfloor T / N \rfloor`, starts long after the noise: of 1000 steps, 10 start at
-    901. Here its noisiest level is ``t = 1`` instead, where sampling starts.
+    The noisiest level is ``t = 1``, where sampling starts; 10 published steps of 1000 start at 901.
     """
     table = _table(schedule, steps)
     stride = table // steps
@@ -54,8 +53,7 @@ def leading(schedule: Schedule, steps: int) -> Level:
 def quadratic(schedule: Schedule, steps: int) -> Level:
     r"""Steps of a table, denser near the data (J. Song et al. 2021, app. D.2): :math:`\lfloor T i^2 / N^2 \rfloor`.
 
-    At least :math:`i`, so that none of the first steps of the table repeats. A schedule in continuous time has a table
-    of 1000 here.
+    At least :math:`i`, so that none of the first steps of the table repeats.
     """
     table = _table(schedule, steps)
     return _of_table(schedule, table, [max(table * i * i // (steps * steps), i) for i in range(steps, 0, -1)])
@@ -80,8 +78,7 @@ def karras(
 
     .. math::
         \hat\sigma_i = \left(\hat\sigma_{\max}^{1/\rho}
-        + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho, \; i = 0 \dots N - 1,
-        \qquad \hat\sigma_N = 0
+        + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho, \; i = 0 \dots N - 1
 
     Args:
         schedule: the schedule.
@@ -101,7 +98,7 @@ def karras(
 def log_snr(schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max: float | None = None) -> Level:
     r"""Steps uniform in log-SNR (Lu et al. 2022, DPM-Solver, sec. 3.4).
 
-    .. math:: \hat\sigma_i = \hat\sigma_{\max} (\hat\sigma_{\min} / \hat\sigma_{\max})^{i / (N - 1)}
+    :math:`\hat\sigma_i = \hat\sigma_{\max} (\hat\sigma_{\min} / \hat\sigma_{\max})^{i / (N - 1)}`
 
     Args:
         schedule: the schedule.
@@ -140,15 +137,12 @@ def logistic(
         \hat\sigma_i = c\, (p_i^{-1/k} - 1)^{-w}, \qquad p_i = \left(1 - \frac iN\right) p_0,
         \qquad p_0 = \left(1 + (\hat\sigma_{\max} / c)^{-1/w}\right)^{-k}
 
-    For ``k = 1`` the density of :math:`\log\hat\sigma` is that of the logistic distribution of scale ``w`` around
-    :math:`\log c`, otherwise a skewed one (:math:`\hat\sigma` has a Dagum distribution). Near the data the levels are
-    those of :func:`karras` with :math:`\rho = w / k` and ``sigma_min`` 0; at high noise they are uniform in
-    :math:`\hat\sigma^{-1/w}`. It needs no least and no greatest level, so that it can also start at :math:`\alpha = 0`.
+    For ``skew`` :math:`k = 1` the density of :math:`\log\hat\sigma` is logistic, of scale ``width`` :math:`w` around
+    :math:`\log c`, the ``centre``; above 1 the denser levels lie above it (:math:`\hat\sigma` has a Dagum
+    distribution). Near the data the levels are those of :func:`karras` with :math:`\rho = w / k` and ``sigma_min`` 0;
+    at high noise they are uniform in :math:`\hat\sigma^{-1/w}`. It may start at :math:`\alpha = 0`.
 
     Args:
-        centre: ``c``, of :math:`\hat\sigma = \sigma / \alpha`.
-        width: ``w``.
-        skew: ``k``; above 1 the denser levels lie above the centre.
         sigma_min: the least level before the data. If the last would be below it, it is the last, and the others
             divide what lies above it.
         sigma_max: the first step leads from the end of the schedule to the level that would come after this one.
@@ -265,11 +259,10 @@ def cheapest_grid(candidates: Level, steps: int, gamma: Gamma) -> Level:
         = \tfrac12 \log\left(1 + (\mathrm{SNR}_s - \mathrm{SNR}_t)\, V_t\right), \qquad
         V_t = \tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x_t]
 
-    (Bao et al. 2022, sec. 4, since :math:`k_0^2 / \tilde\beta` is the weight :math:`\mathrm{SNR}_s - \mathrm{SNR}_t` of
-    Kingma et al. 2021, eq. 14), and the shortest path of ``steps`` edges follows by dynamic programming (Watson et al.
-    2021). The step to the data is free, so as published the last noisy level is the last of the candidates; a single
-    step goes from noise to data at once. Gamma is made monotone: at high noise an estimate may imply that a step costs
-    nothing, which the search would be sure to find.
+    (Bao et al. 2022, sec. 4; Kingma et al. 2021, eq. 14), and the shortest path of ``steps`` edges follows by dynamic
+    programming (Watson et al. 2021). The step to the data is free, so the last noisy level is the last of the
+    candidates, as published; a single step goes from noise to data at once. Gamma is made monotone, because at high
+    noise an estimate may imply that a step costs nothing.
     """
     # of the noisy levels
     log_snr = torch.as_tensor(candidates.log_snr, dtype=torch.float64)[:-1]

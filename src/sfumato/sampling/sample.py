@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.diffusion.denoiser import Denoise, Prediction
-from sfumato.diffusion.level import Level
+from sfumato.diffusion.level import Level, float64
 from sfumato.errors import InputError
 
 Noise = Callable[[Tensor], Tensor]
@@ -26,7 +26,7 @@ Predict = Callable[[Tensor, Level], Prediction]
 def seeded_noise(seed: int, first: int = 0) -> Noise:
     """Noise of a seed, with the same numbers for image ``first + i`` at any batch size.
 
-    The k-th call returns the k-th noise of each image; a batch holds the images ``first``, ``first + 1``, ...
+    The k-th call returns the k-th noise of each image; a batch holds the images ``first``, ...
     """
     calls = itertools.count(1)
 
@@ -40,10 +40,7 @@ def seeded_noise(seed: int, first: int = 0) -> Noise:
 def initial(
     levels: Level, shape: tuple[int, ...], seed: int, *, first: int = 0, count: int = 1
 ) -> Float[Tensor, "batch *shape"]:
-    r"""Pure noise at the first level of a grid, :math:`x \sim \mathcal N(0, \sigma^2 I)`, for the images of a seed.
-
-    They are the images ``first``, ``first + 1``, ... of ``shape`` ``(C, *space)``.
-    """
+    r"""Pure noise at the first level of a grid, :math:`x \sim \mathcal N(0, \sigma^2 I)`, of images ``first``, ..."""
     return random.normal(seed, "prior", first, count, shape) * levels[0].sigma
 
 
@@ -79,7 +76,7 @@ def check_grid(levels: Level) -> None:
     """Check that a grid is finite and falls strictly in ``t`` from noise to ``sigma = 0``."""
     if len(levels) < 2:
         raise InputError("A grid needs at least one step: two levels, the last one the data.")
-    t, sigma = torch.as_tensor(levels.t), torch.as_tensor(levels.sigma)
+    t, sigma = float64(levels.t), float64(levels.sigma)
     if not bool(torch.isfinite(t).all() and torch.isfinite(sigma).all()):
         raise InputError("A grid must be finite.")
     if float(sigma[-1]) != 0.0:
@@ -108,8 +105,7 @@ def sample(
         step: the step from a level to the next.
         noise: the source of noise for stochastic steps; by default that of seed 0.
         previews: whether frames carry the last estimate of the data.
-        any_order: whether levels may also rise, as in editing: DDIM inversion goes from the data to the noise, and
-            resampling goes back and forth.
+        any_order: whether levels may also rise, as in editing.
         cond: conditions, passed to the denoiser.
     """
     if not any_order:
