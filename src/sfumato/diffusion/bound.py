@@ -152,9 +152,7 @@ def variational_bound(
     the image and the step alone.
 
     Args:
-        denoiser: any denoiser; it is called once per step.
         x0: data on the grid of ``bins`` values from -1 to 1 (256 for 8-bit images).
-        levels: any grid that falls from noise to the data.
         variance: that of the reverse process, positive before the last step.
         first: the number of the first image, so that batches of a data set have different noise.
         draws: estimate the sum over the steps from this many random ones for each image, one in each of that many equal

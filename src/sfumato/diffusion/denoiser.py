@@ -101,7 +101,7 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as ``network(x, time, **cond)`` with ``time`` of shape ``(B,)``.
-        schedule: the noise schedule it is trained on; samplers and losses take their levels from it.
+        schedule: the noise schedule it is trained on.
         parameterization: what the network's output means.
         embed: the number that stands for the level in ``time``.
         learned_variance: whether the network returns twice the channels of ``x``: its output, and :math:`2 v - 1` of
@@ -125,9 +125,8 @@ class Denoiser(nn.Module):
 
     def with_network(self, network: nn.Module) -> Denoiser:
         """The same denoiser around another network, such as a copy in another precision."""
-        learned, std = self.learned_variance, self.data_std
         parts = (network, self.schedule, self.parameterization, self.embed)
-        return Denoiser(*parts, learned_variance=learned, data_std=std)
+        return Denoiser(*parts, learned_variance=self.learned_variance, data_std=self.data_std)
 
     def forward(self, x: Data, level: Level, **cond: Tensor) -> Prediction:
         """The prediction for ``x`` at ``level``, one for the batch or one per sample, at ``sigma > 0``."""
@@ -139,8 +138,10 @@ class Denoiser(nn.Module):
         if not self.learned_variance:
             return Prediction(x, output, out)
         if output.shape[1] != 2 * x.shape[1]:
-            what = f"returns {2 * x.shape[1]} channels for {x.shape[1]}; this one returns {output.shape[1]}"
-            raise InputError(f"A network that learns the variance {what}.")
+            raise InputError(
+                f"A network that learns the variance returns {2 * x.shape[1]} channels for {x.shape[1]}; "
+                f"this one returns {output.shape[1]}."
+            )
         f, fraction = output.chunk(2, dim=1)
         return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0))
 

@@ -108,7 +108,6 @@ def posterior(x0: Data, x_t: Data, t: Level, s: Level) -> IsotropicGaussian:
         \tilde\beta = \frac{\sigma_{t|s}^2 \sigma_s^2}{\sigma_t^2}
 
     (Ho et al. 2020, eqs. 6 and 7, for neighbouring steps; Kingma et al. 2021, app. A, for any pair.)
-    At ``s = 0`` the mean is :math:`x_0` and the variance 0.
     """
     k0, kt, variance = (broadcast(k, x_t) for k in posterior_coefficients(t, s))
     return IsotropicGaussian(k0 * x0 + kt * x_t, variance)

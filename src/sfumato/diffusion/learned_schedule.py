@@ -10,8 +10,7 @@ from torch.nn import functional
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
-# Adam moves a parameter by about the learning rate, but the slopes must change by factors of 10 and more: the
-# parameters of the shape are multiplied by this
+# multiplies the parameters of the shape: Adam moves them by the learning rate, the slopes must change tenfold and more
 _PACE = 5.0
 
 
@@ -28,7 +27,7 @@ class LearnedSchedule(Schedule):
 
     with positive :math:`w, a_j, b_j`. Below :math:`t_0`, which training never sees, :math:`\sigma / \alpha` is
     proportional to ``t``. Gradients reach the parameters through :meth:`kernel` and :meth:`shape`; levels carry none.
-    The defaults are those of the paper, for 8-bit data; for the 17 grey levels of the digits ``log_snr_max`` is 7.7.
+    The defaults are those of the paper, for 8-bit data.
 
     Args:
         log_snr_max: initial log-SNR where the data are decoded.
@@ -105,8 +104,7 @@ def _inverse_softplus(value: Tensor) -> Tensor:
 
 
 def prior_nats(x0: Tensor, log_snr: Tensor) -> Float64[Tensor, "batch"]:
-    r""":math:`D_{KL}(q(x_1 | x_0) \| \mathcal N(0, I))` per dimension, from the log-SNR at the end (Kingma et al.
-    2021).
+    r""":math:`D_{KL}(q(x_1 | x_0) \| \mathcal N(0, I))` per dimension (Kingma et al. 2021), from the last log-SNR:
 
     :math:`\tfrac12 (\sigma^2 + \alpha^2 x_0^2 - 1 - \log \sigma^2)` with :math:`\alpha^2 = 1 - \sigma^2`.
     """

@@ -29,15 +29,14 @@ def small(prediction: Prediction, t: Level, s: Level) -> Scalar:
 
 
 def large(prediction: Prediction, t: Level, s: Level) -> Scalar:
-    r"""The forward :math:`\sigma^2_{t|s}`: optimal for standard normal data (Ho et al. 2020, sec. 3.2); 0 at the data."""
+    r"""The forward :math:`\sigma^2_{t|s}`: optimal for standard normal data (Ho et al. 2020); 0 for ``s`` = 0."""
     return floored(transition(t, s)[1], s, 0.0)
 
 
 def floor(levels: Level | Sequence[Level]) -> float:
-    r"""The lower bound that replaces the zero :math:`\tilde\beta` of a grid's last step: that of the step before.
+    r"""What replaces the zero :math:`\tilde\beta` of a grid's last step: that of the step before.
 
-    (Nichol and Dhariwal 2021, code, there of the table's steps.) In a grid of one step it is that of standard normal
-    data, :math:`\sigma^2 / (\alpha^2 + \sigma^2)`.
+    (Nichol and Dhariwal 2021, code.) In a grid of one step it is :math:`\sigma^2 / (\alpha^2 + \sigma^2)`.
     """
     nodes = list(levels)
     if len(nodes) >= 3:
@@ -70,8 +69,7 @@ def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None 
     r"""The variance that the network learned, interpolated between the logarithms of the small and the large one.
 
     :math:`\Sigma = \exp(v \log \beta + (1 - v) \log \tilde\beta)`, one number per dimension (Nichol and Dhariwal 2021,
-    eq. 15). ``lowest`` is the :math:`\tilde\beta` of a step to the data, :func:`floor` of the grid in use; by default
-    that step has no noise, as in sampling.
+    eq. 15). ``lowest`` is the :math:`\tilde\beta` of a step to the data (:func:`floor`); without, it has no noise.
     """
     if prediction.variance_fraction is None:
         raise InputError(
@@ -80,11 +78,9 @@ def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None 
     fraction = prediction.variance_fraction
     start, width = (broadcast(k, fraction) for k in log_range(t, s, 1.0 if lowest is None else lowest))
     variance = (start + fraction * width).exp()
-    if lowest is not None:
-        return variance
-    if not isinstance(s.sigma, Tensor):
-        return variance if s.sigma != 0.0 else 0.0
-    return variance * broadcast((s.sigma != 0.0).double(), variance)
+    if lowest is None and isinstance(s.sigma, Tensor):
+        return variance * broadcast((s.sigma != 0.0).double(), variance)
+    return 0.0 if lowest is None and s.sigma == 0.0 else variance
 
 
 def log_range(t: Level, s: Level, lowest: float) -> tuple[Scalar, Scalar]:
@@ -206,7 +202,6 @@ def analytic(
     (Bao et al. 2022, theorems 1 and 2), for any pair of levels.
 
     Args:
-        gamma: the table of the denoiser.
         radius: half the width of the range of the data.
         to_data: whether the step to the data has this variance too, as the decoder of a bound needs.
         last: the last noisy level of the grid in use. In the step that ends there, the noise is clipped so that

@@ -38,7 +38,6 @@ def adaptive(
     data, as in DDIM inversion, starts there with the noise that is predicted for :math:`\alpha x_0`.
 
     Args:
-        schedule: the schedule, which finds the levels in between.
         rtol: tolerated error of a step relative to the sample, root mean square over its elements.
         atol: tolerated error of a step in units of the data.
         scale: the standard deviation of the data; 1 when not given.

@@ -57,9 +57,6 @@ def best_grid(schedule: Schedule, steps: int, data_std: float = 1.0, sigma_min: 
     Only levels relative to the data enter, and of a schedule only its two ends; it may end at :math:`\alpha = 0`.
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps, of one evaluation each.
-        data_std: the standard deviation of the data.
         sigma_min: the least sigma / alpha before the data; half that of the first step of a table, and 0.002 in
             continuous time, when not given: at much less noise networks have learned nothing.
     """
@@ -75,11 +72,6 @@ def best_step(schedule: Schedule, steps: int, data_std: float = 1.0) -> Step:
     """The solver nearest to the exact answer for the number of steps, of one evaluation each; with the grid best.
 
     An exponential Adams method with a corrector, in a rotation of the predicted noise and data.
-
-    Args:
-        schedule: the schedule.
-        steps: the number of steps.
-        data_std: the standard deviation of the data.
     """
     row = choice(steps)
     rule = Adams(Rotation(row.rotation * data_std), arsinh(data_std) if row.arsinh else None)

@@ -81,8 +81,6 @@ def karras(
         + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho, \; i = 0 \dots N - 1
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps.
         sigma_min: the last sigma / alpha before the data.
         sigma_max: the first sigma / alpha; the end of the schedule when not given.
         rho: larger puts more steps near the data.
@@ -101,8 +99,6 @@ def log_snr(schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max:
     :math:`\hat\sigma_i = \hat\sigma_{\max} (\hat\sigma_{\min} / \hat\sigma_{\max})^{i / (N - 1)}`
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps.
         sigma_min: the last sigma / alpha before the data.
         sigma_max: the first sigma / alpha; the end of the schedule when not given.
     """
@@ -206,8 +202,6 @@ def listed(
     """Any levels, in one of three lists; the data come after them.
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps, which the list must have.
         sigmas: sigma / alpha of each level, falling.
         times: the time of each level, falling from 1 at most.
         log_snrs: the log-SNR of each level, rising.

@@ -83,7 +83,6 @@ class ClassifierFree:
     minus 1. Both predictions are made in one batch of twice the size; the variance is that of the condition.
 
     Attributes:
-        denoiser: the wrapped denoiser.
         scale: the guidance scale :math:`w`.
         rescale: :math:`\phi`, from 0 (none) to 1, of how far each estimate of the data is scaled to its standard
             deviation with the condition alone, :math:`\hat x_0 (\phi\, s_c / s + 1 - \phi)` (Lin et al. 2024, eq. 16).

@@ -77,7 +77,6 @@ def deis(schedule: Schedule, order: int = 3, final_order: int | None = None) -> 
     """DEIS (tAB-DEIS, Zhang and Chen 2023, sec. 3.3): predicted noise, a polynomial of time.
 
     Args:
-        schedule: the schedule whose time it is.
         order: how many predictions are extrapolated, from 1 to 4.
         final_order: how many predictions the step to the data extrapolates; the order when not given.
     """
@@ -97,8 +96,6 @@ def exponential_adams(
     """Exponential Adams methods in any coordinate, of which DDIM, LMS, DEIS and DPM-Solver++ are members.
 
     Args:
-        schedule: the schedule.
-        data_std: the standard deviation of the data.
         coordinate: the prediction that is extrapolated: the noise, the data, or a rotation of both (as in v).
         scale: the scale of the data in the rotation; their standard deviation when not given.
         variable: the variable of the polynomial: the natural one of the coordinate, log-SNR, or time.

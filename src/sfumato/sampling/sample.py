@@ -99,14 +99,11 @@ def sample(
     """Take ``x`` along a grid of levels; yields a :class:`Frame` after each step, the last of which is the sample.
 
     Args:
-        denoiser: any denoiser.
-        x: the start, at the first level of the grid.
         levels: a grid of ``N + 1`` levels that falls to the data.
         step: the step from a level to the next.
         noise: the source of noise for stochastic steps; by default that of seed 0.
         previews: whether frames carry the last estimate of the data.
         any_order: whether levels may also rise, as in editing.
-        cond: conditions, passed to the denoiser.
     """
     if not any_order:
         check_grid(levels)

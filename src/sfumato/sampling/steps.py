@@ -90,8 +90,6 @@ class Churn:
     :math:`\hat x' = \hat x + S_{noise} \sqrt{\hat\sigma'^2 - \hat\sigma^2}\; z`, up to the end of the schedule.
 
     Attributes:
-        schedule: the schedule.
-        steps: the number of steps.
         churn: S_churn of EDM, the noise that is added and removed again, over all steps.
         churn_low: the least sigma / alpha with churn.
         churn_high: the greatest sigma / alpha with churn; everywhere when not given.
