@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato import random
@@ -169,11 +169,14 @@ def variational_bound(
         if draws is None:
             steps = terms.steps(grid[:-1])
         else:
-            steps = torch.zeros(len(x0), len(grid) - 2, dtype=torch.float64, device=x0.device)
-            for column in _random_steps(seed, first, len(x0), draws, steps.shape[1]).unbind(1):
-                picks = column.tolist()
-                noise = torch.cat([terms.noise(index, image, 1) for image, index in enumerate(picks)])
-                bits = terms.step(levels[column], levels[column + 1], noise) * (steps.shape[1] / draws)
+            count = len(grid) - 2
+            steps = torch.zeros(len(x0), count, dtype=torch.float64, device=x0.device)
+            u = random.uniform(seed, "bound steps", first, len(x0), (draws,))
+            # one step from each of ``draws`` equal parts; together they are uniform
+            picks = ((torch.arange(draws, dtype=torch.float64) + u) * count / draws).long().clamp(max=count - 1)
+            for column in picks.unbind(1) if count else ():
+                noise = torch.cat([terms.noise(index, image, 1) for image, index in enumerate(column.tolist())])
+                bits = terms.step(levels[column], levels[column + 1], noise) * (count / draws)
                 steps.scatter_add_(1, column[:, None].to(x0.device), bits[:, None])
         return Bound(levels, terms.prior(grid[0]), steps, terms.decoder(grid, bins))
 
@@ -206,15 +209,6 @@ def _check_falling(grid: list[Level]) -> None:
     snr = [float(level.log_snr) for level in grid]
     if any(math.isnan(value) for value in snr) or any(a >= b for a, b in itertools.pairwise(snr)):
         raise InputError("The grid of a bound must fall strictly from noise to the data, without a level repeated.")
-
-
-def _random_steps(seed: int, first: int, batch: int, draws: int, count: int) -> Int64[Tensor, "batch draws"]:
-    """One step from each of ``draws`` equal parts of ``count`` steps; together they are uniform."""
-    if count == 0:
-        return torch.zeros(batch, 0, dtype=torch.int64)
-    u = random.uniform(seed, "bound steps", first, batch, (draws,))
-    strata = torch.arange(draws, dtype=torch.float64)
-    return ((strata + u) * count / draws).long().clamp(max=count - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.diffusion.level import Data, Level, Scalar, broadcast
@@ -134,7 +133,12 @@ class Denoiser(nn.Module):
             raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
         out = self.parameterization(level)
         scaled = x if not isinstance(out.c_in, Tensor) and out.c_in == 1.0 else broadcast(out.c_in, x) * x
-        output: Tensor = self.network(scaled, self._time(x, level), **cond)
+        time = self.embed(level)
+        if isinstance(time, Tensor):
+            time = time.to(x.dtype).to(x.device, non_blocking=True).expand(x.shape[0])
+        else:
+            time = x.new_full((x.shape[0],), time)
+        output: Tensor = self.network(scaled, time, **cond)
         if not self.learned_variance:
             return Prediction(x, output, out)
         if output.shape[1] != 2 * x.shape[1]:
@@ -144,9 +148,3 @@ class Denoiser(nn.Module):
             )
         f, fraction = output.chunk(2, dim=1)
         return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0))
-
-    def _time(self, x: Tensor, level: Level) -> Float[Tensor, "batch"]:
-        value = self.embed(level)
-        if isinstance(value, Tensor):
-            return value.to(x.dtype).to(x.device, non_blocking=True).expand(x.shape[0])
-        return x.new_full((x.shape[0],), float(value))

@@ -35,25 +35,10 @@ Integrator = Callable[[Flow, Tensor, float, float], tuple[State, int]]
 """``(flow, y, start, end) -> (state at the end, calls of the flow)``; the integral starts at 0."""
 
 
-def _with_graph(field: Field, y: Tensor) -> tuple[Tensor, Tensor]:
-    """``y`` and ``f(y)`` with the graph between them."""
-    y = y.detach().requires_grad_()
-    value = field(y)
-    if not value.requires_grad:
-        raise InputError("The probability flow needs the derivative of the denoiser, but this one detaches its output.")
-    return y, value
-
-
 def exact_divergence(field: Field, y: Data) -> tuple[Tensor, Float[Tensor, "batch"]]:
     r"""The trace of the Jacobian, one product with it per dimension: :math:`\sum_i e_i^T J e_i`."""
-    with torch.enable_grad():
-        y, value = _with_graph(field, y)
-        flat = value.reshape(len(y), -1)
-        trace = torch.zeros_like(flat[:, 0])
-        for i in range(flat.shape[1]):
-            (row,) = torch.autograd.grad(flat[:, i].sum(), y, retain_graph=i + 1 < flat.shape[1])
-            trace = trace + row.reshape(flat.shape)[:, i]
-    return value.detach(), trace.detach()
+    units = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).reshape(-1, 1, *y.shape[1:])
+    return _divergence(field, y, units.expand(-1, len(y), *y.shape[1:]), 1)
 
 
 def hutchinson(
@@ -63,12 +48,20 @@ def hutchinson(
 
     The probes are fixed along a trajectory, so that the integrand is smooth (Grathwohl et al. 2019).
     """
+    return _divergence(field, y, probes.to(y), len(probes))
+
+
+def _divergence(field: Field, y: Tensor, probes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    r"""``f(y)``, and the sum of :math:`z^T J z` over the probes, divided by ``count``."""
     with torch.enable_grad():
-        y, value = _with_graph(field, y)
+        y = y.detach().requires_grad_()
+        value = field(y)
+        if not value.requires_grad:
+            raise InputError("The probability flow needs the derivative of the denoiser, but this detaches its output.")
         trace = y.new_zeros(len(y))
-        for k, probe in enumerate(probes.to(y)):
+        for k, probe in enumerate(probes):
             (product,) = torch.autograd.grad(value, y, probe, retain_graph=k + 1 < len(probes))
-            trace = trace + (product * probe).reshape(len(y), -1).sum(1) / len(probes)
+            trace = trace + (product * probe).reshape(len(y), -1).sum(1) / count
     return value.detach(), trace.detach()
 
 

@@ -19,7 +19,6 @@ from sfumato.io.files import read_numbers
 TERMINAL_SNR = 1e-2
 # where published tables are clipped (Nichol and Dhariwal 2021, sec. 3.2)
 MAX_BETA = 0.999
-
 Times = Float64[Tensor, "*n"]
 
 
@@ -95,10 +94,6 @@ def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     return (0.5 * log_alpha_bar).exp(), torch.expm1(log_alpha_bar).abs().sqrt()
 
 
-def _log_alpha_bar(log_snr: Tensor) -> Tensor:
-    return -torch.nn.functional.softplus(-log_snr)
-
-
 class Discrete(Schedule):
     r"""A table of betas, :math:`\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)` (Ho et al. 2020, sec. 2).
 
@@ -147,7 +142,8 @@ class Discrete(Schedule):
 
     def time(self, log_snr: Times) -> Times:
         table = -self.log_alpha_bar.to(log_snr.device)
-        value = -_log_alpha_bar(log_snr)
+        # -log(alpha_bar)
+        value = nn.functional.softplus(-log_snr)
         left = (torch.searchsorted(table, value.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
         start, end = table[left], table[left + 1]
         fraction = torch.where(end.isinf(), -torch.expm1(start - value), (value - start) / (end - start))
@@ -285,7 +281,7 @@ class ContinuousLinear(Schedule):
         return _variance_preserving(-t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t))
 
     def time(self, log_snr: Times) -> Times:
-        c = -_log_alpha_bar(log_snr)
+        c = nn.functional.softplus(-log_snr)
         # the root of the quadratic in the form that does not cancel for small c
         root = (self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * c).sqrt()
         return 2.0 * c / (self.beta_min + root).clamp(min=1e-300)

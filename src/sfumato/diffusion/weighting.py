@@ -32,7 +32,7 @@ def simple(level: Level) -> Scalar:
 def edm_weight(sigma_data: float | None = None) -> Weight:
     r"""The weight of EDM, under which the error of the network's output counts the same at every level.
 
-    On the error of the data :math:`(\hat\sigma^2 + \sigma_d^2) / (\hat\sigma \sigma_d)^2` (Karras et al. 2022, table 1).
+    It is :math:`(\hat\sigma^2 + \sigma_d^2) / (\hat\sigma \sigma_d)^2` on the error of the data (Karras et al. 2022).
 
     Args:
         sigma_data: standard deviation of the data; measured if not given.

@@ -116,7 +116,7 @@ class ClassifierFree:
         fraction = prediction.variance_fraction
         if fraction is not None:
             fraction = fraction.chunk(2)[0]
-        guided = Prediction(x, _extrapolate(without, with_condition, scale), v(level), fraction)
+        guided = Prediction(x, without + broadcast(scale, x) * (with_condition - without), v(level), fraction)
         if self.rescale == 0.0:
             return guided
         before, after = Prediction(x, with_condition, v(level)).x0, guided.x0
@@ -150,7 +150,8 @@ class Autoguided:
         if scale is None:
             return strong
         weak = _target(self.weak(x, level, **cond), level)
-        return Prediction(x, _extrapolate(weak, _target(strong, level), scale), v(level), strong.variance_fraction)
+        target = weak + broadcast(scale, x) * (_target(strong, level) - weak)
+        return Prediction(x, target, v(level), strong.variance_fraction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,3 @@ def _within(level: Level, interval: tuple[float, float], scale: float, off: floa
 def _target(prediction: Prediction, level: Level) -> Tensor:
     r""":math:`\alpha \hat\epsilon - \sigma \hat x_0`, which keeps the digits of both estimates at every level."""
     return prediction.mix(-1.0 * level.sigma, level.alpha)
-
-
-def _extrapolate(origin: Tensor, towards: Tensor, scale: Scalar) -> Tensor:
-    return origin + broadcast(scale, origin) * (towards - origin)
