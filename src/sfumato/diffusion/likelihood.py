@@ -19,20 +19,16 @@ from sfumato.diffusion.level import Data
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 
+# a vector field at one level, each sample by itself
 Field = Callable[[Tensor], Tensor]
-"""A vector field at one level: ``(B, ...)`` to ``(B, ...)``, each sample by itself."""
-
+# (f, y) -> (f(y), divergence), the latter of shape (B,)
 Divergence = Callable[[Field, Tensor], tuple[Tensor, Tensor]]
-r"""Computes :math:`\nabla \cdot f`: ``(f, y) -> (f(y), divergence)``, the latter of shape ``(B,)``."""
-
+# the point (B, ...) and the integral of the divergence (B,), both float64
 State = tuple[Tensor, Tensor]
-r"""The point ``(B, ...)`` and the integral of the divergence ``(B,)``, both float64."""
-
+# the derivatives of the state, from the point and the log-SNR
 Flow = Callable[[Tensor, float], State]
-r"""The derivatives of the point and of the integral, from the point and :math:`\lambda`."""
-
+# (flow, y, start, end) -> (state at the end, calls of the flow); the integral starts at 0
 Integrator = Callable[[Flow, Tensor, float, float], tuple[State, int]]
-"""``(flow, y, start, end) -> (state at the end, calls of the flow)``; the integral starts at 0."""
 
 
 def exact_divergence(field: Field, y: Data) -> tuple[Tensor, Float[Tensor, "batch"]]:
@@ -130,13 +126,9 @@ def dormand_prince(
 
 @dataclass(frozen=True, eq=False)
 class LogDensity:
-    """The log-density of data under the probability flow.
+    """The log-density of data under the probability flow, and the noise (``latent``) that it maps each image to.
 
-    Attributes:
-        nats: the log-density of each image.
-        latent: the noise that the flow maps each image to, ``y`` at the last level.
-        evaluations: number of calls of the denoiser.
-        sigma_min: the noise level of the data, in their units.
+    ``evaluations`` are the calls of the denoiser, ``sigma_min`` is the noise level of the data, in their units.
     """
 
     nats: Float64[Tensor, "batch"]

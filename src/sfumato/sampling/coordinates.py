@@ -18,9 +18,8 @@ from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
 Numbers = NDArray[np.float64]
-
+# a monotone function of sigma / alpha, in which predictions are extrapolated
 Variable = Callable[[Numbers], Numbers]
-r"""A monotone function of :math:`\hat\sigma = \sigma / \alpha`, in which predictions are extrapolated."""
 
 
 def ratio(level: Level) -> float:
@@ -35,10 +34,8 @@ def half_log_snr(ratio: Numbers) -> Numbers:
 
 @lru_cache(64)
 def arsinh(scale: float) -> Variable:
-    r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR above the level ``scale`` :math:`= d`, linear below.
-
-    Cached, so that the weights of a solver are cached too, by their variable.
-    """
+    r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR above the level ``scale`` :math:`= d`, linear below."""
+    # cached, so that the weights of a solver are cached too, by their variable
     return lambda ratio: np.arcsinh(ratio / scale)
 
 
@@ -194,23 +191,24 @@ class Rotation(Coordinate):
         if not 0.0 < self.scale < math.inf:
             raise InputError(f"The scale of the data is a standard deviation and must be positive; got {self.scale}.")
 
-    def _polar(self, level: Level) -> tuple[float, float]:
+    def polar(self, level: Level) -> tuple[float, float]:
+        r"""``R`` and :math:`\varphi`."""
         signal, sigma = self.scale * float(level.alpha), float(level.sigma)
         return math.hypot(signal, sigma), math.atan2(sigma, signal)
 
     def prediction(self, level: Level) -> tuple[float, float]:
-        _, angle = self._polar(level)
+        _, angle = self.polar(level)
         return -math.sin(angle) / self.scale, math.cos(angle)
 
     def natural(self, ratio: Numbers) -> Numbers:
         return np.arctan(ratio / self.scale)
 
     def carry(self, t: Level, s: Level) -> float:
-        return self._polar(s)[0] / self._polar(t)[0]
+        return self.polar(s)[0] / self.polar(t)[0]
 
     def total(self, t: Level, s: Level) -> float:
-        radius, end = self._polar(s)
-        return radius * (end - self._polar(t)[1])
+        radius, end = self.polar(s)
+        return radius * (end - self.polar(t)[1])
 
     def density(self, s: Level, ratio: Numbers) -> Numbers:
-        return -self._polar(s)[0] * self.scale * ratio / (self.scale**2 + ratio * ratio)
+        return -self.polar(s)[0] * self.scale * ratio / (self.scale**2 + ratio * ratio)

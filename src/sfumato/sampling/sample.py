@@ -16,18 +16,14 @@ from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.level import Level, float64
 from sfumato.errors import InputError
 
+# a source of noise: each call returns new standard normal noise of the shape, dtype and device of its argument
 Noise = Callable[[Tensor], Tensor]
-"""A source of noise: each call returns new standard normal noise of the shape, dtype and device of its argument."""
-
+# a denoiser with its conditions filled in, as a step calls it
 Predict = Callable[[Tensor, Level], Prediction]
-"""A denoiser with its conditions filled in, as a step calls it."""
 
 
 def seeded_noise(seed: int, first: int = 0) -> Noise:
-    """Noise of a seed, with the same numbers for image ``first + i`` at any batch size.
-
-    The k-th call returns the k-th noise of each image; a batch holds the images ``first``, ...
-    """
+    """Noise of a seed for the images ``first``, ...: the k-th call returns the k-th noise of each, for any batch."""
     calls = itertools.count(1)
 
     def noise(x: Tensor) -> Tensor:

@@ -150,8 +150,8 @@ def heun(
 
     Args:
         churn: noise added before the step.
-        final_order: how many predictions the step to the data extrapolates (:func:`to_data`); by default 2, and 1 with
-            churn. 1 as published.
+        final_order: how many predictions the step to the data extrapolates (:func:`to_data`), 1 as published; by
+            default 2, and 1 with churn.
     """
     if final_order is None:
         final_order = 2 if churn is None else 1
@@ -179,11 +179,10 @@ def edm_heun(**options: Any) -> Step:
     return partial(heun, churn=churn if churn.churn > 0.0 else None)
 
 
+# the least ratio of the sigma / alpha of two predictions that are extrapolated to the data
 MIN_RATIO = 1.3
-r"""The least ratio of the :math:`\sigma / \alpha` of two predictions that are extrapolated to the data."""
-
+# a level, and the prediction there or its estimate of the data
 Estimate = tuple[Level, Prediction | Tensor]
-"""A level, and the prediction there or its estimate of the data."""
 
 
 def to_data(estimates: Sequence[Estimate], s: Level, order: int) -> Tensor:

@@ -17,11 +17,9 @@ from sfumato.diffusion.parameterization import v
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
+# flattened samples, and a number of each row's level or one for all rows
 Rows = Float64[Tensor, "rows dims"]
-"""Flattened samples."""
-
 Levels = Float64[Tensor, "levels"]
-"""A number of each row's level, or one for all rows."""
 
 
 class Oracle(ABC):
@@ -37,11 +35,10 @@ class Oracle(ABC):
         device: where the computations are done.
     """
 
+    # about how many numbers a temporary tensor may hold; larger batches are cut
     elements: int = 2**22
-    """About how many numbers a temporary tensor may hold; larger batches are cut."""
-
+    # why the data have no density
     no_density: str | None = None
-    """Why the data have no density, or None if they have one."""
 
     def __init__(
         self,
@@ -95,10 +92,7 @@ class Oracle(ABC):
         return self._combine(x, level, lambda alpha, sigma: (0.0 * sigma, -1.0 / sigma))
 
     def posterior_covariance_trace(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
-        r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the squared error that no denoiser can avoid at ``x``.
-
-        :math:`\nabla \cdot E[x_0 | x_t] = \frac{\alpha}{\sigma^2} \operatorname{tr} \operatorname{Cov}[x_0 | x_t]`.
-        """
+        r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the squared error that no denoiser avoids at ``x``."""
         return torch.cat([self.trace_rows(*part) for part in self._noisy_parts(x, level)]).to(x)
 
     def marginal_log_prob(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
