@@ -16,9 +16,8 @@ from sfumato.errors import InputError
 class Prediction:
     r"""What a denoiser predicts at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
 
-    Attributes:
-        variance_fraction: for networks that learn the reverse variance, the interpolation between the logarithms of
-            the small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15); else None.
+    ``variance_fraction`` is, where the reverse variance is learned, the interpolation between the logarithms of the
+    small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15).
     """
 
     __slots__ = ("_f", "_out", "_x", "variance_fraction")
@@ -71,8 +70,8 @@ class Denoise(Protocol):
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction: ...
 
 
+# the number that stands for a level in the network's time embedding
 Embed = Callable[[Level], Scalar]
-"""The number that stands for a level in the network's time embedding."""
 
 
 def embed_index(steps: int) -> Embed:

@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+# a number of a noise level: a Python float, one for the whole batch, or a tensor (B,), one per sample
 Scalar = float | Float[Tensor, "*batch"]
-"""A number of a noise level: a Python float, one for the whole batch, or a tensor ``(B,)``, one per sample."""
-
+# a batch of data, or of what has its shape
 Data = Float[Tensor, "batch *shape"]
-"""A batch of data, or of what has its shape."""
 
 
 def broadcast(value: Scalar, x: Tensor) -> float | Tensor:

@@ -74,8 +74,7 @@ class Schedule(nn.Module):
         Otherwise :func:`warn_of_signal`, unless the schedule has parameters.
         """
         last = self(1.0)
-        assert isinstance(last.alpha, float) and isinstance(last.sigma, float)
-        snr = math.inf if last.sigma == 0.0 else (last.alpha * data_std / last.sigma) ** 2
+        snr = math.inf if last.sigma == 0.0 else float(last.alpha * data_std / last.sigma) ** 2
         if snr > TERMINAL_SNR:
             raise InputError(
                 f"The schedule leaves signal at its end: a signal-to-noise ratio of {snr:.3g} where at most "
@@ -178,10 +177,8 @@ class Discrete(Schedule):
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
     r"""The linear beta table of DDPM, :math:`10^{-4}, \dots, 0.02` at ``T = 1000`` (Ho et al. 2020).
 
-    For other ``T`` it is scaled by ``1000 / T`` (Nichol and Dhariwal 2021, code), and clipped at 0.999.
-
     Args:
-        steps: number of steps T; the betas are scaled by 1000 / T.
+        steps: number of steps T; the betas are scaled by 1000 / T, and clipped at 0.999.
         beta_start: the first beta, at T = 1000.
         beta_end: the last beta, at T = 1000.
     """
@@ -245,11 +242,8 @@ def table(betas: tuple[float, ...] = (), file: str | None = None) -> Discrete:
 def zero_terminal_snr(table: Discrete) -> Discrete:
     r"""A beta table shifted and scaled so that its end is pure noise (Lin et al. 2024, algorithm 1).
 
-    .. math::
-        \sqrt{\bar\alpha_t'} = \left(\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}\right)
-        \frac{\sqrt{\bar\alpha_1}}{\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T}}
-
-    Then :math:`\beta_T = 1`, so that only v, x0, velocity and mean can be predicted.
+    :math:`\sqrt{\bar\alpha_t'} = (\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}) \sqrt{\bar\alpha_1} /
+    (\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T})`. Only v, x0, velocity and mean can be predicted at its end.
 
     Args:
         table: the beta table to rescale.

@@ -19,8 +19,8 @@ from sfumato.diffusion.gaussian import diffuse, posterior_coefficients, transiti
 from sfumato.diffusion.level import Level, Scalar, as_given, broadcast, float64
 from sfumato.errors import InputError
 
+# the variance of p(x_s | x_t), from the prediction at t and the levels t and s
 ReverseVariance = Callable[[Prediction, Level, Level], Scalar]
-r"""The variance of :math:`p_\theta(x_s | x_t)`, from the prediction at ``t`` and the levels ``t`` and ``s``."""
 
 
 def small(prediction: Prediction, t: Level, s: Level) -> Scalar:
@@ -53,9 +53,9 @@ def floored(variance: Scalar, s: Level, lowest: Scalar) -> Scalar:
 
 
 def decoded(variance: ReverseVariance) -> ReverseVariance:
-    r"""``variance``, but in the step to the data that of the noise itself, :math:`\sigma^2 / \alpha^2`.
+    r"""``variance``, but in the step to the data that of the noise, :math:`\sigma^2 / \alpha^2` (Kingma et al. 2021).
 
-    (Kingma et al. 2021.) Where a grid ends at a fraction of a bin, :func:`floor` is far too small for a decoder.
+    Where a grid ends at a fraction of a bin, :func:`floor` is far too small for a decoder.
     """
 
     def with_decoder(prediction: Prediction, t: Level, s: Level) -> Scalar:
@@ -155,8 +155,8 @@ class Gamma:
         return as_given((logit.sigmoid() * (-at).exp()).reshape(at.shape), level.alpha)
 
 
+# clean data (B, *shape), alone or with their conditions; B may differ from batch to batch
 Batch = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], dict[str, Tensor]]
-"""Clean data of shape ``(B, *shape)``, alone or with their conditions; ``B`` may differ from batch to batch."""
 
 
 @torch.no_grad()

@@ -17,11 +17,7 @@ from sfumato.diffusion.variance import floor, floored
 from sfumato.errors import InputError
 
 Weight = Callable[[Level], Scalar]
-r"""A weighting: a function of the level, on the squared error of :math:`\hat\epsilon`.
-
-Since :math:`\alpha (\hat x_0 - x_0) = -\sigma (\hat\epsilon - \epsilon)`, a weight :math:`w` of the noise error is the
-weight :math:`w\, \mathrm{SNR}` of the data error.
-"""
+r"""A weight :math:`w` of the squared error of :math:`\hat\epsilon`, which is :math:`w\, \mathrm{SNR}` of the data's."""
 
 
 def simple(level: Level) -> Scalar:
@@ -135,7 +131,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
     _require_positive(gamma)
 
     def weight(level: Level) -> Scalar:
-        # gamma / max(SNR, gamma), which is finite at SNR = 0
+        # min(1, gamma / SNR), which is finite at SNR = 0
         snr = _snr(level)
         return gamma / (snr.clamp(min=gamma) if isinstance(snr, Tensor) else max(snr, gamma))
 

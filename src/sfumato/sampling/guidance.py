@@ -15,8 +15,8 @@ from sfumato.diffusion.level import Level, Scalar, broadcast, float64
 from sfumato.diffusion.parameterization import v
 from sfumato.errors import InputError
 
+# the interval of sigma / alpha that holds every level
 EVERYWHERE = (0.0, math.inf)
-r"""The interval of :math:`\sigma / \alpha` that holds every level."""
 
 
 @dataclass(frozen=True, slots=True)
