@@ -91,14 +91,9 @@ def mean_and_error(values: Float[Tensor, "batch"]) -> tuple[float, float]:
 class Bound:
     r"""The terms of a variational bound, in bits per dimension, for each image.
 
-    :math:`-\log_2 p_\theta(x_0) / D \le L_T + \sum_{t > 1} L_{t-1} + L_0` (Ho et al. 2020, eq. 5).
-
-    Attributes:
-        levels: the grid, ``N + 1`` levels from noise to data.
-        prior: :math:`L_T`, the divergence of :math:`q(x_T | x_0)` from the prior.
-        steps: the terms :math:`L_{t-1}` of the ``N - 1`` steps between noisy levels, in the order of the grid; with
-            random steps, unbiased estimates, most of them 0.
-        decoder: :math:`L_0`, the cost of the data given the last noisy level.
+    :math:`-\log_2 p_\theta(x_0) / D \le L_T + \sum_{t > 1} L_{t-1} + L_0` (Ho et al. 2020, eq. 5): the prior, the ``N -
+    1`` steps between noisy levels in the order of the grid (with random steps, unbiased estimates, most of them 0), and
+    the decoder.
     """
 
     levels: Level
@@ -193,8 +188,7 @@ def latent_terms(
 ) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "batch steps"]]:
     r"""The terms :math:`L_T` ``(B,)`` and :math:`L_{t-1}` ``(B, N - 1)`` of ``N`` latents, in bits per dimension.
 
-    They are those of :func:`variational_bound` without the decoder, for data that need not be quantized. The levels
-    fall from noise to the last latent, which still has noise.
+    They are those of :func:`variational_bound`, for data that need not be quantized, down to the last latent.
     """
     grid = list(levels)
     if float(grid[-1].sigma) == 0.0:

@@ -35,8 +35,8 @@ class LearnedSchedule(Schedule):
         width: hidden units of the monotone network.
     """
 
+    # the time t_0 where the data are decoded
     start = 1e-3
-    """The time :math:`t_0` where the data are decoded."""
 
     def __init__(self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, width: int = 64) -> None:
         super().__init__()
@@ -73,7 +73,6 @@ class LearnedSchedule(Schedule):
     def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
         high, low = (end.to(t.device) for end in self.log_snr_range())
         fraction, _ = self.shape(t.clamp(min=self.start))
-        # lambda = lambda_max - 2 log(t / t_0) below t_0
         ratio = (t / self.start).clamp(max=1.0)
         log_snr = high + (low - high) * fraction
         # sigma^2 / alpha^2 = ratio^2 exp(-log_snr), in a form whose derivative is finite at the data

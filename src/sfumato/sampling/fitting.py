@@ -46,8 +46,7 @@ USUAL: tuple[Step, ...] = (
 class Examples:
     """Trajectories of a denoiser, by their two ends: standard normal noise, and where the exact flow leads from it.
 
-    ``dimensions`` divides the sum of squares of an error, by default the numbers in one sample; ``batch`` are computed
-    at once.
+    An error is per ``dimensions``, by default the numbers in one sample; ``batch`` are computed at once.
     """
 
     denoise: Denoise
@@ -132,9 +131,7 @@ class _Space:
     steps: int
 
     def _min_gaps(self) -> Tensor:
-        gaps = torch.full((self.steps + 1,), _MIN_GAP, dtype=torch.float64)
-        gaps[0] = 0.0
-        return gaps
+        return torch.tensor([0.0, *[_MIN_GAP] * self.steps], dtype=torch.float64)
 
     def vector(self, log_snr: Tensor) -> Tensor:
         low, high = _range(self.schedule)

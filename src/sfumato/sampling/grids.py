@@ -76,9 +76,8 @@ def karras(
 ) -> Level:
     r"""The steps of EDM, uniform in :math:`(\sigma / \alpha)^{1 / \rho}` (Karras et al. 2022, eq. 5).
 
-    .. math::
-        \hat\sigma_i = \left(\hat\sigma_{\max}^{1/\rho}
-        + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho, \; i = 0 \dots N - 1
+    :math:`\hat\sigma_i = \left(\hat\sigma_{\max}^{1/\rho}
+    + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho`
 
     Args:
         sigma_min: the last sigma / alpha before the data.
@@ -220,12 +219,9 @@ def listed(
 def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
     r"""Many steps over a whole schedule: uniform in time, but not much nearer to the data than ``sigma_min``.
 
-    Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that, it is the
-    grid of :func:`karras` down to there: at less noise the data are certain, and a network has not learned to be. It
-    enters a schedule that ends at :math:`\alpha = 0` at :math:`\hat\sigma = 80`, the end of EDM.
-
-    Args:
-        sigma_min: the least level of interest, :math:`\hat\sigma` in units of the data.
+    Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that
+    :math:`\hat\sigma`, it is the grid of :func:`karras` down to there, from :math:`\hat\sigma = 80` (the end of EDM)
+    if the schedule ends at :math:`\alpha = 0`.
     """
     _check_steps(steps)
     end = float(schedule(1.0).noise_to_signal)

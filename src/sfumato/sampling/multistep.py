@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -128,10 +129,10 @@ def multistep(
     Args:
         rule: how predictions are weighted.
         order: how many predictions the predictor extrapolates, at most.
-        corrector: how many predictions from before ``t`` correct :math:`x_t`, at most; 0 for no correction. A corrector
-            of ``order`` raises the order by one.
-        final_order: how many predictions the step to the data extrapolates, at most; by default ``order``, and 1 for a
-            coordinate with noise. 1 is the step of DDIM.
+        corrector: how many predictions from before ``t`` correct :math:`x_t`, at most; one of ``order`` raises the
+            order by one.
+        final_order: how many predictions the step to the data extrapolates, at most; by default ``order``, and 1 (DDIM)
+            for a coordinate with noise.
     """
     coordinate = rule.coordinate
     if final_order is None:
@@ -181,10 +182,7 @@ def _weights(rule: Adams, nodes: tuple[Level, ...], t: Level, s: Level) -> tuple
 
 def _correction(rule: Adams, nodes: list[Level], start: Level, before: tuple[float, ...]) -> list[float]:
     """The change of the weights of the step before, which began at ``start``, by the prediction at its end."""
-    change = list(_weights(rule, tuple(nodes), start, nodes[0]))
-    if len(change) < 2:
+    after = _weights(rule, tuple(nodes), start, nodes[0])
+    if len(after) < 2:
         return []
-    change += [0.0] * (len(before) + 1 - len(change))
-    for j, weight in enumerate(before):
-        change[j + 1] -= weight
-    return change
+    return [new - old for new, old in itertools.zip_longest(after, (0.0, *before), fillvalue=0.0)]

@@ -52,12 +52,10 @@ def unipc(
 ) -> Step:
     """UniPC (Zhao et al. 2023, algorithms 5 to 8): predictor UniP and corrector UniC, one evaluation per step.
 
-    The corrector raises the order of convergence to ``order + 1``.
-
     Args:
         order: how many predictions are extrapolated, from 1 to 3.
         b: the function B(h): bh1 is h, bh2 is 1 - exp(-h).
-        corrector: whether a new prediction also corrects the step before.
+        corrector: whether a new prediction also corrects the step before, which raises the order by one.
         final_order: how many predictions the step to the data extrapolates; the order when not given, 1 as published.
     """
     return _solver(Unified(b=b), order, order if corrector else 0, final_order, highest=3)

@@ -16,8 +16,8 @@ from sfumato.diffusion.oracle.base import Levels, Oracle, Rows, finite
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
+# those of matrices with the eigenvectors of the covariances, in the order of Covariances.spectrum
 Eigenvalues = Float64[Tensor, "levels components eigenvalues"]
-"""Those of matrices with the eigenvectors of the covariances, in the order of :attr:`Covariances.spectrum`."""
 
 
 class Split(NamedTuple):
@@ -31,12 +31,8 @@ class Split(NamedTuple):
 class Covariances:
     r"""The covariances of the components of a mixture, :math:`C_k = U_k \Lambda_k U_k^\top + r_k (I - U_k U_k^\top)`.
 
-    A variance of 0 is exact. Make them with :meth:`full`, :meth:`diagonal` or :meth:`isotropic`.
-
-    Attributes:
-        basis: orthonormal columns :math:`U_k`, or None for the axes.
-        values: the variances along the basis.
-        rest: the variance across the basis.
+    The ``basis`` has orthonormal columns :math:`U_k`, or is None for the axes; ``values`` are the variances along it,
+    ``rest`` is that across it. A variance of 0 is exact.
     """
 
     basis: Float64[Tensor, "components dims rank"] | None
@@ -215,8 +211,7 @@ class MixtureOracle(Oracle):
         return (weights * (sigma.square()[:, None] * (shrink @ c.multiplicity) + between)).sum(1)
 
     def marginal_cdf(self, x: Float[Tensor, "rows"], level: Level) -> Float[Tensor, "rows"]:
-        r"""The distribution function of diffused data of one dimension,
-        :math:`\sum_k w_k \Phi\!\left((x - \alpha \mu_k) / S_k^{1/2}\right)`."""
+        r"""The distribution function in one dimension, :math:`\sum_k w_k \Phi((x - \alpha \mu_k) / S_k^{1/2})`."""
         rows, alpha, sigma = self._rows(x.reshape(len(x), *self.shape), level)
         difference = rows - alpha[:, None] * self.means[:, 0]
         variance = self.covariances.at(alpha, sigma)[..., 0].expand_as(difference)
@@ -255,10 +250,7 @@ class MixtureOracle(Oracle):
 
 
 class GaussianOracle(MixtureOracle):
-    r"""The exact denoiser of Gaussian data, :math:`q(x_0) = \mathcal N(\mu, C)`: the Wiener filter.
-
-    :math:`E[x_0 | x_t] = \mu + \alpha C (\alpha^2 C + \sigma^2 I)^{-1} (x_t - \alpha \mu)`.
-    """
+    r"""The exact denoiser of Gaussian data, :math:`q(x_0) = \mathcal N(\mu, C)`: the Wiener filter."""
 
     def __init__(self, mean: Tensor, covariance: Tensor | Covariances, *, schedule: Schedule | None = None) -> None:
         if not isinstance(covariance, Covariances):
