@@ -49,8 +49,7 @@ def training_loss(
 
     A learned schedule has :func:`learned_schedule_loss` instead, for every weight. The hybrid loss is
     :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16), with :math:`T L_{t-1}` at a
-    uniform step for :math:`L_{\text{vlb}}`. Both are per dimension, the first a squared error and the second in bits.
-    ``bins`` is the number of values of the data, where a learned variance or schedule needs their likelihood.
+    uniform step for :math:`L_{\text{vlb}}`, in bits; both per dimension. ``bins`` is the number of values of the data.
     """
     if isinstance(denoiser.schedule, LearnedSchedule):
         return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, bins=bins, **cond)

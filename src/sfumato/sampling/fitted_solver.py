@@ -77,10 +77,8 @@ class FittedSolver:
 class Fitted:
     """What is fitted to the weights of a trained denoiser, and holds for these alone.
 
-    Attributes:
-        gamma: the table of Analytic-DPM, from which the optimal reverse variance follows.
-        solvers: fitted solvers, by their number of steps.
-        stale: the optimizer step of other weights that something was fitted to, if that is all there is.
+    The table of Analytic-DPM and solvers by their number of steps; ``stale`` is the optimizer step of other weights
+    that something was fitted to, if that is all there is.
     """
 
     gamma: Gamma | None = None
