@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -105,7 +106,7 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         ("train digitz", "did you mean 'digits'?"),
         ("train nothing/here", "neither a known name nor a file or folder"),
         ("train --training.stepz 5", "did you mean --training.steps?"),
-        ("train --trainning.no-tensorboard", "There is no option --trainning.no-tensorboard"),
+        ("train --trainning.no-compile", "There is no option --trainning.no-compile"),
         ("train --training.steps many", "--training.steps: invalid literal for int()"),
         ("train --training.steps 0", "training.steps is 0: input should be greater than or equal to 1"),
         ("train --training.steps -5", "training.steps"),
@@ -250,3 +251,19 @@ def test_info_lists_the_published_models(monkeypatch: pytest.MonkeyPatch, capsys
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(few)
     assert lines[1].split()[1:6] == ["3x32x32", "none", "35,746,307", "6.22", "GMAC"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_the_options_of_a_kind() -> None:
+    def completed(*words: str) -> list[str]:
+        typed = " ".join(f"'{word}'" for word in words)
+        program = f'PATH={Path(sys.executable).parent}:$PATH; sfumato() {{ {sys.executable} -m sfumato "$@"; }}; '
+        program += f'eval "$(sfumato completion)"; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; '
+        program += '_sfumato; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("sfumato", "ev") == ["evaluate"]
+    assert completed("sfumato", "train", "--objective.times.kind", "log_normal", "--objective.times.m") == [
+        "--objective.times.mean"
+    ]

@@ -22,7 +22,7 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 
 def losses(run: Path) -> dict[int, float]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+    return {record["step"]: record["loss"] for record in map(json.loads, lines) if "loss" in record}
 
 
 def assert_same_bytes(one: Path, two: Path, *more: str) -> None:

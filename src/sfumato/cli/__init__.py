@@ -27,6 +27,7 @@ commands:
   import WEIGHTS make a run of the weights of diffusers, guided-diffusion or EDM
   info RUN       what a run is: data, model, settings, progress, evaluation; or a published model by name
   explain TOPIC  a figure of the lecture from a run, from data or in closed form
+  completion     completion of commands, options and paths in bash and zsh: eval "$(sfumato completion)"
 
 first steps:
   sfumato train                          1,797 real digits, about a minute on two CPU cores
@@ -42,7 +43,7 @@ _LESS = (
 )
 
 COMMANDS = {
-    "train": "commands:train",
+    "train": "train:train",
     "sample": "commands:sample",
     "evaluate": "commands:evaluate",
     "edit": "edit:edit",
@@ -52,6 +53,7 @@ COMMANDS = {
     "import": "exchange:import_weights",
     "info": "info:info",
     "explain": "explain:explain",
+    "completion": "completion:completion",
 }
 """The commands, each with the function that runs it."""
 

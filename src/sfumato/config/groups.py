@@ -202,7 +202,10 @@ class TrainingConfig(Component):
     sample_every: int = Field(default=5000, ge=1, le=10**12, description="Steps between sample grids.")
     sample_count: int = Field(default=64, ge=0, le=10**6, description="Images per grid; 0 for no grids.")
     log_every: int = Field(default=10, ge=1, le=10**12, description="Steps between lines of metrics.jsonl.")
-    tensorboard: bool = Field(default=False, description="Also write TensorBoard events.")
+    tracker: Literal["tensorboard", "wandb"] | None = Field(
+        default=None, description="Also send losses, sample grids and the evaluation to this program."
+    )
+    init_from: str | None = Field(default=None, description="A run whose weights the training starts from.")
     channels_last: bool | None = Field(
         default=None,
         description="Keep the channels of an image together in memory, which speeds some networks up; by default "

@@ -62,6 +62,25 @@ def read_weights(run: Path, module: nn.Module) -> int:
     return int(meta.get("step", 0))
 
 
+def start_from(run: Path, module: nn.Module) -> list[str]:
+    """Take the averaged weights of a run for the start of another training; returns the names of what stays fresh.
+
+    That is what has no weight of its name and shape in the run, such as the table of other classes; most must have one.
+    """
+    weights, _ = read_tensors(run / "model.safetensors")
+    parameters = dict(module.named_parameters())
+    known = [name for name, value in parameters.items() if name in weights and weights[name].shape == value.shape]
+    if 2 * len(known) < len(parameters):
+        raise InputError(
+            f"{run} has weights of another network: only {len(known)} of {len(parameters)} tensors have its names and "
+            "shapes; train with the same model settings."
+        )
+    with torch.no_grad():
+        for name in known:
+            parameters[name].copy_(weights[name])
+    return sorted(parameters.keys() - set(known))
+
+
 def write_fitted(run: Path, fitted: Fitted, fingerprint: str, step: int) -> None:
     """Write ``fitted.json``: what was fitted to weights, with their step and fingerprint."""
     write_json(run / "fitted.json", {"format": FORMAT, "step": step, "weights": fingerprint, **fitted.to_dict()})

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,13 @@ class RunDirectory:
         folder: the directory.
         accelerator: the processes, of which the main one writes.
         keep: checkpoints that are kept.
-        tensorboard: also write TensorBoard events.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, keep: int = 2, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, *, keep: int = 2) -> None:
         self.folder, self.accelerator, self.main = folder, accelerator, accelerator.is_main_process
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
         self.metrics = folder / "metrics.jsonl"
         self.lock: FileLock | None = None
-        self._events = _tensorboard() if tensorboard and self.main else None
 
     def create(self, overwrite: bool) -> None:
         """Make sure that the directory is free, or make it so, and take it for this process.
@@ -156,7 +154,6 @@ class RunDirectory:
             save: called with each checkpoint, by the main process, to write the model for use.
         """
         seconds, saved = 0.0, trainer.step
-        events = None if self._events is None else self._events(str(self.folder / "tensorboard"))
 
         def checkpoint() -> None:
             if self.main:
@@ -169,7 +166,7 @@ class RunDirectory:
                 seconds += record.seconds
                 last = record.step == steps
                 if self.main and (record.step % log_every == 0 or last):
-                    self._log(record, events)
+                    self.log(record.step, dataclasses.asdict(record))
                 if record.step % checkpoint_every == 0 or last or trainer.stopping:
                     checkpoint()
                     saved = record.step
@@ -193,13 +190,16 @@ class RunDirectory:
             error.saved = "there was no checkpoint yet" if step is None else kept
             raise
 
-    def _log(self, record: Record, events: Any) -> None:
-        values = dataclasses.asdict(record)
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``, and its numbers to the tracker of the processes, if they have one."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-        if events is not None:
-            for name in ("loss", "grad_norm", "learning_rate", "ema_decay"):
-                events.add_scalar(name, values[name], record.step)
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.track(step, values)
+
+    def track(self, step: int, values: Mapping[str, Any]) -> None:
+        """Send the numbers to the tracker of the processes, if they have one."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
+        self.accelerator.log(numbers, step=step)
 
 
 _LOCK = ".lock"
@@ -216,13 +216,3 @@ def _logged_step(line: str) -> int:
     except (ValueError, KeyError, TypeError):
         # a line that a crash cut off
         return 0
-
-
-def _tensorboard() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            'training.tensorboard needs TensorBoard; install it with: pip install "sfumato[tensorboard]"'
-        ) from None
-    return SummaryWriter

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import math
-import os
-import re
 import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
+import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import broadcast_object_list
+from PIL import Image
 from torch import nn
 
 from sfumato import random
 from sfumato.config import Config, merge, parse
 from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
-from sfumato.errors import InputError, require_memory
+from sfumato.errors import InputError
 from sfumato.io.images import save_grid
 from sfumato.models.calibrate import tune
 from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
-from sfumato.models.weights import write_weights
-from sfumato.networks.execution import compile_in_place
+from sfumato.models.weights import start_from, write_weights
 from sfumato.recipes import named
 from sfumato.runs.budget import has_gpu, seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
-from sfumato.training.loop import Record, Trainer
-from sfumato.training.optimization import learning_rate_schedule
-from sfumato.training.precision import prefers_channels_last, supports_bf16, tf32
+from sfumato.runs.setup import accelerator_without_settings, describe, heldout_losses, make_trainer
+from sfumato.training.loop import Record
+from sfumato.training.precision import supports_bf16, tf32
 
 
 def train(
@@ -143,115 +137,16 @@ def default_name(source: str) -> str:
 
 
 def _check_same(stored: Config, wanted: Config) -> None:
-    training = "steps checkpoint_every keep sample_every sample_count log_every tensorboard threads"
+    training = "steps checkpoint_every keep sample_every sample_count log_every tracker threads"
     free = {"data": {"workers", "cache"}, "training": set(training.split())}
     for group in ("data", "conditions", "model", "objective", "optimizer", "ema", "training"):
         old, new = stored.model_dump()[group], wanted.model_dump()[group]
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in free.get(group, ())]
         if changed:
-            raise InputError(f"{group}.{changed[0]} differs from that of the run; start another run, or leave it out.")
-
-
-def describe(loader: Loader, heldout: int, config: Config) -> Info:
-    """What a model must know of its data."""
-    data = loader.dataset
-    std = loader.std(min(len(data), 4096))
-    if std == 0.0:
-        raise InputError(f"All {len(data)} images of {data.name} are one constant; there is nothing to learn.")
-    conditions = {
-        name: {"kind": condition.kind, **dataclasses.asdict(condition.build().describe(data))}
-        for name, condition in config.conditions.items()
-    }
-    values = {"shape": loader.shape, "std": std, "train": len(data), "heldout": heldout, "conditions": conditions}
-    return parse(Info, values, trust=True)
-
-
-def accelerator_without_settings() -> Accelerator:
-    """Accelerate for this process, without what its own configuration may say of precision and accumulation.
-
-    Processes that a launcher started and that do not find each other are an error: each would train by itself.
-    """
-    once = GradientAccumulationPlugin(num_steps=1)
-    # under torchrun without a GPU, Accelerate joins processes only if it is told that they compute on the CPU
-    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    wanted = _wanted_processes()
-    try:
-        accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=once, cpu=cpu)
-    except (ValueError, RuntimeError):
-        if wanted == 1:
-            raise
-        accelerator = None
-    if accelerator is None or wanted > 1 == accelerator.num_processes:
-        raise InputError(
-            f"{wanted} processes were asked for, but this one is alone and would train by itself; start them with: "
-            f"torchrun --nproc-per-node {wanted} -m -- sfumato train ..."
-        )
-    return accelerator
-
-
-def _wanted_processes() -> int:
-    """How many processes a launcher was asked for."""
-    sizes = [os.environ.get(name, "") for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
-    # accelerate launch --cpu starts a single process, whatever number it is given
-    with contextlib.suppress(psutil.Error):
-        parent = psutil.Process().parent()
-        words = [] if parent is None else parent.cmdline()
-        if any("accelerate" in word for word in words[:4]):
-            line = " ".join(words).replace("=", " ").replace("_", "-")
-            sizes += re.findall(r"--num-processes (\d+)", line)
-    return max((int(size) for size in sizes if size.isdigit()), default=1)
-
-
-def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None = None, bf16: bool = False) -> Trainer:
-    """The trainer of a model, as its configuration says.
-
-    A memory layout that the configuration leaves open is decided here, and is part of the configuration then.
-
-    Args:
-        model: the model, with fresh weights.
-        loader: the stream of its data.
-        accelerator: device and processes; by default this process.
-        bf16: whether the network computes in bfloat16.
-    """
-    accelerator = accelerator or accelerator_without_settings()
-    denoiser = model.denoiser.to(accelerator.device)
-    if model.config.training.channels_last is None:
-        last = prefers_channels_last(denoiser.network, accelerator.device)
-        model.config = model.config.override({"training.channels_last": last})
-    config = model.config
-    if config.training.channels_last and len(model.info.shape) == 3:
-        denoiser.to(memory_format=torch.channels_last)
-    if config.training.compile:
-        compile_in_place(denoiser.network, dynamic=False)
-    processes = accelerator.num_processes * config.training.accumulate
-    # the images, their noise, and both together
-    values = 3 * config.training.batch_size // processes * math.prod(model.info.shape)
-    require_memory(
-        values, f"Batches of {config.training.batch_size}", "training.batch_size, or raise training.accumulate"
-    )
-    options, optimizer, objective = config.training, config.optimizer, config.objective
-    loss = objective.build(
-        denoiser=denoiser,
-        conditions=model.conditions,
-        schedule=denoiser.schedule,
-        parameterization=denoiser.parameterization,
-        data_std=model.info.std,
-    )
-    return Trainer(
-        loss,
-        loader,
-        optimizer=optimizer.method.build(module=denoiser),
-        learning_rate=learning_rate_schedule(
-            optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay
-        ),
-        ema=config.ema.build(),
-        batch_size=options.batch_size,
-        accumulate=options.accumulate,
-        clip=optimizer.clip,
-        bf16=bf16,
-        seed=options.seed,
-        accelerator=accelerator,
-    )
+            raise InputError(
+                f"{group}.{changed[0]} differs from that of the run; leave it out, or start another run (from the "
+                "weights of this one: --init-from, or training.init_from)."
+            )
 
 
 class _Run:
@@ -269,9 +164,9 @@ class _Run:
         self.network, self.data = network, data
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
-        self.accelerator = accelerator_without_settings()
         options = config.training
-        self.directory = RunDirectory(folder, self.accelerator, keep=options.keep, tensorboard=options.tensorboard)
+        self.accelerator = accelerator_without_settings(options.tracker, folder)
+        self.directory = RunDirectory(folder, self.accelerator, keep=options.keep)
         self.main = self.directory.main
         if not self.main:
             self.reporter = Reporter()
@@ -285,6 +180,8 @@ class _Run:
             raise Interrupted(self.folder, step, number, complete) from None
         finally:
             self.directory.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def _train(self, resume: bool, overwrite: bool, budget: float | None) -> Model:
         config = self.config
@@ -318,16 +215,24 @@ class _Run:
             self.directory.create(overwrite)
         if self.main:
             write_config(self.folder, config, info)
+            self.reporter.log(self.folder / "train.log")
+        self.accelerator.init_trackers("sfumato", init_kwargs={"wandb": {"name": self.folder.name}})
         self.accelerator.wait_for_everyone()
 
         def after(record: Record) -> None:
             self.reporter.step(record)
             due = record.step % options.sample_every == 0 or record.step == options.steps
-            if options.sample_count and due and self.main:
+            if not due or not self.main:
+                return
+            if losses := heldout_losses(trainer, heldout):
+                self.directory.log(record.step, losses)
+            if options.sample_count:
                 with trainer.ema.applied():
                     sampling = config.sampling.untuned()
                     images = model.sample(options.sample_count, sampling=sampling, progress=False)
-                save_grid(images, self.folder / "samples" / f"step-{trainer.step:07d}.png")
+                path = self.folder / "samples" / f"step-{trainer.step:07d}.png"
+                save_grid(images, path)
+                self._track_image(path, record.step)
 
         def save() -> None:
             model.step = trainer.step
@@ -349,6 +254,13 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.reporter.finish(model, seconds, time.perf_counter() - began)
         return model
+
+    def _track_image(self, path: Path, step: int) -> None:
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                more = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"samples": pixels[None]}, step=step, **more)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _sized(self, budget: float, loader: Loader, info: Info) -> Config:
         """The configuration with the steps that fit the time, the same in all processes."""
@@ -377,6 +289,9 @@ class _Run:
             torch.manual_seed(random.fold(self.config.training.seed, "weights"))
             module = network if network is None or isinstance(network, nn.Module) else network()
             model = Model.build(self.config, info, network=module, run=self.folder)
+        start = self.config.training.init_from
+        if start is not None and (fresh := start_from(Path(start), model.module)):
+            self.reporter.say(f"start     from {start}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}")
         model.data = self.data
         return model
 
@@ -394,7 +309,10 @@ class _Run:
         elif samples:
             self.reporter.evaluating(samples)
             try:
-                self.reporter.evaluated(evaluate(model, progress=False))
+                evaluation = evaluate(model, progress=self.reporter.progress)
+                self.reporter.evaluated(evaluation)
+                for space, values in evaluation.to_dict()["spaces"].items():
+                    self.directory.track(model.step, {f"{space}/{name}": value for name, value in values.items()})
             except InputError as error:
                 self.reporter.say(f"No evaluation: {error}")
 

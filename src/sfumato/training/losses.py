@@ -76,8 +76,11 @@ class Denoising(nn.Module):
         return draws.stratified("time") if self.stratified else draws.uniform("time")
 
     def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        return self.at(self.times.sample(self.uniforms(draws)), batch, draws)
+
+    def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        """The losses at a level."""
         noise = draws.normal("noise", batch.x0.shape[1:])
-        level = self.times.sample(self.uniforms(draws))
         cond = training_tensors(self.conditions, batch.x0, batch.cond, draws)
         if self._dropout:
             cond["keys"] = draws.keys()
