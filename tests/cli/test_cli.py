@@ -195,7 +195,7 @@ def test_a_wrong_key_in_a_file(
     )
     Path("my.json").write_text("{")
     assert run("train", "--config", "my.json") == 2
-    assert "not valid json" in capsys.readouterr().err
+    assert "not valid JSON" in capsys.readouterr().err
 
 
 def test_a_run_that_is_there_is_not_overwritten_unasked(

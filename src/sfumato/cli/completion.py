@@ -12,7 +12,7 @@ _sfumato() {
         choices="COMMANDS"
     elif [[ "$word" == -* ]]; then
         # what the help of the command says, which knows the run and the kinds that are named before
-        choices="$(sfumato "${COMP_WORDS[@]:1:COMP_CWORD-1}" --help 2>/dev/null | grep -oE -- '--[a-z][a-z0-9.-]*' | sort -u)"
+        choices="$(sfumato "${COMP_WORDS[@]:1:COMP_CWORD-1}" --help 2>/dev/null | grep -oE -- '--[a-z][a-z0-9.-]*')"
     fi
     COMPREPLY=($(compgen -W "$choices" -- "$word"))
 }
@@ -27,8 +27,6 @@ def completion(arguments: list[str]) -> int:
         print('usage: eval "$(sfumato completion)"\n\nLets bash or zsh complete commands, options and paths.')
         return 0
     if arguments:
-        raise InputError(
-            'Completion takes no options: eval "$(sfumato completion)", in the file that your shell reads.'
-        )
+        raise InputError('There are no options; put eval "$(sfumato completion)" into the file that your shell reads.')
     print(_SCRIPT.replace("COMMANDS", " ".join(COMMANDS)).strip())
     return 0

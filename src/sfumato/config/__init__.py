@@ -156,9 +156,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values: Any = tomllib.loads(path.read_text("utf-8-sig")) if path.suffix == ".toml" else read_json(path)
+        values: Any = read_json(path) if path.suffix != ".toml" else tomllib.loads(path.read_text("utf-8-sig"))
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is not valid ({error})"
+        reason = error.strerror if isinstance(error, OSError) else f"it is not valid TOML ({error})"
         raise InputError(f"Could not read the configuration file {path}: {reason}.") from None
     if not isinstance(values, dict):
         raise InputError(f"The configuration file {path} must hold groups of settings.")

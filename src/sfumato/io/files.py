@@ -66,8 +66,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), parse_float=number, parse_constant=number)
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"Could not read {path} as JSON: {reason}.") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"it is not valid JSON ({error})"
+        raise InputError(f"Could not read {path}: {reason}.") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from sfumato.config.component import Conditions
 from sfumato.errors import InputError
 from sfumato.io.files import read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 """The version of the layout of a run directory."""
 
 

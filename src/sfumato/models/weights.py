@@ -67,8 +67,13 @@ def start_from(run: Path, module: nn.Module) -> list[str]:
 
     That is what has no weight of its name and shape in the run, such as the table of other classes; most must have one.
     """
-    weights, _ = read_tensors(run / "model.safetensors")
-    parameters = dict(module.named_parameters())
+
+    def plain(name: str) -> str:
+        # a network with conditions is inside another module
+        return name.replace("network.network.", "network.", 1)
+
+    weights = {plain(name): value for name, value in read_tensors(run / "model.safetensors")[0].items()}
+    parameters = {plain(name): parameter for name, parameter in module.named_parameters()}
     known = [name for name, value in parameters.items() if name in weights and weights[name].shape == value.shape]
     if 2 * len(known) < len(parameters):
         raise InputError(
