@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -22,22 +23,27 @@ class SfumatoWarning(UserWarning):
     """Something that works but is probably not what was meant."""
 
 
-def require_memory(values: int, what: str, lower: str) -> None:
-    """Refuse what cannot fit: ``values`` numbers of 4 bytes, in more than all memory of the machine.
+def require_memory(values: int, what: str, lower: str, device: Any = None) -> None:
+    """Refuse what cannot fit: ``values`` numbers of 4 bytes, in more than all memory of the machine or of a GPU.
 
     Args:
         values: how many there are at once, at least.
         what: what they are, for the message.
         lower: which setting makes them fewer.
+        device: the torch device that they are on, if it is a GPU.
     """
-    import psutil
+    if getattr(device, "type", "cpu") == "cuda":
+        import torch
 
-    most = psutil.virtual_memory().total
+        most: int = torch.cuda.get_device_properties(device).total_memory
+    else:
+        import psutil
+
+        most = psutil.virtual_memory().total
     if 4 * values > most:
         gib = 2.0**30
         raise InputError(
-            f"{what} need at least {4 * values / gib:,.1f} GiB, and this machine has {most / gib:.1f} GiB of memory; "
-            f"lower {lower}."
+            f"{what} need at least {4 * values / gib:,.1f} GiB, and there are {most / gib:.1f} GiB here; lower {lower}."
         )
 
 

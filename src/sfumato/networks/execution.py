@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,10 +73,14 @@ def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[...
 
 @dataclass(frozen=True)
 class Size:
-    """A network's parameters, and multiply-accumulates of a call in convolutions, linear layers and attention."""
+    """A network's parameters, and multiply-accumulates of a call in convolutions, linear layers and attention.
+
+    ``activations`` are the values that its layers give, which training keeps for the gradient.
+    """
 
     parameters: int
     macs: int
+    activations: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         thousands = min(4, (len(str(self.macs)) - 1) // 3)
@@ -96,7 +100,17 @@ def count(network: nn.Module, shape: Sequence[int]) -> Size:
     state: dict[str, Any] = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     x, time = (torch.empty(1, *sides, device="meta", dtype=dtype) for sides in (shape, ()))
+    activations: list[int] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            activations.append(output.numel())
+
+    for layer in network.modules():
+        if not any(layer.children()):
+            layer.register_forward_hook(keep)
     with FlopCounterMode(display=False) as counter:
         functional_call(network, state, (x, time))
     # an operation is counted as a multiplication and an addition
-    return Size(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)
+    parameters = sum(p.numel() for p in network.parameters())
+    return Size(parameters, counter.get_total_flops() // 2, sum(activations))

@@ -21,7 +21,7 @@ from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, require_memory
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
-from sfumato.networks.execution import compile_in_place
+from sfumato.networks.execution import compile_in_place, count
 from sfumato.random import Draws
 from sfumato.training.loop import Trainer
 from sfumato.training.losses import Denoising
@@ -110,12 +110,12 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
         denoiser.to(memory_format=torch.channels_last)
     if config.training.compile:
         compile_in_place(denoiser.network, dynamic=False)
-    processes = accelerator.num_processes * config.training.accumulate
-    # the images, their noise, and both together
-    values = 3 * config.training.batch_size // processes * math.prod(model.info.shape)
-    require_memory(
-        values, f"Batches of {config.training.batch_size}", "training.batch_size, or raise training.accumulate"
-    )
+    size = count(denoiser.network, model.info.shape)
+    share = config.training.batch_size // (accelerator.num_processes * config.training.accumulate)
+    # what is surely needed: weights, gradients, two moments and an average; images, noise, activations
+    values = 5 * size.parameters + share * (3 * math.prod(model.info.shape) + size.activations)
+    what = f"A network of {size.parameters:,} parameters and batches of {share}"
+    require_memory(values, what, "training.batch_size, or raise training.accumulate", device=accelerator.device)
     options, optimizer, objective = config.training, config.optimizer, config.objective
     loss = objective.build(
         denoiser=denoiser,
