@@ -18,7 +18,7 @@ from sfumato.config.component import settings_of
 from sfumato.diffusion.denoiser import embed_thousand
 from sfumato.diffusion.oracle import Covariances, GaussianOracle
 from sfumato.diffusion.parameterization import v
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from tests.training.tiny import LABELLED, tiny
 
 
@@ -218,7 +218,8 @@ def test_a_network_that_can_not_be_named_is_given_again(tmp_path: Path) -> None:
     class Local(Own):
         pass
 
-    trained = sfumato.train("ddpm", data=images(), network=Local(), run=tmp_path / "run", **SETTINGS)
+    with pytest.warns(SfumatoWarning, match="pass it again"):
+        trained = sfumato.train("ddpm", data=images(), network=Local(), run=tmp_path / "run", **SETTINGS)
     with pytest.raises(InputError, match="network="):
         sfumato.load(tmp_path / "run", trust=True)
     assert torch.equal(sfumato.load(tmp_path / "run", network=Local()).sample(2, steps=2), trained.sample(2, steps=2))
@@ -236,7 +237,7 @@ def test_how_a_network_is_made_is_known_or_not_claimed() -> None:
     assert settings_of(Own(width=4), "network") == {"kind": kind, "width": 4}
     assert settings_of(partial(Own, width=4), "network") == {"kind": kind, "width": 4}
     assert settings_of(partial(Own, 1, 1, 4), "network") == {"kind": kind, "inputs": 1, "outputs": 1, "width": 4}
-    with pytest.raises(InputError, match="'wide' of the network"):
+    with pytest.raises(InputError, match="arguments of the network"):
         settings_of(Forgetful(wide=4), "network")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,16 +19,17 @@ import sfumato
 from sfumato.cli import main
 from sfumato.conditioning.base import Condition, Filled
 from sfumato.conditioning.labels import Label
-from sfumato.config import Config, SamplingConfig, parse
+from sfumato.config import KINDS, Config, SamplingConfig, component, parse
 from sfumato.config.component import settings_of
 from sfumato.diffusion.denoiser import embed_log_sigma
 from sfumato.diffusion.gaussian import diffuse
 from sfumato.diffusion.parameterization import edm
 from sfumato.diffusion.times import LogNormal, Times
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.sampling.defaults import best_step
+from sfumato.training.losses import Denoising
 from tests.test_api import Own
-from tests.training.tiny import tiny
+from tests.training.tiny import flags, tiny
 
 HERE = __name__
 
@@ -185,6 +188,150 @@ def test_objects_of_the_package_are_named_by_their_kind() -> None:
     assert config.objective.times.model_dump() == {"kind": "log_normal", "mean": -0.5, "std": 0.7}
     assert config.conditions["label"].kind == "label" and config.conditions["label"].drop == 0.3
     assert parse(Config, config.model_dump(mode="json")) == config
+
+
+class Logarithm(sfumato.Karras):
+    """A schedule that keeps something else than its argument."""
+
+    def __init__(self, top: float = 20.0) -> None:
+        super().__init__(sigma_max=top)
+        self.top = math.log(top)
+
+
+class Inherited(Denoising):
+    """A loss without an __init__ of its own, as the number of bins and the times are those of its base."""
+
+    def forward(self, batch: Any, draws: Any) -> Tensor:
+        return 2.0 * super().forward(batch, draws)
+
+
+class Dropping(Own):
+    """A network with torch's own dropout."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__(1, 1, width)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.drop(super().forward(x, time))
+
+
+def test_attributes_that_are_no_arguments_are_noticed() -> None:
+    with pytest.raises(InputError, match="not known"):
+        parse(Config, {"model": {"schedule": Logarithm(30.0)}})
+    settings = {"model": {"schedule": partial(Logarithm, top=30.0)}}
+    assert parse(Config, settings).model.schedule.build().sigma_max == 30.0
+
+
+def test_a_class_has_the_options_of_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objective = partial(Inherited, bins=17)
+    config = sfumato.train(small(), objective=objective, run=tmp_path / "run").config
+    assert config.objective.bins == 17 and config.objective.times.kind == "uniform"
+    kind = ["--objective.kind", f"{HERE}:Inherited"]
+    with pytest.raises(SystemExit):
+        main(["train", *kind, "--objective.times.kind", "log_normal", "--objective.bins", "5", "--print-config"])
+    printed = json.loads(capsys.readouterr().out)["objective"]
+    assert printed["bins"] == 5 and printed["times"]["kind"] == "log_normal"
+
+
+def test_layers_of_torch_that_draw_numbers_resume_to_the_same_bytes(tmp_path: Path) -> None:
+    for name, stop in (("whole", 4), ("cut", 2)):
+        torch.rand(stop)
+        sfumato.train(small(), network=Dropping, run=tmp_path / name, training={"steps": stop})
+    sfumato.train(run=tmp_path / "cut", resume=True, trust=True, training={"steps": 4})
+    stored = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert stored[0] == stored[1]
+
+
+def test_a_network_is_a_module_or_what_makes_one(tmp_path: Path) -> None:
+    options = {"channels": (8, 8), "groups": 4, "blocks": 1, "attention": ()}
+    for place, network in enumerate((sfumato.UNet, partial(sfumato.UNet, **options), f"{HERE}:Fixed", {"kind": "mlp"})):
+        data = (
+            {"data": torch.rand(40, 1, 8, 8) * 2 - 1}
+            if network != {"kind": "mlp"}
+            else {"data": torch.rand(40, 3) * 2 - 1}
+        )
+        run = tmp_path / str(place)
+        config = "vectors" if network == {"kind": "mlp"} else small(**{"data.holdout": 4})
+        trained = sfumato.train(
+            config,
+            network=network,
+            trust=True,
+            run=run,
+            training={"steps": 1, "sample_count": 0},
+            evaluation={"samples": 0},
+            **data,
+        )
+        assert torch.equal(sfumato.load(run, trust=True).sample(2), trained.sample(2))
+    with pytest.raises(InputError, match="wdth"):
+        sfumato.train(small(), network=partial(Fixed, wdth=4), run=tmp_path / "bad")
+    with pytest.raises(InputError, match="is no network"):
+        sfumato.train(small(), network=(1, 2), run=tmp_path / "bad")
+
+
+def test_a_network_that_can_not_be_made_again_is_said(tmp_path: Path) -> None:
+    class Local(Own):
+        pass
+
+    with pytest.warns(SfumatoWarning, match="pass it again"):
+        trained = sfumato.train(small(), network=Local, run=tmp_path / "run")
+    assert torch.equal(sfumato.load(tmp_path / "run", network=Local).sample(2), trained.sample(2))
+
+
+def test_resuming_trusts_no_more_than_it_is_told(tmp_path: Path) -> None:
+    sfumato.train(small(), network=Own(width=4), objective=Absolute, run=tmp_path / "run")
+    with pytest.raises(InputError, match="trust"):
+        sfumato.train(network=Own(width=4), run=tmp_path / "run", resume=True)
+
+
+def test_a_denoiser_is_not_judged_by_data_that_it_does_not_know() -> None:
+    denoiser = sfumato.Denoiser(Own(), sfumato.Karras(), edm(0.5), embed_log_sigma)
+    model = sfumato.Model(denoiser, (1, 8, 8))
+    for act in (sfumato.evaluate, sfumato.tune):
+        with pytest.raises(InputError, match="pass them"):
+            act(model)
+        with pytest.raises(InputError, match="pass them"):
+            act(denoiser)
+    data = torch.rand(40, 1, 8, 8) * 2 - 1
+    assert sfumato.tune(denoiser, data, images=8, levels=5).gamma is not None
+    assert 3 in sfumato.tune(denoiser, data, steps=3, noises=16).solvers
+
+
+def test_usual_names_of_solvers_are_known_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    config = SamplingConfig().override({"sampler": "dpm++3m"})
+    assert config.sampler.kind == "dpm_solver" and config.sampler.order == 3
+    with pytest.raises(SystemExit):
+        main(["train", "--sampling.sampler", "dpm++2m-sde", "--print-config"])
+    assert json.loads(capsys.readouterr().out)["sampling"]["sampler"]["kind"] == "sde_dpm_solver"
+
+
+def test_conditions_of_any_kind_and_name_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names in (["bright", "--conditions.bright.kind", f"{HERE}:Brightness", "--conditions.bright.scale", "3"],):
+        with pytest.raises(SystemExit):
+            main(["train", "--condition", *names, "--print-config"])
+        conditions = json.loads(capsys.readouterr().out)["conditions"]
+        assert conditions["bright"]["kind"] == f"{HERE}:Brightness" and conditions["bright"]["scale"] == 3.0
+    with pytest.raises(SystemExit):
+        main(["train", "--condition", "words", "--conditions.words.kind", "tokens", "--print-config"])
+    assert json.loads(capsys.readouterr().out)["conditions"]["words"]["kind"] == "tokens"
+    data = {"images": np.zeros((20, 1, 8, 8), np.uint8) + 12 * np.arange(20, dtype=np.uint8)[:, None, None, None]}
+    np.savez(tmp_path / "d.npz", **data, tokens=np.random.default_rng(0).normal(size=(20, 3, 4)))
+    small_network = [*flags("tokens", steps=1), "--model.network.attention", "1", "--data.holdout", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "d.npz"), "--run", str(tmp_path / "run"), *small_network])
+    assert ended.value.code == 0, capsys.readouterr().err
+
+
+def test_helps_have_no_commands_of_latex() -> None:
+    for slot, kinds in KINDS.items():
+        for kind in kinds:
+            made = component(slot, kind)
+            for text in (made.__doc__, *(field.description for field in made.model_fields.values())):
+                assert not re.search(r"\\|[{}]|frac\d|mathcal|lfloor|\bhat\b|\bsim\b|propto\b|\bdots\b", text or ""), (
+                    text
+                )
 
 
 def test_what_can_not_be_named_is_refused_in_words() -> None:

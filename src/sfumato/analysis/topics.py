@@ -97,12 +97,23 @@ def of_data(data: Dataset, *, given: bool = True, count: int = 512, seed: int = 
     return Subject(data.name, who, given, images, {}, training, None, schedule, levels, ddim, seed)
 
 
-def of_run(run: Path, second: Path | None = None, *, count: int = 512, seed: int = 0, device: str = "cpu") -> Subject:
+def of_run(
+    run: Path,
+    second: Path | None = None,
+    *,
+    count: int = 512,
+    seed: int = 0,
+    device: str = "cpu",
+    trust: bool = False,
+) -> Subject:
     """A run with its data, held-out images where there are any; and a second run for ``stitch``."""
-    model, name, other = load(run, device), run.resolve().name, None
+    model, name, other = load(run, device, trust=trust), run.resolve().name, None
     model.denoiser.eval()
     if second is not None:  # a second run of the same name is called by its path
-        other = load(second, device), f"run {second if second.resolve().name == name else second.resolve().name}"
+        other = (
+            load(second, device, trust=trust),
+            f"run {second if second.resolve().name == name else second.resolve().name}",
+        )
         other[0].denoiser.eval()
     loader, heldout = training_data(model.config)
     training = loader.batch(0, _fitted(len(loader.dataset), loader.shape)).x0

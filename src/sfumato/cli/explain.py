@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import itertools
 from pathlib import Path
+from typing import Any
 
 from sfumato.cli import flags
+from sfumato.cli.commands import TRUST
 from sfumato.config import DataConfig, parse
 from sfumato.errors import InputError, nearest
 
@@ -34,6 +36,7 @@ _OPTIONS: flags.Fields = {
     "count": flags.option(int, "Number of images to look at, at most.", 512),
     "seed": flags.option(int, "Seed of the noise.", 0),
     "device": flags.option(str | None, "Device to compute on (default: a GPU if there is one)."),
+    "trust": TRUST,
 }
 
 
@@ -77,7 +80,8 @@ def explain(arguments: list[str]) -> int:
     else:
         second = Path(sources[1]) if len(sources) > 1 else None
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        subject = topics.of_run(run, second, count=options.count, seed=options.seed, device=device)
+        more: dict[str, Any] = {"count": options.count, "seed": options.seed, "device": device, "trust": options.trust}
+        subject = topics.of_run(run, second, **more)
     figure, sentence = topics.TOPICS[topic](subject)
     for path in plots.save(figure, options.out or (run or Path()) / "explain", topic):
         print(path)

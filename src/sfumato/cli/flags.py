@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from sfumato.config import KINDS, Component, component, merge, nested, slot_of, walk
+from sfumato.config import KINDS, SOLVERS, Component, component, merge, nested, slot_of, walk
 from sfumato.config.signature import signature
 from sfumato.errors import InputError, nearest
 
@@ -54,7 +54,7 @@ def flag_fields(settings: Component) -> dict[str, tuple[Any, Any]]:
         if isinstance(value, Component):
             fields[name] = group(value, slot_of(type(settings), name))
         elif name == "conditions":
-            inner = {key: group(condition, None) for key, condition in value.items()}
+            inner = {key: group(condition, "condition") for key, condition in value.items()}
             if inner:
                 fields[name] = _nest("conditions", inner, "What the network is given besides the noise level.")
         elif name != "kind":
@@ -66,8 +66,9 @@ def group(value: Component, slot: str | None = None) -> tuple[Any, Any]:
     """The settings of a component as a group of options; of a ``slot``, with the kind as one of them."""
     fields = flag_fields(value)
     if slot is not None:
-        kinds = tuple(dict.fromkeys([*KINDS[slot], value.kind]))
-        text = "Which one; decides the options below. Also package.module:name."
+        usual = SOLVERS if slot == "sampler" else ()
+        kinds = tuple(dict.fromkeys([*(kind for kind in KINDS[slot] if kind != "given"), *usual, value.kind]))
+        text = "Which kind; the other options here are its own. Also package.module:name."
         fields = {"kind": option(Literal[kinds], text, value.kind), **fields}  # pyright: ignore[reportInvalidTypeForm]
     return _nest(type(value).__name__, fields, type(value).__doc__ or "")
 

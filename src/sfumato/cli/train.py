@@ -144,7 +144,8 @@ def _base_config(scanned: Scanned) -> Config:
         names = [name for name in scanned.values["condition"] if name != "none"]
         kept = values.get("conditions", {})
         values = {**values, "conditions": {name: kept.get(name, {"kind": name}) for name in names}}
-    values = parse(Config, values, trust=trust).model_dump()
+    values = merge(values, {"conditions": scanned.kinds.get("conditions", {})})
+    values = parse(Config, values, trust=trust or bool(scanned.kinds.get("conditions"))).model_dump()
     # kinds that are named on the command line are trusted: the person who typed them knows them
     return parse(Config, merge(values, scanned.kinds), trust=True)
 

@@ -72,11 +72,6 @@ class Condition(ABC):
         return () if self.column is None else (self.column,)
 
     @property
-    def identity(self) -> str | None:
-        """The sha256 of the weights of a frozen encoder, stored with a model to be compared on load; None without."""
-        return None
-
-    @property
     def summary(self) -> str:
         """What a person reads of it in one line."""
         return type(self).__name__.lower()

@@ -70,7 +70,9 @@ class Label(Condition):
         return {"value": labels}
 
     def _number(self, label: Any) -> Any:
-        """The number of a class from its name; numbers stay as they are."""
+        """The number of a class from its name, -1 for None; numbers stay as they are."""
+        if label is None:
+            return -1
         if isinstance(label, str) and label not in self.names:
             if re.fullmatch("-?[0-9]{1,18}", label):
                 return int(label)

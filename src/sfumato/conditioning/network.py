@@ -14,7 +14,7 @@ from sfumato.networks.slots import slots_of
 
 RESERVED = frozenset(
     {
-        *("x", "time", "keys", "vector", "tokens", "mask", "channels"),
+        *("x", "time", "keys"),
         *("count", "seed", "first", "steps", "solver", "sampler", "grid", "guidance", "sampling", "clip", "precision"),
         *("batch_size", "progress", "compile", "stepwise", "model", "image", "images", "start", "end", "strength"),
         *("repeats", "jump", "samples", "heldout", "data", "run", "out", "device", "trust", "engine", "fit", "json"),
@@ -53,7 +53,12 @@ class Conditioned(nn.Module):
         given = {"vector": self.slots.vector, "tokens": self.slots.tokens, "channels": self.slots.channels or None}
         for slot, number in given.items():
             if getattr(wanted, slot) and number is None:
-                raise InputError(f"The conditions fill {slot!r}, which this {type(network).__name__} does not take.")
+                attribute = {"vector": "width", "tokens": "tokens", "channels": "concatenated"}[slot]
+                kind = type(network).__name__
+                raise InputError(
+                    f"The conditions fill {slot!r}, which this {kind} does not take: its forward needs an argument "
+                    f"{slot!r}, and the module an attribute {attribute!r} with their number of features."
+                )
         if wanted.channels > self.slots.channels:
             raise InputError(
                 f"The conditions fill {wanted.channels} channels, the network takes {self.slots.channels}."
@@ -73,7 +78,12 @@ class Conditioned(nn.Module):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the tensors it takes: those of its conditions, then those of the network's slots."""
-        return (*self.keys, *self.slots.names)
+        return (*self.keys, *self._raw)
+
+    @property
+    def _raw(self) -> tuple[str, ...]:
+        """The slots that can be given as they are: those of which no condition has the name."""
+        return tuple(name for name in self.slots.names if name not in self.keys)
 
     def forward(
         self,
@@ -85,10 +95,10 @@ class Conditioned(nn.Module):
         """The output of the network, with the ``keys`` of its dropout if it has any."""
         for name in cond:
             require_known(name, self.names)
-        if "mask" in cond and "tokens" not in cond:
+        raw = {name: cond[name] for name in self._raw if name in cond}
+        if "mask" in raw and "tokens" not in raw:
             raise InputError("A mask says which tokens are seen, but none were given.")
-        parts = [self._encoded(name, x, cond) for name in self.conditions]
-        parts.append({name: cond[name] for name in self.slots.names if name in cond})
+        parts = [*(self._encoded(name, x, cond) for name in self.conditions), raw]
         slots: dict[str, Tensor] = {} if keys is None else {"keys": keys}
         vectors, channels = ([part[slot] for part in parts if slot in part] for slot in ("vector", "channels"))
         if vectors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from sfumato.config.kinds import KINDS
-from sfumato.config.signature import CONTEXT, REQUIRED, Nested, Parameter, signature
+from sfumato.config.kinds import KINDS, SOLVERS
+from sfumato.config.signature import CONTEXT, REQUIRED, Nested, Parameter, imported, signature
 from sfumato.errors import InputError, nearest
 from sfumato.io.files import read_numbers
 
@@ -84,12 +83,12 @@ class Built(Component):
             name = parameter.name
             if name in type(self).model_fields and not (parameter.surroundings and getattr(self, name) is None):
                 values[name] = self._value(name, context)
-            elif name in context:
+            elif name in context and (context[name] is not None or parameter.default is REQUIRED):
                 value = context[name]
                 values[name] = value.make() if isinstance(value, Lazy) else value
             elif parameter.default is REQUIRED:
                 open_arguments.append(name)
-        function = _imported(self.targets[0])
+        function = imported(self.targets[0])
         if missing := [name for name in open_arguments if name in CONTEXT]:
             raise InputError(f"{self.targets[0]} needs {', '.join(missing)}, which nothing gives it here.")
         if not open_arguments:
@@ -103,14 +102,6 @@ class Built(Component):
         if value is None and name in ("sigma_data", "scale"):
             return context.get("data_std")
         return context["variances"](value) if name == "variance" and "variances" in context else value
-
-
-def _imported(target: str) -> Any:
-    module, _, name = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise InputError(f"Could not import {target}: {error}.") from None
 
 
 @functools.cache
@@ -187,6 +178,9 @@ class Slot:
                 return self.of(settings["kind"]).model_validate(settings)
         settings = {"kind": value} if isinstance(value, str) else value
         kind = settings.get("kind", self.usual)
+        if self.name == "sampler" and kind in SOLVERS:
+            settings = {**SOLVERS[kind], **{name: value for name, value in settings.items() if name != "kind"}}
+            kind = settings["kind"]
         if not isinstance(kind, str):
             raise PydanticCustomError("kind", "needs a kind, one of {kinds}", {"kinds": ", ".join(KINDS[self.name])})
         made = self.of(kind).model_validate(dict(settings))
@@ -207,7 +201,7 @@ class Slot:
             except InputError as error:
                 raise PydanticCustomError("kind", "{why}", {"why": str(error)}) from None
         if kind not in KINDS[self.name]:
-            hint = nearest(kind, KINDS[self.name])
+            hint = nearest(kind, [*KINDS[self.name], *(SOLVERS if self.name == "sampler" else ())])
             raise PydanticCustomError("kind", "kind is {kind}{hint}", {"kind": repr(kind), "hint": hint})
         return component(self.name, kind)
 
@@ -231,12 +225,23 @@ def settings_of(thing: Any, slot: str) -> dict[str, Any]:
     if maker.__module__ == "__main__" or "<" in maker.__qualname__:
         raise InputError(f"The {slot} {where} can't be imported again; define it in a module, or {hint}.")
     if isinstance(thing, functools.partial):
-        given: dict[str, Any] = inspect.signature(maker).bind_partial(*thing.args, **thing.keywords).arguments
+        try:
+            bound = inspect.signature(maker).bind_partial(*thing.args, **thing.keywords)
+            given: dict[str, Any] = {**dict(zip(bound.arguments, bound.args, strict=False)), **bound.kwargs}
+        except TypeError as error:
+            raise InputError(f"The {slot} {where} can't be made so: {error}.") from None
     else:
-        names = () if is_maker else inspect.signature(maker).parameters
+        try:
+            names = () if is_maker else inspect.signature(maker).parameters
+        except ValueError:
+            raise InputError(f"A {where} is no {slot}; {hint}.") from None
         given = {name: getattr(thing, name, _UNKNOWN) for name in names}
     kinds = {f"sfumato.{target.partition(' ')[0]}": kind for kind, target in KINDS[slot].items()}
     values: dict[str, Any] = {"kind": kinds.get(where, where)}
+    if not is_maker:
+        _require_the_same(
+            thing, maker, given, InputError(f"The arguments of the {slot} {where} are not known; {hint}.")
+        )
     for name, value in given.items():
         plain = value is None or isinstance(value, bool | int | float | str | tuple | list)
         if name in CONTEXT and (where in kinds or not plain):
@@ -249,6 +254,35 @@ def settings_of(thing: Any, slot: str) -> dict[str, Any]:
 
 
 _UNKNOWN = object()
+
+
+def _require_the_same(thing: Any, maker: Any, given: Mapping[str, Any], error: InputError) -> None:
+    """An error if the attributes are no arguments: what is made of them must have the same, and weights like these."""
+    arguments = {name: value for name, value in given.items() if value is not _UNKNOWN}
+    try:
+        with _without_memory(thing):
+            again = maker(**arguments)
+    except Exception:  # such as a missing argument
+        return
+    for name, value in arguments.items():
+        if name not in CONTEXT and getattr(again, name, _UNKNOWN) != value:
+            raise error
+    if hasattr(thing, "state_dict"):
+        weights = [{name: tuple(t.shape) for name, t in one.state_dict().items()} for one in (thing, again)]
+        if weights[0] != weights[1]:
+            raise error
+
+
+@contextmanager
+def _without_memory(thing: Any) -> Generator[None]:
+    """Within the context, a module like ``thing`` is made without memory and random numbers, if it has weights."""
+    if next(iter(getattr(thing, "parameters", lambda: ())()), None) is None:
+        yield
+        return
+    import torch
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def _with_betas(table: Made) -> Made:

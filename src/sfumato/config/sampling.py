@@ -253,6 +253,10 @@ class SamplingConfig(Component):
             "plan": Lazy(lambda: fitted.require_solver(self.steps)),
         }
         grid: Level = self.grid.build(**context) if levels is None else levels
+        if not hasattr(grid, "log_snr"):
+            raise InputError(
+                f"A grid is a Level, such as schedule(torch.linspace(1, 0, 11)); got a {type(grid).__name__}."
+            )
         if step is None:
 
             def variances(name: str) -> ReverseVariance:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import inspect
 import math
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sfumato.errors import InputError
 
@@ -89,8 +91,13 @@ class Signature:
 
 @functools.cache
 def signature(target: str) -> Signature:
-    """The signature of ``"package.module:name"``, a function, a class or a dataclass."""
+    """The signature of ``"package.module:name"``, a function, a class or a dataclass.
+
+    That of this package is read from source; code of other packages is imported, which only who trusts it asks for.
+    """
     module, _, name = target.partition(":")
+    if not module.startswith("sfumato."):
+        return _inspected(imported(target))
     node = _definition(module, name)
     if isinstance(node, ast.ClassDef):
         call = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
@@ -104,17 +111,75 @@ def signature(target: str) -> Signature:
     return Signature(_plain(text.partition("\n\n")[0]), tuple(parameters))
 
 
+def imported(target: str) -> Any:
+    """The function or class ``"package.module:name"``, of a package or of the current folder."""
+    module, _, name = target.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"Could not import {module}, of {target}: {error}.") from None
+    except Exception as error:  # the module is anybody's
+        raise InputError(f"Importing {module}, of {target}, failed: {type(error).__name__}: {error}.") from None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise InputError(f"The module {module} defines no function or class {name!r}.")
+    return found
+
+
+def _inspected(function: Any) -> Signature:
+    """The signature of a function or class of another package."""
+    text = inspect.getdoc(function) or ""
+    helps = _helps(f"{text}\n\n{inspect.getdoc(function.__init__) or ''}" if inspect.isclass(function) else text)
+    try:
+        found = inspect.signature(function).parameters.values()
+    except ValueError:
+        raise InputError(f"Python does not know the arguments of {function}; write a function that calls it.") from None
+    try:
+        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    except Exception:  # names that only type checkers import
+        hints = {}
+    parameters: list[Parameter] = []
+    for one in found:
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+            continue
+        name, required = one.name, one.default is one.empty
+        default, text_of = REQUIRED if required else None, helps.get(one.name, "")
+        nested = re.search(rf"\b({'|'.join(_NESTED)})\b", str(one.annotation))
+        if name in CONTEXT - FACTS or (name in UNLESS_GIVEN and required):
+            parameters.append(Parameter(name, Any, default, text_of, option=False, surroundings=True))
+        elif nested:
+            parameters.append(Parameter(name, _NESTED[nested[1]], default, text_of, option=True))
+        elif name in FACTS:
+            kind = _plain_type(hints.get(name, Any))
+            parameters.append(Parameter(name, kind | None, default, text_of, option=True, surroundings=True))
+        else:
+            plain = required or isinstance(one.default, _PLAIN)
+            value = REQUIRED if required else one.default if plain else None
+            parameters.append(Parameter(name, _plain_type(hints.get(name, Any)), value, text_of, option=plain))
+    return Signature(_plain(text.partition("\n\n")[0]), tuple(parameters))
+
+
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
+
+
+def _plain_type(kind: Any) -> Any:
+    """A type of plain values as it is, any other as Any."""
+    parts = (kind, *get_args(kind))
+    origins = {get_origin(part) or part for part in parts}
+    plain = {*_PLAIN, Literal, Any, Union, UnionType, Ellipsis}
+    return kind if all(o in plain or isinstance(o, str | int | float | bool) for o in origins) else Any
+
+
 def _parameter(module: str, name: str, annotation: ast.expr | None, default: ast.expr | None, text: str) -> Parameter:
-    settable = name in FACTS and not module.startswith("sfumato.")
-    if (name in CONTEXT and not settable) or (name in UNLESS_GIVEN and default is None):
+    if name in CONTEXT or (name in UNLESS_GIVEN and default is None):
         return Parameter(name, Any, REQUIRED if default is None else None, text, option=False, surroundings=True)
     parts = [] if annotation is None else [part.id for part in ast.walk(annotation) if isinstance(part, ast.Name)]
     if nested := next((_NESTED[part] for part in parts if part in _NESTED), None):
         return Parameter(name, nested, REQUIRED if default is None else None, text, option=True)
     kind = Any if annotation is None else _evaluated(module, annotation)
-    if settable:
-        default_value = REQUIRED if default is None else None
-        return Parameter(name, kind | None, default_value, text, option=True, surroundings=True)
     value = REQUIRED if default is None else _evaluated(module, default, kind is _VARIANCE)
     if value is Any:
         # a default that the source does not state as a plain value: left to the function
@@ -145,9 +210,7 @@ def _fields(module: str, node: ast.ClassDef) -> dict[str, tuple[str, ast.expr | 
 def _home(module: str, name: str) -> tuple[str, ast.stmt | None]:
     """The module of this package that defines what a name means in a module, and the definition."""
     node = _tree(module).get(name)
-    while isinstance(node, ast.ImportFrom) and (
-        module.startswith("sfumato") or _absolute(module, node).startswith("sfumato")
-    ):
+    while isinstance(node, ast.ImportFrom):
         name = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
         module = _absolute(module, node)
         node = _tree(module).get(name) if module.startswith("sfumato") else None
@@ -171,22 +234,12 @@ def _tree(module: str) -> Mapping[str, ast.stmt]:
 
 
 def _file(module: str) -> Path:
-    """The source of a module; of this package without importing the rooms that hold it."""
-    if module.startswith("sfumato."):
-        path = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
-        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise InputError(f"There is no Python module {module!r}; it must be installed or in the current folder.")
-    return Path(spec.origin)
+    """The source of a module of this package, without importing the rooms that hold it."""
+    path = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _definition(module: str, name: str) -> ast.FunctionDef | ast.ClassDef:
-    if not module.startswith("sfumato") and "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     name, _, method = name.partition(".")
     node = _tree(module).get(name)
     if isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -253,10 +306,40 @@ def _helps(text: str) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """A docstring without its mark-up."""
+    """A docstring without its mark-up, its formulas as one types them."""
+    text = re.sub(r":math:`([^`]*)`", lambda formula: _typed(formula[1]), text)
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?([^`]*)`", r"\1", text.replace("``", ""))
-    text = re.sub(r"\\(?:text|mathrm|mathcal)\{(\w+)\}", r"\1", text)
-    return " ".join(text.replace("\\", "").replace('"', "").split())
+    return " ".join(text.replace('"', "").split())
+
+
+_TYPED = (
+    (r"\\(?:text|mathrm|mathcal|mathbb)\s*\{?(\w+)\}?", r"\1"),
+    (r"\\(?:left|right|,|;|quad|!)", " "),
+    (r"\\(max|min|log|ln|exp)\b", r"\1"),
+    (r"\\t?frac(\d)(\d)", r"\1/\2 "),
+    (r"\\t?frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2"),
+    (r"\\hat\s*\\?(\w+)", r"\1_hat"),
+    (r"\\tilde\s*\\?(\w+)", r"\1_tilde"),
+    (r"\\bar\s*\\?(\w+)", r"\1_bar"),
+    (r"\\sqrt\{((?:[^{}]|\{[^{}]*\})*)\}", r"sqrt(\1)"),
+    (r"\\lfloor (.*?) \\rfloor", r"floor(\1)"),
+    (r"\\sim\b", "~"),
+    (r"\\propto\b", "proportional to"),
+    (r"\\dots\b", "..."),
+    (r"\\varsigma\b", "sigmoid"),
+    (r"\\le\b", "<="),
+    (r"\\ge\b", ">="),
+    (r"([_^])\{([\w-]*)\}", r"\1\2"),
+    (r"([_^])\{([^{}]*)\}", r"\1(\2)"),
+    (r"[{}\\]", ""),
+)
+"""What stands for the commands of LaTeX in a line of text, in this order."""
+
+
+def _typed(formula: str) -> str:
+    for command, plain in _TYPED:
+        formula = re.sub(command, plain, formula)
+    return formula
 
 
 def _sentence(text: str) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sfumato import random
 from sfumato.data import Loader
+from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Batch, estimate
 from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
-from sfumato.models.evaluate import training_data
+from sfumato.models.evaluate import data_of, given_data, training_data
 from sfumato.models.model import Model, load, save_fitted
 from sfumato.random import Draws
 from sfumato.sampling import fitting
@@ -29,7 +31,8 @@ _LEAST_LOG_SNR = -20.0
 
 
 def tune(
-    model: Model | str | Path,
+    model: Model | Denoise | str | Path,
+    data: Any = None,
     *,
     images: int = 500,
     levels: int = 100,
@@ -37,6 +40,7 @@ def tune(
     steps: int | None = None,
     coefficients: bool = True,
     noises: int = 256,
+    trust: bool = False,
     progress: Progress = None,
 ) -> Fitted:
     """Fit to a model what samples and bounds gain from, as ``sfumato tune`` does.
@@ -53,22 +57,30 @@ def tune(
         images = model.sample(64, steps=10, solver="best", grid="best")  # which uses what was fitted
 
     Args:
-        model: a model, or its run directory.
+        model: a model, its run directory, or any denoiser with a schedule; what is fitted to a denoiser is returned.
+        data: for Gamma, the training images, as :meth:`sfumato.data.Dataset.of` takes them; by default those of the
+            run. For a grid of a denoiser, images of their shape.
         images: for Gamma, how many training images, at most all of them.
         levels: for Gamma, at how many levels, evenly spread in log-SNR over the schedule.
         seed: which noise. Images of a seed have other noise, also of the same.
         steps: how many steps a grid is fitted for.
         coefficients: whether the weights are fitted with the grid, or those of a usual solver are kept.
         noises: from how many noises a grid is fitted.
+        trust: for a run directory, as for :func:`sfumato.load`.
         progress: called with the number of images, or of iterations, that are done.
     """
-    if not isinstance(model, Model):
-        model = load(model)
+    given = None if data is None else given_data(data)
+    if isinstance(model, str | Path):
+        model = load(model, trust=trust)
+    elif not isinstance(model, Model):
+        if given is None:
+            raise InputError("A denoiser does not know its data; pass them: tune(denoiser, data).")
+        model = Model(model, given[0].shape)
     if steps is not None:
         return _tune_grid(model, steps, coefficients, noises, seed, progress)
     if images < 1 or levels < 2:
         raise InputError(f"Gamma needs at least 1 image and 2 levels; got {images} and {levels}.")
-    loader, _ = training_data(model.config, model.data)
+    loader, _ = training_data(model.config, given or data_of(model))
     count = min(images, len(loader.dataset))
     was_training = model.module.training
     model.module.eval()

@@ -46,6 +46,7 @@ def inpaint(
         jump: the length of a stretch in steps.
         progress, options: as for :meth:`sfumato.Model.sample`: seed, first, steps, conditions, ...
     """
+    image, mask = torch.as_tensor(image), torch.as_tensor(mask)
     space = image.shape[-(mask.ndim if mask.ndim < image.ndim else image.ndim) :]
     model = as_model(model, image.shape if image.ndim <= len(space) + 1 else image.shape[1:])
     known = _mask(model, mask, count)
@@ -90,6 +91,7 @@ def sdedit(
         raise InputError(
             f"The strength of SDEdit lies above 0 (leave the image) and up to 1 (sample all again); got {strength}."
         )
+    image = torch.as_tensor(image)
     model = as_model(model, image.shape[1:] if image.ndim in (2, 4) else image.shape)
     images = _image(model, image, count)
 
@@ -111,14 +113,16 @@ def invert(
 
     Args:
         model: a model, or any denoiser with a schedule.
-        images: ``(C, *space)`` or ``(N, C, *space)`` in [-1, 1]; for a bare denoiser the latter.
+        images: ``(C, *space)`` or ``(N, C, *space)`` in [-1, 1]. A bare denoiser takes images or vectors: two or four
+            axes are several.
         progress, options: as for :meth:`sfumato.Model.sample`; the solver must be deterministic.
 
     Returns:
         On the CPU: the noise, with which :func:`interpolate` and samplers can begin, what is sampled from it, and the
         root mean square of the difference for each image.
     """
-    model = as_model(model, images.shape[1:])
+    images = torch.as_tensor(images)
+    model = as_model(model, images.shape[1:] if images.ndim in (2, 4) else images.shape)
     shape = model.info.shape
     count = len(images) if images.ndim == len(shape) + 1 else 1
     every = _image(model, images, count).expand(count, *shape)

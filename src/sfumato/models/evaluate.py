@@ -40,6 +40,19 @@ def read_data(config: Config) -> tuple[Dataset, Dataset]:
     return data.split(config.data.holdout, SPLIT_SEED)
 
 
+def data_of(model: Model) -> tuple[Dataset, Dataset]:
+    """The training and the held-out images of a model: those given in Python, or those that its run names."""
+    if model.data is None and not model.configured:
+        raise InputError("This model was made around a denoiser and does not know its data; pass them.")
+    return read_data(model.config) if model.data is None else model.data
+
+
+def given_data(data: Any, heldout: Any = None) -> tuple[Dataset, Dataset]:
+    """Training and held-out images of what a person passes; without held-out ones they are a tenth."""
+    train_set = Dataset.of(data)
+    return train_set.split(0.1, SPLIT_SEED) if heldout is None else (train_set, Dataset.of(heldout))
+
+
 def training_data(config: Config, data: tuple[Dataset, Dataset] | None = None) -> tuple[Loader, Dataset]:
     """The stream of training samples of a configuration, and the held-out images.
 
@@ -63,6 +76,7 @@ def evaluate(
     heldout: Any = None,
     samples: int | None = None,
     seed: int | None = None,
+    trust: bool = False,
     progress: Progress = None,
     **options: Any,
 ) -> Evaluation:
@@ -77,17 +91,16 @@ def evaluate(
         heldout: images that were not trained on; by default those of the run, or a tenth of ``data``.
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
         seed: the seed of those images.
+        trust: for a run directory, as for :func:`sfumato.load`.
         progress, options: as for :meth:`sfumato.Model.sample`.
     """
     if isinstance(model, str | Path):
-        model = load(model)
+        model = load(model, trust=trust)
     if data is not None:
-        train_set = Dataset.of(data)
-        rest = Dataset.of(heldout) if heldout is not None else None
-        train_set, rest = train_set.split(0.1, SPLIT_SEED) if rest is None else (train_set, rest)
+        train_set, rest = given_data(data, heldout)
         model = as_model(model, train_set.shape)
     elif isinstance(model, Model):
-        train_set, rest = read_data(model.config) if model.data is None else model.data
+        train_set, rest = data_of(model)
     else:
         raise InputError("A denoiser does not know its data; pass them: evaluate(denoiser, data).")
     count = sample_count(model.config) if samples is None else samples

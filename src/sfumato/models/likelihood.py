@@ -195,6 +195,7 @@ def bits_per_dim(
     denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
     process = model.config.sampling.wrap(model.denoiser) if isinstance(model, Model) else model
     schedule = _schedule(denoiser, schedule)
+    data = data if isinstance(data, Dataset | Tensor) else Dataset.of(data)  # pyright: ignore[reportUnnecessaryIsInstance]
     shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
     count, dimensions = len(data), math.prod(shape)
     if isinstance(model, Model):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.conditioning.base import Condition, given_tensors, keyed, nulling, without_null
 from sfumato.conditioning.network import Conditioned
-from sfumato.config import SOLVERS, Component, Config, SamplingConfig
+from sfumato.config import Component, Config, SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, nearest, require_memory
@@ -59,7 +59,7 @@ class Model:
         run: Path | None = None,
         step: int = 0,
     ) -> None:
-        if not callable(denoiser) or (isinstance(denoiser, nn.Module) and not hasattr(denoiser, "schedule")):
+        if not callable(denoiser) or not hasattr(denoiser, "schedule"):
             raise InputError(
                 f"A model needs a denoiser, and a {type(denoiser).__name__} is none; make one of a network: "
                 "sfumato.Denoiser(network, schedule, parameterization)."
@@ -229,11 +229,11 @@ class Model:
         step: Any = solver if callable(solver) and not isinstance(solver, Component) else None
         levels = grid if isinstance(grid, Level) else None
         if solver is not None and step is None:
-            changes["sampler"] = SOLVERS.get(solver, solver) if isinstance(solver, str) else solver
+            changes["sampler"] = solver
         if grid is not None and levels is None:
             changes["grid"] = grid
         if scale is not None:
-            changes["guidance"] = {"scale": float(scale)} if isinstance(scale, int | float) else scale
+            changes["guidance"] = scale if isinstance(scale, Mapping | Component) else {"scale": _number(scale)}
         if isinstance(changes.get("sampler"), str):
             changes["sampler"] = {"kind": changes["sampler"]}
         if isinstance(changes.get("grid"), str):
@@ -298,6 +298,13 @@ class Model:
         return f"{'x'.join(map(str, self.info.shape))} by{','.join(conditions) or ' no condition'}", names
 
 
+def _number(scale: Any) -> float:
+    try:
+        return float(scale)
+    except (TypeError, ValueError):
+        raise InputError(f"guidance is a scale, or settings of guidance; got {scale!r}.") from None
+
+
 _OPTIONS = ("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "batch_size", "progress")
 
 
@@ -322,9 +329,7 @@ def generate(denoiser: Model | Denoise, shape: Sequence[int], **options: Any) ->
     return as_model(denoiser, shape[1:]).sample(shape[0], **options)
 
 
-def load(
-    run: str | Path, device: str | torch.device = "cpu", *, trust: bool = False, network: nn.Module | None = None
-) -> Model:
+def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = False, network: Any = None) -> Model:
     """The model of a run directory, with averaged weights, ready to sample.
 
     ::
@@ -336,9 +341,11 @@ def load(
         run: the run directory.
         device: where the weights go.
         trust: whether Python code of other packages that the run names, such as an own network, may be imported.
-        network: an own network for the weights, where the run could not name how it is made.
+        network: an own network for the weights, or what makes it, where the run could not name how it is made.
     """
     run = Path(run)
+    if network is not None and not isinstance(network, nn.Module):
+        network = network()
     config, info = read_config(run, trust=trust, network=network is not None)
     model = Model.build(config, info, network=network, run=run)
     model.trust = trust

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sfumato import random
 from sfumato.config import Config, merge, parse
 from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.images import save_grid
 from sfumato.models.calibrate import tune
 from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
@@ -63,8 +64,9 @@ def train(
         data: anything that :meth:`sfumato.data.Dataset.of` takes: an array, a tensor, a torch data set; by default
             ``config.data`` says where they are.
         heldout: data that are not trained on, for the evaluation; by default a part of ``data``.
-        network: a module that is called as ``network(x, time, **slots)``, or a ``functools.partial`` that makes it; by
-            default ``config.model.network``.
+        network: a module that is called as ``network(x, time, **slots)``; or a class, a ``functools.partial`` or
+            ``"package.module:Class"`` that makes it, whose arguments ``inputs``, ``outputs``, ``shape`` ... the data
+            fill; by default ``config.model.network``.
         run: the run directory, by default ``runs/NAME`` with the name of the data.
         resume: continue from the newest whole checkpoint, bit for bit as if there had been no stop.
         overwrite: delete a run that is there.
@@ -88,14 +90,15 @@ def train(
     if resume:
         if run is None:
             raise InputError("Say which run to resume.")
-        stored, _ = read_config(run, trust=trust or network is not None)
+        stored, _ = read_config(run, trust=trust, network=network is not None)
         if config is None or isinstance(config, Mapping):
-            config = stored.override(config)
+            config = stored.override(config) if config else stored
         elif isinstance(config, Config) and config.training.channels_last is None:
             config = config.override({"training.channels_last": stored.training.channels_last})
-    config = _resolved(config, given, network, changes, trust)
+    own_network = network is not None
+    config, network = _resolved(config, given, network, changes, trust)
     if stored is not None:
-        _check_same(stored, config)
+        _check_same(stored, config, {"network"} if own_network else set())
     run = Path(run) if run is not None else Path("runs") / default_name(config.data.source)
     sets = None
     if given is not None:
@@ -112,8 +115,8 @@ def _resolved(
     network: Any,
     changes: Mapping[str, Any],
     trust: bool,
-) -> Config:
-    """The configuration, with what the data and the network in Python say of themselves."""
+) -> tuple[Config, nn.Module | None]:
+    """The configuration, with what the data and the network in Python say of themselves; and a module that is given."""
     if not isinstance(config, Config):
         if config is None or isinstance(config, str):
             layout = "NC" if data is not None and len(data.shape) == 1 else None
@@ -123,12 +126,26 @@ def _resolved(
     if data is not None:
         over = merge({"data": {"source": f"{GIVEN}{data.name}"}}, over)
     if network is not None:
-        try:
-            return config.override(merge(over, {"model": {"network": settings_of(network, "network")}}))
-        except InputError:
-            # it is passed again to resume or to load the run
-            over = merge(over, {"model": {"network": {"kind": "given"}}})
-    return config.override(over) if over else config
+        if not isinstance(network, str | Mapping):
+            network, settings = _described(network)
+        else:
+            settings, network = {"kind": network} if isinstance(network, str) else network, None
+        over = merge(over, {"model": {"network": settings}})
+    return (config.override(over) if over else config), network
+
+
+def _described(network: Any) -> tuple[nn.Module | None, Mapping[str, Any]]:
+    """A network as a module, if it has to be one, and the settings that make it again."""
+    try:
+        settings = settings_of(network, "network")
+        return network if isinstance(network, nn.Module) else None, settings
+    except InputError as error:
+        warnings.warn(
+            f"The run can't make its network again: to load or resume it, pass it again. {error}",
+            SfumatoWarning,
+            stacklevel=4,
+        )
+    return network if isinstance(network, nn.Module) else network(), {"kind": "given"}
 
 
 def default_name(source: str) -> str:
@@ -136,9 +153,10 @@ def default_name(source: str) -> str:
     return Path(source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
 
 
-def _check_same(stored: Config, wanted: Config) -> None:
+def _check_same(stored: Config, wanted: Config, model: set[str]) -> None:
+    """An error if settings that decide the weights differ, but for these of the model."""
     training = "steps checkpoint_every keep sample_every sample_count log_every tracker threads"
-    free = {"data": {"workers", "cache"}, "training": set(training.split())}
+    free = {"data": {"workers", "cache"}, "model": model, "training": set(training.split())}
     for group in ("data", "conditions", "model", "objective", "optimizer", "ema", "training"):
         old, new = stored.model_dump()[group], wanted.model_dump()[group]
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in free.get(group, ())]
@@ -157,7 +175,7 @@ class _Run:
         config: Config,
         folder: Path,
         reporter: Reporter,
-        network: nn.Module | Callable[[], nn.Module] | None = None,
+        network: nn.Module | None = None,
         data: tuple[Dataset, Dataset] | None = None,
     ) -> None:
         self.config, self.folder, self.reporter = config, folder, reporter
@@ -284,11 +302,9 @@ class _Run:
 
     def _model(self, info: Info) -> Model:
         """The model with fresh weights, which are random numbers like any other: a function of the seed alone."""
-        network = self.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.fold(self.config.training.seed, "weights"))
-            module = network if network is None or isinstance(network, nn.Module) else network()
-            model = Model.build(self.config, info, network=module, run=self.folder)
+            model = Model.build(self.config, info, network=self.network, run=self.folder)
         start = self.config.training.init_from
         if start is not None and (fresh := start_from(Path(start), model.module)):
             self.reporter.say(f"start     from {start}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}")

@@ -22,7 +22,7 @@ from sfumato.data import Dataset, Loader
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.level import broadcast
 from sfumato.errors import InputError, Terminated
-from sfumato.random import Draws
+from sfumato.random import Draws, fold
 from sfumato.training.ema import Ema, EmaDecay, power_law
 from sfumato.training.losses import Denoising
 from sfumato.training.optimization import LearningRate, adamw, learning_rate_schedule
@@ -88,6 +88,8 @@ class Trainer:
         seed: int = 0,
         accelerator: Accelerator | None = None,
     ) -> None:
+        if not isinstance(loss, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"A trainer trains a loss or a denoiser, a torch module; got a {type(loss).__name__}.")
         self.accelerator = accelerator or Accelerator()
         parts = accumulate * self.accelerator.num_processes
         if batch_size < 1 or accumulate < 1 or batch_size % parts:
@@ -114,7 +116,9 @@ class Trainer:
         self._prepared.train()
         while self.step < steps and not self.stopping:
             began = time.perf_counter()
-            loss, grad_norm, rate = self._step()
+            device = self.accelerator.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                loss, grad_norm, rate = self._step()
             self.step += 1
             decay = self.ema.update(self.step)
             seconds = time.perf_counter() - began
@@ -135,6 +139,8 @@ class Trainer:
             last = part == self.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self._prepared):
                 batch, draws = self.loader.batch(start, share).to(device), self._draws(start, share)
+                # of torch's own generator, for layers of others such as nn.Dropout
+                torch.manual_seed(fold(self.seed, "torch", start))
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
                     losses: Tensor = self._prepared(batch, draws)
                 if losses.shape != (share,):
