@@ -56,7 +56,11 @@ class Label(Condition):
         return replace(self, names=names, frequencies=tuple(count / len(values) for count in counts))
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """From a class (its name or its number) for all samples, or one for each; -1 is none."""
+        """From a class (its name or its number) for all samples, or one for each; -1 is none.
+
+        Where the names of the classes are numbers, a number is such a name. A tensor holds the numbers of the classes
+        in the data.
+        """
         if not self.names:
             raise InputError("This model was trained without labels, so it can't be asked for a class.")
         listed = isinstance(value, Sequence) and not isinstance(value, str)
@@ -70,12 +74,20 @@ class Label(Condition):
         return {"value": labels}
 
     def _number(self, label: Any) -> Any:
-        """The number of a class from its name; numbers stay as they are."""
-        if isinstance(label, str) and label not in self.names:
-            if re.fullmatch("-?[0-9]+", label):
-                return int(label)
-            raise InputError(f"There is no class {label!r}; the classes are {', '.join(self.names)}.")
-        return self.names.index(label) if isinstance(label, str) else label
+        """The number of a class from its name, or from a number: where the names are numbers it is one of them."""
+        if isinstance(label, str):
+            if label in self.names:
+                return self.names.index(label)
+            if not re.fullmatch("-?[0-9]+", label):
+                raise InputError(f"There is no class {label!r}; the classes are {', '.join(self.names)}.")
+            label = int(label)
+        is_number = isinstance(label, int | np.integer) and type(label) is not bool and label != -1
+        if is_number and all(name.isdecimal() for name in self.names):
+            known = [int(name) for name in self.names]
+            if label not in known:
+                raise InputError(f"There is no class {label}; the classes are {', '.join(self.names)}, and -1 is none.")
+            return known.index(int(label))
+        return label
 
     def missing(self, count: int) -> dict[str, Tensor]:
         return {"value": torch.full((count,), -1, dtype=torch.long)}

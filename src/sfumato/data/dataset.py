@@ -183,7 +183,8 @@ class Dataset:
         count = round(holdout * size) if isinstance(holdout, float) else holdout
         if not 1 <= count < size:
             wrong = "rounds to none" if count < 1 else "leaves nothing to train on"
-            raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images.")
+            advice = "hold out a count of them, such as --data.holdout 1, or none: --data.holdout 0"
+            raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images; {advice}.")
         order = permutation(seed, "split", 0, size)
         return self.subset(order[count:]), self.subset(order[:count])
 
