@@ -146,16 +146,6 @@ def test_the_alpha_of_a_mask_is_the_mask(tmp_path: Path) -> None:
     assert np.array_equal(read_mask(tmp_path / "painted.png", (3, 8, 8)), kept)
 
 
-@pytest.mark.parametrize(("value", "words"), [(0, "keeps nothing"), (255, "keeps everything")])
-def test_a_mask_of_one_kind_is_said(tmp_path: Path, value: int, words: str) -> None:
-    Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(tmp_path / "mask.png")
-    np.save(tmp_path / "mask.npy", np.full((8, 8), value // 255))
-    for name in ("mask.png", "mask.npy"):
-        with pytest.warns(SfumatoWarning, match=words):
-            mask = read_mask(tmp_path / name, (1, 8, 8))
-        assert bool(mask.all()) == (value == 255)
-
-
 def test_a_value_a_little_below_zero_does_not_decide() -> None:
     values = np.random.default_rng(0).random((4, 1, 8, 8)).astype(np.float32)
     values[0, 0, 0, 0] = -0.001

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.data.dataset import Column
+from sfumato.data.dataset import Column, Units
 from sfumato.data.selection import Images
 from sfumato.errors import InputError, nearest
 from sfumato.io.images import Array
 from sfumato.io.ranges import BYTES, FLAG, Range, range_of, signed
 
-Read = tuple[Images, Mapping[str, Column]]
-"""Images and columns, of which ``label`` are int64 class numbers with the names of the classes."""
+Read = tuple[Images, Mapping[str, Column], Units | None]
+"""Images; columns, of which ``label`` are int64 class numbers with the names of the classes; units of vectors."""
 
 IMAGE_KEYS = ("images", "x", "x_train")
 LABEL_KEYS = ("labels", "y", "y_train")
@@ -41,12 +41,11 @@ def read_arrays(
         if columns:
             advice = "save an .npz file of images=... and labels=... instead"
             raise InputError(f"{where} is a single array without columns ({', '.join(columns)}); {advice}.")
-        return np.ascontiguousarray(normalized(channels_first(arrays, layout, where), value_range, where)), {}
+        return _values(channels_first(arrays, layout, where), value_range, where, {})
     with arrays:
         key = _image_key(arrays.files, key, where)
         name = f"{where}[{key!r}]"
-        images = normalized(channels_first(_get(arrays, key, where), layout, name), value_range, name)
-        images = np.ascontiguousarray(images)
+        images = channels_first(_get(arrays, key, where), layout, name)
         names: list[str] = arrays.files
         label_keys = ("y" + key[1:],) if key.startswith("x_") else LABEL_KEYS
 
@@ -61,7 +60,31 @@ def read_arrays(
             classes = next((get(member) for member in CLASS_KEYS if member in names), None)
             return labels_of(get(member), len(images), classes, f"{where}[{member!r}]")
 
-        return images, read_columns(names, get, columns, where, labels)
+        return _values(images, value_range, name, read_columns(names, get, columns, where, labels))
+
+
+def _values(array: Array, value_range: Range | None, where: str, columns: Mapping[str, Column]) -> Read:
+    """Images in the range of images; vectors of numbers in units of their own are standardized."""
+    if array.ndim > 2 or value_range is not None or array.dtype == np.uint8:
+        return np.ascontiguousarray(normalized(array, value_range, where)), columns, None
+    vectors, units = standardized(array, where)
+    return vectors, columns, units
+
+
+def standardized(vectors: Array, where: str) -> tuple[Array, Units]:
+    """float32 vectors whose columns have mean 0 and one standard deviation, the largest at which they lie in [-1, 1].
+
+    A column of one value becomes 0.
+    """
+    extremes(vectors, where)
+    values = vectors.astype(np.float64)
+    shift, std = values.mean(axis=0), values.std(axis=0)
+    std = np.where(std > 1e-9 * np.abs(values).max(axis=0, initial=0.0), std, 1.0)
+    peak = np.abs((values - shift) / std).max() or 1.0
+    # to nine digits, which other machines compute alike
+    shift, scale = ([float(f"{number:.9g}") for number in numbers.tolist()] for numbers in (shift, std * peak))
+    result = ((values - shift) / scale).astype(np.float32).clip(-1.0, 1.0)
+    return result, Units(tuple(shift), tuple(scale))
 
 
 def channels_first(array: Array, layout: str | None, where: str) -> Array:

@@ -113,7 +113,7 @@ def load(
         dataset = SOURCES[source]()
         if missing := [name for name in columns if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
-        name, read = source, (dataset.images, dataset.columns)
+        name, read = source, (dataset.images, dataset.columns, dataset.units)
     elif not is_file:
         name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
     elif path.is_dir():
@@ -124,7 +124,8 @@ def load(
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
     else:
         raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
-    return Dataset(prepare(read[0], target, name), read[1], name)
+    images, known, units = read
+    return Dataset(prepare(images, target, name), known, name, units)
 
 
 def _unknown(source: str, path: Path) -> str:
@@ -170,13 +171,13 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
     )
     images, kept = decode(encoded, target)
     if not columns:
-        return images, {}
+        return images, {}, None
     known = sorted_classes(set(of_image))
     left = {of_image[index] for index in kept}
     _require_classes(set(known), left, folder, "files that cannot be read")
     number = {name: index for index, name in enumerate(known)}
     labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
-    return images, {"label": Column(labels, tuple(known))}
+    return images, {"label": Column(labels, tuple(known))}, None
 
 
 def _require_classes(wanted: set[str], found: set[str], folder: Path, why: str) -> None:
@@ -290,7 +291,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
         settled=lambda: fingerprint is not None,
     )
     images, kept = decode(encoded, target)
-    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}
+    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}, None
 
 
 def _table(name: str, library: Any) -> Any:

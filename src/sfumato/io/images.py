@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError
 from sfumato.io.files import atomic_write
 from sfumato.io.ranges import Range, range_of, signed
 from sfumato.io.reading import read_pixels, reason
@@ -223,12 +222,17 @@ def _save(image: Image.Image, path: Path, **options: Any) -> None:
 
 
 def read(
-    path: Path, shape: tuple[int, ...], *, fit: bool = False, value_range: Range | None = None
+    path: Path,
+    shape: tuple[int, ...],
+    *,
+    fit: bool = False,
+    value_range: Range | None = None,
+    deep_range: Range | None = None,
 ) -> Float[Tensor, "channels *space"]:
     """An image for a model of images ``(C, *space) = shape``: an image file, or an .npy array of values in [-1, 1].
 
     An image file of another size or number of channels is refused, or with ``fit`` scaled, cropped and recoloured. The
-    ``value_range`` of an array or of a file of more than 8 bits becomes -1 and 1.
+    ends of ``value_range`` become -1 and 1, without it those of ``deep_range`` in a file of more than 8 bits.
     """
     names = {count: name for name, count in CHANNELS.items()}
     if path.suffix == ".npy":
@@ -237,7 +241,7 @@ def read(
             image = Decoded(values.numpy(), float(values.min()), float(values.max()), "float")
             values = torch.from_numpy(_signed(image, value_range, path))
     elif len(shape) == 3 and shape[0] in names:
-        values = _read_file(path, *((shape[1:], names[shape[0]]) if fit else (None, None)), value_range)
+        values = _read_file(path, *((shape[1:], names[shape[0]]) if fit else (None, None)), value_range, deep_range)
     else:
         raise InputError(f"This model is one of arrays of shape {shape}, not of images; give one as .npy.")
     if tuple(values.shape) != shape:
@@ -258,13 +262,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
         raise InputError(f"The mask {path} has shape {_sides(values.shape)}, and the images have {_sides(shape[1:])}.")
     if is_array and not bool(((values == 0) | (values == 1)).all()):
         raise InputError(f"The mask {path} must be 1 where the image is kept, 0 elsewhere; it has other values.")
-    mask = values > 0.5
-    if mask.all() or not mask.any():
-        what = "everything, so there is nothing to fill in" if mask.all() else "nothing: all of the image is new"
-        how = "1" if is_array else "opaque, or white,"
-        text = f"The mask {path} keeps {what}; it is {how} where to keep."
-        warnings.warn(text, SfumatoWarning, stacklevel=2)
-    return torch.from_numpy(mask)
+    return torch.from_numpy(values > 0.5)
 
 
 def _mask_values(path: Path) -> Array:
@@ -290,12 +288,16 @@ def _decoded(path: Path, *options: Any) -> Decoded:
 
 
 def _read_file(
-    path: Path, size: tuple[int, int] | None = None, channels: str | None = None, value_range: Range | None = None
+    path: Path,
+    size: tuple[int, int] | None = None,
+    channels: str | None = None,
+    value_range: Range | None = None,
+    deep_range: Range | None = None,
 ) -> Float[Tensor, "channels height width"]:
     image = _decoded(path, size, channels)
     if image.depth == "8-bit" and value_range is None:
         return torch.from_numpy(image.pixels.astype(np.float32)) / 127.5 - 1.0
-    return torch.from_numpy(_signed(image, value_range, path))
+    return torch.from_numpy(_signed(image, value_range or deep_range, path))
 
 
 def _signed(image: Decoded, stated: Range | None, path: Path) -> Array:

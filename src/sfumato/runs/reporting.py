@@ -46,6 +46,7 @@ class Terminal(Reporter):
         compiled = ", compiled at the first step" if config.training.compile else ""
         size = count(model.denoiser.network, info.shape)
         place = f"{trainer.accelerator.num_processes} x {device}"
+        conditions += ", standardized" if info.scale else ""
         self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
         self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         self.say(f"run       {model.run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
