@@ -85,7 +85,9 @@ class Label(Condition):
         if is_number and all(name.isdecimal() for name in self.names):
             known = [int(name) for name in self.names]
             if label not in known:
-                raise InputError(f"There is no class {label}; the classes are {', '.join(self.names)}, and -1 is none.")
+                low, high = min(known), max(known)
+                every = f"{low} to {high}" if len(known) == high - low + 1 else ", ".join(self.names)
+                raise InputError(f"There is no class {label}; the classes are {every}, and -1 is none.")
             return known.index(int(label))
         return label
 

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato import random
 from sfumato.conditioning.base import Condition, Filled, Null, rows_of, take, without_null
 from sfumato.errors import InputError
+from sfumato.io.reading import pixels_of
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.random import Draws
 
@@ -77,9 +79,9 @@ class LowResolution(Condition):
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """From an image of any size for all samples, or one for each: ``(C, h, w)``, uint8 or floats in [-1, 1]."""
         if not isinstance(value, Tensor):
-            pixels = np.asarray(value)
-            # images as Pillow gives them: (h, w) or (h, w, C)
-            pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0) if hasattr(value, "getbands") else pixels
+            pixels = pixels_of(value) if isinstance(value, Image.Image) else np.asarray(value)
+            if isinstance(value, Image.Image) and pixels.dtype != np.uint8:
+                raise InputError("The low-resolution image has more than 8 bits; give it as a tensor in [-1, 1].")
             value = torch.from_numpy(pixels.copy())
         low = rows_of(_signed(value), count, (None, None, None), "The low-resolution image")
         if not self.noise:

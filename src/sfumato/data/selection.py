@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -92,7 +93,7 @@ class Items:
         if "image" not in fields:
             raise InputError(f"{self.name}: items hold {', '.join(map(str, fields))}; name the image 'image'.")
         image = fields["image"]
-        if hasattr(image, "getbands"):  # an image of Pillow
+        if isinstance(image, Image.Image):
             image = torch.from_numpy(pixels_of(image).copy())
         if not isinstance(image, Tensor | np.ndarray):
             expected = "expected a tensor, (image, label) or a dict with 'image'"
