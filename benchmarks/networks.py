@@ -45,7 +45,7 @@ from sfumato.models.inference import prepared
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.networks.execution import Bfloat16Copy
-from sfumato.runs.train import make_trainer
+from sfumato.runs.setup import make_trainer
 from sfumato.training.precision import supports_bf16
 
 CPU = torch.device("cpu")

@@ -45,7 +45,7 @@ from sfumato.models.evaluate import read_data, training_data
 from sfumato.models.likelihood import bits_per_dim, default_levels
 from sfumato.models.model import Model
 from sfumato.recipes import digits
-from sfumato.runs.train import describe, make_trainer
+from sfumato.runs.setup import describe, make_trainer
 from sfumato.sampling import grids
 
 BINS = 17

@@ -41,7 +41,7 @@ from sfumato.metrics import Moments
 from sfumato.models.evaluate import read_data, training_data
 from sfumato.models.model import Model
 from sfumato.recipes import digits, small
-from sfumato.runs.train import describe, make_trainer
+from sfumato.runs.setup import describe, make_trainer
 from sfumato.training.precision import supports_bf16
 
 Step = Callable[[], float]

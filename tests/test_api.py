@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sfumato
+from sfumato.config.component import settings_of
 from sfumato.diffusion.denoiser import embed_thousand
 from sfumato.diffusion.oracle import Covariances, GaussianOracle
 from sfumato.diffusion.parameterization import v
@@ -64,9 +65,9 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_modules_are_there_without_being_imported() -> None:
-    code = "import sfumato\nprint(sfumato.interop.load_edm.__name__, sfumato.recipes.digits.__name__)"
+    code = "import sfumato\nprint(sfumato.interop.load_edm.__name__, sfumato.recipes.preset.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["load_edm", "digits"]
+    assert done.stdout.split() == ["load_edm", "preset"]
 
 
 def test_three_lines(model: sfumato.Model) -> None:
@@ -231,13 +232,12 @@ class Forgetful(Own):
 
 
 def test_how_a_network_is_made_is_known_or_not_claimed() -> None:
-    from sfumato.models.weights import settings_of
-
     kind = f"{__name__}:Own"
-    assert settings_of(Own(width=4)) == {"kind": kind, "width": 4}
-    assert settings_of(partial(Own, width=4)) == {"kind": kind, "width": 4}
-    assert settings_of(Forgetful(wide=4)) == {"kind": "given"}
-    assert settings_of(partial(Own, 1, 1, 4)) == {"kind": "given"}
+    assert settings_of(Own(width=4), "network") == {"kind": kind, "width": 4}
+    assert settings_of(partial(Own, width=4), "network") == {"kind": kind, "width": 4}
+    assert settings_of(partial(Own, 1, 1, 4), "network") == {"kind": kind, "inputs": 1, "outputs": 1, "width": 4}
+    with pytest.raises(InputError, match="'wide' of the network"):
+        settings_of(Forgetful(wide=4), "network")
 
 
 def test_what_can_not_be_made_again_is_not_saved(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import json
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
-from sfumato.config import KINDS, ModelConfig, ObjectiveConfig, component
+from sfumato.config import KINDS, component
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -23,18 +23,18 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("settings", "field"),
+    ("group", "field"),
     [
-        (ModelConfig, "schedule"),
-        (ModelConfig, "parameterization"),
-        (ObjectiveConfig, "weight"),
-        (ObjectiveConfig, "times"),
+        ("model", "schedule"),
+        ("model", "parameterization"),
+        ("objective", "weight"),
+        ("objective", "times"),
     ],
 )
-def test_every_kind_has_a_row(benchmarks: ModuleType, settings: Any, field: str) -> None:
+def test_every_kind_has_a_row(benchmarks: ModuleType, group: str, field: str) -> None:
     kinds = set(KINDS[field])
     configs = [row.config(100) for row in benchmarks.ROWS]
-    reached = {getattr(c.model if settings is ModelConfig else c.objective, field).kind for c in configs}
+    reached = {getattr(getattr(c, group), field).kind for c in configs}
     assert kinds and reached == kinds
 
 

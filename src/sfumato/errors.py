@@ -10,8 +10,35 @@ class InputError(ValueError):
     """A wrong input. The message says what is wrong, what was expected and how to fix it."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end, by SIGTERM or SIGHUP."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+
 class SfumatoWarning(UserWarning):
     """Something that works but is probably not what was meant."""
+
+
+def require_memory(values: int, what: str, lower: str) -> None:
+    """Refuse what cannot fit: ``values`` numbers of 4 bytes, in more than all memory of the machine.
+
+    Args:
+        values: how many there are at once, at least.
+        what: what they are, for the message.
+        lower: which setting makes them fewer.
+    """
+    import psutil
+
+    most = psutil.virtual_memory().total
+    if 4 * values > most:
+        gib = 2.0**30
+        raise InputError(
+            f"{what} need at least {4 * values / gib:,.1f} GiB, and this machine has {most / gib:.1f} GiB of memory; "
+            f"lower {lower}."
+        )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sfumato.runs.train import train
-from tests.cli.test_cli import run
+from tests.cli.command import run
 from tests.training.tiny import LABELLED, tiny
 
 

@@ -13,15 +13,8 @@ from PIL import Image
 
 from sfumato.cli.explain import TOPICS
 from sfumato.runs.train import train
-from tests.cli.test_cli import run
-from tests.training.tiny import LABELLED, tiny
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny(conditions=LABELLED, training={"steps": 4}), run=folder)
-    return str(folder)
+from tests.cli.command import run
+from tests.training.tiny import tiny
 
 
 @pytest.fixture(scope="module")

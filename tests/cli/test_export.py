@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sfumato import load
-from sfumato.io.files import read_tensors
+from sfumato.io.tensors import read_tensors
 from sfumato.runs.train import train
-from tests.cli.test_cli import run
+from tests.cli.command import run
 from tests.training.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -52,7 +52,7 @@ def test_without_a_place_it_is_written_into_the_run(trained: str, capsys: pytest
     [
         (("x.onnx", "--to", "onx"), "no target 'onx'; did you mean 'onnx'?"),
         (("x.bin", "--to", "onnx"), "written as a file *.onnx"),
-        (("x", "--to", "diffusers"), "schedule edm is no table|skips blocks"),
+        (("x", "--to", "diffusers"), "skips is blocks"),
         (("x", "--to", "diffusers", "--precision", "int8"), "int8 is for onnx and openvino"),
         (("x.onnx", "--to", "onnx", "--precision", "bf16"), "fp32 or int8, not 'bf16'"),
         (("kept", "--to", "diffusers", "--overwrite"), "other things than a pipeline"),
@@ -66,7 +66,7 @@ def test_what_is_refused(
     (tmp_path / "kept" / "thesis.txt").write_text("all of it")
     assert run("export", trained, str(tmp_path / asked[0]), *asked[1:]) == 2
     said = capsys.readouterr().err
-    assert any(word in said for word in words.split("|")) and said.startswith("sfumato: ")
+    assert words in said and said.startswith("sfumato: ")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"] and len(list((tmp_path / "kept").iterdir())) == 1
 
 

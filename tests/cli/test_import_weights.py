@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sfumato import load
 from sfumato.interop import load_edm
-from tests.cli.test_cli import run
+from tests.cli.command import run
 from tests.interop.edm_reference import Reference
 
 pytestmark = pytest.mark.usefixtures("unchecked")

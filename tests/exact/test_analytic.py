@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -155,7 +156,7 @@ def test_estimated_from_a_denoiser() -> None:
 
 def test_it_survives_json() -> None:
     table = exact(grids.uniform(schedules.linear(100), 5), 0.4)
-    assert Gamma.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert Gamma.from_dict(json.loads(json.dumps(dataclasses.asdict(table)))) == table
 
 
 def test_few_steps_of_ancestral_sampling_have_the_spread_of_the_data() -> None:

@@ -28,7 +28,7 @@ def test_a_gaussian_fits_the_moments_of_images() -> None:
     assert torch.allclose(oracle.log_prob(x), exact.log_prob(x), atol=1e-10)
     # fewer images than dimensions: the plane through them
     few = GaussianOracle.fit(images[:3])
-    assert few.covariances.values.shape == (1, 2) and few.covariances.flat == 2
+    assert few.covariances.values.shape == (1, 2) and few.covariances.codimension == 2
     wide = GaussianOracle(images[:3].mean(0), torch.from_numpy(np.cov(rows[:3].T, bias=True)))
     assert torch.allclose(few(x, level).x0, wide(x, level).x0, atol=1e-12)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from sfumato.errors import InputError
 from sfumato.interop import export, load_edm, save_run
 from sfumato.interop.engines.graph import graph_of
-from sfumato.io.files import read_tensors, write_tensors
+from sfumato.io.tensors import read_tensors, write_tensors
 from sfumato.models.model import Model, load
 from sfumato.models.storage import write_config
 from sfumato.networks.execution import Bfloat16Copy, copy_sharing_weights

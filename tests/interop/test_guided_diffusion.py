@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from sfumato.config import ModelConfig, parse
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 from sfumato.interop import load_guided_classifier, load_guided_diffusion, load_guided_upsampler
-from sfumato.interop.model import build_denoiser
 from sfumato.recipes.openai import GUIDED, GUIDED_DEFAULTS, guided
 from sfumato.recipes.published import PRESETS
 from sfumato.recipes.settings import numbers
@@ -227,7 +227,7 @@ def test_the_flags_of_a_schedule() -> None:
     cosine = guided(
         {**SMALL, "noise_schedule": "cosine", "diffusion_steps": 50, "learn_sigma": True}, "guided-diffusion"
     )
-    schedule = build_denoiser(cosine.model, cosine.shape, {}).schedule
+    schedule = parse(ModelConfig, cosine.model).build(cosine.shape).schedule
     assert schedule(1.0).alpha < 1e-2 and isinstance(schedule(0.5), Level)
     assert cosine.model["learned_variance"] and cosine.sampling["sampler"]["variance"] == "learned"
 

@@ -10,7 +10,7 @@ import torch
 
 from sfumato.config import Config
 from sfumato.errors import InputError
-from sfumato.io.files import read_tensors
+from sfumato.io.tensors import read_tensors
 from sfumato.models.model import load
 from sfumato.runs.train import train
 from tests.runs.test_resume import assert_same_bytes, losses, state
@@ -55,10 +55,8 @@ def test_accumulation_sees_the_same_times(tmp_path: Path) -> None:
 def test_two_processes_see_the_same_times(tmp_path: Path) -> None:
     settings = [*flags(batch_size=64, steps=8), "--objective.times.kind", "loss_second_moment"]
     settings += ["--objective.times.history", "2", "--objective.times.strata", "8"]
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
     parts = ["--training.accumulate", "2"]
-    two = command("train", "digits", "--run", "two", *settings, *parts, cwd=tmp_path, launcher=launcher)
+    two = command("train", "digits", "--run", "two", *settings, *parts, cwd=tmp_path, processes=2)
     _, errors = two.communicate(timeout=180)
     assert two.returncode == 0, errors
     one = command("train", "digits", "--run", "one", *settings, cwd=tmp_path)

@@ -16,10 +16,11 @@ from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.models.model import load
 from sfumato.runs.reporting import Reporter
-from sfumato.runs.train import describe, train
+from sfumato.runs.setup import describe
+from sfumato.runs.train import train
 from sfumato.training.loop import Record
 from sfumato.training.precision import tf32
-from tests.training.tiny import LABELLED, tiny
+from tests.training.tiny import LABELLED, flags, tiny
 
 
 def test_diverging_leaves_the_checkpoint_and_exits_with_a_sentence(
@@ -53,6 +54,7 @@ def test_data_that_do_not_fit_the_network(tmp_path: Path) -> None:
 def test_logs_are_lines_of_json(tmp_path: Path) -> None:
     train(tiny(training={"log_every": 5, "sample_count": 4, "sample_every": 6}), run=tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
     assert [line["step"] for line in lines] == [5, 10, 12]
     assert {"loss", "grad_norm", "learning_rate", "ema_decay", "images", "seconds"} <= lines[0].keys()
     assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())] == [
@@ -122,12 +124,30 @@ def test_bf16_on_a_processor_without_it_falls_back_in_words(
     assert "training in fp32" in " ".join(capsys.readouterr().out.split())
 
 
-def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+def test_a_tracker_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"sfumato\[wandb\]"):
+        train(tiny(training={"tracker": "wandb"}), run=tmp_path / "run")
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"sfumato\[tensorboard\]"):
-        train(tiny(training={"tensorboard": True}), run=tmp_path / "run")
+
+def test_tensorboard_has_losses_samples_and_the_evaluation(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'sfumato[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {"steps": 4, "sample_every": 2, "sample_count": 4, "tracker": "tensorboard"}
+    train(tiny(training=options, evaluation={"samples": 20}), run=tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "sfumato")).Reload()
+    tags = events.Tags()
+    assert {"loss", "grad_norm", "heldout_loss", "pixels/frechet_heldout"} <= set(tags["scalars"])
+    assert [event.step for event in events.Images("samples")] == [2, 4]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    heldout = [line for line in logged if "heldout_loss" in line]
+    assert [line["step"] for line in heldout] == [2, 4]
+    by_level = [value for name, value in heldout[1].items() if "log-SNR" in name]
+    assert len(by_level) == 8 and heldout[1]["heldout_loss"] == pytest.approx(sum(by_level) / 8)
+    assert [event.value for event in events.Scalars("heldout_loss")] == pytest.approx(
+        [h["heldout_loss"] for h in heldout]
+    )
 
 
 def test_the_steps_of_a_training_are_within_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -148,3 +168,28 @@ def test_the_steps_of_a_training_are_within_it(monkeypatch: pytest.MonkeyPatch, 
     train(tiny(training={"steps": 2}), run=tmp_path / "run", reporter=Watching())
     assert seen == ["high", "high"]
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_training_starts_from_the_weights_of_another(tmp_path: Path) -> None:
+    first = train(tiny(training={"steps": 6}, conditions=LABELLED), run=tmp_path / "first")
+    rate = {"learning_rate": 1e-12, "warmup": 0}
+    start = {"steps": 1, "init_from": str(tmp_path / "first")}
+    second = train(tiny(training=start, conditions=LABELLED, optimizer=rate), run=tmp_path / "second")
+    assert torch.allclose(second.sample(2, label=3), first.sample(2, label=3), atol=1e-4)
+    unlike = {"network": {"channels": (16, 16), "groups": 4, "embedding": 32, "heads": 1}}
+    with pytest.raises(InputError, match="another network"):
+        train(tiny(training=start, model=unlike), run=tmp_path / "third")
+    # without classes: the table of the classes has no place, all else is taken
+    assert train(tiny(training=start, optimizer=rate), run=tmp_path / "plain").step == 1
+
+
+def test_what_was_said_is_kept_and_quiet_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.cli.command import run
+
+    arguments = ["train", "digits", "--run", str(tmp_path / "run"), "--quiet", *flags(steps=3)]
+    assert run(*arguments) == 0
+    out, errors = capsys.readouterr()
+    assert (out, errors) == ("", "")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "data      digits" in log and "step 3/3" in log and "use it" in log
+    assert run(*arguments) == 2 and "is there already" in capsys.readouterr().err

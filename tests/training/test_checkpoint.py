@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 import sfumato
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.files import SaveError, read_tensors, write_json, write_tensors
+from sfumato.io.files import SaveError, write_json
+from sfumato.io.tensors import read_tensors, write_tensors
 from sfumato.models.model import load
 from sfumato.runs.train import train
 from sfumato.training.checkpoint import Checkpoints
@@ -50,7 +51,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_run_describes_itself(run: Path) -> None:
-    assert {p.name for p in run.iterdir()} == {"config.json", "model.safetensors", "checkpoints", "metrics.jsonl"}
+    there = {path.name for path in run.iterdir()}
+    assert there == {"config.json", "model.safetensors", "checkpoints", "metrics.jsonl", ".lock"}
     model = load(run)
     assert model.step == 12 and model.info.shape == (1, 8, 8)
     state, _ = read_tensors(max((run / "checkpoints").iterdir()))

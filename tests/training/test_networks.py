@@ -24,7 +24,7 @@ from sfumato.io.images import grid, save_each
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.recipes import vectors
-from sfumato.runs.train import accelerator_without_settings, make_trainer
+from sfumato.runs.setup import accelerator_without_settings, make_trainer
 from tests.training.tiny import LABELLED, tiny
 
 Points = npt.NDArray[np.float32]

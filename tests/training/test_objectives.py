@@ -16,7 +16,8 @@ from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.models.model import Model, load
 from sfumato.models.storage import Info
-from sfumato.runs.train import make_trainer, train
+from sfumato.runs.setup import make_trainer
+from sfumato.runs.train import train
 from tests.training.tiny import tiny
 
 LINEAR = {"kind": "linear", "steps": 100}

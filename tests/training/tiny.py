@@ -51,11 +51,13 @@ def flags(condition: str = "none", **training: Any) -> list[str]:
     return found
 
 
-def command(*arguments: str, cwd: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """``sfumato`` in a process of its own."""
+def command(*arguments: str, cwd: Path, processes: int = 1) -> subprocess.Popen[str]:
+    """``sfumato`` in a process of its own, or in several that torchrun starts."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "--")
+    launcher = ("-m",) if processes == 1 else torchrun
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "sfumato", *arguments],
+        [sys.executable, *launcher, "sfumato", *arguments],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,

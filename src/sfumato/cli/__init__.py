@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import signal
 import sys
 import warnings
 
-from sfumato.errors import InputError, SfumatoWarning, nearest
+from sfumato.errors import InputError, SfumatoWarning, Terminated, nearest
 
 HELP = """\
 usage: sfumato COMMAND ...
@@ -25,6 +27,7 @@ commands:
   import WEIGHTS make a run of the weights of diffusers, guided-diffusion or EDM
   info RUN       what a run is: data, model, settings, progress, evaluation; or a published model by name
   explain TOPIC  a figure of the lecture from a run, from data or in closed form
+  completion     completion of commands, options and paths in bash and zsh: eval "$(sfumato completion)"
 
 first steps:
   sfumato train                          1,797 real digits, about a minute on two CPU cores
@@ -34,8 +37,13 @@ first steps:
 Each command has its own help: sfumato train --help
 """
 
+_LESS = (
+    "Take fewer images at once: --training.batch-size, or more parts of a batch with --training.accumulate, when "
+    "training; --batch-size or --count when sampling."
+)
+
 COMMANDS = {
-    "train": "commands:train",
+    "train": "train:train",
     "sample": "commands:sample",
     "evaluate": "commands:evaluate",
     "edit": "edit:edit",
@@ -45,14 +53,19 @@ COMMANDS = {
     "import": "exchange:import_weights",
     "info": "info:info",
     "explain": "explain:explain",
+    "completion": "completion:completion",
 }
 """The commands, each with the function that runs it."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 when it worked, 2 after wrong input, 1 after a failure, 130 after Ctrl-C."""
+    """Run a command and exit: 0 when it worked, 2 after wrong input, 1 after a failure, 128 + n after signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
     # torch's threads wait for each other by spinning for milliseconds, which starves them on a machine that does other
     # work too (a step can take 50 times as long); a short spin costs nothing on a quiet one
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -65,9 +78,15 @@ def main(arguments: list[str] | None = None) -> None:
         # the reader of the output has gone: not worth a word, but Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        reason = (str(error).splitlines() or ["the allocation failed"])[0][:200]
+        print(f"sfumato: Out of memory ({reason}). {_LESS}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as stop:
         print("\nsfumato: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
     except OSError as error:
         print(f"sfumato: {error}", file=sys.stderr)
         sys.exit(1)
@@ -87,6 +106,10 @@ def _dispatch(arguments: list[str]) -> int:
         raise InputError(f"There is no command {name!r}{nearest(name, COMMANDS)}")
     module, _, function = COMMANDS[name].partition(":")
     return getattr(importlib.import_module(f"sfumato.cli.{module}"), function)(rest)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated(number)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:

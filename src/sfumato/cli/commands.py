@@ -1,4 +1,4 @@
-"""Train, sample, evaluate."""
+"""Sample and evaluate, and what commands on a run share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
-from sfumato.cli.flags import Fields, Scanned, option
+from sfumato.cli.flags import Fields, option
 from sfumato.cli.output import OUT, check_free, check_out, write_images
-from sfumato.config import Component, Config, SamplingConfig, component, merge, parse, read_file
+from sfumato.config import Component, SamplingConfig, component, merge, parse
+from sfumato.config.signature import signature
 from sfumato.errors import InputError
+from sfumato.io.files import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,115 +35,8 @@ ENGINE: Fields = {
     ),
 }
 
-_TRAIN = """\
-Train a denoising diffusion model, show it, evaluate it, and leave it in a run directory.
 
-DATA is a name, a folder of images, an .npy or .npz file, or hf:NAME, as --data.source. Every setting of the
-configuration is an option. Its default is that of the recipe for the data, and a file given with
---config comes between: recipe, then file, then options.
-"""
-_TRAIN_OPTIONS: Fields = {
-    "run": option(Path | None, "The run directory (default: runs/ and the name of the data)."),
-    "resume": option(Path | None, "Continue this run where it stopped, bit for bit."),
-    "overwrite": option(bool, "Replace a run that is there.", False),
-    "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one."),
-    "recipe": option(
-        str | None,
-        "Settings to start from: digits, small, images, ddpm, vectors, or a published model by a name that "
-        "sfumato info --presets lists (default: as suits DATA).",
-    ),
-    "condition": option(
-        tuple[str, ...],
-        "What the network is given besides the noise level, such as label; none for nothing (default: as the recipe "
-        "says). Its settings are then --conditions.NAME.SETTING.",
-        (),
-    ),
-    "trust": TRUST,
-    "print_config": PRINT,
-}
-
-
-def train(arguments: list[str]) -> int:
-    scanned = flags.scan(arguments, _TRAIN_OPTIONS, Config)
-    if len(scanned.words) > 1:
-        raise InputError(f"One DATA is trained on; got {' and '.join(map(repr, scanned.words))}.")
-    fields = {**_TRAIN_OPTIONS, **flags.flag_fields(_base_config(scanned))}
-    options = flags.parse(fields, scanned.options, prog="sfumato train [DATA]", description=_TRAIN)
-    config = parse(Config, flags.settings(options, Config), origin="the options", trust=True)
-    if options.print_config:
-        return _print(config)
-
-    from sfumato.io.files import SaveError
-    from sfumato.runs import train as runs
-    from sfumato.runs.directory import Interrupted
-    from sfumato.runs.reporting import Terminal
-    from sfumato.training.loop import Diverged
-
-    if options.resume is not None and (options.run is not None or options.overwrite):
-        raise InputError("--resume goes on with a run as it is; leave --run and --overwrite out.")
-    terminal = Terminal()
-    try:
-        runs.train(
-            config,
-            run=options.resume or options.run,
-            resume=options.resume is not None,
-            overwrite=options.overwrite,
-            # what may be imported was judged with the settings
-            trust=True,
-            reporter=terminal,
-        )
-    except Interrupted as stop:
-        terminal.close()
-        terminal.say(str(stop))
-        return 128 + stop.signal_number
-    except Diverged as error:
-        terminal.close()
-        terminal.say(
-            f"sfumato: {error} Training stopped; {error.saved}. "
-            "Try a lower optimizer.learning-rate, a longer optimizer.warmup, or training.precision fp32."
-        )
-        return 1
-    except SaveError as error:
-        terminal.close()
-        terminal.say(f"sfumato: {error}")
-        return 1
-    finally:
-        terminal.close()
-    return 0
-
-
-def _base_config(scanned: Scanned) -> Config:
-    """The configuration that the options start from: of the run, or of recipe, file, conditions and kinds."""
-    source = next(iter(scanned.words), None) or scanned.value("data.source")
-    resume, file, recipe = (scanned.value(name) for name in ("resume", "config", "recipe"))
-    trust = "trust" in scanned.values
-    if resume is not None:
-        if source is not None or file is not None or recipe is not None:
-            raise InputError("A run that is resumed has its data and settings; leave DATA, --config and --recipe out.")
-        from sfumato.models.storage import read_config
-
-        values: dict[str, Any] = read_config(resume, trust=trust)[0].model_dump()
-    else:
-        from sfumato.recipes import named
-
-        over = read_file(file) if file is not None else {}
-        group: Any = over.get("data", {})
-        of_file = group if isinstance(group, dict) else {}
-        layout = scanned.value("data.layout") or of_file.get("layout")
-        values = merge(named(recipe, source or of_file.get("source"), layout), over)
-        if file is not None:
-            parse(Config, values, origin=str(file), trust=trust)
-        if source is not None:
-            values = merge(values, {"data": {"source": source}})
-    if "condition" in scanned.values:
-        names = [name for name in scanned.values["condition"] if name != "none"]
-        kept = values.get("conditions", {})
-        values = {**values, "conditions": {name: kept.get(name, {"kind": name}) for name in names}}
-    # kinds that are named on the command line are trusted: the person who typed them knows them
-    return parse(Config, merge(values, scanned.kinds), trust=True)
-
-
-def _print(settings: Component, **more: Any) -> int:
+def print_settings(settings: Component, **more: Any) -> int:
     print(json.dumps({**settings.model_dump(mode="json"), **more}, indent=2))
     return 0
 
@@ -166,8 +61,8 @@ def with_sampling(
         base, conditions = config.sampling, info.conditions
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
     for name, condition in conditions.items():
-        text = f"The {name} of all images, by name or number (default: as in the data)."
-        fields[name] = option(str | None, text if name == "label" else type(condition).__doc__ or "")
+        text = signature(f"{condition.targets[0]}.given").summary.rstrip(".")
+        fields[name] = option(str | None, f"{text} (default: as in the data, or none).")
     if run is None:
         fields["label"] = option(str | None, "The class of all images, of a model with labels.")
     options = flags.parse({**fields, **flags.flag_fields(base)}, scanned.arguments, prog=prog, description=description)
@@ -177,21 +72,18 @@ def with_sampling(
         # what was fitted for this number of steps is taken where no sampler and no grid is named
         sampling = _fitted(sampling, Path(options.run))
     if options.print_config:
-        raise SystemExit(_print(sampling))
+        raise SystemExit(print_settings(sampling))
     given = {name: getattr(options, name) for name in conditions if getattr(options, name) is not None}
     return options, sampling, given
 
 
 def _fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
     path = run / "fitted.json"
-    if not path.is_file():
-        return sampling
     try:
-        plans = json.loads(path.read_text(encoding="utf-8")).get("solvers", {})
-    except (OSError, ValueError, AttributeError):
+        plan = read_json(path)["solvers"][str(sampling.steps)]["guidance"]
+    except (InputError, KeyError, TypeError):
         return sampling
-    plan = plans.get(str(sampling.steps), {})
-    if plan.get("guidance") != sampling.guidance.scale:
+    if plan != sampling.guidance.scale:
         return sampling
     best = {slot: component(slot, "best")() for slot in ("sampler", "grid")}  # pyright: ignore[reportCallIssue]
     return sampling.model_copy(update=best)

@@ -95,7 +95,7 @@ def likelihood(arguments: list[str]) -> int:
     from sfumato.io.files import write_json
     from sfumato.models.evaluate import read_data
     from sfumato.models.likelihood import bits_per_dim
-    from sfumato.runs.train import accelerator_without_settings
+    from sfumato.runs.setup import accelerator_without_settings
 
     accelerator = accelerator_without_settings()
     if accelerator.num_processes > 1:

@@ -25,7 +25,7 @@ Fields = Mapping[str, tuple[Any, Any]]
 
 def option(kind: Any, text: str, default: Any = None, *, positional: str = "") -> tuple[Any, Any]:
     """An option of a command; a ``positional`` one stands without its name and is shown by this word."""
-    hint = "" if default in (None, False, (), ...) else f"(default: {_shown(default)})"
+    hint = "" if default is False or default in (None, (), ...) else f"(default: {_shown(default)})"
     markers = [tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=positional or None)]
     if positional:
         markers.append(tyro.conf.Positional)
@@ -74,7 +74,7 @@ def group(value: Component, slot: str | None = None) -> tuple[Any, Any]:
 
 def _nest(name: str, fields: Fields, text: str) -> tuple[Any, Any]:
     model = _model(name, text, fields)
-    return model, Field(default_factory=model)
+    return model, Field(default_factory=model.model_construct, description=text)
 
 
 def _model(name: str, text: str, fields: Fields) -> type[BaseModel]:
@@ -83,7 +83,7 @@ def _model(name: str, text: str, fields: Fields) -> type[BaseModel]:
         warnings.simplefilter("ignore", UserWarning)
         options: dict[str, Any] = dict(fields)
         # of a short module: tyro looks for the source of a class in its module, which takes time
-        config = ConfigDict(arbitrary_types_allowed=True)
+        config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
         return create_model(name, __doc__=text, __module__="sfumato", __config__=config, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,8 @@ from sfumato.cli import flags
 from sfumato.cli.commands import TRUST
 from sfumato.cli.flags import Fields, option
 from sfumato.config import Config, parse
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError, SfumatoWarning, nearest
+from sfumato.io.files import read_json
 from sfumato.recipes.published import PRESETS, TRAINED, preset
 
 if TYPE_CHECKING:
@@ -74,13 +76,13 @@ def _run(model: Model, everything: bool) -> Group:
     logged = run / "metrics.jsonl" if run is not None else None
     if logged is not None and logged.is_file():
         # the last line of a run that was killed may be cut off
-        lines = logged.read_text(encoding="utf-8").splitlines()[-20:]
+        lines = logged.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
         losses = [loss for loss in map(_loss, lines) if loss is not None]
         if losses:
             rows["loss"] = f"{sum(losses) / len(losses):.4f}, the mean of the last {len(losses)} in metrics.jsonl"
     evaluated = run / "evaluation.json" if run is not None else None
     if evaluated is not None and evaluated.is_file():
-        for space, entry in _spaces(evaluated.read_text(encoding="utf-8")).items():
+        for space, entry in _spaces(evaluated).items():
             rows[f"Frechet, {space}"] = (
                 f"{entry['frechet_heldout']:.3g} to held-out ({entry['frechet_ratio']:.2f} x real against real), "
                 f"nearest-neighbour ratio {entry['neighbour_ratio']:.2f}"
@@ -143,11 +145,12 @@ def _loss(line: str) -> float | None:
         return None
 
 
-def _spaces(text: str) -> dict[str, Any]:
+def _spaces(path: Path) -> dict[str, Any]:
     """The entries of evaluation.json that have all that is shown."""
     try:
-        spaces = json.loads(text)["spaces"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        spaces = read_json(path)["spaces"].items()
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(f"{path} is damaged and passed over ({error}).", SfumatoWarning, stacklevel=2)
         return {}
     needed = {"frechet_heldout", "frechet_ratio", "neighbour_ratio"}
     return {name: entry for name, entry in spaces if isinstance(entry, dict) and needed <= entry.keys()}

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from sfumato.errors import InputError, nearest
+from sfumato.io.images import read_any_size
 from sfumato.random import Draws, sent
 
 
@@ -29,6 +31,8 @@ class Data(Protocol):
     def columns(self) -> Mapping[str, Any]: ...
     @property
     def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Filled(NamedTuple):
@@ -89,7 +93,10 @@ class Condition(ABC):
 
     @abstractmethod
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """The parts for ``count`` samples from what a person gives: one value for all, or one per sample."""
+        """The parts for ``count`` samples from what a person gives: one value for all, or one per sample.
+
+        A text is what is typed on a command line, whose help is the first sentence of this docstring.
+        """
 
     @abstractmethod
     def missing(self, count: int) -> dict[str, Tensor]:
@@ -193,15 +200,10 @@ def given_tensors(
         require_known(name, (*conditions, *raw))
         if name in conditions:
             condition = conditions[name]
-            try:
-                parts = (
-                    condition.missing(count) if value is None else condition.given(value, count, seed=seed, first=first)
-                )
-            except TypeError:
-                # such as a word from a command line where numbers are needed
-                raise InputError(
-                    f"The condition {name!r} can't be made of {value!r}; give numbers or a tensor."
-                ) from None
+            if value is None:
+                parts = condition.missing(count)
+            else:
+                parts = condition.given(value, count, seed=seed, first=first)
             tensors |= keyed(name, condition, parts)
             continue
         shape = tuple(getattr(value, "shape", ()))
@@ -241,13 +243,29 @@ def require_known(name: str, conditions: Iterable[str]) -> None:
         raise InputError(f"The model knows no condition {name!r}{nearest(name, conditions)}")
 
 
+def numbers_of(value: Any, what: str) -> Tensor:
+    """A tensor of what a person gives: of numbers as they are, or from the name of an .npy file or typed numbers."""
+    if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".npy")):
+        return read_any_size(Path(value))
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+        try:
+            value = [float(number) for number in value]
+        except ValueError:
+            raise InputError(f"{what} is numbers, or the name of an .npy file of them; got {value[0]!r}.") from None
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{what} can't be made of a {type(value).__name__}; give numbers or a tensor.") from None
+
+
 def rows_of(value: Any, count: int, shape: Sequence[int | None], what: str) -> Float[Tensor, "count *shape"]:
     """A float32 tensor of shape ``(count, *shape)`` from one value for all samples or a row per sample."""
-    tensor = torch.as_tensor(value).float()
+    tensor = numbers_of(value, what).float()
     tensor = tensor.expand(count, *tensor.shape) if tensor.ndim == len(shape) else tensor
     fits = tensor.ndim == len(shape) + 1 and len(tensor) == count
     if not fits or any(b is not None and a != b for a, b in zip(tensor.shape[1:], shape, strict=True)):
         wanted = ", ".join("any" if side is None else str(side) for side in shape)
         expected = f"expected ({wanted}) for all samples, or ({count}, {wanted}), one for each"
-        raise InputError(f"{what} has shape {tuple(torch.as_tensor(value).shape)}; {expected}.")
+        raise InputError(f"{what} has shape {tuple(numbers_of(value, what).shape)}; {expected}.")
     return tensor

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Condition, Data, Filled, Null, rows_of, take, without_null
+from sfumato.conditioning.base import Condition, Data, Filled, Null, numbers_of, rows_of, take, without_null
 from sfumato.errors import InputError
 from sfumato.random import Draws
 
@@ -59,12 +59,13 @@ class Embedding(Condition):
         return {"value": values[:, None] if values.ndim == 1 else values}
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """From a vector (or a number, where it is one) for all samples, or one for each."""
-        features = len(self.mean)
-        if features == 1 and torch.as_tensor(value).ndim < 2:
-            value = torch.as_tensor(value).reshape(-1, 1)
+        """A vector, or a number where it is one, for all samples or one for each: numbers, or an .npy file."""
+        features, what = len(self.mean), f"The embedding {self.column!r}"
+        value = numbers_of(value, what)
+        if features == 1 and value.ndim < 2:
+            value = value.reshape(-1, 1)
             value = value[0] if len(value) == 1 else value
-        return {"value": rows_of(value, count, (features,), f"The embedding {self.column!r}")}
+        return {"value": rows_of(value, count, (features,), what)}
 
     def missing(self, count: int) -> dict[str, Tensor]:
         return {"value": torch.full((count, len(self.mean)), torch.nan)}
@@ -144,7 +145,7 @@ class Tokens(Condition):
         return {"value": tokens, "mask": take(columns, self.mask_column).bool()}
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """From tokens ``(length, features)``, or a pair of tokens and their mask, for all samples or one per sample."""
+        """Tokens ``(length, features)`` for all samples or one for each, or a pair of these and a mask; a .npy."""
         tokens, mask = value if isinstance(value, tuple) else (value, None)
         tokens = rows_of(tokens, count, (None, self.features), f"The condition {self.column!r}")
         mask = torch.ones(tokens.shape[1]) if mask is None else mask

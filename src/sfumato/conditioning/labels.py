@@ -56,7 +56,7 @@ class Label(Condition):
         return replace(self, names=names, frequencies=tuple(count / len(values) for count in counts))
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """From a class (its name or its number) for all samples, or one for each; -1 is none.
+        """The class by name or number, for all samples or one for each; -1 is none.
 
         Where the names of the classes are numbers, a number is such a name. A tensor holds the numbers of the classes
         in the data.
@@ -78,8 +78,8 @@ class Label(Condition):
         if isinstance(label, str):
             if label in self.names:
                 return self.names.index(label)
-            if not re.fullmatch("-?[0-9]+", label):
-                raise InputError(f"There is no class {label!r}; the classes are {', '.join(self.names)}.")
+            if not re.fullmatch("-?[0-9]{1,18}", label):
+                raise InputError(f"There is no class {label[:40]!r}; the classes are {', '.join(self.names)}.")
             label = int(label)
         is_number = isinstance(label, int | np.integer) and type(label) is not bool and label != -1
         if is_number and all(name.isdecimal() for name in self.names):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato import random
-from sfumato.conditioning.base import Condition, Filled, Null, rows_of, take, without_null
+from sfumato.conditioning.base import Condition, Data, Filled, Null, rows_of, take, without_null
 from sfumato.errors import InputError
+from sfumato.io.images import read_any_size
 from sfumato.io.reading import pixels_of
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.random import Draws
@@ -37,6 +39,7 @@ class LowResolution(Condition):
         up: how it is scaled up to the size of the input.
         noise: the largest level of the noise that training adds to it, from 0 to 1; 0 for none.
         level: the level of the noise that sampling adds to it, from 0 to 1.
+        channels: its channels, taken from the data.
     """
 
     drop: float = 0.0
@@ -46,12 +49,19 @@ class LowResolution(Condition):
     up: Literal["bicubic", "bilinear"] = "bicubic"
     noise: float = 0.0
     level: float = 0.0
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.factor < 1 or not 0.0 <= self.level <= self.noise <= 1.0:
             needs = "factor >= 1 and 0 <= level <= noise <= 1 (the network knows the levels of training only)"
             raise InputError(f"A low resolution needs {needs}; got {self.factor}, {self.level} and {self.noise}.")
+
+    def describe(self, data: Data) -> LowResolution:
+        """With the number of channels."""
+        super().describe(data)
+        shape = data.shape if self.column is None else data.columns[self.column].values.shape[1:]
+        return replace(self, channels=int(shape[0]))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -77,7 +87,9 @@ class LowResolution(Condition):
         return {"value": (1.0 - s * s).sqrt() * low + s * noise, "level": level}
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """From an image of any size for all samples, or one for each: ``(C, h, w)``, uint8 or floats in [-1, 1]."""
+        """An image of any size for all samples or one for each, ``(C, h, w)``, uint8 or in [-1, 1]; an image file."""
+        if isinstance(value, str | Path):
+            value = read_any_size(Path(value), self.channels)
         if not isinstance(value, Tensor):
             pixels = pixels_of(value) if isinstance(value, Image.Image) else np.asarray(value)
             if isinstance(value, Image.Image) and pixels.dtype != np.uint8:
@@ -117,6 +129,8 @@ class LowResolutionEncoder(nn.Module):
         self, value: Float[Tensor, "batch channels h w"], level: Float[Tensor, "batch"] | None = None
     ) -> dict[str, Tensor]:
         value, null = without_null(value)
+        if value.shape[1] not in (1, self.channels):
+            raise InputError(f"The low-resolution image has {value.shape[1]} channels; expected {self.channels}.")
         value = functional.interpolate(value, self.size, mode=self.mode)
         slots = {"channels": self.null(value.expand(-1, self.channels, -1, -1), null)}
         if self.embed is not None and self.null_level is not None and level is not None:

@@ -12,8 +12,16 @@ from sfumato.conditioning.base import Condition, Filled, keys_of, require_known
 from sfumato.errors import InputError
 from sfumato.networks.slots import slots_of
 
-RESERVED = ("x", "time", "keys", "vector", "tokens", "mask", "channels")
-"""Names of the inputs of a network, which a condition can't have."""
+RESERVED = frozenset(
+    {
+        *("x", "time", "keys", "vector", "tokens", "mask", "channels"),
+        *("count", "seed", "first", "steps", "solver", "sampler", "grid", "guidance", "sampling", "clip", "precision"),
+        *("batch_size", "progress", "compile", "stepwise", "model", "image", "images", "start", "end", "strength"),
+        *("repeats", "jump", "samples", "heldout", "data", "run", "out", "device", "trust", "engine", "fit", "json"),
+        *("seeds", "animation", "print_config", "engine_precision", "animation_x0", "help"),
+    }
+)
+"""Names of the inputs of a network, and of the options of what is done with a model: a condition can't have them."""
 
 
 def filled(conditions: Mapping[str, Condition], shape: Sequence[int]) -> Filled:
@@ -53,7 +61,8 @@ class Conditioned(nn.Module):
         self.keys: dict[str, str] = {}
         for name, condition in conditions.items():
             if not name.isidentifier() or name in RESERVED:
-                raise InputError(f"A condition can't be called {name!r}; take a word that is none of {RESERVED}.")
+                taken = "is the name of something else" if name in RESERVED else "is no single word"
+                raise InputError(f"A condition can't be called {name!r}, which {taken}; take another.")
             for key in keys_of(name, condition):
                 if key in self.keys:
                     raise InputError(f"Two conditions have a tensor {key!r}; rename {name!r}.")

@@ -5,7 +5,7 @@ Importing it costs no torch: what computes is imported when something is built.
 
 from __future__ import annotations
 
-import json
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,13 +19,13 @@ from sfumato.config.groups import (
     EmaConfig,
     EvaluationConfig,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,
 )
 from sfumato.config.kinds import KINDS, SOLVERS
 from sfumato.config.sampling import GuidanceConfig, SamplingConfig, Variance, reverse_variance
 from sfumato.errors import InputError, nearest
+from sfumato.io.files import read_json
 
 C = TypeVar("C", bound=Component)
 
@@ -156,17 +156,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".toml":
-            import tomllib
-
-            values: Any = tomllib.loads(text)
-        else:
-            values = json.loads(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) else f"it is not valid {path.suffix[1:] or 'JSON'} ({error})"
-        )
+        values: Any = read_json(path) if path.suffix != ".toml" else tomllib.loads(path.read_text("utf-8-sig"))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is not valid TOML ({error})"
         raise InputError(f"Could not read the configuration file {path}: {reason}.") from None
     if not isinstance(values, dict):
         raise InputError(f"The configuration file {path} must hold groups of settings.")
@@ -185,7 +179,6 @@ __all__ = [
     "Lazy",
     "Made",
     "ModelConfig",
-    "ObjectiveConfig",
     "OptimizerConfig",
     "SamplingConfig",
     "Slot",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,8 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchem
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from sfumato.config.kinds import KINDS
-from sfumato.config.signature import REQUIRED, Nested, Parameter, signature
+from sfumato.config.signature import CONTEXT, REQUIRED, Nested, Parameter, signature
 from sfumato.errors import InputError, nearest
+from sfumato.io.files import read_numbers
 
 C = TypeVar("C", bound="Component")
 
@@ -70,24 +72,26 @@ class Built(Component):
     def build(self, **context: Any) -> Any:
         """Call the function or class with these settings, and with what it takes from the context by name.
 
-        A function with arguments that neither has is returned with the others bound.
+        A function with other arguments, such as a solver's ``x`` and ``t``, is returned with these bound.
 
         Args:
             context: values by the names of :data:`sfumato.config.signature.CONTEXT`; :class:`Lazy` ones are computed
                 where they are taken.
         """
         values: dict[str, Any] = {}
-        open_arguments = False
+        open_arguments: list[str] = []
         for parameter in _parameters(self.targets):
             name = parameter.name
-            if parameter.option and name in type(self).model_fields:
+            if name in type(self).model_fields and not (parameter.surroundings and getattr(self, name) is None):
                 values[name] = self._value(name, context)
             elif name in context:
                 value = context[name]
                 values[name] = value.make() if isinstance(value, Lazy) else value
-            else:
-                open_arguments |= parameter.default is REQUIRED
+            elif parameter.default is REQUIRED:
+                open_arguments.append(name)
         function = _imported(self.targets[0])
+        if missing := [name for name in open_arguments if name in CONTEXT]:
+            raise InputError(f"{self.targets[0]} needs {', '.join(missing)}, which nothing gives it here.")
         if not open_arguments:
             return function(**values)
         return functools.partial(function, **values) if values else function
@@ -126,10 +130,10 @@ def fields_of(*targets: str) -> dict[str, Any]:
             default = parameter.default
             annotation: Any = parameter.annotation
             if isinstance(annotation, Nested):
-                name = str(annotation)
-                fields[parameter.name] = (Annotated[Component, Slot(name)], slot(name, "cosine", parameter.help))
+                field = slot(annotation.slot, annotation.kind, parameter.help)
+                fields[parameter.name] = (Annotated[Component, Slot(annotation.slot)], field)
                 continue
-            more = ... if default is REQUIRED else default
+            more = None if parameter.surroundings else ... if default is REQUIRED else default
             fields[parameter.name] = (annotation, Field(more, description=parameter.help))
     return fields
 
@@ -159,10 +163,10 @@ def component(slot: str, kind: str) -> type[Made]:
 
 
 class Slot:
-    """The place of a component in a configuration: which kinds it may be of."""
+    """The place of a component in a configuration: which kinds it may be of, and which it is unless said."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, usual: str | None = None) -> None:
+        self.name, self.usual = name, usual
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(
@@ -171,13 +175,18 @@ class Slot:
         return core_schema.no_info_plain_validator_function(self.validate, serialization=dump)
 
     def validate(self, value: Any) -> Component:
-        """A component from its settings, or from the name of its kind alone."""
+        """A component from its settings, from the name of its kind alone, or from an object that is one of its kind."""
         if isinstance(value, Made):
             return value
+        if not isinstance(value, str | Mapping):
+            try:
+                settings: Any = settings_of(value, self.name)
+            except InputError as error:
+                raise PydanticCustomError("kind", "{why}", {"why": str(error)}) from None
+            with trusting():
+                return self.of(settings["kind"]).model_validate(settings)
         settings = {"kind": value} if isinstance(value, str) else value
-        if not isinstance(settings, Mapping):
-            raise PydanticCustomError("kind", "is neither the name of a kind nor a group of settings")
-        kind = settings.get("kind")
+        kind = settings.get("kind", self.usual)
         if not isinstance(kind, str):
             raise PydanticCustomError("kind", "needs a kind, one of {kinds}", {"kinds": ", ".join(KINDS[self.name])})
         made = self.of(kind).model_validate(dict(settings))
@@ -186,7 +195,7 @@ class Slot:
     def of(self, kind: str) -> type[Made]:
         """The component of a kind, of this package or ``"package.module:name"``."""
         if ":" in kind:
-            if not _trusted.get():
+            if not _trusted.get() and not kind.startswith("sfumato."):
                 raise PydanticCustomError(
                     "kind",
                     "{kind} is Python code of another package, which is only imported if you trust it: trust=True, or "
@@ -203,12 +212,49 @@ class Slot:
         return component(self.name, kind)
 
 
+def settings_of(thing: Any, slot: str) -> dict[str, Any]:
+    """How an object is made again: its kind, ``"package.module:name"`` where it has no other, and its arguments.
+
+    They are those of a ``functools.partial``, or the attributes that have the names of the arguments.
+
+    Args:
+        thing: an object, or a class, a function or a ``functools.partial`` that makes it.
+        slot: what it is for.
+    """
+    is_maker = inspect.isclass(thing) or inspect.isfunction(thing) or isinstance(thing, functools.partial)
+    maker: Any = getattr(thing, "func", thing) if is_maker else type(thing)
+    where = f"{maker.__module__}:{maker.__qualname__}"
+    if where == "sfumato.diffusion.schedule:Discrete":
+        table: Any = thing
+        return {"kind": "table", "betas": tuple(table.betas.tolist())}
+    hint = "give its kind and its settings, such as {'kind': 'package.module:Class', 'width': 8}"
+    if maker.__module__ == "__main__" or "<" in maker.__qualname__:
+        raise InputError(f"The {slot} {where} can't be imported again; define it in a module, or {hint}.")
+    if isinstance(thing, functools.partial):
+        given: dict[str, Any] = inspect.signature(maker).bind_partial(*thing.args, **thing.keywords).arguments
+    else:
+        names = () if is_maker else inspect.signature(maker).parameters
+        given = {name: getattr(thing, name, _UNKNOWN) for name in names}
+    kinds = {f"sfumato.{target.partition(' ')[0]}": kind for kind, target in KINDS[slot].items()}
+    values: dict[str, Any] = {"kind": kinds.get(where, where)}
+    for name, value in given.items():
+        plain = value is None or isinstance(value, bool | int | float | str | tuple | list)
+        if name in CONTEXT and (where in kinds or not plain):
+            # such as the schedule of a distribution of noise levels: the surroundings fill it again
+            continue
+        if not plain:
+            raise InputError(f"The argument {name!r} of the {slot} {where} is not known; {hint}.")
+        values[name] = value
+    return values
+
+
+_UNKNOWN = object()
+
+
 def _with_betas(table: Made) -> Made:
     """A beta table with the numbers of its file, so that a run needs the file no longer."""
     if table.file is None:
         return table
-    from sfumato.io.files import read_numbers
-
     try:
         return table.model_copy(update={"betas": tuple(read_numbers(table.file)), "file": None})
     except InputError as error:

@@ -34,12 +34,13 @@ DataConfig = group(
     leave=("columns",),
 )
 
+_TABLES = ("linear", "cosine", "sigmoid", "table", "zero_terminal_snr")
 _NO_SIGNAL = ("zero_terminal_snr", "flow")
 
 
-def has_steps(schedule: Component) -> bool:
-    """Whether a schedule is a table of betas."""
-    return schedule.kind in ("linear", "cosine", "sigmoid", "table", "zero_terminal_snr")
+def has_steps(schedule: Component) -> bool | None:
+    """Whether a schedule is a table of betas; None where only its code knows."""
+    return None if ":" in schedule.kind else schedule.kind in _TABLES
 
 
 def ends_without_signal(schedule: Component) -> bool:
@@ -72,14 +73,14 @@ class ModelConfig(Component):
                 f"model.parameterization is {output}, which says nothing of the data where alpha = 0, the end of this "
                 "schedule; use v, x0 or velocity"
             )
-        if output == "mean" and not has_steps(schedule):
+        if output == "mean" and has_steps(schedule) is False:
             raise ValueError(f"model.parameterization is mean, but the schedule {schedule.kind} has no steps; {tables}")
-        if self.learned_variance and not has_steps(schedule):
+        if self.learned_variance and has_steps(schedule) is False:
             raise ValueError(
                 f"model.learned_variance is that of the steps of a table, but the schedule {schedule.kind} has none; "
                 f"{tables}"
             )
-        if self.time == "index" and not has_steps(schedule):
+        if self.time == "index" and has_steps(schedule) is False:
             raise ValueError("model.time is index, but the schedule has no steps; use thousand, log_snr or log_sigma")
         if self.time in ("log_sigma", "log_snr") and ends_without_signal(schedule):
             raise ValueError(
@@ -169,26 +170,12 @@ class ModelConfig(Component):
         return Conditioned(network, conditions, shape) if conditions else network
 
 
-class ObjectiveConfig(Component):
-    """What is minimized."""
-
-    weight: Annotated[Component, Slot("weight")] = slot("weight", "simple")
-    times: Annotated[Component, Slot("times")] = slot("times", "uniform")
-    stratified: bool = Field(default=True, description="Spread the times of a batch evenly, which lowers the variance.")
-    bins: int = Field(
-        default=256,
-        ge=2,
-        description="Number of values that a pixel can take; a learned variance or schedule is trained by the "
-        "likelihood of these.",
-    )
-
-
 class OptimizerConfig(Component):
     """The optimizer and its learning rate."""
 
     method: Annotated[Component, Slot("optimizer")] = slot("optimizer", "adamw")
     learning_rate: float = Field(default=2e-4, gt=0, description="The peak learning rate.")
-    warmup: int = Field(default=500, ge=0, description="Steps of linear warm-up.")
+    warmup: int = Field(default=500, ge=0, le=10**12, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine", "linear"] = Field(default="constant", description="What follows the warm-up.")
     clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
 
@@ -199,21 +186,26 @@ EmaConfig = group("EmaConfig", "The average of the weights, which is what sample
 class TrainingConfig(Component):
     """How long, how fast, and what is written."""
 
-    steps: int = Field(default=100_000, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(default=64, ge=1, description="Images per step, over all processes.")
-    accumulate: int = Field(default=1, ge=1, description="Parts in which a batch is computed, to save memory.")
+    steps: int = Field(default=100_000, ge=1, le=10**12, description="Optimizer steps.")
+    batch_size: int = Field(default=64, ge=1, le=2**31 - 1, description="Images per step, over all processes.")
+    accumulate: int = Field(
+        default=1, ge=1, le=2**31 - 1, description="Parts in which a batch is computed, to save memory."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="bf16 computes the network in bfloat16; auto does where the hardware has it. On a GPU, fp32 "
         "multiplies in TF32 where it can.",
     )
-    seed: int = Field(default=0, ge=0, description="Decides every random number of the training.")
-    checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")
-    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept.")
-    sample_every: int = Field(default=5000, ge=1, description="Steps between sample grids.")
-    sample_count: int = Field(default=64, ge=0, description="Images per grid; 0 for no grids.")
-    log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
-    tensorboard: bool = Field(default=False, description="Also write TensorBoard events.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Decides every random number of the training.")
+    checkpoint_every: int = Field(default=1000, ge=1, le=10**12, description="Steps between checkpoints.")
+    keep: int = Field(default=2, ge=1, le=10**9, description="Checkpoints that are kept.")
+    sample_every: int = Field(default=5000, ge=1, le=10**12, description="Steps between sample grids.")
+    sample_count: int = Field(default=64, ge=0, le=10**6, description="Images per grid; 0 for no grids.")
+    log_every: int = Field(default=10, ge=1, le=10**12, description="Steps between lines of metrics.jsonl.")
+    tracker: Literal["tensorboard", "wandb"] | None = Field(
+        default=None, description="Also send losses, sample grids and the evaluation to this program."
+    )
+    init_from: str | None = Field(default=None, description="A run whose weights the training starts from.")
     channels_last: bool | None = Field(
         default=None,
         description="Keep the channels of an image together in memory, which speeds some networks up; by default "
@@ -222,14 +214,16 @@ class TrainingConfig(Component):
     compile: bool = Field(
         default=False, description="Compile the network first, which takes a minute or two; needs a compiler."
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's choice).")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads (default: torch's choice).")
 
 
 class EvaluationConfig(Component):
     """The evaluation at the end of the training."""
 
-    samples: int = Field(default=1000, ge=0, description="Images that are sampled for it; 0 for no evaluation.")
-    seed: int = Field(default=1, ge=0, description="The seed of those images.")
+    samples: int = Field(
+        default=1000, ge=0, le=10**9, description="Images that are sampled for it; 0 for no evaluation."
+    )
+    seed: int = Field(default=1, ge=0, le=2**63 - 1, description="The seed of those images.")
 
     @field_validator("samples")
     @classmethod
@@ -245,7 +239,9 @@ class Config(Component):
     data: DataConfig = Field(default_factory=DataConfig)  # pyright: ignore[reportInvalidTypeForm]
     conditions: Conditions = Field(default={}, description="What the network is given besides the noise level.")
     model: ModelConfig = Field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    objective: Annotated[Component, Slot("objective", "denoising")] = slot(
+        "objective", "denoising", "What is minimized."
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)  # pyright: ignore[reportInvalidTypeForm]
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -254,13 +250,16 @@ class Config(Component):
 
     @model_validator(mode="after")
     def _together(self) -> Config:
-        schedule, weight, times = self.model.schedule, self.objective.weight.kind, self.objective.times.kind
+        schedule = self.model.schedule
         if self.training.batch_size % self.training.accumulate:
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} does not divide into "
                 f"training.accumulate {self.training.accumulate} parts"
             )
-        if weight == "vlb" and not has_steps(schedule):
+        if self.objective.kind != "denoising":
+            return self
+        weight, times = self.objective.weight.kind, self.objective.times.kind
+        if weight == "vlb" and has_steps(schedule) is False:
             raise ValueError(
                 f"objective.weight is vlb, but the schedule {schedule.kind} has no steps; use vlb_continuous"
             )

@@ -33,6 +33,9 @@ KINDS: dict[str, dict[str, str]] = {
         "tokens": "conditioning.embedding:Tokens",
         "low_resolution": "conditioning.low_resolution:LowResolution",
     },
+    "objective": {
+        "denoising": "training.losses:Denoising",
+    },
     "weight": {
         "simple": "diffusion.weighting:simple",
         "edm": "diffusion.weighting:edm_weight",

@@ -135,14 +135,14 @@ class SamplingConfig(Component):
 
     sampler: Annotated[Component, Slot("sampler")] = slot("sampler", "best")
     grid: Annotated[Component, Slot("grid")] = slot("grid", "best")
-    steps: int = Field(default=20, ge=1, description="Sampling steps.")
+    steps: int = Field(default=20, ge=1, le=10**6, description="Sampling steps.")
     clip: bool | None = Field(
         default=None,
         description="Clip estimates of the data to [-1, 1]; by default where the network predicts the noise or the "
         "score, whose errors become large errors of the data at high noise.",
     )
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)
-    batch_size: int = Field(default=250, ge=1, description="Images that are computed at once.")
+    batch_size: int = Field(default=250, ge=1, le=2**31 - 1, description="Images that are computed at once.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="bf16 computes the network in bfloat16; auto does for networks that are not tiny, where the "
@@ -212,7 +212,14 @@ class SamplingConfig(Component):
         return inner
 
     def build(
-        self, denoiser: Denoiser, fitted: Fitted, weak: Denoise | None = None, null: Any = None
+        self,
+        denoiser: Denoiser,
+        fitted: Fitted,
+        weak: Denoise | None = None,
+        null: Any = None,
+        *,
+        levels: Level | None = None,
+        step: Step | None = None,
     ) -> tuple[Denoise, Level, Step]:
         """The denoiser as it is sampled from, the grid and the step.
 
@@ -221,8 +228,16 @@ class SamplingConfig(Component):
             fitted: what was fitted to it.
             weak: the denoiser of ``guidance.weak_run``, where that is given.
             null: the null version of conditions, for guidance.
+            levels: a grid in place of one of the configuration.
+            step: a solver in place of one of the configuration.
         """
-        if self.sampler.kind == "fitted" and fitted.require_solver(self.steps).guidance != self.guidance.scale:
+        if step is None and levels is not None and self.sampler.kind == "fitted":
+            raise InputError("The fitted sampler takes the steps of its own grid; name another solver for this one.")
+        if (
+            step is None
+            and self.sampler.kind == "fitted"
+            and fitted.require_solver(self.steps).guidance != self.guidance.scale
+        ):
             warnings.warn(
                 f"The fitted sampler was fitted with guidance.scale {fitted.solvers[self.steps].guidance:g}, but "
                 f"{self.guidance.scale:g} is in use.",
@@ -233,14 +248,17 @@ class SamplingConfig(Component):
             "denoiser": denoiser,
             "schedule": denoiser.schedule,
             "data_std": denoiser.data_std,
-            "steps": self.steps,
+            "steps": self.steps if levels is None else len(levels) - 1,
             "gamma": Lazy(fitted.require_gamma),
             "plan": Lazy(lambda: fitted.require_solver(self.steps)),
         }
-        levels = self.grid.build(**context)
-        step = self.sampler.build(
-            **context,
-            levels=levels,
-            variances=lambda name: reverse_variance(name, denoiser, levels, fitted),  # pyright: ignore[reportUnknownLambdaType]
-        )
-        return self.wrap(denoiser, self.guidance.build(denoiser, weak, null)), levels, step
+        grid: Level = self.grid.build(**context) if levels is None else levels
+        if step is None:
+
+            def variances(name: str) -> ReverseVariance:
+                return reverse_variance(name, denoiser, grid, fitted)
+
+            solver: Step = self.sampler.build(**context, levels=grid, variances=variances)
+        else:
+            solver = step
+        return self.wrap(denoiser, self.guidance.build(denoiser, weak, null)), grid, solver

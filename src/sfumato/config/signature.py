@@ -15,13 +15,11 @@ from typing import Annotated, Any, Literal
 
 from sfumato.errors import InputError
 
-CONTEXT = frozenset(
-    {
-        *("schedule", "parameterization", "data_std", "denoiser", "plan", "previous", "module"),
-        *("inputs", "outputs", "sides", "shape", "dims", "tokens", "concatenated", "classes"),
-    }
-)
-"""Parameters that the surroundings fill, by name: never options. :data:`UNLESS_GIVEN` are so too without a default."""
+FACTS = frozenset({"inputs", "outputs", "sides", "shape", "dims", "tokens", "concatenated", "data_std"})
+"""Parameters that the data decide: no options of this package's functions; those of other packages can set them."""
+
+CONTEXT = FACTS | {"schedule", "parameterization", "denoiser", "plan", "previous", "module", "conditions"}
+"""Parameters that the surroundings fill, by name. :data:`UNLESS_GIVEN` are so too without a default."""
 
 UNLESS_GIVEN = frozenset({"steps", "levels", "gamma", "peak", "denoise", "x", "t", "s", "memory", "level"})
 
@@ -50,22 +48,31 @@ _TYPES: dict[str, Any] = {
 }
 
 
-class Nested(str):
-    """The annotation of an option that is a component itself, of the kinds of this slot."""
+@dataclass(frozen=True)
+class Nested:
+    """The annotation of an option that is a component itself, of the kinds of a slot, by default of this ``kind``."""
+
+    slot: str
+    kind: str
 
 
-_NESTED = {"Discrete": Nested("schedule")}
+_NESTED = {
+    "Discrete": Nested("schedule", "cosine"),
+    "Times": Nested("times", "uniform"),
+    "Weight": Nested("weight", "simple"),
+}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a function: an option if :attr:`option`, else filled by its surroundings."""
+    """A parameter of a function: an option, or filled by its surroundings, or either (:attr:`surroundings`)."""
 
     name: str
     annotation: Any
     default: Any
     help: str
     option: bool
+    surroundings: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,16 @@ def signature(target: str) -> Signature:
 
 
 def _parameter(module: str, name: str, annotation: ast.expr | None, default: ast.expr | None, text: str) -> Parameter:
-    if name in CONTEXT or (name in UNLESS_GIVEN and default is None):
-        return Parameter(name, Any, REQUIRED if default is None else None, text, option=False)
+    settable = name in FACTS and not module.startswith("sfumato.")
+    if (name in CONTEXT and not settable) or (name in UNLESS_GIVEN and default is None):
+        return Parameter(name, Any, REQUIRED if default is None else None, text, option=False, surroundings=True)
+    parts = [] if annotation is None else [part.id for part in ast.walk(annotation) if isinstance(part, ast.Name)]
+    if nested := next((_NESTED[part] for part in parts if part in _NESTED), None):
+        return Parameter(name, nested, REQUIRED if default is None else None, text, option=True)
     kind = Any if annotation is None else _evaluated(module, annotation)
+    if settable:
+        default_value = REQUIRED if default is None else None
+        return Parameter(name, kind | None, default_value, text, option=True, surroundings=True)
     value = REQUIRED if default is None else _evaluated(module, default, kind is _VARIANCE)
     if value is Any:
         # a default that the source does not state as a plain value: left to the function
@@ -208,8 +222,6 @@ def _evaluated(module: str, node: ast.expr, by_name: bool = False) -> Any:
 def _named(module: str, name: str) -> Any:
     if name in _TYPES:
         return _TYPES[name]
-    if name in _NESTED:
-        return _NESTED[name]
     node = _tree(module).get(name)
     if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
         return _evaluated(module, node.value)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato import random
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients
-from sfumato.diffusion.level import Data, Level, broadcast
+from sfumato.diffusion.level import Data, Level, broadcast, float64
 from sfumato.diffusion.variance import ReverseVariance, floor, small
 from sfumato.errors import InputError
 
@@ -26,7 +26,7 @@ def gaussian_kl(mean_1: Number, variance_1: Number, mean_2: Number, variance_2: 
 
     :math:`\tfrac12 \left( \frac{v_1}{v_2} - 1 - \log \frac{v_1}{v_2} + \frac{(\mu_1 - \mu_2)^2}{v_2} \right)`
     """
-    m1, v1, m2, v2 = (torch.as_tensor(value, dtype=torch.float64) for value in (mean_1, variance_1, mean_2, variance_2))
+    m1, v1, m2, v2 = (float64(value) for value in (mean_1, variance_1, mean_2, variance_2))
     ratio = v1 / v2
     return 0.5 * (ratio - 1.0 - ratio.log() + (m1 - m2).square() / v2)
 
@@ -36,13 +36,9 @@ def discretized_gaussian(
 ) -> Float64[Tensor, "*shape"]:
     r"""The log-probability in nats of a bin under a normal distribution, elementwise (Ho et al. 2020, eq. 13).
 
-    The values are :math:`-1, -1 + w, \dots, 1` with :math:`w = 2 / (n - 1)` for ``n`` bins, and
-
-    .. math::
-        \log P(x_0) = \log \int_{x_0 - w / 2}^{x_0 + w / 2} \mathcal N(x; \mu, v)\, dx
-
-    where the first bin starts at :math:`-\infty` and the last one ends at :math:`\infty`. It is differentiable, in
-    float64 and exact in the tails: no probability is ever rounded to 0.
+    :math:`\log \int_{x_0 - w / 2}^{x_0 + w / 2} \mathcal N(x; \mu, v)\, dx` for the ``n`` values
+    :math:`-1, -1 + w, \dots, 1`, where the first bin starts at :math:`-\infty` and the last one ends at :math:`\infty`.
+    It is differentiable, in float64 and exact in the tails: no probability is ever rounded to 0.
     """
     half = 1.0 / (bins - 1)
     x, centre = x0.double(), mean.double()
@@ -95,26 +91,18 @@ def mean_and_error(values: Float[Tensor, "batch"]) -> tuple[float, float]:
 class Bound:
     r"""The terms of a variational bound, in bits per dimension, for each image.
 
-    :math:`-\log_2 p_\theta(x_0) / D \le L_T + \sum_{t > 1} L_{t-1} + L_0` (Ho et al. 2020, eq. 5).
-
-    Attributes:
-        levels: the grid, ``N + 1`` levels from noise to data.
-        prior: :math:`L_T`, the divergence of :math:`q(x_T | x_0)` from the prior.
-        steps: the terms :math:`L_{t-1}` of the ``N - 1`` steps between noisy levels, in the order of the grid; with
-            random steps, unbiased estimates, most of them 0.
-        decoder: :math:`L_0`, the cost of the data given the last noisy level.
-        draws: how many random steps were computed for each image; None if all were.
+    :math:`-\log_2 p_\theta(x_0) / D \le L_T + \sum_{t > 1} L_{t-1} + L_0` (Ho et al. 2020, eq. 5): the prior, the ``N -
+    1`` steps between noisy levels in the order of the grid (with random steps, unbiased estimates, most of them 0), and
+    the decoder.
     """
 
     levels: Level
     prior: Float64[Tensor, "batch"]
     steps: Float64[Tensor, "batch steps"]
     decoder: Float64[Tensor, "batch"]
-    draws: int | None = None
 
     @property
     def total(self) -> Float64[Tensor, "batch"]:
-        """The bound for each image."""
         return self.prior + self.steps.sum(1) + self.decoder
 
     @property
@@ -130,7 +118,7 @@ class Bound:
         """The bound of several batches on one grid, on the CPU."""
         columns = zip(*((part.prior, part.steps, part.decoder) for part in parts), strict=True)
         prior, steps, decoder = (torch.cat(list(column)).cpu() for column in columns)
-        return cls(parts[0].levels, prior, steps, decoder, parts[0].draws)
+        return cls(parts[0].levels, prior, steps, decoder)
 
 
 def variational_bound(
@@ -154,17 +142,13 @@ def variational_bound(
         L_{t-1} = D_{KL}(q(x_s | x_t, x_0) \Vert p_\theta(x_s | x_t)), \quad
         L_0 = -\log p_\theta(x_0 | x_1)
 
-    where the means of the two in the middle differ by :math:`k_0 (x_0 - \hat x_0)`, the prior is that of
-    :func:`prior_variance`, and the last is :func:`discretized_gaussian`, with :func:`floor` as its variance
-    where ``variance`` gives 0 there. Each term is estimated with one sample of the noise, which depends on
-    the seed, the image and the step alone.
+    with the prior of :func:`prior_variance`, and :func:`discretized_gaussian` for the data, with :func:`floor` as its
+    variance where ``variance`` gives 0. Each term is estimated with one sample of the noise, which depends on the seed,
+    the image and the step alone.
 
     Args:
-        denoiser: any denoiser; it is called once per step.
-        x0: data on the grid of ``bins`` values from -1 to 1.
-        levels: any grid that falls from noise to the data.
+        x0: data on the grid of ``bins`` values from -1 to 1 (256 for 8-bit images).
         variance: that of the reverse process, positive before the last step.
-        bins: the number of values of the data, 256 for 8-bit images (17 for the digits).
         first: the number of the first image, so that batches of a data set have different noise.
         draws: estimate the sum over the steps from this many random ones for each image, one in each of that many equal
             parts of the grid.
@@ -180,13 +164,16 @@ def variational_bound(
         if draws is None:
             steps = terms.steps(grid[:-1])
         else:
-            steps = torch.zeros(len(x0), len(grid) - 2, dtype=torch.float64, device=x0.device)
-            for column in _random_steps(seed, first, len(x0), draws, steps.shape[1]).unbind(1):
-                picks = column.tolist()
-                noise = torch.cat([terms.noise(index, image, 1) for image, index in enumerate(picks)])
-                bits = terms.step(levels[column], levels[column + 1], noise) * (steps.shape[1] / draws)
+            count = len(grid) - 2
+            steps = torch.zeros(len(x0), count, dtype=torch.float64, device=x0.device)
+            u = random.uniform(seed, "bound steps", first, len(x0), (draws,))
+            # one step from each of ``draws`` equal parts; together they are uniform
+            picks = ((torch.arange(draws, dtype=torch.float64) + u) * count / draws).long().clamp(max=count - 1)
+            for column in picks.unbind(1) if count else ():
+                noise = torch.cat([terms.noise(index, image, 1) for image, index in enumerate(column.tolist())])
+                bits = terms.step(levels[column], levels[column + 1], noise) * (count / draws)
                 steps.scatter_add_(1, column[:, None].to(x0.device), bits[:, None])
-        return Bound(levels, terms.prior(grid[0]), steps, terms.decoder(grid, bins), draws)
+        return Bound(levels, terms.prior(grid[0]), steps, terms.decoder(grid, bins))
 
 
 def latent_terms(
@@ -201,8 +188,7 @@ def latent_terms(
 ) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "batch steps"]]:
     r"""The terms :math:`L_T` ``(B,)`` and :math:`L_{t-1}` ``(B, N - 1)`` of ``N`` latents, in bits per dimension.
 
-    They are those of :func:`variational_bound` without the decoder, so that they need no quantized data, and do not
-    bound the likelihood. The levels fall from noise to the last latent, which still has noise.
+    They are those of :func:`variational_bound`, for data that need not be quantized, down to the last latent.
     """
     grid = list(levels)
     if float(grid[-1].sigma) == 0.0:
@@ -217,15 +203,6 @@ def _check_falling(grid: list[Level]) -> None:
     snr = [float(level.log_snr) for level in grid]
     if any(math.isnan(value) for value in snr) or any(a >= b for a, b in itertools.pairwise(snr)):
         raise InputError("The grid of a bound must fall strictly from noise to the data, without a level repeated.")
-
-
-def _random_steps(seed: int, first: int, batch: int, draws: int, count: int) -> Int64[Tensor, "batch draws"]:
-    """One step from each of ``draws`` equal parts of ``count`` steps; together they are uniform."""
-    if count == 0:
-        return torch.zeros(batch, 0, dtype=torch.int64)
-    u = random.uniform(seed, "bound steps", first, batch, (draws,))
-    strata = torch.arange(draws, dtype=torch.float64)
-    return ((strata + u) * count / draws).long().clamp(max=count - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +247,7 @@ class _Terms:
     def _reverse(self, t: Level, s: Level, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The estimate of the data and the reverse variance, in float64."""
         prediction = self.denoiser(diffuse(self.x0, t, noise), t, **self.cond)
-        variance = self.variance(prediction, t, s)
-        variance = torch.as_tensor(broadcast(variance, self.exact), dtype=torch.float64, device=self.exact.device)
+        variance = float64(broadcast(self.variance(prediction, t, s), self.exact)).to(self.exact.device)
         return prediction.x0.double(), variance
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.diffusion.level import Data, Level, Scalar, broadcast
@@ -17,9 +16,8 @@ from sfumato.errors import InputError
 class Prediction:
     r"""What a denoiser predicts at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
 
-    Attributes:
-        variance_fraction: for networks that learn the reverse variance, the interpolation between the logarithms of
-            the small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15); else None.
+    ``variance_fraction`` is, where the reverse variance is learned, the interpolation between the logarithms of the
+    small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15).
     """
 
     __slots__ = ("_f", "_out", "_x", "variance_fraction")
@@ -72,8 +70,8 @@ class Denoise(Protocol):
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction: ...
 
 
+# the number that stands for a level in the network's time embedding
 Embed = Callable[[Level], Scalar]
-"""The number that stands for a level in the network's time embedding."""
 
 
 def embed_index(steps: int) -> Embed:
@@ -101,7 +99,7 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as ``network(x, time, **cond)`` with ``time`` of shape ``(B,)``.
-        schedule: the noise schedule it is trained on; samplers and losses take their levels from it.
+        schedule: the noise schedule it is trained on.
         parameterization: what the network's output means.
         embed: the number that stands for the level in ``time``.
         learned_variance: whether the network returns twice the channels of ``x``: its output, and :math:`2 v - 1` of
@@ -125,9 +123,8 @@ class Denoiser(nn.Module):
 
     def with_network(self, network: nn.Module) -> Denoiser:
         """The same denoiser around another network, such as a copy in another precision."""
-        learned, std = self.learned_variance, self.data_std
         parts = (network, self.schedule, self.parameterization, self.embed)
-        return Denoiser(*parts, learned_variance=learned, data_std=std)
+        return Denoiser(*parts, learned_variance=self.learned_variance, data_std=self.data_std)
 
     def forward(self, x: Data, level: Level, **cond: Tensor) -> Prediction:
         """The prediction for ``x`` at ``level``, one for the batch or one per sample, at ``sigma > 0``."""
@@ -135,17 +132,18 @@ class Denoiser(nn.Module):
             raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
         out = self.parameterization(level)
         scaled = x if not isinstance(out.c_in, Tensor) and out.c_in == 1.0 else broadcast(out.c_in, x) * x
-        output: Tensor = self.network(scaled, self._time(x, level), **cond)
+        time = self.embed(level)
+        if isinstance(time, Tensor):
+            time = time.to(x.dtype).to(x.device, non_blocking=True).expand(x.shape[0])
+        else:
+            time = x.new_full((x.shape[0],), time)
+        output: Tensor = self.network(scaled, time, **cond)
         if not self.learned_variance:
             return Prediction(x, output, out)
         if output.shape[1] != 2 * x.shape[1]:
-            what = f"returns {2 * x.shape[1]} channels for {x.shape[1]}; this one returns {output.shape[1]}"
-            raise InputError(f"A network that learns the variance {what}.")
+            raise InputError(
+                f"A network that learns the variance returns {2 * x.shape[1]} channels for {x.shape[1]}; "
+                f"this one returns {output.shape[1]}."
+            )
         f, fraction = output.chunk(2, dim=1)
         return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0))
-
-    def _time(self, x: Tensor, level: Level) -> Float[Tensor, "batch"]:
-        value = self.embed(level)
-        if isinstance(value, Tensor):
-            return value.to(x.dtype).to(x.device, non_blocking=True).expand(x.shape[0])
-        return x.new_full((x.shape[0],), float(value))

@@ -59,8 +59,7 @@ def forward_transition(x_s: Data, t: Level, s: Level) -> IsotropicGaussian:
 def forward_process(x0: Data, levels: Level, noise: Callable[[Tensor], Tensor]) -> Iterator[tuple[Level, Data]]:
     r"""A sample of the forward process :math:`q(x_{1:T} | x_0) = \prod_t q(x_t | x_{t-1})` (Ho et al. 2020, eq. 2).
 
-    Yields each level from the least noise to the most, with the sample there. The levels rise or fall strictly;
-    ``noise`` returns fresh standard normal noise of the shape of its argument.
+    Yields each level from the least noise to the most, with the sample there. The levels rise or fall strictly.
     """
     steps = list(levels)
     if steps and steps[0].t > steps[-1].t:
@@ -108,7 +107,6 @@ def posterior(x0: Data, x_t: Data, t: Level, s: Level) -> IsotropicGaussian:
         \tilde\beta = \frac{\sigma_{t|s}^2 \sigma_s^2}{\sigma_t^2}
 
     (Ho et al. 2020, eqs. 6 and 7, for neighbouring steps; Kingma et al. 2021, app. A, for any pair.)
-    At ``s = 0`` the mean is :math:`x_0` and the variance 0.
     """
     k0, kt, variance = (broadcast(k, x_t) for k in posterior_coefficients(t, s))
     return IsotropicGaussian(k0 * x0 + kt * x_t, variance)

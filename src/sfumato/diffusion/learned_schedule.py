@@ -10,8 +10,7 @@ from torch.nn import functional
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
-# Adam moves a parameter by about the learning rate, but the slopes must change by factors of 10 and more: the
-# parameters of the shape are multiplied by this
+# multiplies the parameters of the shape: Adam moves them by the learning rate, the slopes must change tenfold and more
 _PACE = 5.0
 
 
@@ -28,7 +27,7 @@ class LearnedSchedule(Schedule):
 
     with positive :math:`w, a_j, b_j`. Below :math:`t_0`, which training never sees, :math:`\sigma / \alpha` is
     proportional to ``t``. Gradients reach the parameters through :meth:`kernel` and :meth:`shape`; levels carry none.
-    The defaults are those of the paper, for 8-bit data; for the 17 grey levels of the digits ``log_snr_max`` is 7.7.
+    The defaults are those of the paper, for 8-bit data.
 
     Args:
         log_snr_max: initial log-SNR where the data are decoded.
@@ -36,8 +35,8 @@ class LearnedSchedule(Schedule):
         width: hidden units of the monotone network.
     """
 
+    # the time t_0 where the data are decoded
     start = 1e-3
-    """The time :math:`t_0` where the data are decoded."""
 
     def __init__(self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, width: int = 64) -> None:
         super().__init__()
@@ -74,7 +73,6 @@ class LearnedSchedule(Schedule):
     def kernel(self, t: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
         high, low = (end.to(t.device) for end in self.log_snr_range())
         fraction, _ = self.shape(t.clamp(min=self.start))
-        # lambda = lambda_max - 2 log(t / t_0) below t_0
         ratio = (t / self.start).clamp(max=1.0)
         log_snr = high + (low - high) * fraction
         # sigma^2 / alpha^2 = ratio^2 exp(-log_snr), in a form whose derivative is finite at the data
@@ -105,8 +103,7 @@ def _inverse_softplus(value: Tensor) -> Tensor:
 
 
 def prior_nats(x0: Tensor, log_snr: Tensor) -> Float64[Tensor, "batch"]:
-    r""":math:`D_{KL}(q(x_1 | x_0) \| \mathcal N(0, I))` per dimension, from the log-SNR at the end (Kingma et al.
-    2021).
+    r""":math:`D_{KL}(q(x_1 | x_0) \| \mathcal N(0, I))` per dimension (Kingma et al. 2021), from the last log-SNR:
 
     :math:`\tfrac12 (\sigma^2 + \alpha^2 x_0^2 - 1 - \log \sigma^2)` with :math:`\alpha^2 = 1 - \sigma^2`.
     """

@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+# a number of a noise level: a Python float, one for the whole batch, or a tensor (B,), one per sample
 Scalar = float | Float[Tensor, "*batch"]
-"""A number of a noise level: a Python float, one for the whole batch, or a tensor ``(B,)``, one per sample."""
-
+# a batch of data, or of what has its shape
 Data = Float[Tensor, "batch *shape"]
-"""A batch of data, or of what has its shape."""
 
 
 def broadcast(value: Scalar, x: Tensor) -> float | Tensor:
@@ -34,8 +33,13 @@ def any_zero(value: Scalar) -> bool:
     return bool((value == 0.0).any()) if isinstance(value, Tensor) else value == 0.0
 
 
-def _column(value: Scalar) -> Float64[Tensor, "levels"]:
-    return torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+def float64(value: Scalar) -> Float64[Tensor, "*batch"]:
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def as_given(value: Scalar, given: Scalar) -> Scalar:
+    """``value`` as a tensor where ``given`` is one, else as a Python float."""
+    return value if isinstance(given, Tensor) else float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +81,23 @@ class Level:
         return Level(f(self.t), f(self.alpha), f(self.sigma))
 
     def like(self, x: Tensor) -> Level:
-        """The same level, ready for arithmetic with data ``x`` of shape ``(B, ...)``."""
+        """The level, ready for arithmetic with data ``x`` of shape ``(B, ...)``."""
         return self.map(lambda value: broadcast(value, x))
 
     @staticmethod
     def cat(parts: Iterable[Level]) -> Level:
         """One grid of several levels and grids, in their order."""
-        columns = zip(*((_column(part.t), _column(part.alpha), _column(part.sigma)) for part in parts), strict=True)
-        return Level(*(torch.cat(column) for column in columns))
+        columns = zip(*((part.t, part.alpha, part.sigma) for part in parts), strict=True)
+        return Level(*(torch.cat([float64(value).reshape(-1) for value in column]) for column in columns))
 
     def __len__(self) -> int:
         return len(self.t) if isinstance(self.t, Tensor) and self.t.ndim else 1
 
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> Level:
         """A level of a grid, made of Python floats; or, by a slice, a list or a mask, a part of it."""
-        part = self.map(lambda value: _column(value)[index])
+        part = self.map(lambda value: float64(value).reshape(-1)[index])
         return part.map(float) if isinstance(index, int) else part
 
     def __iter__(self) -> Iterator[Level]:
         """The levels of a grid one by one, each made of Python floats."""
-        columns = (_column(value).tolist() for value in (self.t, self.alpha, self.sigma))
-        yield from map(Level, *columns)
+        yield from map(Level, *(float64(value).reshape(-1).tolist() for value in (self.t, self.alpha, self.sigma)))

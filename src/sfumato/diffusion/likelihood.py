@@ -19,41 +19,22 @@ from sfumato.diffusion.level import Data
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 
+# a vector field at one level, each sample by itself
 Field = Callable[[Tensor], Tensor]
-"""A vector field at one level: ``(B, ...)`` to ``(B, ...)``, each sample by itself."""
-
+# (f, y) -> (f(y), divergence), the latter of shape (B,)
 Divergence = Callable[[Field, Tensor], tuple[Tensor, Tensor]]
-r"""Computes :math:`\nabla \cdot f`: ``(f, y) -> (f(y), divergence)``, the latter of shape ``(B,)``."""
-
+# the point (B, ...) and the integral of the divergence (B,), both float64
 State = tuple[Tensor, Tensor]
-r"""The point ``(B, ...)`` and the integral of the divergence ``(B,)``, both float64."""
-
+# the derivatives of the state, from the point and the log-SNR
 Flow = Callable[[Tensor, float], State]
-r"""The derivatives of the point and of the integral, from the point and :math:`\lambda`."""
-
+# (flow, y, start, end) -> (state at the end, calls of the flow); the integral starts at 0
 Integrator = Callable[[Flow, Tensor, float, float], tuple[State, int]]
-"""``(flow, y, start, end) -> (state at the end, calls of the flow)``; the integral starts at 0."""
-
-
-def _with_graph(field: Field, y: Tensor) -> tuple[Tensor, Tensor]:
-    """``y`` and ``f(y)`` with the graph between them."""
-    y = y.detach().requires_grad_()
-    value = field(y)
-    if not value.requires_grad:
-        raise InputError("The probability flow needs the derivative of the denoiser, but this one detaches its output.")
-    return y, value
 
 
 def exact_divergence(field: Field, y: Data) -> tuple[Tensor, Float[Tensor, "batch"]]:
     r"""The trace of the Jacobian, one product with it per dimension: :math:`\sum_i e_i^T J e_i`."""
-    with torch.enable_grad():
-        y, value = _with_graph(field, y)
-        flat = value.reshape(len(y), -1)
-        trace = torch.zeros_like(flat[:, 0])
-        for i in range(flat.shape[1]):
-            (row,) = torch.autograd.grad(flat[:, i].sum(), y, retain_graph=i + 1 < flat.shape[1])
-            trace = trace + row.reshape(flat.shape)[:, i]
-    return value.detach(), trace.detach()
+    units = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).reshape(-1, 1, *y.shape[1:])
+    return _divergence(field, y, units.expand(-1, len(y), *y.shape[1:]), 1)
 
 
 def hutchinson(
@@ -63,12 +44,20 @@ def hutchinson(
 
     The probes are fixed along a trajectory, so that the integrand is smooth (Grathwohl et al. 2019).
     """
+    return _divergence(field, y, probes.to(y), len(probes))
+
+
+def _divergence(field: Field, y: Tensor, probes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    r"""``f(y)``, and the sum of :math:`z^T J z` over the probes, divided by ``count``."""
     with torch.enable_grad():
-        y, value = _with_graph(field, y)
+        y = y.detach().requires_grad_()
+        value = field(y)
+        if not value.requires_grad:
+            raise InputError("The probability flow needs the derivative of the denoiser, but this detaches its output.")
         trace = y.new_zeros(len(y))
-        for k, probe in enumerate(probes.to(y)):
+        for k, probe in enumerate(probes):
             (product,) = torch.autograd.grad(value, y, probe, retain_graph=k + 1 < len(probes))
-            trace = trace + (product * probe).reshape(len(y), -1).sum(1) / len(probes)
+            trace = trace + (product * probe).reshape(len(y), -1).sum(1) / count
     return value.detach(), trace.detach()
 
 
@@ -103,7 +92,7 @@ def dormand_prince(
 ) -> tuple[State, int]:
     """SciPy's RK45 (Dormand and Prince 1980): for every image and step, the error is at most ``atol + rtol |y|``.
 
-    The images of a batch share their steps, so that a result depends on its batch, within the tolerance.
+    The images of a batch share their steps: a result depends on its batch, within the tolerance.
     """
     from scipy.integrate import RK45
 
@@ -137,13 +126,9 @@ def dormand_prince(
 
 @dataclass(frozen=True, eq=False)
 class LogDensity:
-    """The log-density of data under the probability flow.
+    """The log-density of data under the probability flow, and the noise (``latent``) that it maps each image to.
 
-    Attributes:
-        nats: the log-density of each image.
-        latent: the noise that the flow maps each image to, ``y`` at the last level.
-        evaluations: number of calls of the denoiser.
-        sigma_min: the noise level of the data, in their units.
+    ``evaluations`` are the calls of the denoiser, ``sigma_min`` is the noise level of the data, in their units.
     """
 
     nats: Float64[Tensor, "batch"]
@@ -178,16 +163,9 @@ def log_density(
         \log p(x_0) = \log \mathcal N(y_1) + \int_{\lambda_0}^{\lambda_1} \nabla \cdot f\, d\lambda
         + D \log\cos\varphi_0
 
-    The density is that of data with noise of standard deviation ``sigma_min`` (in units of the data). The flow ends in
-    the prior of :func:`sfumato.diffusion.bound.prior_variance`.
-
-    The state is kept in float64, the denoiser sees the data's type.
-
-    Args:
-        denoiser: any denoiser of this schedule that can be differentiated.
-        divergence: :func:`exact_divergence`, or :func:`hutchinson` with its probes.
-        integrator: :func:`rk4` or :func:`dormand_prince`, with its options (``functools.partial``).
-        sigma_min: by default that of :func:`first_noise`.
+    The density is that of data with noise of standard deviation ``sigma_min`` (in units of the data, by default
+    :func:`first_noise`). The flow ends in the prior of :func:`sfumato.diffusion.bound.prior_variance`. The state is
+    kept in float64, the denoiser sees the data's type.
     """
     lowest = sigma_min if sigma_min is not None else first_noise(schedule)
     last = schedule(1.0)
@@ -226,9 +204,8 @@ def log_density(
 def dequantize(x0: Data, bins: int, seed: int, first: int = 0) -> Data:
     r"""Quantized data with uniform noise of the width of a bin, :math:`w = 2 / (n - 1)`, centred on it.
 
-    A density ``p`` of such data bounds the probability of the bins,
-    :math:`\log P(x_0) \ge E[\log p(x_0 + u)] + D \log w` (Theis et al. 2016, sec. 3.1). These are the bins of the
-    discretized decoder; those in the code of Y. Song et al. 2021 lie within [-1, 1], with ``w = 1 / 128``.
+    A density ``p`` of such data bounds the probability of the bins of the discretized decoder,
+    :math:`\log P(x_0) \ge E[\log p(x_0 + u)] + D \log w` (Theis et al. 2016, sec. 3.1).
     """
     u = random.uniform(seed, "dequantize", first, len(x0), tuple(x0.shape[1:])).to(x0)
     return x0 + (u - 0.5 + 2.0**-33) * (2.0 / (bins - 1))

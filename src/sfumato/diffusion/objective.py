@@ -12,7 +12,7 @@ from sfumato.diffusion.bound import discretized_gaussian
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients
 from sfumato.diffusion.learned_schedule import LearnedSchedule, prior_nats
-from sfumato.diffusion.level import Level, broadcast
+from sfumato.diffusion.level import Level, broadcast, float64
 from sfumato.diffusion.schedule import Discrete
 from sfumato.diffusion.variance import floor, log_range
 from sfumato.diffusion.weighting import OutputWeight, Weight, simple
@@ -31,7 +31,6 @@ def denoising_loss(
 
     :math:`w(\lambda)\, \frac1D \lVert \hat\epsilon(\alpha x_0 + \sigma \epsilon) - \epsilon \rVert^2`; with
     ``weight = simple`` this is :math:`L_{\text{simple}}` (Ho et al. 2020, eq. 14) over the number of dimensions.
-    The level is one per sample or one for all.
     """
     return _weighted(denoiser(diffuse(x0, level, noise), level, **cond), x0, level, noise, weight)
 
@@ -50,8 +49,7 @@ def training_loss(
 
     A learned schedule has :func:`learned_schedule_loss` instead, for every weight. The hybrid loss is
     :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16), with :math:`T L_{t-1}` at a
-    uniform step for :math:`L_{\text{vlb}}`. Both are per dimension, the first a squared error and the second in bits.
-    ``bins`` is the number of values of the data, where a learned variance or schedule needs their likelihood.
+    uniform step for :math:`L_{\text{vlb}}`, in bits; both per dimension. ``bins`` is the number of values of the data.
     """
     if isinstance(denoiser.schedule, LearnedSchedule):
         return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, bins=bins, **cond)
@@ -77,15 +75,14 @@ def learned_variance_bound(
 ) -> Float[Tensor, "batch"]:
     r"""The term of the bound of one step of a table, as a function of the learned variance alone.
 
-    Per dimension and in bits, with the mean detached (Nichol and Dhariwal 2021, sec. 3.1): with
-    :math:`r = \log\beta - \log\tilde\beta`, the learned fraction ``v`` and the error of the mean,
+    Per dimension and in bits, with the mean detached (Nichol and Dhariwal 2021, sec. 3.1): with the learned fraction
+    ``v`` of :math:`r = \log\beta - \log\tilde\beta`,
 
     .. math::
         D_{KL} = \tfrac12 \left(v r - 1 + e^{-v r} \left(1
         + k_0^2 (\hat x_0 - x_0)^2 / \tilde\beta\right)\right) / \log 2,
 
     and in the step to the data the likelihood of the ``bins`` of the data in [-1, 1] (Ho et al. 2020, eq. 13).
-    The prediction is that for ``diffuse(x0, t, noise)``.
     """
     fraction = prediction.variance_fraction
     if fraction is None:
@@ -121,12 +118,11 @@ def learned_schedule_loss(
         L = D_{KL}(q(x_1 | x_0) \| p(x_1)) - \log p(x_0 | x_{t_0})
         + \tfrac{1 - t_0}{2}\, |\lambda'(t)|\, \lVert \hat\epsilon - \epsilon \rVert^2
 
-    at uniform :math:`t \in [t_0, 1]`; the decoder is that of the bins of the data (the paper's is the density at each
-    of the values, normalized). The network and the ends of the schedule descend its gradient. Its mean does not depend
-    on what lies between the ends, but its variance does: there the gradient is that of the square of the last term,
-    :math:`2 \ell\, \partial \ell` (there, app. I). Of the level only the time is taken.
+    at uniform :math:`t \in [t_0, 1]`, the time of the level; the decoder is that of the bins of the data. The network
+    and the ends of the schedule descend its gradient. Its mean does not depend on what lies between the ends, but its
+    variance does: there the gradient is that of the square of the last term, :math:`2 \ell\, \partial \ell` (app. I).
     """
-    t = torch.as_tensor(level.t, dtype=torch.float64).expand(len(x0)).clamp(min=schedule.start)
+    t = float64(level.t).expand(len(x0)).clamp(min=schedule.start)
     fraction, steepness = schedule.shape(t)
     high, low = schedule.log_snr_range()
     log_snr = high + (low - high) * fraction

@@ -88,7 +88,7 @@ def mean(previous: Callable[[Level], Level]) -> Parameterization:
     r"""The network predicts the mean of the posterior of one step, :math:`F = k_0 \hat x_0 + k_t x`.
 
     (Ho et al. 2020, sec. 3.2.) With the coefficients of :func:`~sfumato.diffusion.gaussian.posterior` from ``t`` to
-    ``s = previous(t)``, such as ``schedule.previous`` of a table, for any grid that is sampled on.
+    ``s = previous(t)``, such as ``schedule.previous`` of a table.
     """
 
     def coefficients(level: Level) -> Output:

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from sfumato.diffusion.gaussian import warn_of_signal
-from sfumato.diffusion.level import Level, Scalar
+from sfumato.diffusion.level import Level, Scalar, as_given, float64
 from sfumato.errors import InputError
 from sfumato.io.files import read_numbers
 
@@ -19,7 +19,6 @@ from sfumato.io.files import read_numbers
 TERMINAL_SNR = 1e-2
 # where published tables are clipped (Nichol and Dhariwal 2021, sec. 3.2)
 MAX_BETA = 0.999
-
 Times = Float64[Tensor, "*n"]
 
 
@@ -40,27 +39,29 @@ class Schedule(nn.Module):
     @torch.no_grad()
     def forward(self, t: Scalar) -> Level:
         """The level at time ``t`` in [0, 1], of any shape and without gradients; a float gives a level of floats."""
-        times = torch.as_tensor(t, dtype=torch.float64)
+        times = float64(t)
         if bool(((times < 0.0) | (times > 1.0) | times.isnan()).any()):
             raise InputError(f"Time runs from 0 (data) to 1 (noise); got {t}.")
-        level = Level(times, *self.kernel(times))
-        return level if isinstance(t, Tensor) else level.map(float)
+        return Level(times, *self.kernel(times)).map(lambda value: as_given(value, t))
 
     @torch.no_grad()
     def at(self, log_snr: Scalar) -> Level:
         """The level with that log signal-to-noise ratio (infinite at the data)."""
-        wanted = torch.as_tensor(log_snr, dtype=torch.float64)
+        values = float64(log_snr)
         lowest = float(_log_snr(*self.kernel(torch.ones((), dtype=torch.float64))))
-        if bool((wanted < lowest - 1e-9 * max(1.0, abs(lowest))).any()):
-            raise InputError(f"The schedule ends at a log-SNR of {lowest:.4g}; got {float(wanted.min()):.4g}.")
-        t = self.time(wanted.clamp(min=lowest)).clamp(0.0, 1.0)
-        level = Level(t, *self.kernel(t))
-        return level if isinstance(log_snr, Tensor) else level.map(float)
+        if bool((values < lowest - 1e-9 * max(1.0, abs(lowest))).any()):
+            least = values.min()
+            most, ratio = math.exp(-0.5 * lowest), float((-0.5 * least).exp())
+            raise InputError(
+                f"The schedule ends at a log-SNR of {lowest:.4g}, sigma / alpha = {most:.4g}; levels can't start "
+                f"at {float(least):.4g}, sigma / alpha = {ratio:.4g}."
+            )
+        t = self.time(values.clamp(min=lowest)).clamp(0.0, 1.0)
+        return Level(t, *self.kernel(t)).map(lambda value: as_given(value, log_snr))
 
     def slope(self, t: Scalar) -> Scalar:
         r"""The derivative :math:`d\lambda / dt` of the log-SNR; at a step of a table, from the left."""
-        slope = self._slope(torch.as_tensor(t, dtype=torch.float64)).detach()
-        return slope if isinstance(t, Tensor) else float(slope)
+        return as_given(self._slope(float64(t)).detach(), t)
 
     def _slope(self, t: Times) -> Times:
         with torch.enable_grad():
@@ -70,12 +71,10 @@ class Schedule(nn.Module):
     def require_noise(self, data_std: float = 1.0) -> None:
         r"""An error if :math:`\alpha(1)^2 s^2 / \sigma(1)^2 > 0.01`, for data of standard deviation ``s``.
 
-        Otherwise a warning if :math:`\bar\alpha_T > 10^{-4}` (:func:`warn_of_signal`), unless the schedule has
-        parameters.
+        Otherwise :func:`warn_of_signal`, unless the schedule has parameters.
         """
         last = self(1.0)
-        assert isinstance(last.alpha, float) and isinstance(last.sigma, float)
-        snr = math.inf if last.sigma == 0.0 else (last.alpha * data_std / last.sigma) ** 2
+        snr = math.inf if last.sigma == 0.0 else float(last.alpha * data_std / last.sigma) ** 2
         if snr > TERMINAL_SNR:
             raise InputError(
                 f"The schedule leaves signal at its end: a signal-to-noise ratio of {snr:.3g} where at most "
@@ -94,19 +93,12 @@ def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     return (0.5 * log_alpha_bar).exp(), torch.expm1(log_alpha_bar).abs().sqrt()
 
 
-def _log_alpha_bar(log_snr: Tensor) -> Tensor:
-    return -torch.nn.functional.softplus(-log_snr)
-
-
 class Discrete(Schedule):
     r"""A table of betas, :math:`\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)` (Ho et al. 2020, sec. 2).
 
     Step ``i`` of ``T`` is the time ``t = i / T``. Between two steps :math:`\log \bar\alpha` is linear in ``t``; in a
-    last step to :math:`\bar\alpha = 0`, :math:`\bar\alpha` itself is.
-
-    Args:
-        betas: ``T`` numbers in (0, 1).
-        zero_end: whether the last may be 1, which leaves nothing of the data (see :func:`zero_terminal_snr`).
+    last step to :math:`\bar\alpha = 0`, :math:`\bar\alpha` itself is. Betas lie in (0, 1); with ``zero_end`` the last
+    may be 1, which leaves nothing of the data (:func:`zero_terminal_snr`).
     """
 
     log_alpha_bar: Float64[Tensor, "T+1"]
@@ -149,10 +141,11 @@ class Discrete(Schedule):
 
     def time(self, log_snr: Times) -> Times:
         table = -self.log_alpha_bar.to(log_snr.device)
-        wanted = -_log_alpha_bar(log_snr)
-        left = (torch.searchsorted(table, wanted.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
+        # -log(alpha_bar)
+        value = nn.functional.softplus(-log_snr)
+        left = (torch.searchsorted(table, value.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
         start, end = table[left], table[left + 1]
-        fraction = torch.where(end.isinf(), -torch.expm1(start - wanted), (wanted - start) / (end - start))
+        fraction = torch.where(end.isinf(), -torch.expm1(start - value), (value - start) / (end - start))
         return (left + fraction) / self.steps
 
     def _slope(self, t: Times) -> Times:
@@ -184,10 +177,8 @@ class Discrete(Schedule):
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
     r"""The linear beta table of DDPM, :math:`10^{-4}, \dots, 0.02` at ``T = 1000`` (Ho et al. 2020).
 
-    For other ``T`` it is scaled by ``1000 / T`` (Nichol and Dhariwal 2021, code), and clipped at 0.999.
-
     Args:
-        steps: number of steps T; the betas are scaled by 1000 / T.
+        steps: number of steps T; the betas are scaled by 1000 / T, and clipped at 0.999.
         beta_start: the first beta, at T = 1000.
         beta_end: the last beta, at T = 1000.
     """
@@ -200,8 +191,7 @@ def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) 
 def cosine(steps: int = 1000, s: float = 0.008) -> Discrete:
     r"""The cosine beta table of Improved DDPM (Nichol and Dhariwal 2021, eq. 17).
 
-    :math:`\bar\alpha_t = f(t) / f(0)` with :math:`f(t) = \cos^2\left(\frac{t / T + s}{1 + s} \frac{\pi}{2}\right)`, and
-    :math:`\beta_t = \min(1 - \bar\alpha_t / \bar\alpha_{t-1},\ 0.999)`.
+    :math:`\bar\alpha_t = f(t) / f(0)` with :math:`f(t) = \cos^2\left(\frac{t / T + s}{1 + s} \frac{\pi}{2}\right)`.
 
     Args:
         steps: number of steps T.
@@ -216,8 +206,7 @@ def sigmoid(steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float
     r"""The sigmoid beta table (Jabri et al. 2023; Chen 2023, algorithm 1).
 
     :math:`\bar\alpha_t = \frac{\varsigma(e / \tau) - \varsigma((s + (e - s)\, t / T) / \tau)}{\varsigma(e / \tau)
-    - \varsigma(s / \tau)}` with the logistic function :math:`\varsigma`, and
-    :math:`\beta_t = \min(1 - \bar\alpha_t / \bar\alpha_{t-1},\ 0.999)`.
+    - \varsigma(s / \tau)}` with the logistic function :math:`\varsigma`.
 
     Args:
         steps: number of steps T.
@@ -232,6 +221,7 @@ def sigmoid(steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float
 
 
 def _from_alpha_bar(curve: npt.NDArray[np.float64]) -> Discrete:
+    r""":math:`\beta_t = \min(1 - \bar\alpha_t / \bar\alpha_{t-1},\ 0.999)`."""
     return Discrete((1.0 - curve[1:] / curve[:-1]).clip(max=MAX_BETA))
 
 
@@ -252,11 +242,8 @@ def table(betas: tuple[float, ...] = (), file: str | None = None) -> Discrete:
 def zero_terminal_snr(table: Discrete) -> Discrete:
     r"""A beta table shifted and scaled so that its end is pure noise (Lin et al. 2024, algorithm 1).
 
-    .. math::
-        \sqrt{\bar\alpha_t'} = \left(\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}\right)
-        \frac{\sqrt{\bar\alpha_1}}{\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T}}
-
-    Then :math:`\beta_T = 1`, so that only v, x0, velocity and mean can be predicted.
+    :math:`\sqrt{\bar\alpha_t'} = (\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}) \sqrt{\bar\alpha_1} /
+    (\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T})`. Only v, x0, velocity and mean can be predicted at its end.
 
     Args:
         table: the beta table to rescale.
@@ -288,7 +275,7 @@ class ContinuousLinear(Schedule):
         return _variance_preserving(-t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t))
 
     def time(self, log_snr: Times) -> Times:
-        c = -_log_alpha_bar(log_snr)
+        c = nn.functional.softplus(-log_snr)
         # the root of the quadratic in the form that does not cancel for small c
         root = (self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * c).sqrt()
         return 2.0 * c / (self.beta_min + root).clamp(min=1e-300)
@@ -297,8 +284,7 @@ class ContinuousLinear(Schedule):
 class ContinuousCosine(Schedule):
     r"""The cosine schedule in continuous time: :math:`\bar\alpha(t) = f(t)/f(0)`, Nichol and Dhariwal 2021, eq. 17.
 
-    The published curve ends at :math:`\bar\alpha = 0`; here ``t = 1`` is where its log-SNR is ``log_snr_min`` (-20, as
-    the 0.999 clip of the table).
+    It ends where its log-SNR is ``log_snr_min``, -20 as with the clipped table; the published one at infinity.
 
     Args:
         s: the offset near the data.

@@ -15,13 +15,10 @@ from sfumato.errors import InputError
 
 
 class Times:
-    """A distribution of noise levels, as a map of uniform numbers in [0, 1) (so that those may be stratified).
-
-    Attributes:
-        adaptive: whether it changes with the losses that it observes.
-    """
+    """A distribution of noise levels, as a map of uniform numbers in [0, 1) (so that those may be stratified)."""
 
     adaptive: bool = False
+    """Whether it changes with the losses that it observes."""
 
     def sample(self, u: Float64[Tensor, "batch"]) -> Level:
         """The levels of uniform numbers, by the inverse of the distribution function."""
@@ -46,8 +43,7 @@ class Times:
 class Uniform(Times):
     r"""Uniform times: over (0, 1], or the steps :math:`1 / T, \dots, 1` of a discrete schedule (Ho et al. 2020).
 
-    The very end is left out where :math:`\alpha = 0`, at which noise prediction and the weights of the bound are not
-    finite. A learned schedule is trained from the time at which the data are decoded.
+    The very end is left out where :math:`\alpha = 0`: noise prediction and the weights of the bound are not finite.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -68,7 +64,6 @@ class LogNormal(Times):
     (Karras et al. 2022, table 1.)
 
     Args:
-        schedule: the schedule of the denoiser.
         mean: the mean of the logarithm of the noise.
         std: the standard deviation of the logarithm of the noise, positive.
     """
@@ -94,11 +89,9 @@ class LossSecondMoment(Times):
     .. math::
         p_k = (1 - \eta) \frac{\sqrt{\overline{L_k^2}}}{\sum_j \sqrt{\overline{L_j^2}}} + \frac{\eta}{S},
 
-    and a loss times its :meth:`weight` :math:`1 / (S p_k) \le 1 / \eta` has the same expectation as under uniform
-    times. The history is kept on the CPU, in float64.
+    and a loss times its :meth:`weight` has the same expectation as under uniform times.
 
     Args:
-        schedule: the schedule of the denoiser.
         history: how many losses are remembered of each stratum, at least 1.
         uniform_share: the share of uniform times that stays, above 0 and at most 1.
         strata: how many parts the time has; by default the steps of a table of betas, or 100.
@@ -121,15 +114,12 @@ class LossSecondMoment(Times):
 
     def _set(self, losses: Tensor, seen: Tensor) -> None:
         self.losses, self.seen = losses, seen
+        # whether every stratum has its history
         self.adapted = bool((seen >= losses.shape[1]).all())
-        """Whether every stratum has its history."""
         size = losses.square().mean(1).sqrt()
-        total = size.sum()
-        self.probabilities = torch.full_like(size, 1.0 / len(size))
-        """The probability of each stratum."""
-        if self.adapted and total != 0.0:
-            even = self.probabilities
-            self.probabilities = (1.0 - self.uniform_share) * size / total + self.uniform_share * even
+        total, even = size.sum(), torch.full_like(size, 1.0 / len(size))
+        mixed = (1.0 - self.uniform_share) * size / total + self.uniform_share * even
+        self.probabilities = mixed if self.adapted and total != 0.0 else even
 
     def _place(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The stratum of each uniform number, and its place within it, from 0 to 1."""
@@ -149,7 +139,7 @@ class LossSecondMoment(Times):
         return self.base.sample((stratum + inside.clamp(1e-9, 1.0 - 1e-9)) / len(self.seen))
 
     def weight(self, u: Float64[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
-        r""":math:`1 / (S p_k)`, by which the losses at the levels of these numbers are multiplied."""
+        r""":math:`1 / (S p_k) \le 1 / \eta`."""
         return 1.0 / (len(self.seen) * self.probabilities[self._place(u)[0]])
 
     def observe(self, u: Float64[Tensor, "batch"], losses: Float[Tensor, "batch"]) -> None:

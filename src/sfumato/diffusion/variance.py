@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from torch import Tensor
 from sfumato import random
 from sfumato.diffusion.denoiser import Denoise, Prediction
 from sfumato.diffusion.gaussian import diffuse, posterior_coefficients, transition
-from sfumato.diffusion.level import Level, Scalar, broadcast
+from sfumato.diffusion.level import Level, Scalar, as_given, broadcast, float64
 from sfumato.errors import InputError
 
+# the variance of p(x_s | x_t), from the prediction at t and the levels t and s
 ReverseVariance = Callable[[Prediction, Level, Level], Scalar]
-r"""The variance of :math:`p_\theta(x_s | x_t)`, from the prediction at ``t`` and the levels ``t`` and ``s``."""
 
 
 def small(prediction: Prediction, t: Level, s: Level) -> Scalar:
@@ -29,18 +29,14 @@ def small(prediction: Prediction, t: Level, s: Level) -> Scalar:
 
 
 def large(prediction: Prediction, t: Level, s: Level) -> Scalar:
-    r"""The forward :math:`\beta = \sigma^2_{t|s}`: optimal for standard normal data (Ho et al. 2020, sec. 3.2).
-
-    In the last step, to ``s = 0``, no noise is added (their algorithm 2).
-    """
+    r"""The forward :math:`\sigma^2_{t|s}`: optimal for standard normal data (Ho et al. 2020); 0 for ``s`` = 0."""
     return floored(transition(t, s)[1], s, 0.0)
 
 
 def floor(levels: Level | Sequence[Level]) -> float:
-    r"""The lower bound that replaces the zero :math:`\tilde\beta` of a grid's last step: that of the step before.
+    r"""What replaces the zero :math:`\tilde\beta` of a grid's last step: that of the step before.
 
-    (Nichol and Dhariwal 2021, code, there of the table's steps.) In a grid of one step it is that of standard normal
-    data, :math:`\sigma^2 / (\alpha^2 + \sigma^2)`.
+    (Nichol and Dhariwal 2021, code.) In a grid of one step it is :math:`\sigma^2 / (\alpha^2 + \sigma^2)`.
     """
     nodes = list(levels)
     if len(nodes) >= 3:
@@ -57,10 +53,9 @@ def floored(variance: Scalar, s: Level, lowest: Scalar) -> Scalar:
 
 
 def decoded(variance: ReverseVariance) -> ReverseVariance:
-    r"""``variance``, but in the step to the data that of the noise itself, :math:`\sigma^2 / \alpha^2`.
+    r"""``variance``, but in the step to the data that of the noise, :math:`\sigma^2 / \alpha^2` (Kingma et al. 2021).
 
-    (Kingma et al. 2021.) On a grid that ends at a noise of a fraction of a bin, :func:`floor` is far too small for a
-    decoder.
+    Where a grid ends at a fraction of a bin, :func:`floor` is far too small for a decoder.
     """
 
     def with_decoder(prediction: Prediction, t: Level, s: Level) -> Scalar:
@@ -74,8 +69,7 @@ def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None 
     r"""The variance that the network learned, interpolated between the logarithms of the small and the large one.
 
     :math:`\Sigma = \exp(v \log \beta + (1 - v) \log \tilde\beta)`, one number per dimension (Nichol and Dhariwal 2021,
-    eq. 15). ``lowest`` is the :math:`\tilde\beta` of a step to the data, :func:`floor` of the grid in use; by default
-    that step has no noise, as in sampling.
+    eq. 15). ``lowest`` is the :math:`\tilde\beta` of a step to the data (:func:`floor`); without, it has no noise.
     """
     if prediction.variance_fraction is None:
         raise InputError(
@@ -84,27 +78,24 @@ def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None 
     fraction = prediction.variance_fraction
     start, width = (broadcast(k, fraction) for k in log_range(t, s, 1.0 if lowest is None else lowest))
     variance = (start + fraction * width).exp()
-    if lowest is not None:
-        return variance
-    if not isinstance(s.sigma, Tensor):
-        return variance if s.sigma != 0.0 else 0.0
-    return variance * broadcast((s.sigma != 0.0).double(), variance)
+    if lowest is None and isinstance(s.sigma, Tensor):
+        return variance * broadcast((s.sigma != 0.0).double(), variance)
+    return 0.0 if lowest is None and s.sigma == 0.0 else variance
 
 
 def log_range(t: Level, s: Level, lowest: float) -> tuple[Scalar, Scalar]:
     r""":math:`\log\tilde\beta` and :math:`\log\beta - \log\tilde\beta`, with ``lowest`` in the step to the data."""
-    tilde = torch.as_tensor(floored(posterior_coefficients(t, s)[2], s, lowest), dtype=torch.float64).log()
-    width = torch.as_tensor(transition(t, s)[1], dtype=torch.float64).log() - tilde
-    return (tilde, width) if isinstance(t.sigma, Tensor) else (float(tilde), float(width))
+    tilde = float64(floored(posterior_coefficients(t, s)[2], s, lowest)).log()
+    width = float64(transition(t, s)[1]).log() - tilde
+    return as_given(tilde, t.sigma), as_given(width, t.sigma)
 
 
 @dataclass(frozen=True)
 class Gamma:
-    r"""A table of :math:`\Gamma(\lambda) = \tfrac1D \mathbb E \lVert \hat\epsilon(x, \lambda) \rVert^2` by log-SNR,
-    rising.
+    r"""A table of :math:`\Gamma(\lambda) = \tfrac1D \mathbb E \lVert \hat\epsilon(x, \lambda) \rVert^2` by log-SNR.
 
     It is :math:`\sigma^2` times the :math:`\Gamma` of Bao et al. 2022, sec. 3, averaged over ``samples`` images (0 for
-    exact expectations), and belongs to the denoiser and its data, not to a schedule or grid.
+    exact expectations), and belongs to a denoiser and its data, not to a schedule or grid.
     """
 
     log_snr: tuple[float, ...]
@@ -116,9 +107,6 @@ class Gamma:
         finite = all(map(math.isfinite, (*self.log_snr, *self.gamma)))
         if not (len(self.log_snr) == len(self.gamma) > 0 and rising and finite and min(self.gamma) >= 0.0):
             raise InputError("A table of Gamma needs finite levels that rise strictly, and a number >= 0 for each.")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Gamma:
@@ -133,8 +121,7 @@ class Gamma:
         r"""The table in which the posterior variance of the data does not rise from a level to one of less noise.
 
         It is the isotonic regression of :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)` (Ayer et al. 1955) with weights
-        :math:`\mathrm{SNR}^2`, the inverse of its variance when all of Gamma is equally uncertain: where almost nothing
-        of the data is left an estimate carries no information, and levels nearer to the data replace it.
+        :math:`\mathrm{SNR}^2`, the inverse of its variance when all of Gamma is equally uncertain.
         """
         from scipy.optimize import isotonic_regression
 
@@ -148,30 +135,28 @@ class Gamma:
         Between the levels of the table the logit of :math:`1 - \Gamma` is linear in the log-SNR, as it is for Gaussian
         data. At :math:`\alpha = 0` it is that of the noisiest level.
         """
-        wanted = torch.as_tensor(level.log_snr, dtype=torch.float64)
-        known = torch.tensor(self.log_snr, dtype=torch.float64, device=wanted.device)
+        at = float64(level.log_snr)
+        known = torch.tensor(self.log_snr, dtype=torch.float64, device=at.device)
         low, high = self.log_snr[0], self.log_snr[-1]
-        wanted = torch.where(wanted == -math.inf, low, wanted)
+        at = torch.where(at == -math.inf, low, at)
         slack = 1e-6 * max(1.0, abs(low), abs(high))
-        if bool(((wanted < low - slack) | (wanted > high + slack)).any()):
+        if bool(((at < low - slack) | (at > high + slack)).any()):
             raise InputError(
                 f"Gamma is known from log-SNR {low:.4g} to {high:.4g}, but a step starts outside; estimate it on the "
                 "levels of this grid."
             )
-        gamma = torch.tensor(self.gamma, dtype=torch.float64, device=wanted.device).clamp(1e-12, 1.0 - 1e-12)
+        gamma = torch.tensor(self.gamma, dtype=torch.float64, device=at.device).clamp(1e-12, 1.0 - 1e-12)
         logit = torch.log1p(-gamma) - gamma.log()
         if len(self.gamma) > 1:
-            right = torch.searchsorted(known, wanted.contiguous()).clamp(1, len(known) - 1)
-            fraction = ((wanted - known[right - 1]) / (known[right] - known[right - 1])).clamp(0.0, 1.0)
+            right = torch.searchsorted(known, at.contiguous()).clamp(1, len(known) - 1)
+            fraction = ((at - known[right - 1]) / (known[right] - known[right - 1])).clamp(0.0, 1.0)
             logit = torch.lerp(logit[right - 1], logit[right], fraction)
-        else:
-            logit = logit.reshape(()).expand(wanted.shape)
-        variance = logit.sigmoid() * (-wanted).exp()
-        return variance if isinstance(level.alpha, Tensor) else float(variance)
+        # a table of one level broadcasts
+        return as_given((logit.sigmoid() * (-at).exp()).reshape(at.shape), level.alpha)
 
 
+# clean data (B, *shape), alone or with their conditions; B may differ from batch to batch
 Batch = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], dict[str, Tensor]]
-"""Clean data of shape ``(B, *shape)``, alone or with their conditions; ``B`` may differ from batch to batch."""
 
 
 @torch.no_grad()
@@ -185,8 +170,7 @@ def estimate(
 ) -> Gamma:
     r"""Gamma of a denoiser in one pass over data, each image at every noisy level (Bao et al. 2022, sec. 3).
 
-    The noise depends on the seed, the image and the level alone, so that batches change the result by rounding only.
-    ``progress`` is called after each batch with the number of images done.
+    The noise depends on the seed, the image and the level alone. ``progress`` is told the number of images done.
     """
     steps = [level for level in levels if level.sigma != 0.0]
     if not steps or any(level.alpha == 0.0 for level in steps):
@@ -218,13 +202,11 @@ def analytic(
     (Bao et al. 2022, theorems 1 and 2), for any pair of levels.
 
     Args:
-        gamma: the table of the denoiser.
         radius: half the width of the range of the data.
         to_data: whether the step to the data has this variance too, as the decoder of a bound needs.
-        last: the last noisy level of the grid in use. In the step that ends there, the noise is clipped so that it
-            moves a value by at most ``pixels`` of 255 parts of the range on average,
+        last: the last noisy level of the grid in use. In the step that ends there, the noise is clipped so that
             :math:`\mathbb E |\sigma z| \le 2 r p / 255` (there, app. F).
-        pixels: see ``last``; 1 or 2 there.
+        pixels: ``p``, in 255 parts of the range; 1 or 2 there.
     """
     if radius <= 0.0 or pixels <= 0.0:
         raise InputError(f"radius and pixels must be positive; got {radius} and {pixels}.")
@@ -234,11 +216,9 @@ def analytic(
 
     def variance(prediction: Prediction, t: Level, s: Level) -> Scalar:
         k0, _, tilde = posterior_coefficients(t, s)
-        spread = torch.as_tensor(gamma.data_variance(t), dtype=torch.float64).clamp(max=radius * radius)
-        value = torch.as_tensor(tilde + k0 * k0 * spread)
-        log_snr, sigma = (torch.as_tensor(number, device=value.device) for number in (s.log_snr, s.sigma))
+        value = tilde + k0 * k0 * float64(gamma.data_variance(t)).clamp(max=radius * radius)
+        log_snr, sigma = (float64(number).to(value.device) for number in (s.log_snr, s.sigma))
         value = torch.where((log_snr >= end) & (sigma != 0.0), value.clamp(max=most), value)
-        value = value if to_data else torch.where(sigma != 0.0, value, 0.0)
-        return value if isinstance(t.alpha, Tensor) else float(value)
+        return as_given(value if to_data else torch.where(sigma != 0.0, value, 0.0), t.alpha)
 
     return variance

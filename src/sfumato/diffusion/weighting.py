@@ -17,11 +17,7 @@ from sfumato.diffusion.variance import floor, floored
 from sfumato.errors import InputError
 
 Weight = Callable[[Level], Scalar]
-r"""A weighting: a function of the level, on the squared error of :math:`\hat\epsilon`.
-
-Since :math:`\alpha (\hat x_0 - x_0) = -\sigma (\hat\epsilon - \epsilon)`, a weight :math:`w` of the noise error is the
-weight :math:`w\, \mathrm{SNR}` of the data error.
-"""
+r"""A weight :math:`w` of the squared error of :math:`\hat\epsilon`, which is :math:`w\, \mathrm{SNR}` of the data's."""
 
 
 def simple(level: Level) -> Scalar:
@@ -32,8 +28,7 @@ def simple(level: Level) -> Scalar:
 def edm_weight(sigma_data: float | None = None) -> Weight:
     r"""The weight of EDM, under which the error of the network's output counts the same at every level.
 
-    :math:`(\hat\sigma^2 + \sigma_d^2) / (\hat\sigma \sigma_d)^2` on the error of :math:`\hat x_0` (Karras et al. 2022,
-    table 1), which is :math:`(\hat\sigma^2 + \sigma_d^2) / \sigma_d^2` on that of :math:`\hat\epsilon`.
+    It is :math:`(\hat\sigma^2 + \sigma_d^2) / (\hat\sigma \sigma_d)^2` on the error of the data (Karras et al. 2022).
 
     Args:
         sigma_data: standard deviation of the data; measured if not given.
@@ -51,8 +46,8 @@ def edm_weight(sigma_data: float | None = None) -> Weight:
 class OutputWeight:
     r"""The squared error of the network's output itself: :math:`w = 1 / d^2` as :math:`\hat\epsilon = c x + d F`.
 
-    With v or velocity it is the loss of Salimans and Ho 2022 or of flow matching, :math:`\lVert F - F^* \rVert^2`.
-    A loss takes that error directly, since at :math:`\alpha = 0` the noise error vanishes and the weight is infinite.
+    With v or velocity it is the loss of Salimans and Ho 2022 or of flow matching. A loss takes that error directly,
+    since at :math:`\alpha = 0` the noise error vanishes and the weight is infinite.
     """
 
     parameterization: Parameterization
@@ -69,11 +64,10 @@ def vlb(schedule: Schedule, variance: Literal["small", "large"] = "small") -> We
         \lambda_t = \frac{\beta_t^2}{2 \sigma_t^2 (1 - \beta_t)(1 - \bar\alpha_t)}
 
     (Ho et al. 2020, eq. 12), which between any ``t`` and ``s`` is
-    :math:`\sigma_{t|s}^4 / (2 \Sigma\, \alpha_{t|s}^2 \sigma_t^2)`; ``s`` is one step of the table nearer to the data.
-    The small variance of the step to the data is zero; that of the step before replaces it.
+    :math:`\sigma_{t|s}^4 / (2 \Sigma\, \alpha_{t|s}^2 \sigma_t^2)`. In the step to the data, whose small variance is
+    zero, it is that of the step before.
 
     Args:
-        schedule: a table of betas.
         variance: the reverse variance of the bound, small (beta-tilde) or large (beta).
     """
     if not isinstance(schedule, Discrete):
@@ -93,8 +87,8 @@ def vlb(schedule: Schedule, variance: Literal["small", "large"] = "small") -> We
 def vlb_continuous(schedule: Schedule) -> Weight:
     r"""The weight of the variational bound in continuous time, :math:`w = -\tfrac12 \frac{d\lambda}{dt}`.
 
-    (Kingma et al. 2021, eq. 15, there on the error of the data.) Under uniform times the loss is the whole diffusion
-    part of the bound, in nats per dimension: the limit of :math:`T \lambda_t` of :func:`vlb`.
+    (Kingma et al. 2021, eq. 15.) Under uniform times the loss is the diffusion part of the bound, in nats per
+    dimension: the limit of :math:`T \lambda_t` of :func:`vlb`.
     """
 
     def weight(level: Level) -> Scalar:
@@ -110,7 +104,6 @@ def sigmoid_weight(schedule: Schedule, bias: float = 2.0) -> Weight:
     Here :math:`\lambda` is the log-SNR (Kingma and Gao 2023; meant for uniform times).
 
     Args:
-        schedule: any schedule.
         bias: the log-SNR b at which the sigmoid is one half.
     """
     bound = vlb_continuous(schedule)
@@ -132,15 +125,13 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
 def min_snr(gamma: float = 5.0) -> Weight:
     r"""Min-SNR weighting (Hang et al. 2023): :math:`\min(\mathrm{SNR}, \gamma)` on the error of the data.
 
-    On the error of the noise it is :math:`\min(1, \gamma / \mathrm{SNR})`.
-
     Args:
         gamma: the signal-to-noise ratio above which the weight of the noise error falls.
     """
     _require_positive(gamma)
 
     def weight(level: Level) -> Scalar:
-        # gamma / max(SNR, gamma), which is finite at SNR = 0
+        # min(1, gamma / SNR), which is finite at SNR = 0
         snr = _snr(level)
         return gamma / (snr.clamp(min=gamma) if isinstance(snr, Tensor) else max(snr, gamma))
 

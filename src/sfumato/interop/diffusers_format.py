@@ -1,9 +1,12 @@
-"""What models that come from diffusers and models that go there share: names, and where each weight is."""
+"""What models that come from diffusers and models that go there share: settings, names, and where each weight is."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from sfumato.config import Component
 from sfumato.interop.model import label_table, unet_of
 from sfumato.interop.weights import Collection, Transfer, swap_halves
 from sfumato.models.model import Model
@@ -23,6 +26,76 @@ VARIANCES = {
 """The reverse variances by their names there."""
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+Whole = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+Sides = Annotated[
+    list[Whole],
+    Field(min_length=2, max_length=2),
+    BeforeValidator(lambda value: [value, value] if isinstance(value, int) else value),
+]
+"""A height and a width, or one number for both."""
+
+DownBlocks = list[Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]]
+UpBlocks = list[Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]]
+
+
+class UNet2DModel(Component):
+    """The settings of the network of diffusers, with its defaults; of their values those with an equivalent here."""
+
+    model_config = ConfigDict(strict=True)
+
+    sample_size: Sides | None = None
+    in_channels: Whole = 3
+    out_channels: Whole = 3
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Whole | None = None
+    freq_shift: float = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: DownBlocks = Field(
+        default=["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
+    )
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    up_block_types: UpBlocks = Field(default=["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"])
+    block_out_channels: list[Whole] = Field(default=[224, 448, 672, 896], min_length=1)
+    layers_per_block: Whole = 2
+    mid_block_scale_factor: float = Field(default=1, ge=1, le=1)
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Literal["conv", "resnet"] = "conv"
+    upsample_type: Literal["conv", "resnet"] = "conv"
+    dropout: float = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    attention_head_dim: Whole | None = 8
+    norm_num_groups: Whole = 32
+    attn_norm_num_groups: Whole | None = None
+    norm_eps: Positive = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True
+    class_embed_type: None = None
+    num_class_embeds: Whole | None = None
+    num_train_timesteps: Whole | None = None
+
+
+class Scheduler(Component):
+    """The settings of a scheduler of diffusers that decide what its model means, with their defaults."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    num_train_timesteps: Whole = 1000
+    beta_start: Positive = 1e-4
+    beta_end: Positive = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
+    trained_betas: Annotated[list[Positive], Field(min_length=1)] | None = None
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    variance_type: (
+        Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"] | None
+    ) = None
+    clip_sample: bool | None = None
+    clip_sample_range: Positive = 1.0
+    thresholding: bool = False
+    rescale_betas_zero_snr: bool = False
+
 
 _RES_BLOCK = {
     "norm1": "norm1",
@@ -44,7 +117,7 @@ def transfer_weights(model: Model, transfer: Transfer | Collection, *, cosines_f
     """
     network = unet_of(model.denoiser.network)
     time = network.time
-    transfer.layer(time.first, "time_embedding.linear_1", None if cosines_first else _swapped)
+    transfer.layer(time.first, "time_embedding.linear_1", change=None if cosines_first else swap_halves)
     transfer.layer(time.second, "time_embedding.linear_2")
     transfer.layer(network.first, "conv_in")
     for way, stages in (("down", network.down), ("up", network.up)):
@@ -56,16 +129,12 @@ def transfer_weights(model: Model, transfer: Transfer | Collection, *, cosines_f
     transfer.labels(label_table(model.denoiser.network), "class_embedding.weight")
 
 
-def _swapped(parameter: Any) -> Any:
-    return parameter if parameter.ndim < 2 else swap_halves(parameter)
-
-
 def _stage(transfer: Transfer | Collection, stage: Any, name: str, sampler: str) -> None:
     for i, module in enumerate(stage):
         if isinstance(module, ResBlock):
-            _res_block(transfer, module, f"{name}.{sampler}")
+            transfer.block(module, f"{name}.{sampler}", _RES_BLOCK)
         elif isinstance(module, UNetBlock):
-            _res_block(transfer, module.res, f"{name}.resnets.{i}")
+            transfer.block(module.res, f"{name}.resnets.{i}", _RES_BLOCK)
             if module.attention is not None:
                 _attention(transfer, module.attention, f"{name}.attentions.{i}")
         else:
@@ -73,14 +142,10 @@ def _stage(transfer: Transfer | Collection, stage: Any, name: str, sampler: str)
             transfer.layer(learned, f"{name}.{sampler}.conv")
 
 
-def _res_block(transfer: Transfer | Collection, block: ResBlock, name: str) -> None:
-    transfer.block(block, {ours: f"{name}.{theirs}" for ours, theirs in _RES_BLOCK.items()})
-
-
 def _attention(transfer: Transfer | Collection, layer: Attention, name: str) -> None:
     transfer.layer(layer.norm, f"{name}.group_norm")
     # files of the first releases have other names for the projections
     old = f"{name}.query.weight" in transfer.state
     parts, out = (("query", "key", "value"), "proj_attn") if old else (("to_q", "to_k", "to_v"), "to_out.0")
-    transfer.joined(layer.qkv, [f"{name}.{part}" for part in parts])
+    transfer.layer(layer.qkv, *(f"{name}.{part}" for part in parts))
     transfer.layer(layer.out, f"{name}.{out}")

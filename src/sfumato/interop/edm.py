@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError, nearest
 from sfumato.interop.model import build_model, label_table, unet_of
 from sfumato.interop.weights import Transfer, Weights, put, require_groups, swap_halves
 from sfumato.models.model import Model
 from sfumato.networks.unet import ResBlock, UNet
 from sfumato.recipes.published import EDM, edm
-from sfumato.recipes.settings import Settings
+from sfumato.recipes.settings import Settings, by_name
 
 _RES_BLOCK = {
     "norm1": "norm0",
@@ -41,10 +40,7 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
     Returns:
         The model, without the input that describes the augmentation of training images.
     """
-    if isinstance(settings, str):
-        if settings not in EDM:
-            raise InputError(f"There is no published network {settings!r} of EDM{nearest(settings, EDM)}")
-        settings = EDM[settings]
+    settings = by_name(settings, EDM, "EDM")
     published = edm(settings)
     # the filters are part of the settings
     transfer = Transfer(weights, lambda n: None if n.endswith("resample_filter") else n.removeprefix("model."))
@@ -52,9 +48,7 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
     network, song = unet_of(model.denoiser.network), settings.get("class_name", "SongUNet") == "SongUNet"
     require_groups(network, 32, at_least=4)
     _fill(transfer, network, song, published.shape[1])
-    table = label_table(model.denoiser.network)
-    if table is not None:
-        _labels(transfer, table, song)
+    _labels(transfer, label_table(model.denoiser.network), song)
     transfer.finish("map_augment.")
     return model
 
@@ -62,7 +56,7 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
 def _fill(transfer: Transfer, network: UNet, song: bool, size: int) -> None:
     time = network.time
     # a SongUNet has sines before cosines
-    transfer.layer(time.first, "map_layer0", lambda w: swap_halves(w) if song and w.ndim > 1 else w)
+    transfer.layer(time.first, "map_layer0", change=swap_halves if song else None)
     transfer.layer(time.second, "map_layer1")
     if network.blueprint.time_kind == "fourier":
         frequencies = transfer.tensor("map_noise.freqs", time.features.frequencies.shape)
@@ -90,13 +84,15 @@ def _stage(transfer: Transfer, stage: Any, name: str, resampling: str) -> None:
 
 def _block(transfer: Transfer, module: Any, name: str) -> None:
     block = module if isinstance(module, ResBlock) else module.res
-    transfer.block(block, {ours: f"{name}.{theirs}" for ours, theirs in _RES_BLOCK.items()})
+    transfer.block(block, name, _RES_BLOCK)
     if not isinstance(module, ResBlock) and module.attention is not None:
         transfer.attention(module.attention, f"{name}.norm2", f"{name}.qkv", f"{name}.proj", "qkv_last")
 
 
-def _labels(transfer: Transfer, table: Tensor, song: bool) -> None:
+def _labels(transfer: Transfer, table: Tensor | None, song: bool) -> None:
     """Labels are one-hot vectors there, zeros for none; those of a SongUNet are scaled to unit variance."""
+    if table is None:
+        return
     classes, width = table.shape[0] - 1, table.shape[1]
     weight = transfer.tensor("map_label.weight", (width, classes)).T
     if song:

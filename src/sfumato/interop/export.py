@@ -7,15 +7,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sfumato.errors import InputError, nearest
 from sfumato.interop import engines
 from sfumato.interop.engines import onnx, openvino
-from sfumato.interop.engines.graph import graph_of, require_weights
+from sfumato.interop.engines.graph import require_weights
 from sfumato.interop.model import description, raw_slots
 from sfumato.interop.to_diffusers import write_diffusers
-from sfumato.io.files import write_tensors
+from sfumato.io.tensors import write_tensors
 from sfumato.models.model import Model
 
 TARGETS = {"diffusers": "", "onnx": ".onnx", "openvino": ".xml", "safetensors": ".safetensors"}
@@ -53,19 +52,19 @@ def export(
     notes = [f"The graph is the network without the conditions {', '.join(slots)}."] if slots else []
     write: dict[str, Callable[[Path], None]] = {
         "diffusers": lambda path: notes.extend(write_diffusers(model, path)),
-        "onnx": lambda path: _write_graph(onnx, model, path, precision),
-        "openvino": lambda path: _write_graph(openvino, model, path, precision),
+        "onnx": lambda path: onnx.write(engines.convert(onnx, model, precision)[1], path),
+        "openvino": lambda path: openvino.write(engines.convert(openvino, model, precision)[1], path),
         "safetensors": lambda path: write_tensors(path, model.denoiser.state_dict(), json.loads(description(model))),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     # beside its place, so that it can be moved there whole
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        made = Path(folder) / out.name
-        write[to](made)
-        _free([out.with_name(path.name) for path in made.parent.iterdir() if path != made], overwrite)
+        write[to](Path(folder) / out.name)
+        written = sorted(Path(folder).iterdir())
+        _free([out.with_name(path.name) for path in written if path.name != out.name], overwrite)
         if out.is_dir():
             shutil.rmtree(out)
-        for path in sorted(made.parent.iterdir()):
+        for path in written:
             path.replace(out.with_name(path.name))
     return tuple(notes)
 
@@ -99,11 +98,3 @@ def _free(paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
-
-
-def _write_graph(library: Any, model: Model, path: Path, precision: str) -> None:
-    graph = graph_of(model)
-    converted = library.convert(graph, description(model))
-    if precision == "int8":
-        converted = library.quantize(converted, graph, engines.calibration(model))
-    library.write(converted, path)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from sfumato.conditioning import Condition, Label, LowResolution
+from sfumato.config import ModelConfig, parse
 from sfumato.diffusion.denoiser import Denoiser
-from sfumato.errors import InputError, nearest
-from sfumato.interop.model import build_denoiser, build_model, label_table, unet_of
+from sfumato.errors import InputError
+from sfumato.interop.model import build_model, label_table, unet_of
 from sfumato.interop.weights import HeadOrder, Transfer, Weights, put, require_groups
 from sfumato.models.model import Model
 from sfumato.networks.classifier import Classifier
-from sfumato.networks.unet import ResBlock, UNet, UNetBlock, UNetEncoder
+from sfumato.networks.unet import ResBlock, UNetBlock, UNetEncoder
 from sfumato.recipes.openai import (
     CLASSIFIER_DEFAULTS,
     GUIDED,
@@ -21,7 +24,7 @@ from sfumato.recipes.openai import (
     guided,
     guided_network,
 )
-from sfumato.recipes.settings import Settings, numbers, with_defaults
+from sfumato.recipes.settings import Settings, by_name, numbers, with_defaults
 
 _RES_BLOCK = {
     "norm1": "in_layers.0",
@@ -49,16 +52,9 @@ def load_guided_diffusion(weights: Weights, settings: str | Settings, *, program
     Returns:
         The model; a class of -1 adds nothing to the embedding, which only a model without classes was trained for.
     """
-    if isinstance(settings, str):
-        if settings not in GUIDED:
-            raise InputError(f"There is no published model {settings!r} of guided-diffusion{nearest(settings, GUIDED)}")
-        settings = GUIDED[settings]
-    flags = flags_of(settings, program)
+    flags = flags_of(by_name(settings, GUIDED, "guided-diffusion"), program)
     model = build_model(guided(flags))
-    transfer = Transfer(weights)
-    _fill(transfer, unet_of(model.denoiser.network), flags)
-    transfer.labels(label_table(model.denoiser.network), "label_emb.weight")
-    transfer.finish()
+    _fill(weights, model.denoiser.network, flags)
     return model
 
 
@@ -89,11 +85,8 @@ def load_guided_upsampler(weights: Weights, settings: Settings, *, program: str 
     conditions: dict[str, Condition] = {"low_res": LowResolution(factor=1, up="bilinear")}
     if published.classes:
         conditions["label"] = Label(drop=published.drop, names=tuple(map(str, range(published.classes))))
-    denoiser = build_denoiser(published.model, published.shape, conditions)
-    transfer = Transfer(weights)
-    _fill(transfer, unet_of(denoiser.network), flags)
-    transfer.labels(label_table(denoiser.network), "label_emb.weight")
-    transfer.finish()
+    denoiser = parse(ModelConfig, published.model).build(published.shape, conditions, 0.5)
+    _fill(weights, denoiser.network, flags)
     return denoiser.eval()
 
 
@@ -132,17 +125,20 @@ def load_guided_classifier(weights: Weights, settings: Settings) -> Classifier:
     return network.eval()
 
 
-def _fill(transfer: Transfer, network: UNet, flags: Settings) -> None:
+def _fill(weights: Weights, network: nn.Module, flags: Settings) -> None:
     order: HeadOrder = "ours" if flags["use_new_attention_order"] else "heads_first"
-    _fill_encoder(transfer, network, order)
+    transfer, unet = Transfer(weights), unet_of(network)
+    _fill_encoder(transfer, unet, order)
     number, place = -1, 0
-    for module in (module for stage in network.up for module in stage.children()):
+    for module in (module for stage in unet.up for module in stage.children()):
         if isinstance(module, UNetBlock):
             number, place = number + 1, 0
         # what changes the resolution is the last part of the block before it
         place = _part(transfer, module, f"output_blocks.{number}", place, order)
-    transfer.layer(network.norm, "out.0")
-    transfer.layer(network.last, "out.2")
+    transfer.layer(unet.norm, "out.0")
+    transfer.layer(unet.last, "out.2")
+    transfer.labels(label_table(network), "label_emb.weight")
+    transfer.finish()
 
 
 def _fill_encoder(transfer: Transfer, network: UNetEncoder, order: HeadOrder) -> None:
@@ -162,7 +158,7 @@ def _part(transfer: Transfer, module: Any, name: str, place: int, order: HeadOrd
     here = f"{name}.{place}"
     if isinstance(module, ResBlock | UNetBlock):
         block = module if isinstance(module, ResBlock) else module.res
-        transfer.block(block, {ours: f"{here}.{theirs}" for ours, theirs in _RES_BLOCK.items()})
+        transfer.block(block, here, _RES_BLOCK)
         if isinstance(module, UNetBlock) and module.attention is not None:
             place += 1
             there = f"{name}.{place}"

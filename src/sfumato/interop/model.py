@@ -10,12 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 import sfumato
-from sfumato.conditioning import Condition, Conditioned
-from sfumato.conditioning.base import keyed
+from sfumato.conditioning import Conditioned
+from sfumato.conditioning.base import Condition, keyed
 from sfumato.conditioning.labels import LabelEncoder
 from sfumato.conditioning.network import filled
-from sfumato.config import Config, ModelConfig, parse
-from sfumato.diffusion.denoiser import Denoiser
+from sfumato.config import Config, parse
 from sfumato.errors import InputError
 from sfumato.models.model import Model, save
 from sfumato.models.storage import Info, read_config
@@ -23,30 +22,19 @@ from sfumato.networks.unet import UNet
 from sfumato.recipes.settings import Published
 
 
-def _label(classes: int, drop: float) -> dict[str, Any]:
-    """The condition of so many classes without names; none without classes."""
-    names = tuple(map(str, range(classes)))
-    label = {"kind": "label", "drop": drop, "draw": "uniform", "names": names}
-    return {"label": {**label, "frequencies": (1.0 / classes,) * classes}} if classes else {}
-
-
-def build_denoiser(
-    model: dict[str, Any], shape: tuple[int, ...], conditions: dict[str, Condition], std: float = 0.5
-) -> Denoiser:
-    """The denoiser of the settings of a model, with fresh weights, for images of ``shape``."""
-    return parse(ModelConfig, model, origin="the settings of the model").build(shape, conditions, std)
-
-
-def build_model(published: Published, std: float = 0.5) -> Model:
+def build_model(published: Published) -> Model:
     """A model whose training is not known: of its data it knows the shape and the number of classes."""
-    conditions = _label(published.classes, published.drop)
+    conditions: dict[str, Any] = {}
+    if classes := published.classes:
+        names, frequencies = tuple(map(str, range(classes))), (1.0 / classes,) * classes
+        conditions["label"] = {**published.conditions["label"], "names": names, "frequencies": frequencies}
     settings = {
         "conditions": conditions,
         "model": published.model,
         "sampling": published.sampling,
         "objective": {"weight": {"kind": "output"}},
     }
-    info = Info(shape=published.shape, std=std, conditions=conditions)
+    info = Info(shape=published.shape, std=0.5, conditions=conditions)
     model = Model.build(parse(Config, settings, origin="the settings of the model"), info)
     model.denoiser.eval()
     return model
@@ -66,20 +54,18 @@ def unet_of(network: nn.Module) -> UNet:
 
 def label_table(network: nn.Module) -> Tensor | None:
     """The vectors of the labels of a network, that of no label first; None for a network without labels."""
-    encoders = dict(network.encoders.items()) if isinstance(network, Conditioned) else {}
-    encoder = encoders.get("label")
+    encoder = dict(network.encoders.items()).get("label") if isinstance(network, Conditioned) else None
     return encoder.table.weight if isinstance(encoder, LabelEncoder) else None
 
 
-def classes_of(network: nn.Module) -> dict[str, int]:
-    """The number of classes of each condition that is a label, by its name."""
-    encoders = network.encoders.items() if isinstance(network, Conditioned) else ()
-    return {name: encoder.classes for name, encoder in encoders if isinstance(encoder, LabelEncoder)}
+def conditions_of(network: nn.Module) -> dict[str, Condition]:
+    """The conditions of a network by name."""
+    return network.conditions if isinstance(network, Conditioned) else {}
 
 
 def null_conditions(network: nn.Module) -> dict[str, Tensor]:
     """The tensors of the conditions of a network by name, each with its null value for one sample."""
-    conditions = network.conditions.items() if isinstance(network, Conditioned) else ()
+    conditions = conditions_of(network).items()
     return {key: null for name, c in conditions for key, null in keyed(name, c, c.missing(1)).items()}
 
 

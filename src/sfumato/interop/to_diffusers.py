@@ -12,12 +12,12 @@ from torch import nn
 
 from sfumato.diffusion.schedule import Discrete
 from sfumato.errors import InputError
-from sfumato.interop.diffusers_format import PREDICTIONS, VARIANCES, WEIGHTS, transfer_weights
+from sfumato.interop.diffusers_format import PREDICTIONS, VARIANCES, WEIGHTS, UNet2DModel, transfer_weights
 from sfumato.interop.model import drops_labels, label_table, unet_of
 from sfumato.interop.weights import Collection
 from sfumato.models.model import Model
 from sfumato.networks.attention import Attention
-from sfumato.networks.unet import UNet
+from sfumato.networks.unet import Blueprint, UNet
 
 _VERSION = "0.30.0"
 """The version whose settings are written; later ones read them."""
@@ -77,9 +77,7 @@ def network_settings(model: Model, classes: int, null_label: bool) -> dict[str, 
         raise _refuse(f"its network is of the kind {kind}, and only U-Nets have an equivalent")
     network = unet_of(model.denoiser.network)
     blueprint = network.blueprint
-    for differs, what in _differences(network):
-        if differs:
-            raise _refuse(what)
+    _check(blueprint)
     groups = {m.num_groups for m in network.modules() if isinstance(m, nn.GroupNorm)}
     if len(groups) > 1:
         raise _refuse(
@@ -91,10 +89,8 @@ def network_settings(model: Model, classes: int, null_label: bool) -> dict[str, 
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if inside else ("DownBlock2D", "UpBlock2D")
     channels, *sides = model.info.shape
     half = blueprint.channels[0] // 2
-    return {
-        "_class_name": "UNet2DModel",
-        "_diffusers_version": _VERSION,
-        "sample_size": sides[0] if sides[0] == sides[1] else sides,
+    settings: dict[str, Any] = {
+        "sample_size": sides,
         "in_channels": channels,
         "out_channels": 2 * channels if model.denoiser.learned_variance else channels,
         "block_out_channels": list(blueprint.channels),
@@ -109,46 +105,46 @@ def network_settings(model: Model, classes: int, null_label: bool) -> dict[str, 
         "norm_num_groups": group,
         "attn_norm_num_groups": group if shifted else None,
         "norm_eps": blueprint.eps,
-        "act_fn": "silu",
         "dropout": blueprint.dropout,
         "resnet_time_scale_shift": "scale_shift" if shifted else "default",
-        "time_embedding_type": "positional",
         "time_embedding_dim": blueprint.embedding_width,
-        "flip_sin_to_cos": True,
         # their exponents are i / (n - shift), ours i / n
         "freq_shift": round(half * (1.0 - math.log(10_000.0) / math.log(blueprint.time_period)), 9),
         "num_class_embeds": classes + null_label if classes else None,
     }
+    square = {"sample_size": sides[0]} if sides[0] == sides[1] else {}
+    facts = {"_class_name": "UNet2DModel", "_diffusers_version": _VERSION}
+    return facts | UNet2DModel(**settings).model_dump() | square
 
 
-def _differences(network: UNet) -> list[tuple[bool, str]]:
-    """What a ``UNet2DModel`` can't be, and whether the network is so."""
-    b = network.blueprint
-    return [
-        (b.dims != 2, "it makes signals, and the U-Net there takes images"),
-        (b.patch != 1, "it sees patches of its input (model.network.patch)"),
-        (b.first not in (None, b.channels[0]), "its first convolution has another width"),
-        (b.skips != "all", "its skips join the activations of blocks only (model.network.skips blocks)"),
-        (b.up_attention != "all", "only the last block of each resolution attends on the way up"),
-        (b.middle != 2, f"its middle has {b.middle} blocks, where there are always 2"),
-        (
-            b.resample not in ("learned", "asymmetric", "block"),
-            f"its resolution changes in the way {b.resample} (model.network.resample)",
-        ),
-        (b.resample == "block" and tuple(b.taps) != (1.0, 1.0), "it is resampled by another filter"),
-        (b.residual_input, "its input is added at every resolution, as in NCSN++"),
-        (b.rescale, "sums of its branches are rescaled, as in DDPM++ and NCSN++"),
-        (
-            b.time_kind != "sinusoidal",
-            f"its time features are {'random Fourier ones' if b.time_kind == 'fourier' else b.time_kind}, whose "
-            "frequencies have no place there",
-        ),
-        (b.time_scale != 1.0, "its time features have a scale (model.network.time_scale)"),
-        (b.feature_count != b.channels[0], "it has more or fewer time features than channels at first"),
-        (b.vector_in != "embedding", "its labels are added to the features of time"),
-        (b.tokens is not None, "it attends to tokens of a condition"),
-        (b.concatenated > 0, "it takes channels of a condition"),
-    ]
+def _check(b: Blueprint) -> None:
+    """Check that a U-Net has nothing that a ``UNet2DModel`` can't be."""
+    if b.dims != 2:
+        raise _refuse("it makes signals, and the U-Net there takes images")
+    if b.tokens is not None:
+        raise _refuse("it attends to tokens of a condition")
+    if b.concatenated:
+        raise _refuse("it takes channels of a condition")
+    width = b.channels[0]
+    equivalents: dict[str, tuple[Any, ...]] = {
+        "patch": (1,),
+        "first": (None, width),
+        "skips": ("all",),
+        "up_attention": ("all",),
+        "middle": (2,),
+        "resample": ("learned", "asymmetric", "block"),
+        "taps": ((1.0, 1.0),) if b.resample == "block" else (b.taps,),
+        "residual_input": (False,),
+        "rescale": (False,),
+        "time_kind": ("sinusoidal",),
+        "time_features": (width,) if width % 2 else (None, width),
+        "time_scale": (1.0,),
+        "vector_in": ("embedding",),
+    }
+    for name, values in equivalents.items():
+        if getattr(b, name) not in values:
+            only = " or ".join(map(str, values))
+            raise _refuse(f"model.network.{name} is {getattr(b, name)}, and only {only} has an equivalent there")
 
 
 def _head_width(network: UNet) -> int | None:

@@ -67,8 +67,8 @@ class Transfer:
             state, self.origin = _checked(weights, "What was given"), "the state dict"
         self.state = {new: tensor for name, tensor in state.items() if (new := rename(name)) is not None}
         self._missing: dict[str, tuple[int, ...]] = {}
-        self._reshaped: dict[str, tuple[int, ...]] = {}
-        self._invalid: dict[str, str] = {}
+        self._reshaped: list[str] = []
+        self._invalid: list[str] = []
         self._used: set[str] = set()
 
     def tensor(self, name: str, shape: Iterable[int]) -> Tensor:
@@ -76,31 +76,29 @@ class Transfer:
 
         Sides of 1 at the end don't count: a 1x1 convolution is a linear layer.
         """
-        expected = tuple(shape)
+        expected, tensor = tuple(shape), self.state.get(name)
         self._used.add(name)
-        if name not in self.state:
+        if tensor is None:
             self._missing[name] = expected
-        elif _squeezed(self.state[name].shape) != _squeezed(expected):
-            self._reshaped[name] = expected
-        elif not self.state[name].is_floating_point():
-            self._invalid[name] = str(self.state[name].dtype).removeprefix("torch.")
-        elif not bool(self.state[name].isfinite().all()):
-            self._invalid[name] = "not finite"
+        elif _squeezed(tensor.shape) != _squeezed(expected):
+            self._reshaped.append(f"{name!r} is {tuple(tensor.shape)} in place of {expected}")
+        elif not tensor.is_floating_point():
+            self._invalid.append(f"{name!r} ({str(tensor.dtype).removeprefix('torch.')})")
+        elif not bool(tensor.isfinite().all()):
+            self._invalid.append(f"{name!r} (not finite)")
         else:
-            return self.state[name].detach().double().cpu().reshape(expected)
+            return tensor.detach().double().cpu().reshape(expected)
         return torch.zeros(expected, dtype=torch.float64)
 
-    def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Copy weight and bias of a layer, both put through ``change``."""
-        for kind, parameter in module.named_parameters(recurse=False):
-            value = self.tensor(f"{name}.{kind}", parameter.shape)
-            put(parameter, value if change is None else change(value))
+    def layer(self, module: nn.Module, *names: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Copy weight and bias of a layer, both put through ``change``.
 
-    def joined(self, module: nn.Module, names: Sequence[str]) -> None:
-        """Copy a layer whose outputs are those of several of theirs, one after the other."""
+        With several names, its outputs are those of several layers there, one after the other.
+        """
         for kind, parameter in module.named_parameters(recurse=False):
             shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
-            put(parameter, torch.cat([self.tensor(f"{name}.{kind}", shape) for name in names]))
+            value = torch.cat([self.tensor(f"{name}.{kind}", shape) for name in names])
+            put(parameter, value if change is None else change(value))
 
     def labels(self, table: Tensor | None, name: str) -> None:
         """Copy a table of labels without a vector for no label: that one is zero."""
@@ -108,48 +106,42 @@ class Transfer:
             put(table[1:], self.tensor(name, table[1:].shape))
             put(table[0], torch.zeros(()))
 
-    def block(self, block: ResBlock, names: Mapping[str, str]) -> None:
-        """Copy a residual block; ``names`` are theirs of our layers.
+    def block(self, block: ResBlock, name: str, names: Mapping[str, str]) -> None:
+        """Copy a residual block; ``names`` are those of its layers there, by ours.
 
         Where the embedding scales and shifts, the gain ``g`` and bias ``b`` that others keep in the normalization
         before are folded into it: (g n + b) (1 + s) + t = n (1 + s') + t'.
         """
-        for ours in ("norm1", "conv1", "conv2"):
-            self.layer(getattr(block, ours), names[ours])
-        if not isinstance(block.skip, nn.Identity):
-            self.layer(block.skip, names["skip"])
-        if not block.adaptive:
-            self.layer(block.modulation, names["modulation"])
-            self.layer(block.norm2, names["norm2"])
+        folded = ("modulation", "norm2") if block.adaptive else ()
+        for ours, theirs in names.items():
+            layer = getattr(block, ours)
+            if ours not in folded and not isinstance(layer, nn.Identity):
+                self.layer(layer, f"{name}.{theirs}")
+        if not folded:
             return
-        channels = block.norm2.num_channels
-        gain, bias = (self.tensor(f"{names['norm2']}.{kind}", (channels,)) for kind in ("weight", "bias"))
-        linear = block.modulation
+        norm, linear = f"{name}.{names['norm2']}", f"{name}.{names['modulation']}"
+        gain, bias = (self.tensor(f"{norm}.{kind}", (block.norm2.num_channels,)) for kind in ("weight", "bias"))
         weight, offset = (
-            self.tensor(f"{names['modulation']}.{k}", p.shape).chunk(2) for k, p in linear.named_parameters()
+            self.tensor(f"{linear}.{kind}", p.shape).chunk(2) for kind, p in block.modulation.named_parameters()
         )
         g, b = gain[:, None], bias[:, None]
-        put(linear.weight, torch.cat([g * weight[0], weight[1] + b * weight[0]]))
-        put(linear.bias, torch.cat([gain * offset[0] + gain - 1.0, offset[1] + bias + bias * offset[0]]))
+        put(block.modulation.weight, torch.cat([g * weight[0], weight[1] + b * weight[0]]))
+        put(block.modulation.bias, torch.cat([gain * offset[0] + gain - 1.0, offset[1] + bias + bias * offset[0]]))
 
     def attention(self, layer: Attention, norm: str, qkv: str, out: str, order: HeadOrder) -> None:
         """Copy an attention layer whose queries, keys and values are one projection with rows in ``order``."""
         self.layer(layer.norm, norm)
-        self.layer(layer.qkv, qkv, lambda rows: by_projection(rows, layer.heads, order))
+        self.layer(layer.qkv, qkv, change=lambda rows: by_projection(rows, layer.heads, order))
         self.layer(layer.out, out)
 
     def finish(self, ignored: str = "\0") -> None:
         """Check that everything was there, and nothing else but names that start with ``ignored``."""
         unknown = [name for name in self.state if name not in self._used and not name.startswith(ignored)]
         missing = [f"{name!r}{self._hint(name, shape, unknown)}" for name, shape in self._missing.items()]
-        reshaped = [
-            f"{name!r} is {tuple(self.state[name].shape)} in place of {shape}" for name, shape in self._reshaped.items()
-        ]
-        invalid = [f"{name!r} ({why})" for name, why in self._invalid.items()]
         parts = [
             _listed(missing, "is", "are", "missing"),
-            _listed(reshaped, "has", "have", "another shape"),
-            _listed(invalid, "is", "are", "no finite real numbers"),
+            _listed(self._reshaped, "has", "have", "another shape"),
+            _listed(self._invalid, "is", "are", "no finite real numbers"),
             _listed([repr(name) for name in unknown], "is", "are", "not of this network"),
         ]
         if any(parts):
@@ -176,16 +168,11 @@ class Collection:
         self.state: dict[str, Tensor] = {}
         self._null_label = null_label
 
-    def layer(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Collect weight and bias of a layer, both put through ``change``."""
+    def layer(self, module: nn.Module, *names: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Collect weight and bias of a layer, both put through ``change``; with several names, each a part of them."""
         for kind, parameter in module.named_parameters(recurse=False):
-            value = parameter.detach()
-            self.state[f"{name}.{kind}"] = value if change is None else change(value)
-
-    def joined(self, module: nn.Module, names: Sequence[str]) -> None:
-        """Collect a layer as several, each with a part of its outputs."""
-        for kind, parameter in module.named_parameters(recurse=False):
-            for name, part in zip(names, parameter.detach().chunk(len(names)), strict=True):
+            value = parameter.detach() if change is None else change(parameter.detach())
+            for name, part in zip(names, value.chunk(len(names)), strict=True):
                 self.state[f"{name}.{kind}"] = part
 
     def labels(self, table: Tensor | None, name: str) -> None:
@@ -193,7 +180,7 @@ class Collection:
         if table is not None:
             self.state[name] = table.detach().roll(-1, 0) if self._null_label else table.detach()[1:]
 
-    def block(self, block: ResBlock, names: Mapping[str, str]) -> None:
+    def block(self, block: ResBlock, name: str, names: Mapping[str, str]) -> None:
         """Collect a residual block.
 
         Where the embedding scales and shifts, the normalization before has a gain and bias there: 1 and 0.
@@ -201,10 +188,11 @@ class Collection:
         for ours, theirs in names.items():
             layer = getattr(block, ours)
             if not isinstance(layer, nn.Identity):
-                self.layer(layer, theirs)
+                self.layer(layer, f"{name}.{theirs}")
         if block.adaptive:
-            self.state[f"{names['norm2']}.weight"] = torch.ones(block.norm2.num_channels)
-            self.state[f"{names['norm2']}.bias"] = torch.zeros(block.norm2.num_channels)
+            norm = f"{name}.{names['norm2']}"
+            self.state[f"{norm}.weight"] = torch.ones(block.norm2.num_channels)
+            self.state[f"{norm}.bias"] = torch.zeros(block.norm2.num_channels)
 
 
 SHOWN = 10
@@ -241,10 +229,10 @@ def by_projection(rows: Tensor, heads: int, order: HeadOrder) -> Tensor:
     return rows
 
 
-def swap_halves(features: Tensor) -> Tensor:
-    """The two halves of the last axis exchanged: from features (sin, cos) of time to ours, (cos, sin)."""
-    first, second = features.chunk(2, dim=-1)
-    return torch.cat([second, first], dim=-1)
+def swap_halves(parameter: Tensor) -> Tensor:
+    """The halves of the last axis exchanged: from features (sin, cos) of time to ours, (cos, sin); a bias has none."""
+    first, second = parameter.chunk(2, dim=-1)
+    return parameter if parameter.ndim < 2 else torch.cat([second, first], dim=-1)
 
 
 def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:

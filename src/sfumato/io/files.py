@@ -1,19 +1,21 @@
-"""Files: written whole or not at all; JSON and safetensors, never pickles."""
+"""Files: written whole or not at all; JSON and numbers. Importing it costs no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import math
 import os
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from sfumato.errors import InputError
 
@@ -44,41 +46,43 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what :func:`atomic_write` leaves in a folder, and in those within, when its process is killed."""
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\..*\.\d+-\d+\.tmp", path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, whose numbers are finite; an InputError says what is wrong with it."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text} is no finite number")
+        return value
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_float=number, parse_constant=number)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"it is not valid JSON ({error})"
+        raise InputError(f"Could not read {path}: {reason}.") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     text = json.dumps(value, indent=2) + "\n"
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata as one safetensors file, whole or not at all."""
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"sfumato": json.dumps(dict(meta))}
-    atomic_write(path, lambda temporary: safetensors.torch.save_file(ready, temporary, metadata=metadata))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and metadata of a file written by :func:`write_tensors`."""
-    if not path.is_file():
-        raise InputError(f"There is no file {path}.")
+def read_npy(path: Path) -> npt.NDArray[Any]:
+    """The array of an .npy file, which holds no objects."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("sfumato")
-            if text is None:
-                raise InputError(f"{path} is a safetensors file, but not one that Sfumato wrote: it has no metadata.")
-            # copies: the tensors of an open file are views of it, and the file may go
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            meta = json.loads(text)
-    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
-        head = b""
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            head = file.read(4)
-        if head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):  # torch.save's zip
-            raise InputError(f"{path} is a pickle, which can run any code; only safetensors are read.") from None
-        raise InputError(f"{path} is truncated or not a safetensors file ({error}).") from None
-    if not isinstance(meta, dict):
-        raise InputError(f"{path} was not written by Sfumato: its metadata is no JSON object.")
-    return tensors, meta
+        return np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged file makes NumPy raise errors of any kind
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"Could not read {path}: {reason or type(error).__name__}.") from None
 
 
 def read_numbers(path: str | Path) -> list[float]:
@@ -86,12 +90,10 @@ def read_numbers(path: str | Path) -> list[float]:
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            import numpy as np
-
-            return np.load(path, allow_pickle=False).astype(float).reshape(-1).tolist()
+            return read_npy(path).astype(float).reshape(-1).tolist()
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            return [float(number) for number in json.loads(text)]
+            return [float(number) for number in read_json(path)]
         return [float(number) for number in text.replace(",", " ").split()]
     except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -250,6 +250,16 @@ def read(
     return values
 
 
+def read_any_size(path: Path, channels: int | None = None) -> Float[Tensor, "..."]:
+    """An image file as ``(C, H, W)`` in [-1, 1], with so many ``channels`` if that is said, or the array of an .npy."""
+    if path.suffix == ".npy":
+        return _read_npy(path)
+    image = _decoded(path, None, next((name for name, count in CHANNELS.items() if count == channels), None))
+    if image.depth != "8-bit":
+        raise InputError(f"{path} has more than 8 bits, and what is white is not known; give an .npy array in [-1, 1].")
+    return _of_bytes(image.pixels)
+
+
 def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
     """A mask for images ``(C, *space) = shape``, true where they are kept.
 
@@ -296,8 +306,12 @@ def _read_file(
 ) -> Float[Tensor, "channels height width"]:
     image = _decoded(path, size, channels)
     if image.depth == "8-bit" and value_range is None:
-        return torch.from_numpy(image.pixels.astype(np.float32)) / 127.5 - 1.0
+        return _of_bytes(image.pixels)
     return torch.from_numpy(_signed(image, value_range or deep_range, path))
+
+
+def _of_bytes(pixels: Array) -> Float[Tensor, "channels height width"]:
+    return torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1.0
 
 
 def _signed(image: Decoded, stated: Range | None, path: Path) -> Array:

@@ -86,7 +86,8 @@ def sdedit(
 
     Args:
         model: a model, or any denoiser with a schedule.
-        image: ``(C, *space)`` in [-1, 1], or one for each of ``count``.
+        image: ``(C, *space)`` in [-1, 1], or one for each of ``count``. A bare denoiser takes images or vectors: two or
+            four axes are one for each.
         strength: how much is sampled again, above 0 and up to 1, where only a trace of the image is left.
         count: number of results.
         progress, options: as for :meth:`sfumato.Model.sample`: seed, first, steps, conditions, ...
@@ -95,8 +96,7 @@ def sdedit(
         raise InputError(
             f"The strength of SDEdit lies above 0 (leave the image) and up to 1 (sample all again); got {strength}."
         )
-    shape = image.shape if count == 1 or len(image) != count else image.shape[1:]
-    model = as_model(model, shape)
+    model = as_model(model, image.shape[1:] if image.ndim in (2, 4) else image.shape)
     images = _image(model, image, count)
 
     def edit(batch: SamplingBatch) -> SamplingBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sfumato.conditioning.network import Conditioned
 from sfumato.config import SOLVERS, Component, Config, SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError, nearest, require_memory
 from sfumato.io.progress import Progress
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.inference import prepared
@@ -44,6 +45,7 @@ class Model:
 
     Attributes:
         fitted: what was fitted to its weights after the training (:func:`sfumato.tune`).
+        trust: whether runs that it refers to, such as a weaker one, may import code of other packages.
         data: the training and the held-out data, if they were given in Python.
     """
 
@@ -72,6 +74,7 @@ class Model:
         self.conditions: dict[str, Condition] = dict(conditions)
         self.run, self.step = run, step
         self.fitted = Fitted()
+        self.trust = False
         self.data: tuple[Any, Any] | None = None
 
     @classmethod
@@ -196,9 +199,9 @@ class Model:
                 f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 to 2^40; "
                 f"got {count}, {size} and {first}."
             )
+        require_memory(count * math.prod(self.info.shape), f"{count} images", "the number of images")
         tensors = self.given(cond, seed, first, count)
-        denoise, levels, step = self.sampler(sampling)
-        levels, step = grid or levels, solver or step
+        denoise, levels, step = self.sampler(sampling, grid, solver)
         check_grid(levels)
         if sampling.guidance.by_condition and all(bool(without_null(rows)[1].all()) for rows in tensors.values()):
             raise InputError("A guidance scale needs a condition to guide by, but none was given.")
@@ -263,19 +266,23 @@ class Model:
             tensors |= keyed(name, condition, parts)
         return {key: rows.to(self.device) for key, rows in tensors.items()}
 
-    def sampler(self, sampling: SamplingConfig | None = None) -> tuple[Denoise, Level, Step]:
-        """The denoiser as it is sampled from, with its guidance, the grid and the solver."""
+    def sampler(
+        self, sampling: SamplingConfig | None = None, grid: Level | None = None, solver: Step | None = None
+    ) -> tuple[Denoise, Level, Step]:
+        """The denoiser as it is sampled from, with its guidance, the grid and the solver, which may be given."""
         sampling = sampling or self.config.sampling
         guidance = sampling.guidance
         guidance.require(self.conditions)
         weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
         null = nulling(self.conditions) if guidance.by_condition else None
         denoiser = prepared(self.denoiser, self.info.shape, sampling)
-        return sampling.tuned(self.fitted).build(denoiser, self.fitted, weak, null)
+        if grid is None and solver is None:
+            sampling = sampling.tuned(self.fitted)
+        return sampling.build(denoiser, self.fitted, weak, null, levels=grid, step=solver)
 
     def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
         """The denoiser of a weaker run of the same task, for autoguidance."""
-        other = load(run, self.device)
+        other = load(run, self.device, trust=self.trust)
         (mine, names), (its, other_names) = self._task(), other._task()
         if its != mine or other_names != names:
             raise InputError(f"The weaker run {run} samples {its}, and this model {mine}; autoguidance needs one task.")
@@ -332,8 +339,9 @@ def load(
         network: an own network for the weights, where the run could not name how it is made.
     """
     run = Path(run)
-    config, info = read_config(run, trust=trust or network is not None)
+    config, info = read_config(run, trust=trust, network=network is not None)
     model = Model.build(config, info, network=network, run=run)
+    model.trust = trust
     if config.training.channels_last:
         model.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.step = read_weights(run, model.module)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 import sfumato
-from sfumato.config import Component, Config, parse
+from sfumato.config import Component, Config, merge, parse
 from sfumato.config.component import Conditions
 from sfumato.errors import InputError
-from sfumato.io.files import write_json
+from sfumato.io.files import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 """The version of the layout of a run directory."""
 
 
@@ -54,12 +53,13 @@ def write_config(run: Path, config: Config, info: Info) -> None:
     write_json(run / "config.json", value)
 
 
-def read_config(run: str | Path, *, trust: bool = False) -> tuple[Config, Info]:
+def read_config(run: str | Path, *, trust: bool = False, network: bool = False) -> tuple[Config, Info]:
     """What :func:`write_config` wrote.
 
     Args:
         run: a run directory.
         trust: whether the configuration may name code of other packages, such as an own network.
+        network: whether the caller has the network, so that what the configuration says of it is not read.
     """
     run = Path(run)
     path = run / "config.json"
@@ -85,13 +85,16 @@ def read_config(run: str | Path, *, trust: bool = False) -> tuple[Config, Info]:
             f"{run} has format {value['format']}, written by sfumato {value.get('sfumato', '?')}; this is sfumato "
             f"{sfumato.__version__}, which reads format {FORMAT}. Install the version that wrote it."
         )
-    config = parse(Config, value.get("config", {}), origin=str(path), trust=trust)
+    settings: Any = value.get("config", {})
+    if network:
+        settings = merge(settings, {"model": {"network": {"kind": "given"}}})
+    config = parse(Config, settings, origin=str(path), trust=trust)
     return config, parse(Info, value.get("data", {}), origin=str(path), trust=trust)
 
 
 def _read(path: Path) -> Any:
     """The value of a JSON file, or what is wrong with it in words."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(path)
+    except InputError as error:
         return str(error)

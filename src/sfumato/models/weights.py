@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import warnings
 from collections.abc import Mapping
@@ -14,19 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config import Component
-from sfumato.config.signature import CONTEXT
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.files import read_tensors, write_json, write_tensors
+from sfumato.io.files import read_json, write_json
+from sfumato.io.tensors import read_tensors, write_tensors
 from sfumato.models.storage import FORMAT
 from sfumato.sampling.fitted_solver import Fitted
 from sfumato.training.checkpoint import Checkpoints
 
 
 def write_weights(run: Path, module: nn.Module, step: int, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write ``model.safetensors``: the state of a module with ``weights`` in the place of its own."""
-    write_tensors(
-        run / "model.safetensors", {**module.state_dict(), **(weights or {})}, {"format": FORMAT, "step": step}
-    )
+    """Write ``model.safetensors``: the state of a module with ``weights`` in the place of its own.
+
+    A weight that has several names, as in networks that tie weights, is written under the first.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    first = dict(module.named_parameters())
+    state = {name: value for name, value in module.state_dict().items() if name not in parameters or name in first}
+    write_tensors(run / "model.safetensors", {**state, **(weights or {})}, {"format": FORMAT, "step": step})
 
 
 def read_weights(run: Path, module: nn.Module) -> int:
@@ -48,10 +51,39 @@ def read_weights(run: Path, module: nn.Module) -> int:
     odd += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
     if odd:
         raise InputError(f"The weights in {run} are of another model: {len(odd)} differ, the first is {odd[0]!r}.")
+    if wild := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+        raise InputError(
+            f"The weights in {run} are not finite ({len(wild)} tensors, first {wild[0]!r}): nothing can be sampled "
+            "with them. Train again with a lower optimizer.learning-rate, or resume from an older checkpoint."
+        )
     with torch.no_grad():
         for name, value in weights.items():
             expected[name].copy_(value)
     return int(meta.get("step", 0))
+
+
+def start_from(run: Path, module: nn.Module) -> list[str]:
+    """Take the averaged weights of a run for the start of another training; returns the names of what stays fresh.
+
+    That is what has no weight of its name and shape in the run, such as the table of other classes; most must have one.
+    """
+
+    def plain(name: str) -> str:
+        # a network with conditions is inside another module
+        return name.replace("network.network.", "network.", 1)
+
+    weights = {plain(name): value for name, value in read_tensors(run / "model.safetensors")[0].items()}
+    parameters = {plain(name): parameter for name, parameter in module.named_parameters()}
+    known = [name for name, value in parameters.items() if name in weights and weights[name].shape == value.shape]
+    if 2 * len(known) < len(parameters):
+        raise InputError(
+            f"{run} has weights of another network: only {len(known)} of {len(parameters)} tensors have its names and "
+            "shapes; train with the same model settings."
+        )
+    with torch.no_grad():
+        for name in known:
+            parameters[name].copy_(weights[name])
+    return sorted(parameters.keys() - set(known))
 
 
 def write_fitted(run: Path, fitted: Fitted, fingerprint: str, step: int) -> None:
@@ -65,17 +97,25 @@ def read_fitted(run: Path, fingerprint: str, step: int) -> Fitted:
     if not path.is_file():
         return Fitted()
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         fitted, of = Fitted.from_dict(values), int(values["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{path} can't be read ({error}); delete it and fit again: sfumato tune {run}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        sentence = f"{path} is damaged and passed over ({error}); fit again with: sfumato tune {run}"
+        warnings.warn(sentence, SfumatoWarning, stacklevel=3)
+        return Fitted()
     same = of == step and values.get("weights") in (None, fingerprint)
     return fitted if same else Fitted(stale=of)
 
 
 def fingerprint(config: Component, module: nn.Module) -> str:
-    """A hash of weights and of what they mean, to tell them from those of another model."""
-    digest = hashlib.sha256(json.dumps(_changed(config), default=str).encode())
+    """A hash of weights and of what they mean, to tell them from those of another model.
+
+    How a network of another package is made is left out: its weights say which it is.
+    """
+    meaning = _changed(config)
+    if ":" in config.network.kind or config.network.kind == "given":
+        del meaning["network"]
+    digest = hashlib.sha256(json.dumps(meaning, default=str).encode())
     for parameter in module.parameters():
         digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -89,31 +129,3 @@ def _changed(config: Component) -> dict[str, Any]:
         if name == "kind" or value != field.get_default(call_default_factory=True):
             changed[name] = _changed(value) if isinstance(value, Component) else value
     return changed
-
-
-def settings_of(network: Any) -> dict[str, Any]:
-    """How a network is made again: its kind ``"package.module:Class"`` and its arguments.
-
-    They are read from a ``functools.partial`` that makes the network, or from the attributes that have the names of the
-    arguments. Where one of them is not known or no plain value, the kind is ``"given"``: then :func:`load` needs
-    ``network=``.
-    """
-    given: dict[str, Any] = {"kind": "given"}
-    maker = getattr(network, "func", type(network))
-    signature = inspect.signature(maker)
-    bound = None
-    if hasattr(network, "func"):
-        bound = signature.bind_partial(*network.args, **network.keywords).arguments
-    if maker.__module__ == "__main__" or "<locals>" in maker.__qualname__:
-        return given
-    settings: dict[str, Any] = {"kind": f"{maker.__module__}:{maker.__qualname__}"}
-    unknown = object()
-    for name, parameter in signature.parameters.items():
-        value = getattr(network, name, unknown) if bound is None else bound.get(name, parameter.default)
-        if name in CONTEXT and (bound is None or name not in bound):
-            # such as the number of channels, which the data decide
-            continue
-        if name in CONTEXT or not (isinstance(value, bool | int | float | str | tuple | list) or value is None):
-            return given
-        settings[name] = value
-    return settings

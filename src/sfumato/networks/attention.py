@@ -22,14 +22,16 @@ def head_count(channels: int, heads: int, head_channels: int | None = None) -> i
     return heads if head_channels is None else channels // parts
 
 
-def split_heads(x: Float[Tensor, "batch tokens _"], parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Queries, keys or values ``(batch, heads, tokens, channels)`` from a projection to ``parts`` of them."""
-    return x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def join_heads(x: Float[Tensor, "batch heads tokens channels"]) -> Float[Tensor, "batch tokens width"]:
-    """The values of all heads side by side."""
-    return x.transpose(1, 2).flatten(2)
+def multi_head(
+    q: Float[Tensor, "batch queries width"],
+    k: Float[Tensor, "batch keys width"],
+    v: Float[Tensor, "batch keys width"],
+    heads: int,
+    mask: Bool[Tensor, "batch 1 1 keys"] | None = None,
+) -> Float[Tensor, "batch queries width"]:
+    """Attention in each of ``heads`` equal parts of the width; keys whose ``mask`` is False are not attended to."""
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -42,15 +44,13 @@ class Attention(nn.Module):
     def __init__(self, norm: nn.GroupNorm, heads: int, *, rescale: bool = False) -> None:
         super().__init__()
         channels = norm.num_channels
-        self.heads, self.rescale = head_count(channels, heads), rescale
-        self.norm = norm
+        self.heads, self.rescale, self.norm = heads, rescale, norm
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
-        out = x + self.out(join_heads(attend(q, k, v))).transpose(1, 2).reshape(x.shape)
+        q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, dim=2)
+        out = x + self.out(multi_head(q, k, v, self.heads)).transpose(1, 2).reshape(x.shape)
         return out * math.sqrt(0.5) if self.rescale else out
 
 
@@ -64,8 +64,7 @@ class CrossAttention(nn.Module):
     def __init__(self, norm: nn.GroupNorm, heads: int, features: int, *, rescale: bool = False) -> None:
         super().__init__()
         channels = norm.num_channels
-        self.heads, self.rescale = head_count(channels, heads), rescale
-        self.norm = norm
+        self.heads, self.rescale, self.norm = heads, rescale, norm
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(features, 2 * channels)
         self.out = zero(nn.Linear(channels, channels, bias=False))
@@ -78,10 +77,10 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "batch channels *space"]:
         """The output; tokens whose ``mask`` is False are not seen."""
         if tokens is not None:
-            (q,) = split_heads(self.q(self.norm(x).flatten(2).transpose(1, 2)), 1, self.heads)
-            k, v = split_heads(functional.pad(self.kv(tokens), (0, 0, 0, 1)), 2, self.heads)
+            q = self.q(self.norm(x).flatten(2).transpose(1, 2))
+            k, v = functional.pad(self.kv(tokens), (0, 0, 0, 1)).chunk(2, dim=2)
             mask = None if mask is None else functional.pad(mask, (0, 1), value=True)[:, None, None]
-            x = x + self.out(join_heads(attend(q, k, v, mask))).transpose(1, 2).reshape(x.shape)
+            x = x + self.out(multi_head(q, k, v, self.heads, mask)).transpose(1, 2).reshape(x.shape)
         return x * math.sqrt(0.5) if self.rescale else x
 
 
@@ -97,9 +96,8 @@ class TokenAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
-        """The attended values; tokens whose ``mask`` is False are not attended to."""
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        return self.out(join_heads(attend(q, k, v, mask)))
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        return self.out(multi_head(q, k, v, self.heads, mask))
 
 
 class TokenCrossAttention(nn.Module):
@@ -119,7 +117,5 @@ class TokenCrossAttention(nn.Module):
         context: Float[Tensor, "batch context width"],
         mask: Bool[Tensor, "batch 1 1 context"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """The attended values; those whose ``mask`` is False are not attended to."""
-        (q,) = split_heads(self.q(self.norm(x)), 1, self.heads)
-        k, v = split_heads(self.kv(context), 2, self.heads)
-        return self.out(join_heads(attend(q, k, v, mask)))
+        k, v = self.kv(context).chunk(2, dim=2)
+        return self.out(multi_head(self.q(self.norm(x)), k, v, self.heads, mask))

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.networks.attention import head_count, join_heads, split_heads
-from sfumato.networks.cpu_kernels import attend
+from sfumato.networks.attention import head_count, multi_head
 from sfumato.networks.unet import Blueprint, UNetEncoder
 
 
@@ -54,8 +53,8 @@ class Classifier(UNetEncoder):
         if any(side != self.size for side in x.shape[2:]):
             raise InputError(f"This classifier takes a side of {self.size}; got shape {tuple(x.shape[1:])}.")
         self.check(x.shape[1:])
-        x, _ = self.descend(x, self.embed(time, None), keys, None, None)
+        x, _ = self.descend(x, self.time.activated(time, None), keys, None, None)
         tokens = functional.silu(self.norm(x)).flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.position
-        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
-        return self.out(join_heads(attend(q[:, :, :1], k, v))[:, 0])
+        q, k, v = self.qkv(tokens).chunk(3, dim=2)
+        return self.out(multi_head(q[:, :1], k, v, self.heads)[:, 0])

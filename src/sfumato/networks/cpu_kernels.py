@@ -1,12 +1,12 @@
 """Group normalization, convolutions and attention where PyTorch's own are slow on a CPU (torch 2.13).
 
-What each is worth stands in ``docs/networks.md``, measured by ``benchmarks/networks.py``. :func:`applies` says when
-they take the place of PyTorch's; nothing outside this file knows of them.
+What each is worth stands in ``docs/networks.md``, measured by ``benchmarks/networks.py``. Each is called as PyTorch's
+own is, and decides by itself when it takes its place.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,15 +18,17 @@ _FEW_POSITIONS, _MANY_POSITIONS, _MANY_CHANNELS = 64, 1024, 128
 _FEW_SCORES = 512 * 512
 
 
-def applies(x: Tensor, layout: Literal["channels last", "channels first", "any"], *, bf16: bool = True) -> bool:
-    """Whether a kernel of this file is faster for ``x``: on a CPU, in its layout, and in bfloat16 if that is needed."""
-    if x.device.type != "cpu" or (bf16 and x.dtype != torch.bfloat16):
+def _laid_out(x: Tensor, layout: torch.memory_format) -> bool:
+    """Whether ``x`` is on a CPU in this layout and no other; no kernel of this file is for what is compiled."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    if layout == "any":
-        return True
-    first = x.is_contiguous()
-    fits = first if layout == "channels first" else not first and x.is_contiguous(memory_format=torch.channels_last)
-    return fits and not torch.compiler.is_compiling()
+    if layout == torch.channels_last and x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=layout)
+
+
+def _is_trained(module: nn.Conv2d) -> bool:
+    return torch.is_grad_enabled() and module.weight.requires_grad
 
 
 def attend(
@@ -40,7 +42,8 @@ def attend(
     PyTorch's kernel, except for short sequences in training, where its gradient takes ten times as long as that of
     three products for 64 positions with heads of 8 channels, and twice as long for 256 with heads of 64.
     """
-    if not applies(q, "any") or not q.requires_grad or q.shape[-2] * k.shape[-2] > _FEW_SCORES:
+    short = q.requires_grad and q.shape[-2] * k.shape[-2] <= _FEW_SCORES
+    if not short or q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
@@ -52,12 +55,11 @@ class Pointwise(nn.Conv2d):
     """A 1x1 convolution; in training with the channels first one product of matrices, in a third of the time."""
 
     def forward(self, input: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs h w"]:
-        bias = self.bias
-        if bias is None or not _is_trained(self) or not applies(input, "channels first", bf16=False):
+        if self.bias is None or not _is_trained(self) or not _laid_out(input, torch.contiguous_format):
             return super().forward(input)
         flat = input.flatten(2)
         out = torch.bmm(self.weight.flatten(1).expand(len(flat), -1, -1), flat)
-        return (out + bias.to(out.dtype)[:, None]).unflatten(2, input.shape[2:])
+        return (out + self.bias.to(out.dtype)[:, None]).unflatten(2, input.shape[2:])
 
 
 class Conv3x3(nn.Conv2d):
@@ -68,16 +70,13 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs h w"]:
         few = input.shape[2] * input.shape[3] <= _FEW_POSITIONS
-        few = few and min(self.in_channels, self.out_channels) >= _MANY_CHANNELS
+        many = min(self.in_channels, self.out_channels) >= _MANY_CHANNELS
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
-        fast = few and dtype == torch.bfloat16 and applies(input, "channels last")
-        if self.bias is None or not fast or not _is_trained(self):
+        halves = dtype == input.dtype == torch.bfloat16
+        fast = few and many and halves and _is_trained(self) and _laid_out(input, torch.channels_last)
+        if self.bias is None or not fast:
             return super().forward(input)
         return _Unfolded.apply(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
-
-
-def _is_trained(module: nn.Conv2d) -> bool:
-    return torch.is_grad_enabled() and module.weight.requires_grad
 
 
 class _Unfolded(torch.autograd.Function):
@@ -119,7 +118,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
-        if input.ndim != 4 or not applies(input, "channels last"):
+        if input.ndim != 4 or input.dtype != torch.bfloat16 or not _laid_out(input, torch.channels_last):
             return super().forward(input)
         return _ChannelsLast.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 

@@ -15,7 +15,7 @@ from sfumato.errors import InputError
 from sfumato.networks.attention import TokenAttention, TokenCrossAttention
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.networks.layers import check_divisible, concatenate, from_patches, modulate, to_patches, zero
-from sfumato.networks.slots import check_tokens, check_vector
+from sfumato.networks.slots import check_tokens
 
 
 def patchify(x: Float[Tensor, "batch channels *space"], patch: int) -> Float[Tensor, "batch tokens features"]:
@@ -197,9 +197,7 @@ class DiT(nn.Module):
     ) -> Float[Tensor, "batch outputs *space"]:
         """The output for ``x`` at ``time`` (see :mod:`sfumato.networks` for the slots)."""
         self.check(x.shape[1:])
-        check_vector(vector, x, self.width)
-        embedding = self.time(time)
-        embedding = functional.silu(embedding if vector is None else embedding + vector)
+        embedding = self.time.activated(time, vector)
         h = self.first(patchify(concatenate(x, channels, self.concatenated), self.patch)) + self.positions
         count = h.shape[1]
         context, mask = self._context(x, tokens, mask)

@@ -68,6 +68,7 @@ class TimeEmbedding(nn.Module):
     """Features of time, then two linear layers with SiLU between them (Ho et al. 2020, app. B).
 
     ``scale`` is the largest frequency of sinusoidal and learned features, and the standard deviation of random ones.
+    ``vector_in`` says what :meth:`activated` adds a vector to.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class TimeEmbedding(nn.Module):
         scale: float = 1.0,
         kind: Literal["sinusoidal", "fourier", "learned"] = "sinusoidal",
         period: float = 10_000.0,
+        vector_in: Literal["embedding", "features"] = "embedding",
     ) -> None:
         super().__init__()
         if features < 2 or features % 2 or width < 1 or scale <= 0.0 or period <= 1.0:
@@ -90,12 +92,20 @@ class TimeEmbedding(nn.Module):
             self.features = (RandomFourier if kind == "fourier" else Learned)(features, scale)
         self.first = nn.Linear(features, width)
         self.second = nn.Linear(width, width)
+        self.vector_in = vector_in
+        self.vector_width = width if vector_in == "embedding" else features
 
-    def forward(
-        self, time: Float[Tensor, "batch"], vector: Float[Tensor, "batch features"] | None = None
-    ) -> Float[Tensor, "batch width"]:
-        """The embedding; ``vector`` is added to the features."""
-        features = self.features(time)
-        if vector is not None:
-            features = features + vector
-        return self.second(functional.silu(self.first(features)))
+    def forward(self, time: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
+        return self.second(functional.silu(self.first(self.features(time))))
+
+    def activated(self, time: Float[Tensor, "batch"], vector: Tensor | None) -> Float[Tensor, "batch width"]:
+        """SiLU of the embedding, where every block starts; the ``vector`` of a condition is added to it."""
+        if vector is None:
+            return functional.silu(self(time))
+        # not len(time), which would fix the size of a batch in a graph
+        if vector.shape != (time.shape[0], self.vector_width):
+            expected = f"expected ({time.shape[0]}, {self.vector_width})"
+            raise InputError(f"The vectors have shape {tuple(vector.shape)}; {expected}.")
+        if self.vector_in == "embedding":
+            return functional.silu(self(time) + vector)
+        return functional.silu(self.second(functional.silu(self.first(self.features(time) + vector))))

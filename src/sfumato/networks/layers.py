@@ -102,7 +102,7 @@ class Dropout(nn.Module):
             return x
         position = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
         key = _mix(keys.to(torch.int32) + _mix(torch.full_like(keys, self.layer + 1, dtype=torch.int32)))
-        noise = _mix(position * _signed(0x9E3779B1) + key[:, None])
+        noise = _mix(position * (0x9E3779B1 - 2**32) + key[:, None])
         kept = noise >= int(self.rate * 2**32) - 2**31
         return x * kept.reshape(x.shape).to(x.dtype) / (1.0 - self.rate)
 
@@ -113,16 +113,12 @@ def number_layers(network: nn.Module) -> None:
         module.layer = layer
 
 
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= 2**31 else word
-
-
 def _mix(word: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-    """The finalizer of MurmurHash3 (Appleby): a bijection of 32 bits that spreads each bit over all."""
+    """The finalizer of MurmurHash3 (Appleby): a bijection of 32 bits, here signed, that spreads each bit over all."""
     word = word ^ ((word >> 16) & 0xFFFF)
-    word = word * _signed(0x85EBCA6B)
+    word = word * (0x85EBCA6B - 2**32)
     word = word ^ ((word >> 13) & 0x7FFFF)
-    word = word * _signed(0xC2B2AE35)
+    word = word * (0xC2B2AE35 - 2**32)
     return word ^ ((word >> 16) & 0xFFFF)
 
 

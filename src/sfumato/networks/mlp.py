@@ -12,7 +12,6 @@ from torch.nn import functional
 from sfumato.errors import InputError
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.networks.layers import modulate, zero
-from sfumato.networks.slots import check_vector
 
 
 class ModulatedBlock(nn.Module):
@@ -84,9 +83,7 @@ class MLP(nn.Module):
     ) -> Float[Tensor, "batch outputs"]:
         """The output for ``x`` at ``time``; ``vector`` is added to the time embedding."""
         self.check(x.shape[1:])
-        check_vector(vector, x, self.width)
-        embedding = self.time(time)
-        embedding = functional.silu(embedding if vector is None else embedding + vector)
+        embedding = self.time.activated(time, vector)
         x = self.first(x)
         for block in self.blocks:
             x = block(x, embedding)

@@ -57,12 +57,6 @@ def given() -> nn.Module:
     raise InputError("This run has a network that was given in Python; pass it again: sfumato.load(run, network=...).")
 
 
-def check_vector(vector: Tensor | None, x: Tensor, width: int) -> None:
-    """Check that there is a vector per sample of ``x``, of the width of what it is added to."""
-    if vector is not None and vector.shape != (x.shape[0], width):
-        raise InputError(f"The vectors have shape {tuple(vector.shape)}; expected ({x.shape[0]}, {width}).")
-
-
 def check_tokens(tokens: Tensor | None, mask: Tensor | None, x: Tensor, width: int | None) -> None:
     """Check that there are tokens of ``width`` features for each sample of ``x``, and that a mask is of them."""
     if tokens is None:

@@ -31,7 +31,7 @@ from sfumato.networks.layers import (
     to_patches,
     zero,
 )
-from sfumato.networks.slots import check_tokens, check_vector
+from sfumato.networks.slots import check_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +138,11 @@ class Blueprint:
     def norm(self, channels: int, affine: bool = True) -> nn.GroupNorm:
         return group_norm(channels, self.groups, affine, self.eps, self.group_channels)
 
-    def downsample(self, channels: int) -> nn.Module:
+    def resampler(self, channels: int, direction: Literal["down", "up"]) -> nn.Module:
         if self.resample == "block" or self.resample == "projected":
-            return ResBlock(self, channels, channels, "down")
-        return Downsample(self.dims, channels, self.resample, self.taps)
-
-    def upsample(self, channels: int) -> nn.Module:
-        if self.resample == "block" or self.resample == "projected":
-            return ResBlock(self, channels, channels, "up")
+            return ResBlock(self, channels, channels, direction)
+        if direction == "down":
+            return Downsample(self.dims, channels, self.resample, self.taps)
         fixed = self.resample == "fixed"
         return Upsample(self.dims, channels, not fixed, self.taps if fixed else (1.0, 1.0))
 
@@ -240,9 +237,10 @@ class UNetEncoder(nn.Module):
         super().__init__()
         b, channels = blueprint, blueprint.channels
         self.blueprint, self.inputs, self.factor = b, inputs, b.patch * 2 ** (len(channels) - 1)
-        self.width = b.feature_count if b.vector_in == "features" else b.embedding_width
         self.tokens, self.concatenated = b.tokens, b.concatenated
-        self.time = TimeEmbedding(b.feature_count, b.embedding_width, b.time_scale, b.time_kind, b.time_period)
+        embedding = (b.feature_count, b.embedding_width, b.time_scale, b.time_kind, b.time_period, b.vector_in)
+        self.time = TimeEmbedding(*embedding)
+        self.width = self.time.vector_width
         self.joins_all = b.skips == "all"
         current = b.first or channels[0]
         patch_inputs = (inputs + b.concatenated) * b.patch**b.dims
@@ -256,7 +254,7 @@ class UNetEncoder(nn.Module):
                 current = width
                 self.skip_widths.append(current)
             if level < len(channels) - 1:
-                stage.append(b.downsample(current))
+                stage.append(b.resampler(current, "down"))
                 self.skip_widths += [current] if self.joins_all else []
             self.down.append(stage)
         if b.residual_input:
@@ -274,21 +272,11 @@ class UNetEncoder(nn.Module):
             raise InputError(f"This network takes {takes}; got shape {tuple(shape)}.")
         check_divisible(sides, self.factor, "down-sampling", "fewer resolutions")
 
-    def embed(self, time: Tensor, vector: Tensor | None) -> Tensor:
-        """The activation of the embedding, where every block starts: computed once."""
-        if self.blueprint.vector_in == "features":
-            return functional.silu(self.time(time, vector))
-        embedding = self.time(time)
-        return functional.silu(embedding if vector is None else embedding + vector)
-
     def run(self, module: Callable[..., Tensor], x: Tensor, embedding: Tensor, *options: Tensor | None) -> Tensor:
         """The output of a block or of a change of resolution; ``options`` are keys, tokens and mask."""
-        if isinstance(module, UNetBlock):
-            inputs = (x, embedding, *options)
-        elif isinstance(module, ResBlock):
-            inputs = (x, embedding, options[0])
-        else:
+        if not isinstance(module, UNetBlock | ResBlock):
             return module(x)
+        inputs = (x, embedding, *(options if isinstance(module, UNetBlock) else options[:1]))
         if self.blueprint.checkpointing and torch.is_grad_enabled():
             # no generator is used within, so there is no state of one to restore
             return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -345,7 +333,7 @@ class UNet(UNetEncoder):
                 stage.append(UNetBlock(b, current + joined.pop(), width, attend))
                 current = width
             if level > 0:
-                stage.append(b.upsample(current))
+                stage.append(b.resampler(current, "up"))
             self.up.append(stage)
         self.norm = b.norm(current)
         self.last = zero(conv(b.dims, current, outputs * b.patch**b.dims))
@@ -364,9 +352,8 @@ class UNet(UNetEncoder):
         """The output for ``x`` at ``time`` (see :mod:`sfumato.networks` for the slots)."""
         self.check(x.shape[1:])
         x = concatenate(x, channels, self.concatenated)
-        check_vector(vector, x, self.width)
         check_tokens(tokens, mask, x, self.tokens)
-        embedding = self.embed(time, vector)
+        embedding = self.time.activated(time, vector)
         options = (keys, None if tokens is None else tokens.to(x.dtype), mask)
         x, skips = self.descend(x, embedding, *options)
         for stage in self.up:

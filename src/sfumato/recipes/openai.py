@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato.errors import InputError, nearest
-from sfumato.recipes.settings import Published, Settings, numbers, resolutions, with_defaults
+from sfumato.recipes.settings import Published, Settings, numbers, resolutions, settings_of, with_defaults
 
 _MULTIPLES: dict[int, tuple[float, ...]] = {
     32: (1, 2, 2, 2),
@@ -16,11 +16,7 @@ _MULTIPLES: dict[int, tuple[float, ...]] = {
 }
 """Widths of the resolutions, over num_channels, by the side of the images."""
 
-UPSAMPLER_MULTIPLES: dict[int, tuple[float, ...]] = {
-    64: (1, 2, 3, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    512: (1, 1, 2, 2, 4, 4),
-}
+UPSAMPLER_MULTIPLES: dict[int, tuple[float, ...]] = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)}
 """The same for up-samplers, by the side of their output."""
 
 # fmt: off
@@ -83,9 +79,6 @@ def flags_of(settings: Settings, program: str | None = None) -> dict[str, Any]:
             f"num_heads_upsample is {up} and num_heads {flags['num_heads']}: other heads on the way up than on the way "
             "down have no equivalent here."
         )
-    if str(flags["noise_schedule"]) not in ("linear", "cosine"):
-        near = nearest(str(flags["noise_schedule"]), ("linear", "cosine"))
-        raise InputError(f"There is no noise_schedule {flags['noise_schedule']!r}{near}")
     return flags
 
 
@@ -126,39 +119,5 @@ def guided(settings: Settings, program: str | None = None) -> Published:
     return Published(model, (3, size, size), flags["num_classes"] if flags["class_cond"] else 0, sampling)
 
 
-_ADM: dict[str, Any] = {
-    "attention_resolutions": "32,16,8",
-    "class_cond": True,
-    "learn_sigma": True,
-    "num_channels": 256,
-    "num_head_channels": 64,
-    "resblock_updown": True,
-}
-
-_IDDPM: dict[str, Any] = {
-    "num_res_blocks": 3,
-    "learn_sigma": True,
-    "diffusion_steps": 4000,
-    "noise_schedule": "cosine",
-    "rescale_timesteps": True,
-}
-
-GUIDED: dict[str, dict[str, Any]] = {
-    "iddpm-cifar10": _IDDPM | {"image_size": 32, "dropout": 0.3},
-    "iddpm-64": _IDDPM,
-    "iddpm-64-conditional": _IDDPM | {"num_channels": 192, "class_cond": True, "rescale_timesteps": False},
-    "adm-64": _ADM
-    | {
-        "image_size": 64,
-        "num_channels": 192,
-        "num_res_blocks": 3,
-        "dropout": 0.1,
-        "noise_schedule": "cosine",
-        "use_new_attention_order": True,
-    },
-    "adm-128": _ADM | {"image_size": 128, "num_heads": 4, "num_head_channels": -1},
-    "adm-256": _ADM | {"image_size": 256},
-    "adm-256-unconditional": _ADM | {"image_size": 256, "class_cond": False},
-    "adm-512": _ADM | {"image_size": 512},
-}
+GUIDED: dict[str, Settings] = settings_of("guided")
 """The flags of the published models of Nichol and Dhariwal 2021 and of Dhariwal and Nichol 2021."""

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sfumato.errors import InputError, nearest
 from sfumato.recipes.openai import GUIDED, guided
-from sfumato.recipes.settings import Published, Settings, numbers, resolutions, sinusoid_period, with_defaults
+from sfumato.recipes.settings import PUBLISHED, Published, Settings, resolutions, settings_of, with_defaults
 
 
-def ddpm(channels: tuple[int, ...], attention: int, size: int, dropout: float) -> Published:
+def sinusoid_period(features: int) -> float:
+    """The period with which the last of the frequencies is 1 / 10,000, not the one after the last."""
+    half = features // 2
+    return 10_000.0 ** (half / (half - 1))
+
+
+def ddpm(channels: Sequence[int], attention: int, size: int, dropout: float) -> Published:
     """The network of DDPM (Ho et al. 2020, app. B)."""
     network = {
         "kind": "unet",
-        "channels": channels,
+        "channels": tuple(channels),
         "attention": (attention,),
         "resample": "asymmetric",
         "heads": 1,
@@ -66,7 +73,7 @@ def edm(settings: Settings) -> Published:
         "kind": "unet",
         "channels": channels,
         "blocks": given["num_blocks"],
-        "attention": resolutions(numbers(given["attn_resolutions"]), size, len(channels)),
+        "attention": resolutions(given["attn_resolutions"], size, len(channels)),
         "embedding": width * given["channel_mult_emb"],
         "dropout": given["dropout"],
         "group_channels": 4,
@@ -113,37 +120,14 @@ def dit(preset: str) -> Published:
     return Published(model, (4, 32, 32), 1000, sampling, drop=0.1)
 
 
-_NCSNPP: dict[str, Any] = {
-    "embedding_type": "fourier",
-    "encoder_type": "residual",
-    "channel_mult_noise": 2,
-    "resample_filter": (1, 3, 3, 1),
-}
-_AT_64: dict[str, Any] = {"img_resolution": 64, "channel_mult": (1, 2, 2, 2), "dropout": 0.05}
-
-EDM: dict[str, dict[str, Any]] = {
-    "ddpmpp-cifar10": {"augment_dim": 9, "dropout": 0.13},
-    "ncsnpp-cifar10": {"augment_dim": 9, "dropout": 0.13} | _NCSNPP,
-    "ddpmpp-64": {"augment_dim": 9} | _AT_64,
-    "ncsnpp-64": {"augment_dim": 9} | _AT_64 | _NCSNPP,
-    "edm-imagenet64": {
-        "class_name": "DhariwalUNet",
-        "img_resolution": 64,
-        "label_dim": 1000,
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (32, 16, 8),
-    },
-}
+EDM: dict[str, Settings] = settings_of("edm")
 """The settings of the published networks of Karras et al. 2022."""
 
 PRESETS: dict[str, Published] = {
-    "ddpm-cifar10": ddpm((128, 256, 256, 256), 1, 32, 0.1),
-    "ddpm-256": ddpm((128, 128, 256, 256, 512, 512), 4, 256, 0.0),
+    **{name: ddpm(**settings) for name, settings in settings_of("ddpm").items()},
     **{name: guided(flags) for name, flags in GUIDED.items()},
     **{name: edm(settings) for name, settings in EDM.items()},
-    **{name: dit(name) for name in ("DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2")},
+    **{name: dit(**settings) for name, settings in settings_of("dit").items()},
 }
 """Published models by name."""
 
@@ -185,39 +169,7 @@ class Training:
         return {"gamma": 20.0 * math.log(2.0) - 1.0, "limit": 0.5 ** (self.batch / self.half_life)}
 
 
-def _edm(
-    size: tuple[int, int], millions: int, batch: int, rate: float, half_life: float, flip: bool = True
-) -> Training:
-    """Karras et al. 2022, table 7: the duration in millions of images, after 10 million of warm-up."""
-    steps, warmup = millions * 10**6 // batch, 10**7 // batch
-    return Training(*size, steps, batch, rate, flip, warmup, half_life=half_life)
-
-
-TRAINED: dict[str, Training] = {
-    # Ho et al. 2020, app. B and code
-    "ddpm-cifar10": Training(35_746_307, 6_221_856_768, 800_000, 128, 2e-4, warmup=5000, clip=1.0),
-    "ddpm-256": Training(113_673_219, 248_513_757_184, 500_000, 64, 2e-5, warmup=5000, clip=1.0),
-    # Nichol and Dhariwal 2021
-    "iddpm-cifar10": Training(52_532_870, 8_386_707_456, 500_000, 128, 1e-4, flip=False),
-    "iddpm-64": Training(121_043_974, 39_736_377_344, 1_500_000, 128, 1e-4, flip=False),
-    "iddpm-64-conditional": Training(273_020_166, 89_085_591_552, 250_000, 2048, 3e-4, flip=False),
-    # Dhariwal and Nichol 2021, app. I and code
-    "adm-64": Training(295_869_510, 109_678_018_560, 540_000, 2048, 3e-4),
-    "adm-128": Training(421_489_670, 306_927_894_528, 4_360_000, 256, 1e-4),
-    "adm-256": Training(553_787_398, 1_119_832_768_512, 1_980_000, 256, 1e-4),
-    "adm-256-unconditional": Training(552_762_374, 1_119_832_768_512, 1_980_000, 256, 1e-4),
-    "adm-512": Training(558_944_902, 1_982_334_763_008, 1_940_000, 256, 1e-4),
-    "ddpmpp-cifar10": _edm((55_732_739, 21_190_213_632), 200, 512, 1e-3, 5e5),
-    "ncsnpp-cifar10": _edm((56_395_523, 21_395_926_016), 200, 512, 1e-3, 5e5),
-    "ddpmpp-64": _edm((61_804_419, 41_861_447_680), 200, 256, 2e-4, 5e5),
-    "ncsnpp-64": _edm((62_758_787, 42_429_822_464), 200, 256, 2e-4, 5e5),
-    "edm-imagenet64": _edm((295_864_323, 109_656_784_896), 2500, 4096, 1e-4, 5e7, flip=False),
-    # Peebles and Xie 2023, sec. 4; the largest went on to 7 million steps
-    "DiT-S/2": Training(32_865_056, 6_055_673_856, 400_000, 256, 1e-4),
-    "DiT-B/2": Training(130_315_808, 23_005_102_080, 400_000, 256, 1e-4),
-    "DiT-L/2": Training(457_840_672, 80_697_622_528, 400_000, 256, 1e-4),
-    "DiT-XL/2": Training(674_834_720, 118_621_421_568, 7_000_000, 256, 1e-4),
-}
+TRAINED = {name: Training(**entry["size"], **entry["training"]) for name, entry in PUBLISHED.items()}
 """The size of the published models, and how they were trained, by name."""
 
 
@@ -244,11 +196,7 @@ def preset(name: str) -> dict[str, Any]:
         "conditions": published.conditions,
         "model": published.model,
         "objective": objective | {"stratified": False},
-        "optimizer": {
-            "learning_rate": trained.learning_rate,
-            "warmup": trained.warmup,
-            "clip": trained.clip,
-        },
+        "optimizer": {"learning_rate": trained.learning_rate, "warmup": trained.warmup, "clip": trained.clip},
         "ema": trained.ema,
         "training": {"steps": trained.steps, "batch_size": trained.batch},
         "sampling": published.sampling,

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from sfumato.errors import InputError, nearest
 
 Settings = Mapping[str, Any]
+
+PUBLISHED: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
+)
+"""The published models by name: their settings by the name of a program, their size and their training."""
+
+
+def settings_of(program: str) -> dict[str, Settings]:
+    """The settings of those published models that a program describes."""
+    return {name: entry[program] for name, entry in PUBLISHED.items() if program in entry}
 
 
 @dataclass(frozen=True)
@@ -35,12 +49,6 @@ class Published:
         return {"label": {"kind": "label", "drop": self.drop, "draw": "uniform"}} if self.classes else {}
 
 
-def sinusoid_period(features: int) -> float:
-    """The period with which the last of the frequencies is 1 / 10,000, not the one after the last."""
-    half = features // 2
-    return 10_000.0 ** (half / (half - 1))
-
-
 def numbers(value: Any) -> tuple[float, ...]:
     """Numbers that are written as one, as a list, or as a string with commas."""
     parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
@@ -48,6 +56,15 @@ def numbers(value: Any) -> tuple[float, ...]:
         return tuple(float(part) for part in parts if str(part).strip())
     except (TypeError, ValueError):
         raise InputError(f"Numbers between commas are expected; got {value!r}.") from None
+
+
+def by_name(settings: str | Settings, published: Mapping[str, Settings], program: str) -> Settings:
+    """The settings of a published model by its name; settings as they are."""
+    if not isinstance(settings, str):
+        return settings
+    if settings not in published:
+        raise InputError(f"There is no published model {settings!r} of {program}{nearest(settings, published)}")
+    return published[settings]
 
 
 def with_defaults(settings: Settings, defaults: Settings, program: str) -> dict[str, Any]:
@@ -61,9 +78,6 @@ def with_defaults(settings: Settings, defaults: Settings, program: str) -> dict[
     return {**defaults, **{name: _typed(name, value, defaults[name]) for name, value in settings.items()}}
 
 
-_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-
-
 def _typed(name: str, value: Any, default: Any) -> Any:
     """A value of the type of the default."""
     if isinstance(default, tuple):
@@ -71,24 +85,15 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, str):
         # what a string lists may come as a list too
         return value
-    typed: Any = None
-    if isinstance(default, bool):
-        word = str(value).lower()
-        typed = word in _TRUE if word in _TRUE + _FALSE else None
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            typed = float(value)
-        except ValueError:
-            typed = None
-        if isinstance(default, int) and typed is not None:
-            typed = int(typed) if typed.is_integer() else None
-    if typed is None:
-        kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
-        raise InputError(f"{name} is {value!r}; {kind} is expected.")
-    return typed
+    kind = type(default)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+        raise InputError(f"{name} is {value!r}; {expected} is expected.") from None
 
 
-def resolutions(sides: tuple[float, ...], size: int, count: int) -> tuple[int, ...]:
+def resolutions(sides: tuple[int | float, ...], size: int, count: int) -> tuple[int, ...]:
     """The indices of the resolutions with these sides, of ``count`` resolutions from ``size`` on."""
     known = [size // 2**level for level in range(count)]
     for side in sides:

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from sfumato.errors import InputError
-from sfumato.io.files import atomic_write
+from sfumato.io.files import atomic_write, sweep
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.loop import Diverged, Record, Trainer, stopping_on_signals
 
 
 class Interrupted(Exception):
-    """The training was asked to stop; it saved a checkpoint at ``step`` and can be resumed."""
+    """The training was asked to stop; what it saved, if anything, is at ``step`` and can be resumed."""
 
-    def __init__(self, run: Path, step: int, signal_number: int, complete: bool = False) -> None:
-        super().__init__(
-            f"Stopped; the training is complete and saved. Evaluate it with: sfumato evaluate {run}"
-            if complete
-            else f"Stopped at step {step}; resume with: sfumato train --resume {run}"
-        )
+    def __init__(self, run: Path, step: int | None, signal_number: int, complete: bool = False) -> None:
+        if step is None:
+            sentence = "Stopped before the first step; there was nothing to save."
+        elif complete:
+            sentence = f"Stopped; the training is complete and saved. Evaluate it with: sfumato evaluate {run}"
+        else:
+            sentence = f"Stopped at step {step}; resume with: sfumato train --resume {run}"
+        super().__init__(sentence)
         self.run, self.step, self.signal_number = run, step, signal_number
+
+
+FILES = frozenset({"config.json", "model.safetensors", "metrics.jsonl", "evaluation.json", "fitted.json"})
+"""What a run directory has; a person may add to it."""
 
 
 class RunDirectory:
@@ -38,30 +46,69 @@ class RunDirectory:
         folder: the directory.
         accelerator: the processes, of which the main one writes.
         keep: checkpoints that are kept.
-        tensorboard: also write TensorBoard events.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, keep: int = 2, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, *, keep: int = 2) -> None:
         self.folder, self.accelerator, self.main = folder, accelerator, accelerator.is_main_process
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
         self.metrics = folder / "metrics.jsonl"
-        self._events = _tensorboard() if tensorboard and self.main else None
+        self.lock: FileLock | None = None
 
     def create(self, overwrite: bool) -> None:
-        """Make sure that the directory is free, or make it so."""
-        if self.main and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            if not overwrite:
-                raise InputError(
-                    f"{self.folder} is there already; go on with --resume {self.folder}, replace it with "
-                    "--overwrite, or choose another with --run."
-                )
-            if not (self.folder / "config.json").is_file():
-                raise InputError(f"{self.folder} is not a run of Sfumato, so --overwrite will not delete it.")
-            shutil.rmtree(self.folder)
+        """Make sure that the directory is free, or make it so, and take it for this process.
+
+        One that holds no more than what a killed start leaves is free.
+        """
+        if not self.main:
+            return
+        there, folder = self.check_free(overwrite), self.folder
+        self._lock()
+        sweep(folder)
+        for aside in folder.parent.glob(f".{folder.name}.overwritten-*"):
+            shutil.rmtree(aside, ignore_errors=True)
+        if not there:
+            return
+        # out of the way in one move: a crash leaves the old run or none, never a part of it
+        aside = folder.with_name(f".{folder.name}.overwritten-{os.getpid()}")
+        folder.rename(aside)
+        self._lock()
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def check_free(self, overwrite: bool) -> set[str]:
+        """An error if the directory can't be had; the names of what would be overwritten in it."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; choose another directory with --run.")
+        there = {path.name for path in folder.glob("*") if not _is_remains(path)}
+        if there and not overwrite:
+            raise InputError(
+                f"{folder} is there already; go on with --resume {folder}, replace it with "
+                "--overwrite, or choose another with --run."
+            )
+        if there and not there & FILES:
+            raise InputError(f"{folder} is not a run of Sfumato, so --overwrite will not delete it.")
+        return there
+
+    def _lock(self) -> None:
+        """Take the directory for this process; the system lets go of it when the process ends in any way."""
+        if self.lock is not None:
+            self.lock.release()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / _LOCK)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{self.folder} is being trained by another process; wait for it, or choose another directory with "
+                "--run."
+            ) from None
 
     def restore(self, trainer: Trainer, steps: int) -> None:
         """Take up the state of the newest whole checkpoint, for a training to ``steps``."""
-        state = self.checkpoints.latest()
+        if self.main:
+            self._lock()
+            sweep(self.folder)
+        state = self.checkpoints.latest(trainer.check)
         # a run that was stopped before its first checkpoint begins again: all random numbers are the same
         if state is not None:
             trainer.restore(*state)
@@ -69,9 +116,22 @@ class RunDirectory:
             raise InputError(f"{self.folder} is at step {trainer.step}, beyond the {steps} steps asked for.")
         if self.main:
             # what was logged after the checkpoint will be done again
-            lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-            text = "".join(line + "\n" for line in lines if _logged_step(line) <= trainer.step)
-            atomic_write(self.metrics, lambda temporary: _write(temporary, text))
+            text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
+            lines = [line for line in text.splitlines() if 0 < _logged_step(line) <= trainer.step]
+            kept = "".join(line + "\n" for line in lines)
+            atomic_write(self.metrics, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint, if this process has the directory and there is one."""
+        paths = self.checkpoints.paths() if self.lock is not None else []
+        return int(paths[0].stem.removeprefix("step-")) if paths else None
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def train(
         self,
@@ -94,7 +154,6 @@ class RunDirectory:
             save: called with each checkpoint, by the main process, to write the model for use.
         """
         seconds, saved = 0.0, trainer.step
-        events = None if self._events is None else self._events(str(self.folder / "tensorboard"))
 
         def checkpoint() -> None:
             if self.main:
@@ -107,7 +166,7 @@ class RunDirectory:
                 seconds += record.seconds
                 last = record.step == steps
                 if self.main and (record.step % log_every == 0 or last):
-                    self._log(record, events)
+                    self.log(record.step, dataclasses.asdict(record))
                 if record.step % checkpoint_every == 0 or last or trainer.stopping:
                     checkpoint()
                     saved = record.step
@@ -126,22 +185,29 @@ class RunDirectory:
         try:
             yield
         except Diverged as error:
-            paths = self.checkpoints.paths()
-            kept = f"the checkpoint of step {int(paths[0].stem.removeprefix('step-'))}" if paths else ""
-            error.saved = f"{kept} in {self.folder} is whole" if kept else "there was no checkpoint yet"
+            step = self.saved_step
+            kept = f"the checkpoint of step {step} in {self.folder} is whole"
+            error.saved = "there was no checkpoint yet" if step is None else kept
             raise
 
-    def _log(self, record: Record, events: Any) -> None:
-        values = dataclasses.asdict(record)
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``, and its numbers to the tracker of the processes, if they have one."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-        if events is not None:
-            for name in ("loss", "grad_norm", "learning_rate", "ema_decay"):
-                events.add_scalar(name, values[name], record.step)
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.track(step, values)
+
+    def track(self, step: int, values: Mapping[str, Any]) -> None:
+        """Send the numbers to the tracker of the processes, if they have one."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
+        self.accelerator.log(numbers, step=step)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+_LOCK = ".lock"
+
+
+def _is_remains(path: Path) -> bool:
+    """Whether a start that was killed can have left this."""
+    return path.name == _LOCK or path.suffix == ".tmp" or (path.name == "checkpoints" and not any(path.iterdir()))
 
 
 def _logged_step(line: str) -> int:
@@ -149,14 +215,4 @@ def _logged_step(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         # a line that a crash cut off
-        return 1 << 62
-
-
-def _tensorboard() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            'training.tensorboard needs TensorBoard; install it with: pip install "sfumato[tensorboard]"'
-        ) from None
-    return SummaryWriter
+        return 0

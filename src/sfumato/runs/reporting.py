@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+import contextlib
+import sys
+from datetime import datetime
+from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from sfumato.config import Config
+from sfumato.io.progress import Progress
 from sfumato.metrics import Evaluation, table
 from sfumato.models.model import Model
+from sfumato.models.storage import Info
 from sfumato.networks.execution import count
+from sfumato.runs.budget import words_of
 from sfumato.training.loop import Record, Trainer
 from sfumato.training.precision import multiplies_in_tf32
 
@@ -15,7 +25,12 @@ from sfumato.training.precision import multiplies_in_tf32
 class Reporter:
     """What a training reports; this one shows nothing."""
 
+    progress: Progress = False
+    """The progress of the evaluation, as :meth:`sfumato.Model.sample` takes it."""
+
+    def log(self, path: Path) -> None: ...
     def say(self, sentence: str) -> None: ...
+    def data(self, config: Config, info: Info) -> None: ...
     def start(self, model: Model, trainer: Trainer) -> None: ...
     def step(self, record: Record) -> None: ...
     def evaluating(self, samples: int) -> None: ...
@@ -26,31 +41,57 @@ class Reporter:
 class Terminal(Reporter):
     """A progress bar with loss, speed and time left, and a line per event."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self._progress: Progress | None = None
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(quiet=quiet)
+        self.progress = False if quiet else None
+        self._quiet, self._log, self._unlogged = quiet, None, list[str]()
+        self._progress: Bar | None = None
         self._task = TaskID(0)
         self._loss: float | None = None
         self._speed: float | None = None
         self._shown = -1
+        self._seconds: list[float] = []
+        self._told = False
 
-    def say(self, sentence: str) -> None:
+    def log(self, path: Path) -> None:
+        """Also write what is said to this file, with the time."""
+        self._log = path
+        self._write(*self._unlogged)
+
+    def say(self, sentence: str, *, always: bool = False) -> None:
+        """Show a sentence, or write it where errors go if nothing else is shown and it must ``always`` be."""
+        if always and self._quiet:
+            print(sentence, file=sys.stderr)
         self.console.print(sentence, highlight=False)
+        self._note(sentence)
+
+    def _note(self, sentence: str) -> None:
+        self._write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {sentence}")
+
+    def _write(self, *lines: str) -> None:
+        if self._log is None:
+            self._unlogged += lines
+            return
+        # a full disk is noticed by what must be saved
+        with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+
+    def data(self, config: Config, info: Info) -> None:
+        shape = "x".join(map(str, info.shape))
+        conditions = "".join(f", {condition.build().summary}" for condition in info.conditions.values())
+        conditions += ", standardized" if info.scale else ""
+        self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
 
     def start(self, model: Model, trainer: Trainer) -> None:
         config, info, device = model.config, model.info, trainer.accelerator.device
-        shape = "x".join(map(str, info.shape))
-        conditions = "".join(f", {condition.summary}" for condition in model.conditions.values())
         precision = "bf16" if trainer.bf16 else "fp32 (products in TF32)" if multiplies_in_tf32(device) else "fp32"
         layout = ", channels last" if config.training.channels_last else ""
         compiled = ", compiled at the first step" if config.training.compile else ""
         size = count(model.denoiser.network, info.shape)
-        place = f"{trainer.accelerator.num_processes} x {device}"
-        conditions += ", standardized" if info.scale else ""
-        self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
+        place = f"{trainer.accelerator.num_processes} x {device.type}"
         self.say(f"model     {size}, {precision} on {place}{layout}{compiled}")
         self.say(f"run       {model.run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
-        self._progress = Progress(
+        self._progress = Bar(
             TextColumn("training "),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
@@ -73,12 +114,26 @@ class Terminal(Reporter):
         self._speed = speed if self._speed is None else self._speed + 0.02 * (speed - self._speed)
         self._progress.update(self._task, completed=record.step, loss=f"{self._loss:.4f}", speed=f"{self._speed:,.0f}")
         tenth = 10 * record.step // self._steps
-        if not self.console.is_terminal and tenth != self._shown:
-            # a log file can't show a moving bar
-            self.say(f"step {record.step}/{self._steps}  loss {self._loss:.4f}  {self._speed:,.0f} images/s")
+        if tenth != self._shown:
+            # neither a pipe nor a log file can show a moving bar
+            say = self._note if self.console.is_terminal else self.say
+            say(f"step {record.step}/{self._steps}  loss {self._loss:.4f}  {self._speed:,.0f} images/s")
         self._shown = tenth
+        self._say_how_long(record)
         if record.step == self._steps:
             self.close()
+
+    def _say_how_long(self, record: Record) -> None:
+        """Once, after some seconds: how long all of it takes here."""
+        self._seconds.append(record.seconds)
+        spent = sum(self._seconds)
+        if self._told or len(self._seconds) < 3 or spent < 5.0:
+            return
+        self._told = True
+        left = (self._steps - record.step) * sorted(self._seconds)[len(self._seconds) // 2]
+        if left > 60.0:
+            shorter = " Another time: --budget 2h." if left > 4 * 3600.0 else ""
+            self.say(f"time      {self._steps:,} steps take about {words_of(left + spent)} here.{shorter}")
 
     def evaluating(self, samples: int) -> None:
         self.close()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import broadcast_object_list
+from PIL import Image
 from torch import nn
 
 from sfumato import random
 from sfumato.config import Config, merge, parse
+from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.io.images import save_grid
@@ -23,15 +24,14 @@ from sfumato.models.calibrate import tune
 from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
-from sfumato.models.weights import settings_of, write_weights
-from sfumato.networks.execution import compile_in_place
+from sfumato.models.weights import start_from, write_weights
 from sfumato.recipes import named
+from sfumato.runs.budget import has_gpu, seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
-from sfumato.training.loop import Record, Trainer
-from sfumato.training.losses import Denoising
-from sfumato.training.optimization import learning_rate_schedule
-from sfumato.training.precision import prefers_channels_last, supports_bf16, tf32
+from sfumato.runs.setup import accelerator_without_settings, describe, heldout_losses, make_trainer
+from sfumato.training.loop import Record
+from sfumato.training.precision import supports_bf16, tf32
 
 
 def train(
@@ -44,6 +44,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     trust: bool = False,
+    budget: str | float | None = None,
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> Model:
@@ -68,8 +69,12 @@ def train(
         resume: continue from the newest whole checkpoint, bit for bit as if there had been no stop.
         overwrite: delete a run that is there.
         trust: whether Python code of other packages that the settings name may be imported.
+        budget: a time such as ``"30m"`` or ``"2h"``, or seconds: as many steps as fit it are trained, by a short
+            measurement on this machine. The run stores the steps, and resumes like any other.
         reporter: what shows progress; by default nothing does.
-        changes: settings in place of those of the configuration, by group: ``training={"steps": 500}``.
+        changes: settings in place of those of the configuration, by group: ``training={"steps": 500}``. A component can
+            be an object, or a function or class that makes one, if it can be imported again:
+            ``objective=MyLoss``, ``model={"schedule": MySchedule(3)}``, ``conditions={"label": Label(drop=0.2)}``.
 
     Returns:
         The model with averaged weights.
@@ -84,8 +89,9 @@ def train(
         if run is None:
             raise InputError("Say which run to resume.")
         stored, _ = read_config(run, trust=trust or network is not None)
-        config = stored if config is None else config
-        if isinstance(config, Config) and config.training.channels_last is None:
+        if config is None or isinstance(config, Mapping):
+            config = stored.override(config)
+        elif isinstance(config, Config) and config.training.channels_last is None:
             config = config.override({"training.channels_last": stored.training.channels_last})
     config = _resolved(config, given, network, changes, trust)
     if stored is not None:
@@ -94,7 +100,10 @@ def train(
     sets = None
     if given is not None:
         sets = (given, Dataset.of(heldout)) if heldout is not None else given.split(config.data.holdout, SPLIT_SEED)
-    return _Run(config, run, reporter or Reporter(), network, sets).train(resume, overwrite)
+    seconds = None if budget is None else seconds_of(budget)
+    if seconds is not None and resume:
+        raise InputError("A run that is resumed has its steps; leave the budget out, or say more training.steps.")
+    return _Run(config, run, reporter or Reporter(), network, sets).train(resume, overwrite, seconds)
 
 
 def _resolved(
@@ -108,15 +117,16 @@ def _resolved(
     if not isinstance(config, Config):
         if config is None or isinstance(config, str):
             layout = "NC" if data is not None and len(data.shape) == 1 else None
-            config = named(config, None if data is None else data.name, layout)
+            config = named(config, None if data is None else data.name, layout, gpu=has_gpu())
         config = parse(Config, config, trust=trust)
     over: dict[str, Any] = dict(changes)
     if data is not None:
         over = merge({"data": {"source": f"{GIVEN}{data.name}"}}, over)
     if network is not None:
         try:
-            return config.override(merge(over, {"model": {"network": settings_of(network)}}))
+            return config.override(merge(over, {"model": {"network": settings_of(network, "network")}}))
         except InputError:
+            # it is passed again to resume or to load the run
             over = merge(over, {"model": {"network": {"kind": "given"}}})
     return config.override(over) if over else config
 
@@ -127,87 +137,16 @@ def default_name(source: str) -> str:
 
 
 def _check_same(stored: Config, wanted: Config) -> None:
-    training = "steps checkpoint_every keep sample_every sample_count log_every tensorboard threads"
+    training = "steps checkpoint_every keep sample_every sample_count log_every tracker threads"
     free = {"data": {"workers", "cache"}, "training": set(training.split())}
     for group in ("data", "conditions", "model", "objective", "optimizer", "ema", "training"):
         old, new = stored.model_dump()[group], wanted.model_dump()[group]
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in free.get(group, ())]
         if changed:
-            raise InputError(f"{group}.{changed[0]} differs from that of the run; start another run, or leave it out.")
-
-
-def describe(loader: Loader, heldout: int, config: Config) -> Info:
-    """What a model must know of its data."""
-    data = loader.dataset
-    std = loader.std(min(len(data), 4096))
-    if std == 0.0:
-        raise InputError(f"All {len(data)} images of {data.name} are one constant; there is nothing to learn.")
-    conditions = {
-        name: {"kind": condition.kind, **dataclasses.asdict(condition.build().describe(data))}
-        for name, condition in config.conditions.items()
-    }
-    values = {"shape": loader.shape, "std": std, "train": len(data), "heldout": heldout, "conditions": conditions}
-    if data.units is not None:
-        values |= {"shift": data.units.shift, "scale": data.units.scale}
-    return parse(Info, values, trust=True)
-
-
-def accelerator_without_settings() -> Accelerator:
-    """Accelerate for this process, without what its own configuration may say of precision and accumulation."""
-    once = GradientAccumulationPlugin(num_steps=1)
-    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=once)
-
-
-def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None = None, bf16: bool = False) -> Trainer:
-    """The trainer of a model, as its configuration says.
-
-    A memory layout that the configuration leaves open is decided here, and is part of the configuration then.
-
-    Args:
-        model: the model, with fresh weights.
-        loader: the stream of its data.
-        accelerator: device and processes; by default this process.
-        bf16: whether the network computes in bfloat16.
-    """
-    accelerator = accelerator or accelerator_without_settings()
-    denoiser = model.denoiser.to(accelerator.device)
-    if model.config.training.channels_last is None:
-        last = prefers_channels_last(denoiser.network, accelerator.device)
-        model.config = model.config.override({"training.channels_last": last})
-    config = model.config
-    if config.training.channels_last and len(model.info.shape) == 3:
-        denoiser.to(memory_format=torch.channels_last)
-    if config.training.compile:
-        compile_in_place(denoiser.network, dynamic=False)
-    options, optimizer, objective = config.training, config.optimizer, config.objective
-    context = {
-        "schedule": denoiser.schedule,
-        "parameterization": denoiser.parameterization,
-        "data_std": model.info.std,
-    }
-    loss = Denoising(
-        denoiser,
-        objective.times.build(**context),
-        objective.weight.build(**context),
-        model.conditions,
-        stratified=objective.stratified,
-        bins=objective.bins,
-    )
-    return Trainer(
-        loss,
-        loader,
-        optimizer=optimizer.method.build(module=denoiser),
-        learning_rate=learning_rate_schedule(
-            optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay
-        ),
-        ema=config.ema.build(),
-        batch_size=options.batch_size,
-        accumulate=options.accumulate,
-        clip=optimizer.clip,
-        bf16=bf16,
-        seed=options.seed,
-        accelerator=accelerator,
-    )
+            raise InputError(
+                f"{group}.{changed[0]} differs from that of the run; leave it out, or start another run (from the "
+                "weights of this one: --init-from, or training.init_from)."
+            )
 
 
 class _Run:
@@ -225,17 +164,35 @@ class _Run:
         self.network, self.data = network, data
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
-        self.accelerator = accelerator_without_settings()
         options = config.training
-        self.directory = RunDirectory(folder, self.accelerator, keep=options.keep, tensorboard=options.tensorboard)
+        self.accelerator = accelerator_without_settings(options.tracker, folder)
+        self.directory = RunDirectory(folder, self.accelerator, keep=options.keep)
         self.main = self.directory.main
         if not self.main:
             self.reporter = Reporter()
 
-    def train(self, resume: bool, overwrite: bool) -> Model:
+    def train(self, resume: bool, overwrite: bool, budget: float | None = None) -> Model:
+        try:
+            return self._train(resume, overwrite, budget)
+        except KeyboardInterrupt as stop:
+            step, number = self.directory.saved_step, getattr(stop, "signal_number", signal.SIGINT)
+            complete = step == self.config.training.steps
+            raise Interrupted(self.folder, step, number, complete) from None
+        finally:
+            self.directory.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+    def _train(self, resume: bool, overwrite: bool, budget: float | None) -> Model:
         config = self.config
+        if not resume:
+            # a directory that is taken is refused before data are read
+            self.directory.check_free(overwrite)
         loader, heldout = training_data(config, self.data)
         info = describe(loader, len(heldout), config)
+        self.reporter.data(config, info)
+        if budget is not None:
+            self.config = config = self._sized(budget, loader, info)
         if resume:
             stored = read_config(self.folder, trust=True)[1]
             # the number that was measured at the start is part of the model, and a sum of floats may differ in its
@@ -258,16 +215,24 @@ class _Run:
             self.directory.create(overwrite)
         if self.main:
             write_config(self.folder, config, info)
+            self.reporter.log(self.folder / "train.log")
+        self.accelerator.init_trackers("sfumato", init_kwargs={"wandb": {"name": self.folder.name}})
         self.accelerator.wait_for_everyone()
 
         def after(record: Record) -> None:
             self.reporter.step(record)
             due = record.step % options.sample_every == 0 or record.step == options.steps
-            if options.sample_count and due and self.main:
+            if not due or not self.main:
+                return
+            if losses := heldout_losses(trainer, heldout):
+                self.directory.log(record.step, losses)
+            if options.sample_count:
                 with trainer.ema.applied():
                     sampling = config.sampling.untuned()
                     images = model.sample(options.sample_count, sampling=sampling, progress=False)
-                save_grid(images, self.folder / "samples" / f"step-{trainer.step:07d}.png")
+                path = self.folder / "samples" / f"step-{trainer.step:07d}.png"
+                save_grid(images, path)
+                self._track_image(path, record.step)
 
         def save() -> None:
             model.step = trainer.step
@@ -290,6 +255,33 @@ class _Run:
         self.reporter.finish(model, seconds, time.perf_counter() - began)
         return model
 
+    def _track_image(self, path: Path, step: int) -> None:
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                more = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"samples": pixels[None]}, step=step, **more)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _sized(self, budget: float, loader: Loader, info: Info) -> Config:
+        """The configuration with the steps that fit the time, the same in all processes."""
+
+        def measured(config: Config) -> float:
+            self.config = config
+            trainer = make_trainer(self._model(info), loader, self.accelerator, self._bf16())
+            seconds: list[float] = []
+            for record in trainer.run(6):
+                seconds.append(record.seconds)
+                if sum(seconds) > 5.0:
+                    break
+            # the first one warms up
+            return min(seconds[1:] or seconds)
+
+        said = [sized(self.config, budget, measured)]
+        broadcast_object_list(said)
+        config, sentence = said[0]
+        self.reporter.say(f"budget    {sentence}")
+        return config
+
     def _model(self, info: Info) -> Model:
         """The model with fresh weights, which are random numbers like any other: a function of the seed alone."""
         network = self.network
@@ -297,6 +289,9 @@ class _Run:
             torch.manual_seed(random.fold(self.config.training.seed, "weights"))
             module = network if network is None or isinstance(network, nn.Module) else network()
             model = Model.build(self.config, info, network=module, run=self.folder)
+        start = self.config.training.init_from
+        if start is not None and (fresh := start_from(Path(start), model.module)):
+            self.reporter.say(f"start     from {start}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}")
         model.data = self.data
         return model
 
@@ -314,11 +309,12 @@ class _Run:
         elif samples:
             self.reporter.evaluating(samples)
             try:
-                self.reporter.evaluated(evaluate(model, progress=False))
+                evaluation = evaluate(model, progress=self.reporter.progress)
+                self.reporter.evaluated(evaluation)
+                for space, values in evaluation.to_dict()["spaces"].items():
+                    self.directory.track(model.step, {f"{space}/{name}": value for name, value in values.items()})
             except InputError as error:
                 self.reporter.say(f"No evaluation: {error}")
-            except KeyboardInterrupt:
-                raise Interrupted(self.folder, model.step, signal.SIGINT, complete=True) from None
 
     def _bf16(self) -> bool:
         wanted, device = self.config.training.precision, self.accelerator.device

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from sfumato.diffusion.level import Level, broadcast
-from sfumato.diffusion.schedule import Discrete, Schedule
+from sfumato.diffusion.level import Level, broadcast, float64
+from sfumato.diffusion.likelihood import first_noise
+from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
+from sfumato.sampling.coordinates import Rotation
 from sfumato.sampling.sample import Memory, Predict
 
 
@@ -31,16 +33,12 @@ def adaptive(
     r"""The probability flow to a tolerance, in steps of adaptive length; sampling.steps only limits them, 1 is best.
 
     The flow :math:`dy / d\varphi = N` of :class:`~sfumato.sampling.coordinates.Rotation`, whose angle runs over
-    :math:`[0, \pi / 2]` from the data to pure noise on every schedule, is integrated with the embedded pair of orders 3
-    and 2 of Bogacki and Shampine (1989), three evaluations per step, and a proportional-integral control of the
-    step length (Gustafsson 1991). A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one from
-    the data, as in DDIM inversion, starts there with the noise that is predicted for :math:`\alpha x_0`.
-
-    Each sample of a batch has its step length, so that an image does not depend on the others; samples that have
-    arrived wait for the rest.
+    :math:`[0, \pi / 2]` from the data to pure noise, is integrated with the embedded pair of orders 3 and 2 of Bogacki
+    and Shampine (1989), three evaluations per step, and a proportional-integral control of the step length (Gustafsson
+    1991), sample by sample. A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one from the
+    data, as in DDIM inversion, starts there with the noise that is predicted for :math:`\alpha x_0`.
 
     Args:
-        schedule: the schedule, which finds the levels in between.
         rtol: tolerated error of a step relative to the sample, root mean square over its elements.
         atol: tolerated error of a step in units of the data.
         scale: the standard deviation of the data; 1 when not given.
@@ -50,17 +48,17 @@ def adaptive(
     """
     scale = 1.0 if scale is None else scale
     if sigma_min is None:
-        first = schedule(1.0 / schedule.steps).noise_to_signal if isinstance(schedule, Discrete) else 0.0
-        sigma_min = max(0.002, float(first))
+        sigma_min = max(0.002, first_noise(schedule))
     if not (rtol >= 0.0 and atol > 0.0 and scale > 0.0 and sigma_min > 0.0 and max_steps >= 1):
         raise InputError("An adaptive step needs rtol >= 0 and positive atol, scale, sigma_min and max_steps.")
+    rotation = Rotation(scale)
     if t.sigma == 0.0:
         first = s if float(s.noise_to_signal) < sigma_min else schedule.at(-2.0 * math.log(sigma_min))
         x = x * (first.alpha / t.alpha)
         x, t = x + first.sigma * denoise(x, first).eps, first
-    start = math.atan2(float(t.sigma), scale * float(t.alpha))
-    to_data = s.sigma == 0.0
-    end = math.atan2(sigma_min, scale) if to_data else math.atan2(float(s.sigma), scale * float(s.alpha))
+    (norm, start), (norm_at_end, end), to_data = rotation.polar(t), rotation.polar(s), s.sigma == 0.0
+    if to_data:
+        end = math.atan2(sigma_min, scale)
     if to_data and start <= end:
         return denoise(x, t).mix(s.alpha, 0.0)
     way = 1.0 if end > start else -1.0
@@ -68,12 +66,12 @@ def adaptive(
 
     def flow(y: Float[Tensor, "batch *shape"], angle: Float64[Tensor, "batch"]) -> Tensor:
         r"""The derivative :math:`dy / d\varphi` for an angle per sample."""
-        level = _level(schedule, scale, top, angle)
-        radius = torch.hypot(torch.as_tensor(level.sigma), scale * torch.as_tensor(level.alpha))
+        level = _level(schedule, rotation, top, angle)
+        radius = torch.hypot(float64(level.sigma), scale * float64(level.alpha))
         return denoise(y * broadcast(radius, y), level).mix(-angle.sin() / scale, angle.cos())
 
     angle = torch.full((len(x),), start, dtype=torch.float64)
-    y = x / math.hypot(float(t.sigma), scale * float(t.alpha))
+    y = x / norm
     step = torch.full_like(angle, abs(start - end)) * (0.1 if memory.index == 0 else 1.0)
     if "step" in memory.state:
         step = memory.state["step"].minimum((end - angle) * way)
@@ -112,15 +110,15 @@ def adaptive(
     if to_data:
         # x_0 = d (cos(phi) y - sin(phi) N)
         return ((y * math.cos(end) - slope * math.sin(end)) * scale).mul_(float(s.alpha))
-    return y.mul_(math.hypot(float(s.sigma), scale * float(s.alpha)))
+    return y.mul_(norm_at_end)
 
 
-def _level(schedule: Schedule, scale: float, top: Level, angle: Float64[Tensor, "batch"]) -> Level:
+def _level(schedule: Schedule, rotation: Rotation, top: Level, angle: Float64[Tensor, "batch"]) -> Level:
     """The levels at angles up to that of ``top``."""
     # tan is finite but meaningless at pi / 2, where alpha = 0
-    log_snr = -2.0 * (scale * angle.tan()).log()
-    at_top = angle >= math.atan2(float(top.sigma), scale * float(top.alpha))
+    log_snr = -2.0 * (rotation.scale * angle.tan()).log()
+    at_top = angle >= rotation.polar(top)[1]
     safe = torch.where(at_top, log_snr.new_tensor(0.0), log_snr)
     below = schedule.at(safe.clamp(min=float(schedule(1.0).log_snr)))
     pairs = ((top.t, below.t), (top.alpha, below.alpha), (top.sigma, below.sigma))
-    return Level(*(torch.where(at_top, float(a), torch.as_tensor(b)) for a, b in pairs))
+    return Level(*(torch.where(at_top, float(a), float64(b)) for a, b in pairs))

@@ -18,9 +18,8 @@ from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
 Numbers = NDArray[np.float64]
-
+# a monotone function of sigma / alpha, in which predictions are extrapolated
 Variable = Callable[[Numbers], Numbers]
-r"""A monotone function of :math:`\hat\sigma = \sigma / \alpha`, in which predictions are extrapolated."""
 
 
 def ratio(level: Level) -> float:
@@ -35,10 +34,8 @@ def half_log_snr(ratio: Numbers) -> Numbers:
 
 @lru_cache(64)
 def arsinh(scale: float) -> Variable:
-    r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR above the level ``scale`` :math:`= d`, linear below.
-
-    Cached, so that the weights of a solver are cached too, by their variable.
-    """
+    r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR above the level ``scale`` :math:`= d`, linear below."""
+    # cached, so that the weights of a solver are cached too, by their variable
     return lambda ratio: np.arcsinh(ratio / scale)
 
 
@@ -59,16 +56,14 @@ class Coordinate(ABC):
         x_s = c(t, s)\, x_t + \int_{\lambda_t}^{\lambda_s} \rho_s(\lambda) N(\lambda)\, d\lambda,
         \qquad \lambda = \log(\alpha / \sigma)
 
-    Coefficients are Python floats, because levels are those of a grid. ``carry`` and ``total`` also hold for
-    :math:`\sigma_s = 0`, and for :math:`\alpha_t = 0` unless ``starts_at_noise`` is false.
+    Levels are those of a grid, of floats. ``carry`` and ``total`` also hold for :math:`\sigma_s = 0`, and for
+    :math:`\alpha_t = 0` unless ``starts_at_noise`` is false. Extrapolation is of use where the absolute weights of a
+    step sum to at most ``limit`` times ``total``.
     """
 
     starts_at_noise: ClassVar[bool] = True
     limit: ClassVar[float] = 100.0
-
-    @property
-    def deterministic(self) -> bool:
-        return True
+    tau: float = 0.0
 
     @abstractmethod
     def prediction(self, level: Level) -> tuple[float, float]:
@@ -89,10 +84,6 @@ class Coordinate(ABC):
     @abstractmethod
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         r"""The weight :math:`\rho_s` of the prediction, as a function of :math:`\hat\sigma`."""
-
-    def bound(self, t: Level, s: Level) -> float:
-        """The greatest sum of the absolute weights of a step with which extrapolation is of use."""
-        return self.limit * abs(self.total(t, s))
 
     def noise(self, t: Level, s: Level) -> float:
         """The standard deviation of the noise of a step."""
@@ -125,20 +116,16 @@ class PredictedNoise(Coordinate):
 class PredictedData(Coordinate):
     r"""The predicted data: :math:`dy / dk = \hat x_0` for :math:`y = x / \sigma` and :math:`k = \alpha / \sigma`.
 
-    With :math:`\tau > 0` it is a stochastic process with the same marginals, in which the noise of the state decays
-    (Xue et al. 2023, SA-Solver, eq. 6 with constant :math:`\tau`, solved): with :math:`h = \lambda_s - \lambda_t`,
+    With :math:`\tau > 0` it is a stochastic process with the same marginals (Xue et al. 2023, SA-Solver, eq. 6 with
+    constant :math:`\tau`, solved): with :math:`h = \lambda_s - \lambda_t`,
 
     .. math::
         x_s = \frac{\sigma_s}{\sigma_t} e^{-\tau^2 h} x_t
         + \sigma_s \int (1 + \tau^2) e^{-\tau^2 (\lambda_s - \lambda) + \lambda}\, \hat x_0(\lambda)\, d\lambda
         + \sigma_s \sqrt{1 - e^{-2 \tau^2 h}}\; z.
 
-    :math:`\tau = 1` is the reverse diffusion.
-
-    Attributes:
-        tau: the amount of noise.
-        low: the least :math:`\hat\sigma` that a step with noise ends at.
-        high: the greatest that it starts at.
+    :math:`\tau = 1` is the reverse diffusion. Steps with noise start at a :math:`\hat\sigma` of at most ``high`` and
+    end at one of at least ``low``.
     """
 
     tau: float = 0.0
@@ -149,10 +136,6 @@ class PredictedData(Coordinate):
     def __post_init__(self) -> None:
         if not self.tau >= 0.0 or not self.low < self.high:
             raise InputError(f"Noise needs tau >= 0 and low < high; got {self.tau}, {self.low} and {self.high}.")
-
-    @property
-    def deterministic(self) -> bool:
-        return self.tau == 0.0
 
     def _rate(self, start: float, end: float) -> float:
         return self.tau**2 if self.low <= end and start <= self.high else 0.0
@@ -198,8 +181,8 @@ class Rotation(Coordinate):
     With :math:`R = \sqrt{\sigma^2 + d^2 \alpha^2}` and :math:`\tan\varphi = \sigma / (d \alpha)` the flow is
     :math:`dy / d\varphi = N` for :math:`y = x / R`. The prediction is the output of EDM's network (Karras et al. 2022,
     table 1, with :math:`\sigma_{data} = d`) up to its sign, and that of v for :math:`d = 1`. It vanishes for Gaussian
-    data of mean 0 and standard deviation ``d``, whose flow is then exact. A small ``d`` approaches
-    :class:`PredictedData`, a large one :class:`PredictedNoise`. ``scale`` is ``d``, the standard deviation of the data.
+    data of mean 0 and standard deviation ``d``, the ``scale``. A small one approaches :class:`PredictedData`, a large
+    one :class:`PredictedNoise`.
     """
 
     scale: float = 1.0
@@ -208,23 +191,24 @@ class Rotation(Coordinate):
         if not 0.0 < self.scale < math.inf:
             raise InputError(f"The scale of the data is a standard deviation and must be positive; got {self.scale}.")
 
-    def _polar(self, level: Level) -> tuple[float, float]:
+    def polar(self, level: Level) -> tuple[float, float]:
+        r"""``R`` and :math:`\varphi`."""
         signal, sigma = self.scale * float(level.alpha), float(level.sigma)
         return math.hypot(signal, sigma), math.atan2(sigma, signal)
 
     def prediction(self, level: Level) -> tuple[float, float]:
-        _, angle = self._polar(level)
+        _, angle = self.polar(level)
         return -math.sin(angle) / self.scale, math.cos(angle)
 
     def natural(self, ratio: Numbers) -> Numbers:
         return np.arctan(ratio / self.scale)
 
     def carry(self, t: Level, s: Level) -> float:
-        return self._polar(s)[0] / self._polar(t)[0]
+        return self.polar(s)[0] / self.polar(t)[0]
 
     def total(self, t: Level, s: Level) -> float:
-        radius, end = self._polar(s)
-        return radius * (end - self._polar(t)[1])
+        radius, end = self.polar(s)
+        return radius * (end - self.polar(t)[1])
 
     def density(self, s: Level, ratio: Numbers) -> Numbers:
-        return -self._polar(s)[0] * self.scale * ratio / (self.scale**2 + ratio * ratio)
+        return -self.polar(s)[0] * self.scale * ratio / (self.scale**2 + ratio * ratio)

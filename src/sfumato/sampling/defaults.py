@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from sfumato.diffusion.level import Level
+from sfumato.diffusion.likelihood import first_noise
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 from sfumato.sampling.coordinates import Rotation, arsinh
@@ -38,10 +39,9 @@ CHOICES = (
     Choice(30, 4, 4, 3, 3.5, True, 0.36, 2.17, 1.8, math.inf),
 )
 """Found by a random search for the least ratios of the error to that of the best configuration of diffusers and
-k-diffusion, at 5, 8, 10, 15 and 20 evaluations, on the four targets of ``benchmarks/solvers.py`` under the linear and
-the EDM schedule, with noise of seeds 1 and 2 (the benchmark uses seed 0), then rounded. ``sigma_max`` was chosen under
-the cosine schedule, which ends at a hundred times the noise of the others (seed 1). The scale of the coordinate is
-several times that of the data because the main directions of images are many times as wide as a pixel."""
+k-diffusion, at 5 to 20 evaluations, on the targets of ``benchmarks/solvers.py`` under the linear and the EDM schedule,
+with noise of seeds 1 and 2 (the benchmark uses seed 0), then rounded; ``sigma_max`` under the cosine schedule (seed 1).
+The scale of the coordinate is several times that of the data, as the main directions of images are."""
 
 
 def choice(steps: int) -> Choice:
@@ -57,16 +57,12 @@ def best_grid(schedule: Schedule, steps: int, data_std: float = 1.0, sigma_min: 
     Only levels relative to the data enter, and of a schedule only its two ends; it may end at :math:`\alpha = 0`.
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps, of one evaluation each.
-        data_std: the standard deviation of the data.
         sigma_min: the least sigma / alpha before the data; half that of the first step of a table, and 0.002 in
             continuous time, when not given: at much less noise networks have learned nothing.
     """
     row = choice(steps)
     if sigma_min is None:
-        table = isinstance(schedule, Discrete)
-        sigma_min = 0.5 * float(schedule(1.0 / schedule.steps).noise_to_signal) if table else 0.002
+        sigma_min = first_noise(schedule) * (0.5 if isinstance(schedule, Discrete) else 1.0)
     shape = row.centre * data_std, row.width, row.skew
     return logistic(schedule, steps, *shape, sigma_min, row.sigma_max * data_std)
 
@@ -75,11 +71,6 @@ def best_step(schedule: Schedule, steps: int, data_std: float = 1.0) -> Step:
     """The solver nearest to the exact answer for the number of steps, of one evaluation each; with the grid best.
 
     An exponential Adams method with a corrector, in a rotation of the predicted noise and data.
-
-    Args:
-        schedule: the schedule.
-        steps: the number of steps.
-        data_std: the standard deviation of the data.
     """
     row = choice(steps)
     rule = Adams(Rotation(row.rotation * data_std), arsinh(data_std) if row.arsinh else None)

@@ -28,22 +28,16 @@ def resampled(levels: Level, repeats: int, jump: int = 1) -> Level:
     r"""The levels of RePaint (Lugmayr et al. 2022, sec. 4.2): after ``jump`` steps down, back up, repeatedly.
 
     Every section of ``jump`` steps but the one that ends at the data is sampled ``repeats`` times, so that the known
-    and the unknown part can agree. For :func:`~sfumato.sampling.sample.sample` with ``any_order`` and
-    :class:`Inpainting`, which knows the way up.
-
-    Args:
-        levels: a grid.
-        repeats: how often each section is sampled; 1 is the grid itself.
-        jump: its length in steps.
+    and the unknown part can agree. For :func:`~sfumato.sampling.sample.sample` with ``any_order``, and
+    :class:`Inpainting`.
     """
     if repeats < 1 or jump < 1:
         raise InputError(f"Resampling needs at least 1 repetition and a jump of 1; got {repeats} and {jump}.")
-    last = len(levels) - 1
-    order: list[int] = [0]
-    for i in range(1, last + 1):
+    last, order = len(levels) - 1, list[int]()
+    for i in range(last + 1):
         order.append(i)
         # sections are counted from the last level with noise
-        if i < last and (last - 1 - i) % jump == 0 and i >= jump:
+        if jump <= i < last and (last - 1 - i) % jump == 0:
             order += [*range(i - jump, i + 1)] * (repeats - 1)
     return levels[order]
 
@@ -55,13 +49,9 @@ class Inpainting:
     .. math::
         x_s = m \odot (\alpha_s x^{\text{known}} + \sigma_s \epsilon) + (1 - m) \odot x_s^{\text{step}}
 
-    with new noise, and none at the data: the known part is returned exactly. A step to a level with more noise is one
-    of the forward process, :math:`x_s \sim q(x_s | x_t)`, after which a multistep solver starts again.
-
-    Attributes:
-        step: the step elsewhere, any step.
-        image: the known image, of the shape of the batch or of one sample with a batch axis.
-        mask: true where the image is known, of a shape that broadcasts to the batch.
+    with new noise, and none at the data. A step to a level with more noise is one of the forward process,
+    :math:`x_s \sim q(x_s | x_t)`, after which a multistep solver starts again. The ``image`` and the ``mask``, true
+    where it is known, broadcast to the batch.
     """
 
     step: Step
@@ -90,9 +80,9 @@ class Inpainting:
 def _step_up(denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory, *, step: Step) -> Tensor:
     r"""A deterministic step from the data towards the noise, as in DDIM inversion (Song et al. 2021, sec. 4.3).
 
-    The probability flow is the same both ways, and so is a step of it, except at its ends: at the data there is nothing
-    to denoise, so the first step uses the noise that is predicted for :math:`\alpha_s x_0` at its end, one fixed-point
-    iteration of the inverse of sampling's last step; and a step to :math:`\alpha_s = 0` is first order.
+    A step of the flow is the same both ways, except at its ends: at the data there is nothing to denoise, so the first
+    step uses the noise that is predicted for :math:`\alpha_s x_0` at its end, one fixed-point iteration of the inverse
+    of sampling's last step; and a step to :math:`\alpha_s = 0` is first order.
     """
     if t.sigma == 0.0:
         if s.alpha == 0.0:
@@ -129,15 +119,8 @@ def invert(
 ) -> Inversion:
     """DDIM inversion: the noise of images, by following a grid from its end to its start, and their reconstruction.
 
-    The error of the reconstruction falls with the number of steps, at the order of the step.
-
-    Args:
-        denoiser: any denoiser.
-        x0: the images.
-        levels: a grid for sampling.
-        step: a deterministic step.
-        up: a step that handles both ends of the way up itself, such as :func:`~sfumato.sampling.adaptive.adaptive`.
-        cond: conditions, the same both ways.
+    The error of the reconstruction falls with the number of steps, at the order of the deterministic ``step``. ``up``
+    handles both ends of the way up itself, such as :func:`~sfumato.sampling.adaptive.adaptive`.
     """
 
     def constant(x: Tensor, level: Level, **cond: Tensor) -> Prediction:
@@ -162,8 +145,7 @@ def slerp(
     r"""Spherical interpolation of two noises (Shoemake 1985; Song et al. 2021, app. D.5).
 
     Directions turn at a constant rate along the great circle, :math:`\frac{\sin((1 - f)\theta)}{\sin\theta} a +
-    \frac{\sin(f \theta)}{\sin\theta} b`, and lengths change linearly. Between two samples of the prior every point has
-    the length of a sample, which a straight line would shorten.
+    \frac{\sin(f \theta)}{\sin\theta} b`, and lengths change linearly.
     """
     if start.shape != end.shape:
         raise InputError(f"Noises to interpolate must have one shape; got {tuple(start.shape)} and {tuple(end.shape)}.")

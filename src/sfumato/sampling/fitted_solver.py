@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,13 +24,12 @@ from sfumato.sampling.sample import Memory, Predict, Step
 class FittedSolver:
     r"""A grid of ``N`` noisy levels, and the weights of a solver on it.
 
-    A deterministic solver with one evaluation per step reaches
+    A deterministic solver with one evaluation per step, in any coordinate, of any order and corrector, reaches
 
     .. math:: x_{i+1} = w_{i,0}\, x_0 + \sum_{j \le i} w_{i,j+1}\, \hat x_0(x_j, \lambda_j),
         \qquad x_0 = \sigma_0 \epsilon,
 
-    in any coordinate, of any order and corrector, and :math:`x_N` is the sample (the non-stationary solvers of Shaul et
-    al. 2024). The weights hold for their grid, and for the scale of their schedule.
+    and :math:`x_N` is the sample (Shaul et al. 2024). The weights hold for their grid and the scale of their schedule.
 
     Attributes:
         log_snr: the levels, rising strictly.
@@ -64,13 +63,8 @@ class FittedSolver:
     def steps(self) -> int:
         return len(self.log_snr)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**vars(self), "log_snr": list(self.log_snr), "weights": [list(row) for row in self.weights]}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FittedSolver:
-        """The solver of :meth:`to_dict`."""
         try:
             weights = tuple(tuple(map(float, row)) for row in values["weights"])
             changed: dict[str, Any] = {"log_snr": tuple(map(float, values["log_snr"])), "weights": weights}
@@ -81,12 +75,10 @@ class FittedSolver:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is fitted to the weights of a trained denoiser, for better samples and bounds, and holds for these alone.
+    """What is fitted to the weights of a trained denoiser, and holds for these alone.
 
-    Attributes:
-        gamma: the table of Analytic-DPM, from which the optimal reverse variance follows.
-        solvers: fitted solvers, by their number of steps.
-        stale: the optimizer step of other weights that something was fitted to, if that is all there is.
+    The table of Analytic-DPM and solvers by their number of steps; ``stale`` is the optimizer step of other weights
+    that something was fitted to, if that is all there is.
     """
 
     gamma: Gamma | None = None
@@ -114,8 +106,9 @@ class Fitted:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        solvers = {str(steps): solver.to_dict() for steps, solver in self.solvers.items()}
-        return {"gamma": None if self.gamma is None else self.gamma.to_dict(), "solvers": solvers}
+        """Plain values, for JSON."""
+        solvers = {str(steps): asdict(solver) for steps, solver in self.solvers.items()}
+        return {"gamma": None if self.gamma is None else asdict(self.gamma), "solvers": solvers}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fitted:
@@ -153,7 +146,7 @@ def with_data(schedule: Schedule, log_snr: Float64[Tensor, "N"]) -> Level:
 
 
 def weights_of(step: Step, levels: Level) -> Float64[Tensor, "N N+1"]:
-    """The weights of a deterministic solver on a grid, row by row as in :class:`FittedSolver`, with zeros after them.
+    """The weights of a deterministic solver on a grid, as in :class:`FittedSolver`, with zeros after them.
 
     They are what it makes of unit vectors, one for the start and one for each of its ``N`` predictions.
     """

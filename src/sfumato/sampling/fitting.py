@@ -25,21 +25,14 @@ from sfumato.sampling.fitted_solver import FittedSolver, weights_of, with_data
 from sfumato.sampling.multistep import Adams, multistep
 from sfumato.sampling.sample import Step, sample
 
+# beyond, the usual solvers are near the exact flow, and there are many weights
 MAX_STEPS = 50
-"""The most steps that are fitted: beyond, the usual solvers are near the exact flow, and there are many weights."""
-
+# of which a quarter is held out
 MIN_NOISES = 16
-"""The fewest noises, of which a quarter is held out."""
-
-_MIN_GAP = 0.05
-"""The least difference of two levels in log-SNR."""
-
-_MIN_LOG_SNR, _MAX_LOG_SNR = -20.0, 12.4
-"""The range of levels; at the latter the noise is 0.002 of the data."""
-
+# the least difference of two levels in log-SNR, and their range; at the end the noise is 0.002 of the data
+_MIN_GAP, _MIN_LOG_SNR, _MAX_LOG_SNR = 0.05, -20.0, 12.4
+# iterations from each start, first of the grid, then with the weights; and from the best of them, at most
 TRIALS, ITERATIONS = 10, 60
-"""Iterations from each start, first of the grid, then with the weights; and from the best of them, at most."""
-
 # sigma / alpha of the first and last levels, and the solvers, that are tried first
 _STARTS, _ENDS = (math.inf, 40.0, 15.0, 5.0), (0.05, 0.1, 0.2)
 USUAL: tuple[Step, ...] = (
@@ -53,8 +46,7 @@ USUAL: tuple[Step, ...] = (
 class Examples:
     """Trajectories of a denoiser, by their two ends: standard normal noise, and where the exact flow leads from it.
 
-    ``dimensions`` divides the sum of squares of an error, by default the numbers in one sample; ``batch`` are computed
-    at once.
+    An error is per ``dimensions``, by default the numbers in one sample; ``batch`` are computed at once.
     """
 
     denoise: Denoise
@@ -69,7 +61,6 @@ class Examples:
         return len(self.noise)
 
     def part(self, first: int, last: int) -> Examples:
-        """The examples ``first ... last - 1``."""
         cond = {name: value[first:last] for name, value in self.cond.items()}
         return dataclasses.replace(self, noise=self.noise[first:last], end=self.end[first:last], cond=cond)
 
@@ -78,7 +69,7 @@ class Examples:
             yield self.part(first, first + self.batch)
 
     def squares(self, log_snr: Float64[Tensor, "N"], weights: Float64[Tensor, "N N+1"]) -> Float64[Tensor, ""]:
-        """The sum over samples of the mean square error per dimension, differentiable in the levels and weights."""
+        """The sum over samples of the mean square error, differentiable in the levels and weights."""
         times = self.schedule.time(log_snr).clamp(0.0, 1.0)
         alpha, sigma = self.schedule.kernel(times)
         start = self.noise * sigma[0].to(self.noise.device)
@@ -130,9 +121,9 @@ def _range(schedule: Schedule) -> tuple[float, float]:
 class _Space:
     """Fitted solvers of a number of steps as vectors without bounds.
 
-    The first ``steps + 1`` numbers are the logarithms of the gaps between the levels, up to one factor: from the start
-    of the schedule to the first level, to the next, ..., to the greatest log-SNR. The others are changes of the weights
-    of ``step`` on that grid, in units of the scale of the state that they lead to.
+    The first ``steps + 1`` numbers are the logarithms of the gaps from the start of the schedule over the levels to the
+    greatest log-SNR, up to one factor. The others are changes of the weights of ``step`` on that grid, in units of the
+    scale of the state that they lead to.
     """
 
     schedule: Schedule
@@ -140,9 +131,7 @@ class _Space:
     steps: int
 
     def _min_gaps(self) -> Tensor:
-        gaps = torch.full((self.steps + 1,), _MIN_GAP, dtype=torch.float64)
-        gaps[0] = 0.0
-        return gaps
+        return torch.tensor([0.0, *[_MIN_GAP] * self.steps], dtype=torch.float64)
 
     def vector(self, log_snr: Tensor) -> Tensor:
         low, high = _range(self.schedule)
@@ -199,18 +188,12 @@ def fit(
 ) -> FittedSolver:
     r"""The solver of ``steps`` evaluations whose samples are nearest to the ends of known trajectories.
 
-    Usual solvers are improved by L-BFGS, through the solver and the denoiser: first the levels with the solver's
-    weights, then the levels and all weights. There are many local minima, so that it starts from the default
-    (:func:`~sfumato.sampling.defaults.best`) and from the best of others for each of a few first levels, with few
-    iterations and noises, and continues from the best of these. It minimizes the logarithm of the mean square error on
-    three quarters of the examples, and returns the solver of all iterations with the least error on the last quarter.
-
-    Args:
-        known: trajectories; :func:`examples`.
-        steps: the number of steps, of one evaluation each.
-        coefficients: whether the weights are fitted too, or only the grid.
-        iterations: at most, from the best of the starts.
-        progress: called after each iteration with the number of those that are done.
+    L-BFGS minimizes the logarithm of the mean square error on three quarters of the examples, through the solver and
+    the denoiser: first over the levels with a solver's weights, then (if ``coefficients``) over levels and weights.
+    There are many local minima: it starts from the default (:func:`~sfumato.sampling.defaults.best`) and from the best
+    of others for each of a few first levels, with few iterations and noises, and continues from the best of these, for
+    at most ``iterations``. The result is the solver of all iterations with the least error on the last quarter.
+    ``progress`` is told the number of iterations that are done.
     """
     check(steps, len(known))
     cut = len(known) - len(known) // 4

@@ -15,8 +15,8 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError
 
+# the number of steps that stand for a table where the schedule is in continuous time
 TABLE = 1000
-"""The number of steps that stand for a table where the schedule is in continuous time."""
 
 
 def _check_steps(steps: int) -> None:
@@ -33,7 +33,7 @@ def uniform(schedule: Schedule, steps: int) -> Level:
 def trailing(schedule: Schedule, steps: int) -> Level:
     r"""Steps of a table counted from its end (Lin et al. 2024, sec. 3.3): :math:`T - i T / N`, rounded.
 
-    It is :func:`uniform` with every level a step of the table; a schedule in continuous time has a table of 1000 here.
+    It is :func:`uniform` with every level a step of the table, of 1000 for a schedule in continuous time.
     """
     table = _table(schedule, steps)
     # as in numpy, halves are rounded to even; steps of a table are at least 1 apart, so that none repeats
@@ -43,8 +43,7 @@ def trailing(schedule: Schedule, steps: int) -> Level:
 def leading(schedule: Schedule, steps: int) -> Level:
     r"""Every :math:`\lfloor T / N \rfloor`-th step of a table from its first (J. Song et al. 2021, app. D.2).
 
-    The published grid, :math:`1 + i \lfloor T / N \rfloor`, starts long after the noise: of 1000 steps, 10 start at
-    901. Here its noisiest level is ``t = 1`` instead, where sampling starts.
+    The noisiest level is ``t = 1``, where sampling starts; 10 published steps of 1000 start at 901.
     """
     table = _table(schedule, steps)
     stride = table // steps
@@ -54,8 +53,7 @@ def leading(schedule: Schedule, steps: int) -> Level:
 def quadratic(schedule: Schedule, steps: int) -> Level:
     r"""Steps of a table, denser near the data (J. Song et al. 2021, app. D.2): :math:`\lfloor T i^2 / N^2 \rfloor`.
 
-    At least :math:`i`, so that none of the first steps of the table repeats. A schedule in continuous time has a table
-    of 1000 here.
+    At least :math:`i`, so that none of the first steps of the table repeats.
     """
     table = _table(schedule, steps)
     return _of_table(schedule, table, [max(table * i * i // (steps * steps), i) for i in range(steps, 0, -1)])
@@ -78,14 +76,10 @@ def karras(
 ) -> Level:
     r"""The steps of EDM, uniform in :math:`(\sigma / \alpha)^{1 / \rho}` (Karras et al. 2022, eq. 5).
 
-    .. math::
-        \hat\sigma_i = \left(\hat\sigma_{\max}^{1/\rho}
-        + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho, \; i = 0 \dots N - 1,
-        \qquad \hat\sigma_N = 0
+    :math:`\hat\sigma_i = \left(\hat\sigma_{\max}^{1/\rho}
+    + \frac{i}{N - 1} (\hat\sigma_{\min}^{1/\rho} - \hat\sigma_{\max}^{1/\rho})\right)^\rho`
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps.
         sigma_min: the last sigma / alpha before the data.
         sigma_max: the first sigma / alpha; the end of the schedule when not given.
         rho: larger puts more steps near the data.
@@ -101,11 +95,9 @@ def karras(
 def log_snr(schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max: float | None = None) -> Level:
     r"""Steps uniform in log-SNR (Lu et al. 2022, DPM-Solver, sec. 3.4).
 
-    .. math:: \hat\sigma_i = \hat\sigma_{\max} (\hat\sigma_{\min} / \hat\sigma_{\max})^{i / (N - 1)}
+    :math:`\hat\sigma_i = \hat\sigma_{\max} (\hat\sigma_{\min} / \hat\sigma_{\max})^{i / (N - 1)}`
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps.
         sigma_min: the last sigma / alpha before the data.
         sigma_max: the first sigma / alpha; the end of the schedule when not given.
     """
@@ -140,15 +132,12 @@ def logistic(
         \hat\sigma_i = c\, (p_i^{-1/k} - 1)^{-w}, \qquad p_i = \left(1 - \frac iN\right) p_0,
         \qquad p_0 = \left(1 + (\hat\sigma_{\max} / c)^{-1/w}\right)^{-k}
 
-    For ``k = 1`` the density of :math:`\log\hat\sigma` is that of the logistic distribution of scale ``w`` around
-    :math:`\log c`, otherwise a skewed one (:math:`\hat\sigma` has a Dagum distribution). Near the data the levels are
-    those of :func:`karras` with :math:`\rho = w / k` and ``sigma_min`` 0; at high noise they are uniform in
-    :math:`\hat\sigma^{-1/w}`. It needs no least and no greatest level, so that it can also start at :math:`\alpha = 0`.
+    For ``skew`` :math:`k = 1` the density of :math:`\log\hat\sigma` is logistic, of scale ``width`` :math:`w` around
+    :math:`\log c`, the ``centre``; above 1 the denser levels lie above it (:math:`\hat\sigma` has a Dagum
+    distribution). Near the data the levels are those of :func:`karras` with :math:`\rho = w / k` and ``sigma_min`` 0;
+    at high noise they are uniform in :math:`\hat\sigma^{-1/w}`. It may start at :math:`\alpha = 0`.
 
     Args:
-        centre: ``c``, of :math:`\hat\sigma = \sigma / \alpha`.
-        width: ``w``.
-        skew: ``k``; above 1 the denser levels lie above the centre.
         sigma_min: the least level before the data. If the last would be below it, it is the last, and the others
             divide what lies above it.
         sigma_max: the first step leads from the end of the schedule to the level that would come after this one.
@@ -189,16 +178,9 @@ def at_ratios(schedule: Schedule, ratios: Sequence[float]) -> Level:
 def at_log_snrs(schedule: Schedule, log_snrs: Sequence[float]) -> Level:
     """The levels of a rising list of log-SNRs; the data, infinity, may be left out."""
     _check_falling([-value for value in log_snrs], "levels")
-    lowest = float(schedule(1.0).log_snr)
-    if log_snrs[0] < lowest - 1e-9 * max(1.0, abs(lowest)):
-        most, wanted = math.exp(-0.5 * lowest), math.exp(-0.5 * log_snrs[0])
-        raise InputError(f"The schedule ends at sigma / alpha = {most:.4g}; a grid can't start at {wanted:.4g}.")
-    inside = [value for value in log_snrs if math.isfinite(value)]
-    # not every schedule has an inverse at infinity: the ends are known by their times
-    parts = [schedule(1.0)] if log_snrs[0] == -math.inf else []
-    if inside:
-        parts.append(schedule.at(torch.tensor(inside, dtype=torch.float64)))
-    return Level.cat([*parts, schedule(0.0)])
+    # not every schedule has an inverse at infinity: the data are known by their time
+    noisy = [value for value in log_snrs if value < math.inf]
+    return Level.cat([schedule.at(torch.tensor(noisy, dtype=torch.float64)), schedule(0.0)])
 
 
 def _check_falling(values: Sequence[float], what: str) -> None:
@@ -219,8 +201,6 @@ def listed(
     """Any levels, in one of three lists; the data come after them.
 
     Args:
-        schedule: the schedule.
-        steps: the number of steps, which the list must have.
         sigmas: sigma / alpha of each level, falling.
         times: the time of each level, falling from 1 at most.
         log_snrs: the log-SNR of each level, rising.
@@ -239,12 +219,9 @@ def listed(
 def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
     r"""Many steps over a whole schedule: uniform in time, but not much nearer to the data than ``sigma_min``.
 
-    Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that, it is the
-    grid of :func:`karras` down to there: at less noise the data are certain, and a network has not learned to be. It
-    enters a schedule that ends at :math:`\alpha = 0` at :math:`\hat\sigma = 80`, the end of EDM.
-
-    Args:
-        sigma_min: the least level of interest, :math:`\hat\sigma` in units of the data.
+    Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that
+    :math:`\hat\sigma`, it is the grid of :func:`karras` down to there, from :math:`\hat\sigma = 80` (the end of EDM)
+    if the schedule ends at :math:`\alpha = 0`.
     """
     _check_steps(steps)
     end = float(schedule(1.0).noise_to_signal)
@@ -272,11 +249,10 @@ def cheapest_grid(candidates: Level, steps: int, gamma: Gamma) -> Level:
         = \tfrac12 \log\left(1 + (\mathrm{SNR}_s - \mathrm{SNR}_t)\, V_t\right), \qquad
         V_t = \tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x_t]
 
-    (Bao et al. 2022, sec. 4, since :math:`k_0^2 / \tilde\beta` is the weight :math:`\mathrm{SNR}_s - \mathrm{SNR}_t` of
-    Kingma et al. 2021, eq. 14), and the shortest path of ``steps`` edges follows by dynamic programming (Watson et al.
-    2021). The step to the data is free, so as published the last noisy level is the last of the candidates; a single
-    step goes from noise to data at once. Gamma is made monotone: at high noise an estimate may imply that a step costs
-    nothing, which the search would be sure to find.
+    (Bao et al. 2022, sec. 4; Kingma et al. 2021, eq. 14), and the shortest path of ``steps`` edges follows by dynamic
+    programming (Watson et al. 2021). The step to the data is free, so the last noisy level is the last of the
+    candidates, as published; a single step goes from noise to data at once. Gamma is made monotone, because at high
+    noise an estimate may imply that a step costs nothing.
     """
     # of the noisy levels
     log_snr = torch.as_tensor(candidates.log_snr, dtype=torch.float64)[:-1]

@@ -11,20 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.diffusion.denoiser import Denoise, Prediction
-from sfumato.diffusion.level import Level, Scalar, broadcast
+from sfumato.diffusion.level import Level, Scalar, broadcast, float64
 from sfumato.diffusion.parameterization import v
 from sfumato.errors import InputError
 
+# the interval of sigma / alpha that holds every level
 EVERYWHERE = (0.0, math.inf)
-r"""The interval of :math:`\sigma / \alpha` that holds every level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
     r"""Clips the estimate of the data to their range (Ho et al. 2020, code).
 
-    At high noise an error of the predicted noise is one of the data :math:`\sigma / \alpha` times as large, far beyond
-    the range of data. The estimate of the noise is that of the clipped data.
+    At high noise an error of the predicted noise is one of the data :math:`\sigma / \alpha` times as large.
     """
 
     denoiser: Denoise
@@ -43,12 +42,7 @@ class Thresholded:
 
     With :math:`s` the percentile of :math:`|\hat x_0|` over a sample, but at least the ``limit`` :math:`l` of the data,
     the estimate becomes :math:`\operatorname{clip}(\hat x_0, -s, s)\, l / s`: a guided sample that is too bright is
-    scaled back where clipping would saturate it.
-
-    Attributes:
-        denoiser: the wrapped denoiser.
-        percentile: the fraction of a sample's values that are not clipped; 1 clips none.
-        limit: the greatest magnitude of the data.
+    scaled back where clipping would saturate it. The ``percentile`` is the fraction of values that are not clipped.
     """
 
     denoiser: Denoise
@@ -57,10 +51,8 @@ class Thresholded:
 
     def __post_init__(self) -> None:
         if not (0.0 < self.percentile <= 1.0 and self.limit > 0.0):
-            raise InputError(
-                f"Dynamic thresholding needs a percentile in (0, 1] and a positive limit; got {self.percentile} and "
-                f"{self.limit}."
-            )
+            got = f"got {self.percentile} and {self.limit}"
+            raise InputError(f"Dynamic thresholding needs a percentile in (0, 1] and a positive limit; {got}.")
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
         prediction = self.denoiser(x, level, **cond)
@@ -88,17 +80,14 @@ class ClassifierFree:
     .. math:: \hat\epsilon = \hat\epsilon(x) + w\, (\hat\epsilon(x | c) - \hat\epsilon(x))
 
     and the same for :math:`\hat x_0`: 0 is unconditional, 1 the condition alone; the paper's :math:`w` is this one
-    minus 1. Both predictions are made in one batch of twice the size; outside the ``interval`` of levels only that with
-    the condition is made (Kynkäänniemi et al. 2024). The variance is that of the condition.
-
-    With ``rescale`` :math:`\phi`, the estimate of the data is scaled towards the standard deviation that it has with
-    the condition alone, sample by sample, :math:`\hat x_0 (\phi\, s_c / s + 1 - \phi)` (Lin et al. 2024, eqs. 15, 16).
+    minus 1. Both predictions are made in one batch of twice the size; the variance is that of the condition.
 
     Attributes:
-        denoiser: the wrapped denoiser.
         scale: the guidance scale :math:`w`.
-        rescale: :math:`\phi`, from 0 (none) to 1.
-        interval: the guided levels, :math:`\text{low} < \sigma / \alpha \le \text{high}`.
+        rescale: :math:`\phi`, from 0 (none) to 1, of how far each estimate of the data is scaled to its standard
+            deviation with the condition alone, :math:`\hat x_0 (\phi\, s_c / s + 1 - \phi)` (Lin et al. 2024, eq. 16).
+        interval: the guided levels, :math:`\text{low} < \sigma / \alpha \le \text{high}` (Kynkäänniemi et al. 2024);
+            elsewhere only the prediction with the condition is made.
         null: from all conditions to their null versions; by default that of class labels, -1.
     """
 
@@ -125,8 +114,9 @@ class ClassifierFree:
         prediction = self.denoiser(torch.cat([x, x]), double, **both)
         with_condition, without = _target(prediction, double).chunk(2)
         fraction = prediction.variance_fraction
-        fraction = None if fraction is None else fraction.chunk(2)[0]
-        guided = Prediction(x, _extrapolate(without, with_condition, scale), v(level), fraction)
+        if fraction is not None:
+            fraction = fraction.chunk(2)[0]
+        guided = Prediction(x, without + broadcast(scale, x) * (with_condition - without), v(level), fraction)
         if self.rescale == 0.0:
             return guided
         before, after = Prediction(x, with_condition, v(level)).x0, guided.x0
@@ -143,8 +133,7 @@ class Autoguided:
     .. math:: \hat x_0 = \hat x_0^{\text{weak}} + w\, (\hat x_0 - \hat x_0^{\text{weak}})
 
     where the weak model is one of the same task and schedule that was trained less or is smaller: the errors that both
-    make are extrapolated away. Both receive the conditions. The variance is that of the better one. ``scale`` and
-    ``interval`` are those of :class:`ClassifierFree`.
+    make are extrapolated away. Both receive the conditions. The variance is that of the better one.
     """
 
     denoiser: Denoise
@@ -161,7 +150,8 @@ class Autoguided:
         if scale is None:
             return strong
         weak = _target(self.weak(x, level, **cond), level)
-        return Prediction(x, _extrapolate(weak, _target(strong, level), scale), v(level), strong.variance_fraction)
+        target = weak + broadcast(scale, x) * (_target(strong, level) - weak)
+        return Prediction(x, target, v(level), strong.variance_fraction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +165,8 @@ class ClassifierGuided:
     With the exact classifier and :math:`w = 1`, this is the exact denoiser of the class, by Bayes' rule.
     At :math:`\alpha = 0`, where ``x`` does not depend on the class, nothing is added.
 
-    Attributes:
-        denoiser: the wrapped denoiser.
-        log_prob: ``(x, level, **cond)`` to the log-probabilities ``(B,)`` of the wanted classes, differentiable in
-            ``x``; the conditions are those of the denoiser.
-        scale: the guidance scale :math:`w`; 0 is none.
-        interval: as in :class:`ClassifierFree`.
+    ``log_prob`` maps ``(x, level, **cond)`` to the log-probabilities ``(B,)`` of the classes, differentiable in ``x``;
+    the conditions are those of the denoiser.
     """
 
     denoiser: Denoise
@@ -196,12 +182,11 @@ class ClassifierGuided:
         scale = _within(level, self.interval, self.scale, off=0.0)
         if scale is None or (not isinstance(level.alpha, Tensor) and level.alpha == 0.0):
             return prediction
-        gradient = self._gradient(x, level, cond)
         # both changes in one: that of alpha eps - sigma x0
         change = level.sigma * (level.sigma * level.sigma / level.alpha + level.alpha) * scale
         if isinstance(change, Tensor):
-            change = torch.where(torch.as_tensor(level.alpha) > 0.0, change, 0.0)
-        target = _target(prediction, level) - broadcast(change, x) * gradient
+            change = torch.where(float64(level.alpha) > 0.0, change, 0.0)
+        target = _target(prediction, level) - broadcast(change, x) * self._gradient(x, level, cond)
         return Prediction(x, target, v(level), prediction.variance_fraction)
 
     def _gradient(self, x: Tensor, level: Level, cond: dict[str, Tensor]) -> Float[Tensor, "batch *shape"]:
@@ -227,7 +212,6 @@ def _check_guidance(scale: float, interval: tuple[float, float]) -> None:
 def _within(level: Level, interval: tuple[float, float], scale: float, off: float) -> Scalar | None:
     """The scale at a level, ``off`` outside the interval; None if it is ``off`` for the whole batch."""
     low, high = interval
-    # alpha = 0 is at infinity, which the whole interval holds
     ratio = level.noise_to_signal
     if not isinstance(ratio, Tensor):
         return scale if scale != off and low < ratio <= high else None
@@ -238,7 +222,3 @@ def _within(level: Level, interval: tuple[float, float], scale: float, off: floa
 def _target(prediction: Prediction, level: Level) -> Tensor:
     r""":math:`\alpha \hat\epsilon - \sigma \hat x_0`, which keeps the digits of both estimates at every level."""
     return prediction.mix(-1.0 * level.sigma, level.alpha)
-
-
-def _extrapolate(origin: Tensor, towards: Tensor, scale: Scalar) -> Tensor:
-    return origin + broadcast(scale, origin) * (towards - origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,9 +38,7 @@ class Adams:
     :class:`~.PredictedData`, tau>0  log-SNR  SA-Solver (Xue et al. 2023)
     ================================ ======== ===========================================
 
-    Attributes:
-        coordinate: the prediction that is extrapolated.
-        variable: the variable of the polynomial; by default the natural one of the coordinate.
+    By default the variable of the polynomial is the natural one of the coordinate.
     """
 
     coordinate: Coordinate
@@ -86,12 +85,9 @@ class Adams:
 class Unified(Adams):
     r"""The weights of UniPC (Zhao et al. 2023), for predicted data.
 
-    Those of three nodes and more solve linear equations whose solution is the exact integral of the polynomial in
-    log-SNR (:class:`Adams`) for every :math:`B(h)`. The slope of two nodes is integrated to half of
-    :math:`\alpha_s B(h)`; with bh2 they are those of DPM-Solver++(2M).
-
-    Attributes:
-        b: :math:`B(h)`: ``"bh1"`` is :math:`h`, ``"bh2"`` is :math:`1 - e^{-h}`.
+    Those of three nodes and more are those of :class:`Adams` for every :math:`B(h)`. The slope of two nodes is
+    integrated to half of :math:`\alpha_s B(h)`, where bh1 is :math:`h` and bh2, :math:`1 - e^{-h}`, gives
+    DPM-Solver++(2M).
     """
 
     coordinate: PredictedData = field(default_factory=PredictedData)
@@ -126,22 +122,21 @@ def multistep(
     r"""A step of a multistep solver: one prediction, which joins those of the steps before.
 
     With the predictions :math:`N_j` at the last levels, :math:`x_s = c\, x_t + \sum_j C_j N_j`. A corrector takes the
-    step that led to ``x`` again, now with the prediction at its end; that needs no evaluation, and the corrected
-    :math:`x_t` only enters the next step. The first steps use the predictions that exist. Where the absolute weights
-    sum to more than :meth:`Coordinate.bound`, as in a variable in which a step is much longer than the one before, the
-    step uses fewer predictions.
+    step that led to ``x`` again, now with the prediction at its end, without an evaluation; the corrected :math:`x_t`
+    only enters the next step. The first steps use the predictions that exist, and a step whose weights are too large
+    (:class:`Coordinate`) uses fewer.
 
     Args:
         rule: how predictions are weighted.
         order: how many predictions the predictor extrapolates, at most.
-        corrector: how many predictions from before ``t`` correct :math:`x_t`, at most; 0 for no correction. A corrector
-            of ``order`` raises the order by one.
-        final_order: how many predictions the step to the data extrapolates, at most; by default ``order``, and 1 for a
-            coordinate with noise. 1 is the step of DDIM.
+        corrector: how many predictions from before ``t`` correct :math:`x_t`, at most; one of ``order`` raises the
+            order by one.
+        final_order: how many predictions the step to the data extrapolates, at most; by default ``order``, and 1 (DDIM)
+            for a coordinate with noise.
     """
     coordinate = rule.coordinate
     if final_order is None:
-        final_order = order if coordinate.deterministic else 1
+        final_order = order if coordinate.tau == 0.0 else 1
     prediction = denoise(x, t)
     k0, k_eps = coordinate.prediction(t)
     of_data = k_eps == 0.0
@@ -176,7 +171,7 @@ def multistep(
 @lru_cache(4096)
 def _weights(rule: Adams, nodes: tuple[Level, ...], t: Level, s: Level) -> tuple[float, ...]:
     """The weights of the first nodes that can be weighted together; cached, since every batch takes the same steps."""
-    count, bound = rule.usable(nodes, t, s), rule.coordinate.bound(t, s)
+    count, bound = rule.usable(nodes, t, s), rule.coordinate.limit * abs(rule.coordinate.total(t, s))
     while True:
         weights = rule(nodes[:count], t, s)
         # written so that a weight that is not a number is too large
@@ -187,10 +182,7 @@ def _weights(rule: Adams, nodes: tuple[Level, ...], t: Level, s: Level) -> tuple
 
 def _correction(rule: Adams, nodes: list[Level], start: Level, before: tuple[float, ...]) -> list[float]:
     """The change of the weights of the step before, which began at ``start``, by the prediction at its end."""
-    change = list(_weights(rule, tuple(nodes), start, nodes[0]))
-    if len(change) < 2:
+    after = _weights(rule, tuple(nodes), start, nodes[0])
+    if len(after) < 2:
         return []
-    change += [0.0] * (len(before) + 1 - len(change))
-    for j, weight in enumerate(before):
-        change[j + 1] -= weight
-    return change
+    return [new - old for new, old in itertools.zip_longest(after, (0.0, *before), fillvalue=0.0)]

@@ -14,7 +14,7 @@ from sfumato.errors import InputError
 from sfumato.sampling.coordinates import Coordinate, PredictedData, PredictedNoise, Rotation, half_log_snr, time_of
 from sfumato.sampling.multistep import Adams, Unified, multistep
 from sfumato.sampling.sample import Memory, Predict, Step
-from sfumato.sampling.steps import ancestral, check_final_order, remember, to_data
+from sfumato.sampling.steps import ancestral, at_an_end, check_final_order
 
 
 def _solver(rule: Adams, order: int, corrector: int = 0, final_order: int | None = None, highest: int = 4) -> Step:
@@ -31,14 +31,10 @@ def _solver(rule: Adams, order: int, corrector: int = 0, final_order: int | None
 def dpm_solver_pp(order: int = 2, final_order: int | None = None) -> Step:
     r"""DPM-Solver++, multistep (Lu et al. 2022): predicted data, a polynomial of log-SNR; one evaluation per step.
 
-    Order 2 is algorithm 2: with :math:`\lambda = \log(\alpha / \sigma)`, :math:`h = \lambda_s - \lambda_t`, the ratio
-    :math:`r` of the step before to this one, and
-    :math:`D = (1 + \frac{1}{2r}) \hat x_0^{(t)} - \frac{1}{2r} \hat x_0^{(\text{before})}`,
-
-    .. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t - \alpha_s (e^{-h} - 1) D.
-
-    At order 3 the polynomial is integrated exactly; the implementation of diffusers 0.42 counts half of the integral
-    of its quadratic term, which makes it a method of order 2.
+    Order 2 is algorithm 2: with :math:`h = \lambda_s - \lambda_t` in :math:`\lambda = \log(\alpha / \sigma)`, and the
+    ratio :math:`r` of the step before to this one, :math:`x_s = \frac{\sigma_s}{\sigma_t} x_t - \alpha_s (e^{-h} - 1)
+    \left((1 + \frac{1}{2r}) \hat x_0^{(t)} - \frac{1}{2r} \hat x_0^{(\text{before})}\right)`. At order 3 the polynomial
+    is integrated exactly; diffusers 0.42 counts half of its quadratic term, which makes it a method of order 2.
 
     Args:
         order: how many predictions are extrapolated, from 1 to 4; the paper goes to 3.
@@ -56,12 +52,10 @@ def unipc(
 ) -> Step:
     """UniPC (Zhao et al. 2023, algorithms 5 to 8): predictor UniP and corrector UniC, one evaluation per step.
 
-    The corrector raises the order of convergence to ``order + 1``.
-
     Args:
         order: how many predictions are extrapolated, from 1 to 3.
         b: the function B(h): bh1 is h, bh2 is 1 - exp(-h).
-        corrector: whether a new prediction also corrects the step before.
+        corrector: whether a new prediction also corrects the step before, which raises the order by one.
         final_order: how many predictions the step to the data extrapolates; the order when not given, 1 as published.
     """
     return _solver(Unified(b=b), order, order if corrector else 0, final_order, highest=3)
@@ -81,7 +75,6 @@ def deis(schedule: Schedule, order: int = 3, final_order: int | None = None) -> 
     """DEIS (tAB-DEIS, Zhang and Chen 2023, sec. 3.3): predicted noise, a polynomial of time.
 
     Args:
-        schedule: the schedule whose time it is.
         order: how many predictions are extrapolated, from 1 to 4.
         final_order: how many predictions the step to the data extrapolates; the order when not given.
     """
@@ -101,8 +94,6 @@ def exponential_adams(
     """Exponential Adams methods in any coordinate, of which DDIM, LMS, DEIS and DPM-Solver++ are members.
 
     Args:
-        schedule: the schedule.
-        data_std: the standard deviation of the data.
         coordinate: the prediction that is extrapolated: the noise, the data, or a rotation of both (as in v).
         scale: the scale of the data in the rotation; their standard deviation when not given.
         variable: the variable of the polynomial: the natural one of the coordinate, log-SNR, or time.
@@ -154,16 +145,11 @@ def dpm_solver_pp_2s(schedule: Schedule) -> Step:
 def _midpoint(
     denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory, *, coordinate: Coordinate, schedule: Schedule
 ) -> Tensor:
-    r"""A step with the prediction in its middle, at :math:`(\lambda_t + \lambda_s) / 2`, reached by a step of DDIM.
-
-    A step from :math:`\alpha = 0` is first order; the step to the data is :func:`~sfumato.sampling.steps.to_data`.
-    """
+    r"""A step with the prediction in its middle, at :math:`(\lambda_t + \lambda_s) / 2`, reached by a step of DDIM."""
     first = denoise(x, t)
-    estimates = remember(memory, t, first, 2)
-    if s.sigma == 0.0:
-        return to_data(estimates, s, 2)
-    if t.alpha == 0.0:
-        return first.mix(s.alpha, s.sigma)
+    ended = at_an_end(first, t, s, memory, 2)
+    if ended is not None:
+        return ended
     middle = schedule.at(0.5 * (t.log_snr + s.log_snr))
     second = denoise(first.mix(middle.alpha, middle.sigma), middle)
     return x.mul(coordinate.carry(t, s)).add_(second.mix(*coordinate.prediction(middle)), alpha=coordinate.total(t, s))
@@ -174,15 +160,12 @@ def dpm_solver_pp_3s(denoise: Predict, x: Tensor, t: Level, s: Level, memory: Me
 
     They are made at the start, one third and two thirds of the step in log-SNR. One third is reached by a step of DDIM,
     two thirds with the data linear in log-SNR through the first two predictions, and the end with the line through the
-    first and the last. A step from :math:`\alpha = 0` is first order; the step to the data is
-    :func:`~sfumato.sampling.steps.to_data`.
+    first and the last.
     """
     first = denoise(x, t)
-    estimates = remember(memory, t, first, 3)
-    if s.sigma == 0.0:
-        return to_data(estimates, s, 3)
-    if t.alpha == 0.0:
-        return first.mix(s.alpha, s.sigma)
+    ended = at_an_end(first, t, s, memory, 3)
+    if ended is not None:
+        return ended
     x0, rise, line = first.x0, s.log_snr - t.log_snr, Adams(PredictedData(), half_log_snr)
     one, two = (schedule.at(t.log_snr + part * rise) for part in (1.0 / 3.0, 2.0 / 3.0))
 
@@ -203,9 +186,9 @@ def predictor_corrector(
     .. math::
         x \leftarrow x + \delta \nabla_x \log q_s(x) + \sqrt{2 \delta}\; z, \qquad \delta = 2 r^2 \sigma_s^2
 
-    with the score :math:`-\hat\epsilon / \sigma_s`; none at the data. The published
-    :math:`\delta = 2 (r \lVert z \rVert / \lVert \nabla \log q \rVert)^2` takes norms over the batch, so that an image
-    would depend on others; here the norm of the score is its expectation for pure noise, :math:`\sqrt D / \sigma_s`.
+    with the score :math:`-\hat\epsilon / \sigma_s`; none at the data. The published :math:`\delta`, :math:`2 (r \lVert
+    z \rVert / \lVert \nabla \log q \rVert)^2`, takes norms over the batch, so that an image would depend on others;
+    here the norm of the score is its expectation for pure noise, :math:`\sqrt D / \sigma_s`.
 
     Args:
         corrections: Langevin steps after each step; one evaluation each.

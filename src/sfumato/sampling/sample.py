@@ -13,21 +13,17 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.diffusion.denoiser import Denoise, Prediction
-from sfumato.diffusion.level import Level
+from sfumato.diffusion.level import Level, float64
 from sfumato.errors import InputError
 
+# a source of noise: each call returns new standard normal noise of the shape, dtype and device of its argument
 Noise = Callable[[Tensor], Tensor]
-"""A source of noise: each call returns new standard normal noise of the shape, dtype and device of its argument."""
-
+# a denoiser with its conditions filled in, as a step calls it
 Predict = Callable[[Tensor, Level], Prediction]
-"""A denoiser with its conditions filled in, as a step calls it."""
 
 
 def seeded_noise(seed: int, first: int = 0) -> Noise:
-    """Noise of a seed, with the same numbers for image ``first + i`` at any batch size.
-
-    The k-th call returns the k-th noise of each image; a batch holds the images ``first``, ``first + 1``, ...
-    """
+    """Noise of a seed for the images ``first``, ...: the k-th call returns the k-th noise of each, for any batch."""
     calls = itertools.count(1)
 
     def noise(x: Tensor) -> Tensor:
@@ -40,10 +36,7 @@ def seeded_noise(seed: int, first: int = 0) -> Noise:
 def initial(
     levels: Level, shape: tuple[int, ...], seed: int, *, first: int = 0, count: int = 1
 ) -> Float[Tensor, "batch *shape"]:
-    r"""Pure noise at the first level of a grid, :math:`x \sim \mathcal N(0, \sigma^2 I)`, for the images of a seed.
-
-    They are the images ``first``, ``first + 1``, ... of ``shape`` ``(C, *space)``.
-    """
+    r"""Pure noise at the first level of a grid, :math:`x \sim \mathcal N(0, \sigma^2 I)`, of images ``first``, ..."""
     return random.normal(seed, "prior", first, count, shape) * levels[0].sigma
 
 
@@ -79,7 +72,7 @@ def check_grid(levels: Level) -> None:
     """Check that a grid is finite and falls strictly in ``t`` from noise to ``sigma = 0``."""
     if len(levels) < 2:
         raise InputError("A grid needs at least one step: two levels, the last one the data.")
-    t, sigma = torch.as_tensor(levels.t), torch.as_tensor(levels.sigma)
+    t, sigma = float64(levels.t), float64(levels.sigma)
     if not bool(torch.isfinite(t).all() and torch.isfinite(sigma).all()):
         raise InputError("A grid must be finite.")
     if float(sigma[-1]) != 0.0:
@@ -102,15 +95,11 @@ def sample(
     """Take ``x`` along a grid of levels; yields a :class:`Frame` after each step, the last of which is the sample.
 
     Args:
-        denoiser: any denoiser.
-        x: the start, at the first level of the grid.
         levels: a grid of ``N + 1`` levels that falls to the data.
         step: the step from a level to the next.
         noise: the source of noise for stochastic steps; by default that of seed 0.
         previews: whether frames carry the last estimate of the data.
-        any_order: whether levels may also rise, as in editing: DDIM inversion goes from the data to the noise, and
-            resampling goes back and forth.
-        cond: conditions, passed to the denoiser.
+        any_order: whether levels may also rise, as in editing.
     """
     if not any_order:
         check_grid(levels)

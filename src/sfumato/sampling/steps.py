@@ -25,7 +25,7 @@ def ancestral(
 ) -> Tensor:
     r"""The reverse process of DDPM, :math:`p_\theta(x_s | x_t) = \mathcal N(\tilde\mu(\hat x_0, x_t), \Sigma I)`.
 
-    Between neighbouring steps of a table this is algorithm 2 of Ho et al. 2020; ``s`` may be any level below ``t``.
+    Between neighbouring steps of a table this is algorithm 2 of Ho et al. 2020.
 
     Args:
         variance: the reverse variance :math:`\Sigma`: beta tilde (small), beta (large), what the network learned
@@ -53,15 +53,15 @@ def ddim(
 ) -> Tensor:
     r"""DDIM (J. Song et al. 2021, eqs. 12 and 16), with any reverse variance (Bao et al. 2022, sec. 3).
 
-    With :math:`\varsigma^2 = \eta^2 \tilde\beta` and the weight of the data in the mean,
-    :math:`k = \alpha_s - \alpha_t \sqrt{\sigma_s^2 - \varsigma^2} / \sigma_t`,
+    With :math:`\varsigma^2 = \eta^2 \tilde\beta` and :math:`k = \alpha_s - \alpha_t \sqrt{\sigma_s^2 - \varsigma^2} /
+    \sigma_t`,
 
     .. math::
         x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - \varsigma^2}\, \hat\epsilon
-        + \sqrt{\varsigma^2 + k^2\, \mathrm{Var}[x_0 | x_t]}\; z
+        + \sqrt{\varsigma^2 + k^2\, \mathrm{Var}[x_0 | x_t]}\; z, \qquad
+        \mathrm{Var}[x_0 | x_t] = (\Sigma - \tilde\beta) / k_0^2
 
-    where :math:`\mathrm{Var}[x_0 | x_t] = (\Sigma - \tilde\beta) / k_0^2` is the variance of the data that the reverse
-    variance :math:`\Sigma` of ancestral sampling implies. For the small variance it is 0.
+    where the latter is implied by the reverse variance :math:`\Sigma` of ancestral sampling; 0 for the small one.
 
     Args:
         eta: the amount of noise, from 0 (deterministic) to 1 (ancestral sampling).
@@ -87,12 +87,9 @@ class Churn:
 
     In :math:`\hat x = x / \alpha` and :math:`\hat\sigma = \sigma / \alpha`, the level rises to
     :math:`\hat\sigma' = (1 + \gamma) \hat\sigma`, :math:`\gamma = \min(S_{churn} / N, \sqrt 2 - 1)`, and
-    :math:`\hat x' = \hat x + S_{noise} \sqrt{\hat\sigma'^2 - \hat\sigma^2}\; z`. It never rises above the end of the
-    schedule, nor where :math:`\alpha = 0`.
+    :math:`\hat x' = \hat x + S_{noise} \sqrt{\hat\sigma'^2 - \hat\sigma^2}\; z`, up to the end of the schedule.
 
     Attributes:
-        schedule: the schedule.
-        steps: the number of steps.
         churn: S_churn of EDM, the noise that is added and removed again, over all steps.
         churn_low: the least sigma / alpha with churn.
         churn_high: the greatest sigma / alpha with churn; everywhere when not given.
@@ -107,21 +104,19 @@ class Churn:
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.churn >= 0.0 or not self.churn_noise > 0.0 or not 0.0 <= self.churn_low < self._high:
+        high = math.inf if self.churn_high is None else self.churn_high
+        if not self.churn >= 0.0 or not self.churn_noise > 0.0 or not 0.0 <= self.churn_low < high:
             raise InputError(
                 "Churn needs churn >= 0, churn_noise > 0 and 0 <= churn_low < churn_high; "
                 f"got {self.churn}, {self.churn_noise}, {self.churn_low} and {self.churn_high}."
             )
 
-    @property
-    def _high(self) -> float:
-        return math.inf if self.churn_high is None else self.churn_high
-
     def __call__(self, x: Tensor, t: Level, memory: Memory) -> tuple[Tensor, Level]:
         """``x`` with more noise, and its level."""
         start = ratio(t)
         gamma = min(self.churn / self.steps, math.sqrt(2.0) - 1.0)
-        if gamma == 0.0 or not self.churn_low <= start <= self._high or t.alpha == 0.0:
+        outside = start < self.churn_low or (self.churn_high is not None and start > self.churn_high)
+        if gamma == 0.0 or outside or t.alpha == 0.0:
             return x, t
         end = min((1.0 + gamma) * start, ratio(self.schedule(1.0)))
         if end <= start:
@@ -151,25 +146,22 @@ def heun(
     r"""Heun's step of the probability-flow ODE (Karras et al. 2022, algorithm 1; with churn, algorithm 2).
 
     In :math:`\hat x = x / \alpha` and :math:`\hat\sigma = \sigma / \alpha` the flow of every schedule is
-    :math:`d\hat x / d\hat\sigma = \hat\epsilon`. A step makes two predictions; a step from :math:`\alpha = 0`, and the
-    step to the data, makes one.
+    :math:`d\hat x / d\hat\sigma = \hat\epsilon`. A step makes two predictions, one at the ends (:func:`at_an_end`).
 
     Args:
         churn: noise added before the step.
-        final_order: how many predictions the step to the data extrapolates (:func:`to_data`); by default 2, and 1 with
-            churn. 1 as published.
+        final_order: how many predictions the step to the data extrapolates (:func:`to_data`), 1 as published; by
+            default 2, and 1 with churn.
     """
     if final_order is None:
         final_order = 2 if churn is None else 1
     if churn is not None:
         x, t = churn(x, t, memory)
     first = denoise(x, t)
-    estimates = remember(memory, t, first, final_order)
-    if s.sigma == 0.0:
-        return to_data(estimates, s, final_order)
+    ended = at_an_end(first, t, s, memory, final_order)
+    if ended is not None:
+        return ended
     predicted = first.mix(s.alpha, s.sigma)
-    if t.alpha == 0.0:
-        return predicted
     # alpha_s (x_t / alpha_t + (h / 2) (eps_t + eps_s)): the Euler step plus half of the change of slope
     half = float(0.5 * (s.sigma - t.sigma * s.alpha / t.alpha))
     return predicted.add(denoise(predicted, s).eps, alpha=half).add_(first.eps, alpha=-half)
@@ -187,11 +179,10 @@ def edm_heun(**options: Any) -> Step:
     return partial(heun, churn=churn if churn.churn > 0.0 else None)
 
 
+# the least ratio of the sigma / alpha of two predictions that are extrapolated to the data
 MIN_RATIO = 1.3
-r"""The least ratio of the :math:`\sigma / \alpha` of two predictions that are extrapolated to the data."""
-
+# a level, and the prediction there or its estimate of the data
 Estimate = tuple[Level, Prediction | Tensor]
-"""A level, and the prediction there or its estimate of the data."""
 
 
 def to_data(estimates: Sequence[Estimate], s: Level, order: int) -> Tensor:
@@ -199,14 +190,9 @@ def to_data(estimates: Sequence[Estimate], s: Level, order: int) -> Tensor:
 
     Along the flow :math:`\hat x_0` is a smooth function of :math:`\hat\sigma^2`, whose value at 0 is the sample:
     :math:`x = \sum_j w_j \hat x_0^{(j)}` with :math:`w_j = \prod_{k \ne j} \hat\sigma_k^2 / (\hat\sigma_k^2 -
-    \hat\sigma_j^2)`. With one prediction this is the step of DDIM, whose error is :math:`O(\hat\sigma^2)`. Levels
-    within a factor ``MIN_RATIO`` of one that is used are skipped, because close levels would multiply the errors of
-    predictions; the sum of :math:`|w_j|` is at most 13.
-
-    Args:
-        estimates: the last predictions of one trajectory, the latest first.
-        s: the level of the data.
-        order: how many predictions are extrapolated, at most.
+    \hat\sigma_j^2)`, over up to ``order`` ``estimates``, the latest first. With one this is the step of DDIM, whose
+    error is :math:`O(\hat\sigma^2)`. Levels within a factor ``MIN_RATIO`` of one that is used are skipped, because
+    close levels would multiply the errors of predictions; the sum of :math:`|w_j|` is at most 13.
     """
     used = [estimates[0]]
     for level, estimate in estimates[1:]:
@@ -236,6 +222,14 @@ def remember(memory: Memory, level: Level, estimate: Prediction | Tensor, order:
             kept.append(past)
     memory.state["estimates"] = kept[:order]
     return kept[:order]
+
+
+def at_an_end(first: Prediction, t: Level, s: Level, memory: Memory, order: int) -> Tensor | None:
+    r"""A single step at an end: :func:`to_data`, or first order from :math:`\alpha = 0`; None in between."""
+    estimates = remember(memory, t, first, order)
+    if s.sigma == 0.0:
+        return to_data(estimates, s, order)
+    return first.mix(s.alpha, s.sigma) if t.alpha == 0.0 else None
 
 
 def check_final_order(order: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.files import read_tensors, write_tensors
+from sfumato.io.tensors import read_tensors, write_tensors
 
 
 class Checkpoints:
@@ -33,14 +33,22 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         return path
 
-    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest state that is whole, None if there is no state; broken ones are warned of, an error if all are."""
+    def latest(
+        self, check: Callable[[dict[str, Tensor], dict[str, Any]], None] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest state that is whole, None if there is no state; broken ones are warned of, an error if all are.
+
+        Args:
+            check: what else a state must pass, by not raising an InputError.
+        """
         broken: list[str] = []
         for path in self.paths():
             try:
                 state = read_tensors(path)
+                if check is not None:
+                    check(*state)
             except InputError as error:
-                broken.append(str(error))
+                broken.append(str(error) if str(path) in str(error) else f"{path}: {error}")
                 continue
             if broken:
                 warnings.warn(f"{' '.join(broken)} Using the older {path.name}.", SfumatoWarning, stacklevel=2)

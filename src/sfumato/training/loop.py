@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from sfumato.data import Dataset, Loader
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.level import broadcast
-from sfumato.errors import InputError
+from sfumato.errors import InputError, Terminated
 from sfumato.random import Draws
 from sfumato.training.ema import Ema, EmaDecay, power_law
 from sfumato.training.losses import Denoising
@@ -198,27 +200,50 @@ class Trainer:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
         tensors |= {f"loss/{name}": tensor for name, tensor in self._extra().items()}
-        return tensors, {"step": self.step, "usual_loss": self._usual_loss}
+        return tensors, {"step": self.step, "usual_loss": self._usual_loss, "tensors": len(tensors)}
+
+    def check(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """An error if this is not the whole state of a training like this one; nothing is touched."""
+        step, count = facts.get("step"), facts.get("tensors")
+        if type(step) is not int or step < 0 or not isinstance(facts.get("usual_loss"), float) or count != len(tensors):
+            raise InputError(f"The checkpoint is not whole: it has {len(tensors)} tensors and the facts {dict(facts)}.")
+        expected = self._expected()
+        for name, tensor in tensors.items():
+            of = expected.get(name)
+            if of is None:
+                if name.startswith("loss/"):
+                    raise InputError(f"The checkpoint is of another loss or objective.times, which has {name!r}.")
+                raise InputError(f"The checkpoint is of another model or optimizer, which has {name!r}.")
+            if (tensor.shape, tensor.dtype) != (of.shape, of.dtype):
+                held = f"is {tensor.dtype} of shape {tuple(tensor.shape)}; expected {of.dtype} of {tuple(of.shape)}"
+                raise InputError(f"The checkpoint is of another model, optimizer or loss: {name!r} {held}.")
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise InputError(f"The checkpoint is damaged: {name!r} is not finite.")
+        # a weight that never had a gradient has no optimizer state
+        if absent := sorted(name for name in expected.keys() - tensors.keys() if not name.startswith("optimizer/")):
+            raise InputError(f"The checkpoint is of another model or loss: it has no {absent[0]!r}.")
+
+    def _expected(self) -> dict[str, Tensor]:
+        """The tensors of :meth:`state` with their shapes and types, also before the first step."""
+        expected = self.state()[0]
+        for name, fields in _moments(self.optimizer, dict(self.model.named_parameters())).items():
+            expected |= {f"optimizer/{field}/{name}": torch.as_tensor(value) for field, value in fields.items()}
+        return expected
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Take up the state that :meth:`state` gave."""
+        """Take up the state that :meth:`state` gave, after it was checked."""
+        self.check(tensors, facts)
         parameters = dict(self.model.named_parameters())
         weights, moments, extra, average = (
             {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
             for part in ("weights/", "optimizer/", "loss/", "ema/")
         )
-        shapes, stored = ({name: value.shape for name, value in of.items()} for of in (parameters, weights))
-        if odd := sorted(name for name in {**shapes, **stored} if shapes.get(name) != stored.get(name)):
-            raise InputError(f"The checkpoint is of another model: {len(odd)} weights differ, the first is {odd[0]!r}.")
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
         for key, value in moments.items():
             field, name = key.split("/", 1)
             self.optimizer.state[parameters[name]][field] = _as_beside(parameters[name], value)
-        if odd := sorted(extra.keys() ^ self._extra().keys()):
-            where = f"{odd[0]!r} is {'only' if odd[0] in extra else 'not'} there"
-            raise InputError(f"The checkpoint is of another loss, with other objective.times perhaps: {where}.")
         nested: dict[str, Any] = {name: value for name, value in extra.items() if "/" not in name}
         for name in extra.keys() - nested.keys():
             place, _, key = name.rpartition("/")
@@ -228,16 +253,36 @@ class Trainer:
         self.step, self._usual_loss = int(facts["step"]), float(facts["usual_loss"])
 
 
+def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
+    """The state that an optimizer keeps of each parameter: it is asked, by a step of a copy on gradients of zero."""
+    copies = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
+    place = {id(parameter): copies[name] for name, parameter in parameters.items()}
+    groups = [
+        {**group, "params": [place[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups
+    ]
+    other = copy.copy(optimizer)
+    other.param_groups, other.state = groups, defaultdict(dict)
+    for parameter in copies.values():
+        parameter.grad = torch.zeros_like(parameter)
+    other.step()
+    return {name: dict(other.state.get(parameter, {})) for name, parameter in copies.items()}
+
+
 def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
     """A stored optimizer state in the memory layout of its weights: fused kernels walk both side by side."""
     if value.shape != parameter.shape:
+        # such as the number of steps
         return value.to(parameter.device)
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""The signals that ask a process to end; Windows has no SIGHUP."""
+
+
 @contextmanager
 def stopping_on_signals(trainer: Trainer) -> Generator[list[int]]:
-    """Within the context, SIGINT and SIGTERM ask the trainer to stop after the step; a second one stops at once."""
+    """Within the context, a signal to end asks the trainer to stop after the step; a second one stops at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -245,11 +290,13 @@ def stopping_on_signals(trainer: Trainer) -> Generator[list[int]]:
 
     def ask(number: int, frame: object) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise Terminated(number)
         received.append(number)
         trainer.stop = True
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    # a signal that is ignored, as SIGHUP is under nohup, stays so
+    numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield received
     finally:

@@ -43,8 +43,9 @@ class Denoising(nn.Module):
             alike, or every error of the noise where the output is noise or score.
         conditions: the conditions by name; by default those of a :class:`~sfumato.conditioning.network.Conditioned`
             network.
-        stratified: whether the times of a batch are spread evenly (Kingma et al. 2021, app. I.1), not independent.
-        bins: the number of values of the data, where a learned variance or schedule is taught by their likelihood.
+        stratified: spread the times of a batch evenly (Kingma et al. 2021, app. I.1), which lowers the variance.
+        bins: number of values that a pixel can take, at least 2; a learned variance or schedule is trained by the
+            likelihood of these.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Denoising(nn.Module):
         bins: int = 256,
     ) -> None:
         super().__init__()
+        if bins < 2:
+            raise InputError(f"objective.bins is {bins}; a pixel can take at least 2 values.")
         self.model = denoiser
         self.times = times or Uniform(denoiser.schedule)
         unit = denoiser.parameterization in (parameterization.eps, parameterization.score)
@@ -73,8 +76,11 @@ class Denoising(nn.Module):
         return draws.stratified("time") if self.stratified else draws.uniform("time")
 
     def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        return self.at(self.times.sample(self.uniforms(draws)), batch, draws)
+
+    def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        """The losses at a level."""
         noise = draws.normal("noise", batch.x0.shape[1:])
-        level = self.times.sample(self.uniforms(draws))
         cond = training_tensors(self.conditions, batch.x0, batch.cond, draws)
         if self._dropout:
             cond["keys"] = draws.keys()

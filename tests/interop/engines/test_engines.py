@@ -139,6 +139,27 @@ def test_a_model_in_an_engine_samples_the_same(engine: str) -> None:
         engines.compile(fast, engine)
 
 
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_tokens_of_any_number(engine: str) -> None:
+    packages(engine, "onnx", "onnxscript")
+    model = random_model(
+        shape=(1, 8),
+        conditions={"text": {"kind": "tokens", "features": 4}},
+        model={"network": {"kind": "dit", "depth": 1, "width": 32, "heads": 2}},
+    )
+    fast = engines.compile(model, engine)
+    for count, length in ((1, 1), (2, 5), (2, 3)):
+        x, time, _ = inputs(model, count)
+        tokens, mask = torch.randn(count, length, 4), torch.rand(count, length) > 0.3
+        expected = model.denoiser.network(x, time, text=tokens, text_mask=mask)
+        assert torch.allclose(fast.denoiser.network(x, time, text=tokens, text_mask=mask), expected, atol=1e-4)
+    assert torch.allclose(fast.denoiser.network(x, time), model.denoiser.network(x, time), atol=1e-4)
+    with pytest.raises(InputError, match=r"text of shape \(2, any, 4\) here, and got \(2, 3, 5\)"):
+        fast.denoiser.network(x, time, text=torch.randn(2, 3, 5), text_mask=mask)
+    with pytest.raises(InputError, match="text and text_mask must be of as many tokens; give both"):
+        fast.denoiser.network(x, time, text=tokens)
+
+
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
     model = of_kind("unet")
@@ -151,7 +172,13 @@ def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
         with pytest.raises(InputError, match="from 0 to 2, or -1"):
             network(x, time, label=torch.tensor([0, label]))
     if engine != "torch":
-        for wrong in ((x[:, :2], time, {}), (x[..., :4], time, {}), (x, time[:1], {}), (x[0], time, {})):
+        for wrong in (
+            (x[:, :2], time, {}),
+            (x[..., :4], time, {}),
+            (x, time[:1], {}),
+            (x[0], time, {}),
+            (x[..., None], time, {}),
+        ):
             with pytest.raises(InputError, match=r"of shape .* here, and got"):
                 network(wrong[0], wrong[1], **wrong[2])
         with pytest.raises(InputError, match=r"label of shape \(2,\) here, and got \(3,\)"):

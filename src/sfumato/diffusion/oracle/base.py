@@ -12,24 +12,21 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.diffusion.denoiser import Prediction
-from sfumato.diffusion.level import Data, Level
+from sfumato.diffusion.level import Data, Level, float64
 from sfumato.diffusion.parameterization import v
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
+# flattened samples, and a number of each row's level or one for all rows
 Rows = Float64[Tensor, "rows dims"]
-"""Flattened samples."""
-
 Levels = Float64[Tensor, "levels"]
-"""A number of each row's level, or one for all rows."""
 
 
 class Oracle(ABC):
     r"""A distribution of data that is known at every level, and the exact denoiser that follows from it.
 
-    Samplers, bounds and figures accept it in place of a network. To write one, define :meth:`log_prob_rows`,
-    :meth:`combine_rows` and :meth:`trace_rows` on flattened samples in float64, and :meth:`sample`. Results are
-    differentiable in ``x``, and have its dtype and device.
+    It takes the place of a network. To write one, define the abstract methods, on flattened samples in float64. Results
+    are differentiable in ``x``, and have its dtype and device.
 
     Args:
         shape: the shape of one sample.
@@ -38,11 +35,10 @@ class Oracle(ABC):
         device: where the computations are done.
     """
 
+    # about how many numbers a temporary tensor may hold; larger batches are cut
     elements: int = 2**22
-    """About how many numbers a temporary tensor may hold; larger batches are cut."""
-
+    # why the data have no density
     no_density: str | None = None
-    """Why the data have no density, or None if they have one."""
 
     def __init__(
         self,
@@ -66,11 +62,7 @@ class Oracle(ABC):
 
     @abstractmethod
     def combine_rows(self, x: Rows, alpha: Levels, sigma: Levels, k0: Levels, k_eps: Levels) -> Rows:
-        r""":math:`k_0 E[x_0 | x_t] + k_\epsilon E[\epsilon | x_t]` at ``sigma > 0``.
-
-        Either expectation follows from the other, but the difference loses digits of the noise near the data, and of
-        the data in the noise.
-        """
+        r""":math:`k_0 E[x_0 | x_t] + k_\epsilon E[\epsilon | x_t]` at ``sigma > 0``, to the digits of both."""
 
     @abstractmethod
     def trace_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
@@ -100,10 +92,7 @@ class Oracle(ABC):
         return self._combine(x, level, lambda alpha, sigma: (0.0 * sigma, -1.0 / sigma))
 
     def posterior_covariance_trace(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
-        r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the squared error that no denoiser can avoid at ``x``.
-
-        :math:`\nabla \cdot E[x_0 | x_t] = \frac{\alpha}{\sigma^2} \operatorname{tr} \operatorname{Cov}[x_0 | x_t]`.
-        """
+        r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the squared error that no denoiser avoids at ``x``."""
         return torch.cat([self.trace_rows(*part) for part in self._noisy_parts(x, level)]).to(x)
 
     def marginal_log_prob(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
@@ -121,7 +110,7 @@ class Oracle(ABC):
         self, x: Tensor, level: Level, coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> Tensor:
         parts = self._noisy_parts(x, level)
-        rows = [self.combine_rows(part, alpha, sigma, *coefficients(alpha, sigma)) for part, alpha, sigma in parts]
+        rows = [self.combine_rows(*part, *coefficients(*part[1:])) for part in parts]
         return torch.cat(rows).to(x).reshape(x.shape)
 
     def _noisy_parts(self, x: Tensor, level: Level) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -133,8 +122,7 @@ class Oracle(ABC):
     def _rows(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
             raise InputError(f"This oracle knows samples of shape {self.shape}; got a batch of shape {tuple(x.shape)}.")
-        values = (torch.as_tensor(value, dtype=torch.float64) for value in (level.alpha, level.sigma))
-        alpha, sigma = (value.to(self.device).reshape(-1) for value in values)
+        alpha, sigma = (float64(value).to(self.device).reshape(-1) for value in (level.alpha, level.sigma))
         return x.to(self.device, torch.float64).reshape(len(x), self.dimensions), alpha, sigma
 
     def _parts(self, rows: Tensor, alpha: Tensor, sigma: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -161,8 +149,7 @@ BLOCK = 2**17
 
 
 class EmpiricalOracle(Oracle):
-    r"""The exact denoiser of a data set, :math:`q(x_0) = \frac1N \sum_n \mathcal N(x_0; y_n, h^2 I)`, with ``std``
-    :math:`h`.
+    r"""The exact denoiser of a data set, :math:`q(x_0) = \frac1N \sum_n \mathcal N(x_0; y_n, h^2 I)`, ``std`` = h.
 
     With :math:`S = \alpha^2 h^2 + \sigma^2`, with :math:`w` the softmax of
     :math:`-\lVert x_t - \alpha y_n \rVert^2 / 2 S` and with :math:`\bar y = \sum_n w_n y_n`,
@@ -172,8 +159,7 @@ class EmpiricalOracle(Oracle):
         \operatorname{tr} \operatorname{Cov}[x_0 | x_t] =
         \frac{\sigma^4}{S^2} \sum_n w_n \lVert y_n - \bar y \rVert^2 + D \frac{h^2 \sigma^2}{S}
 
-    (Karras et al. 2022, app. B.3, for :math:`h = 0`). It is what a network of unlimited capacity would learn: its
-    samples are the data.
+    (Karras et al. 2022, app. B.3, for :math:`h = 0`). A network of unlimited capacity would learn it.
     """
 
     def __init__(self, data: Tensor, std: float = 0.0, *, schedule: Schedule | None = None) -> None:
@@ -193,22 +179,21 @@ class EmpiricalOracle(Oracle):
         self._largest = float(self._squares.max())
 
     def log_prob_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
-        variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
-        logits = self._distances(z, alpha, variance) / (-2.0 * variance[:, None])
+        variance, _, distances = self._distances(x, alpha, sigma)
+        logits = distances / (-2.0 * variance[:, None])
         norm = math.log(len(self._data)) + 0.5 * self.dimensions * (2.0 * math.pi * variance).log()
         return logits.logsumexp(1) - norm
 
     def combine_rows(self, x: Rows, alpha: Levels, sigma: Levels, k0: Levels, k_eps: Levels) -> Rows:
-        variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
-        mean = self._weights(self._distances(z, alpha, variance), variance) @ self._data
+        variance, z, distances = self._distances(x, alpha, sigma)
+        mean = (distances / (-2.0 * variance[:, None])).softmax(1) @ self._data
         difference = z - alpha[:, None] * mean
         scale = (k0 * alpha * self.std**2 + k_eps * sigma) / variance
         return k0[:, None] * (self._centre + mean) + scale[:, None] * difference
 
     def trace_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
-        variance, z = self._variance(alpha, sigma), self._centred(x, alpha)
-        distances = self._distances(z, alpha, variance)
-        weights = self._weights(distances, variance)
+        variance, z, distances = self._distances(x, alpha, sigma)
+        weights = (distances / (-2.0 * variance[:, None])).softmax(1)
         mean = weights @ self._data
         difference = z - alpha[:, None] * mean
         # the variance of the data under the weights: from the data where the noise is large, and from the distances to
@@ -227,24 +212,17 @@ class EmpiricalOracle(Oracle):
             rows = rows + self.std * noise.to(self.device, torch.float64)
         return rows.to(dtype).reshape(count, *self.shape)
 
-    def _variance(self, alpha: Tensor, sigma: Tensor) -> Levels:
-        return (alpha * self.std).square() + sigma.square()
-
-    def _weights(self, distances: Tensor, variance: Tensor) -> Float64[Tensor, "rows data"]:
-        return (distances / (-2.0 * variance[:, None])).softmax(1)
-
-    def _centred(self, x: Tensor, alpha: Tensor) -> Rows:
-        return x - alpha[:, None] * self._centre
-
     def _is_near(self, alpha: Tensor, variance: Tensor) -> Tensor:
         return alpha.square() * self._largest > NEAR * variance
 
-    def _distances(self, z: Tensor, alpha: Tensor, variance: Tensor) -> Float64[Tensor, "rows data"]:
-        r""":math:`\lVert x_t - \alpha y_n \rVert^2`, for all data."""
-        scale = alpha[:, None]
+    def _distances(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Levels, Rows, Float64[Tensor, "rows data"]]:
+        r""":math:`S`, the centred rows, and :math:`\lVert x_t - \alpha y_n \rVert^2` for all data."""
+        variance, scale = (alpha * self.std).square() + sigma.square(), alpha[:, None]
+        z = x - scale * self._centre
         if not bool(self._is_near(alpha, variance).any()):
             cross = z @ self._data.mT
-            return z.square().sum(1, keepdim=True) - 2.0 * scale * cross + scale.square() * self._squares
+            squares = z.square().sum(1, keepdim=True) - 2.0 * scale * cross + scale.square() * self._squares
+            return variance, z, squares
         at_once = max(1, min(self.elements, BLOCK) // (max(1, len(z)) * self.dimensions))
         parts = [(z[:, None] - scale[..., None] * y).square().sum(2) for y in self._data.split(at_once)]
-        return torch.cat(parts, 1)
+        return variance, z, torch.cat(parts, 1)

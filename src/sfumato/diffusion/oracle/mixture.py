@@ -16,8 +16,8 @@ from sfumato.diffusion.oracle.base import Levels, Oracle, Rows, finite
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
+# those of matrices with the eigenvectors of the covariances, in the order of Covariances.spectrum
 Eigenvalues = Float64[Tensor, "levels components eigenvalues"]
-"""Those of matrices with the eigenvectors of the covariances, in the order of :attr:`Covariances.spectrum`."""
 
 
 class Split(NamedTuple):
@@ -31,13 +31,8 @@ class Split(NamedTuple):
 class Covariances:
     r"""The covariances of the components of a mixture, :math:`C_k = U_k \Lambda_k U_k^\top + r_k (I - U_k U_k^\top)`.
 
-    At a level, :math:`\alpha^2 C_k + \sigma^2 I` has the same eigenvectors. A variance of 0 is exact.
-    Make them with :meth:`full`, :meth:`diagonal` or :meth:`isotropic`.
-
-    Attributes:
-        basis: orthonormal columns :math:`U_k`, or None for the axes.
-        values: the variances along the basis.
-        rest: the variance across the basis.
+    The ``basis`` has orthonormal columns :math:`U_k`, or is None for the axes; ``values`` are the variances along it,
+    ``rest`` is that across it. A variance of 0 is exact.
     """
 
     basis: Float64[Tensor, "components dims rank"] | None
@@ -91,11 +86,6 @@ class Covariances:
         ones = self.values.new_ones(self.values.shape[1])
         return torch.cat([ones, ones.new_full((1,), float(self.codimension))]) if self.codimension else ones
 
-    @property
-    def flat(self) -> int:
-        """The largest number of directions without variance of a component."""
-        return int(((self.spectrum == 0.0) * self.multiplicity).sum(1).max())
-
     def at(self, alpha: Float64[Tensor, "levels"], sigma: Float64[Tensor, "levels"]) -> Eigenvalues:
         r"""The eigenvalues of :math:`\alpha^2 C_k + \sigma^2 I`."""
         return alpha.square()[:, None, None] * self.spectrum + sigma.square()[:, None, None]
@@ -106,35 +96,20 @@ class Covariances:
     def squares(self, z: Split) -> Float64[Tensor, "rows components eigenvalues"]:
         """The squared length of vectors along the eigenvectors of each eigenvalue."""
         along = z.along.square()
-        if self.basis is None or not self.codimension:
+        if not self.codimension:
             return along
-        across = z.whole
-        if self.values.shape[1]:
-            across = across - torch.einsum("bkr,kdr->bkd", z.along, self.basis)
+        across = z.whole - self._join(z.along) if self.values.shape[1] else z.whole
         return torch.cat([along, across.square().sum(2, keepdim=True)], 2)
 
     def apply(self, matrix: Eigenvalues, z: Split) -> Float64[Tensor, "rows components dims"]:
-        """The product of matrices with vectors."""
-        along, across = self._beyond(matrix)
-        inside = along * z.along
-        if self.basis is not None:
-            inside = torch.einsum("bkr,kdr->bkd", inside, self.basis)
-        return inside if across is None else inside + across * z.whole
-
-    def mix(self, weights: Tensor, matrix: Eigenvalues, z: Split) -> Float64[Tensor, "rows dims"]:
-        """The weighted sum of :meth:`apply` over components, without storing its terms."""
-        along, across = self._beyond(matrix)
-        inside = weights[..., None] * along * z.along
-        if self.basis is None:
-            return inside.sum(1)
-        inside = inside.flatten(1) @ self.basis.mT.reshape(-1, self.dimensions)
-        return inside if across is None else inside + torch.einsum("bk,bkd->bd", weights * across[..., 0], z.whole)
-
-    def _beyond(self, matrix: Eigenvalues) -> tuple[Tensor, Tensor | None]:
-        r"""The two factors of :math:`U (M - m I) U^\top + m I`, which is :math:`U M U^\top + m (I - U U^\top)`."""
+        r"""The product of matrices with vectors: :math:`U (M - m I) U^\top + m I`, with ``m`` across the basis."""
         if not self.codimension:
-            return matrix, None
-        return matrix[..., :-1] - matrix[..., -1:], matrix[..., -1:]
+            return self._join(matrix * z.along)
+        across = matrix[..., -1:] * z.whole
+        return across + self._join((matrix[..., :-1] - matrix[..., -1:]) * z.along) if self.values.shape[1] else across
+
+    def _join(self, along: Tensor) -> Float64[Tensor, "rows components dims"]:
+        return along if self.basis is None else torch.einsum("bkr,kdr->bkd", along, self.basis)
 
 
 def _variances(values: Tensor) -> Tensor:
@@ -156,12 +131,7 @@ class MixtureOracle(Oracle):
         \left(\sigma^2 \operatorname{tr} C_k S_k^{-1} + \lVert m_k - E[x_0 | x_t] \rVert^2\right)
 
     (Bishop 2006, eqs. 2.113 to 2.117, for each component). Singular covariances, down to point masses, are exact.
-
-    Args:
-        means: ``(K, *shape)``.
-        covariances: those of the ``K`` components.
-        weights: ``(K,)``, positive with sum 1; by default equal.
-        schedule: see :class:`Oracle`.
+    The ``means`` are ``(K, *shape)``; the ``weights`` ``(K,)`` are positive with sum 1, by default equal.
     """
 
     def __init__(
@@ -182,10 +152,11 @@ class MixtureOracle(Oracle):
                 f"There are {len(centres)} means of {self.dimensions} dimensions, but {len(covariances)} "
                 f"covariances of {covariances.dimensions}."
             )
-        if covariances.flat:
+        flat = int(((covariances.spectrum == 0.0) * covariances.multiplicity).sum(1).max())
+        if flat:
             self.no_density = (
-                f"A covariance is singular, without variance in {covariances.flat} of {self.dimensions} directions, so "
-                "that the data have no density"
+                f"A covariance is singular, without variance in {flat} of {self.dimensions} directions, so that the "
+                "data have no density"
             )
         equal = torch.full((len(centres),), 1.0 / len(centres), dtype=torch.float64)
         w = (equal if weights is None else finite(weights, "weights")).to(centres.device)
@@ -205,8 +176,7 @@ class MixtureOracle(Oracle):
     ) -> MixtureOracle:
         """The mixture that scikit-learn's expectation maximization fits to images ``(N, *shape)``.
 
-        ``floor`` is a variance added to every direction; without it, directions in which a component does not vary make
-        its likelihood infinite.
+        ``floor`` is added to every variance, because a likelihood without variance would be infinite.
         """
         from sklearn.mixture import GaussianMixture
 
@@ -231,7 +201,7 @@ class MixtureOracle(Oracle):
         c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
         weights = self._responsibilities(z, s)
         matrix = ((k0 * alpha)[:, None, None] * c.spectrum + (k_eps * sigma)[:, None, None]) / s
-        return k0[:, None] * (weights @ self.means) + c.mix(weights, matrix, z)
+        return k0[:, None] * (weights @ self.means) + torch.einsum("bk,bkd->bd", weights, c.apply(matrix, z))
 
     def trace_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
         c, z, s = self.covariances, self._split(x, alpha), self.covariances.at(alpha, sigma)
@@ -241,8 +211,7 @@ class MixtureOracle(Oracle):
         return (weights * (sigma.square()[:, None] * (shrink @ c.multiplicity) + between)).sum(1)
 
     def marginal_cdf(self, x: Float[Tensor, "rows"], level: Level) -> Float[Tensor, "rows"]:
-        r"""The distribution function of diffused data of one dimension,
-        :math:`\sum_k w_k \Phi\!\left((x - \alpha \mu_k) / S_k^{1/2}\right)`."""
+        r"""The distribution function in one dimension, :math:`\sum_k w_k \Phi((x - \alpha \mu_k) / S_k^{1/2})`."""
         rows, alpha, sigma = self._rows(x.reshape(len(x), *self.shape), level)
         difference = rows - alpha[:, None] * self.means[:, 0]
         variance = self.covariances.at(alpha, sigma)[..., 0].expand_as(difference)
@@ -281,10 +250,7 @@ class MixtureOracle(Oracle):
 
 
 class GaussianOracle(MixtureOracle):
-    r"""The exact denoiser of Gaussian data, :math:`q(x_0) = \mathcal N(\mu, C)`: the Wiener filter.
-
-    :math:`E[x_0 | x_t] = \mu + \alpha C (\alpha^2 C + \sigma^2 I)^{-1} (x_t - \alpha \mu)`.
-    """
+    r"""The exact denoiser of Gaussian data, :math:`q(x_0) = \mathcal N(\mu, C)`: the Wiener filter."""
 
     def __init__(self, mean: Tensor, covariance: Tensor | Covariances, *, schedule: Schedule | None = None) -> None:
         if not isinstance(covariance, Covariances):

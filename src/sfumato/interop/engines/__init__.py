@@ -17,7 +17,7 @@ from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import InputError, nearest
 from sfumato.interop.engines import onnx, openvino
 from sfumato.interop.engines.deviation import Deviation, calibration, deviation
-from sfumato.interop.engines.graph import GraphNetwork, graph_of, require
+from sfumato.interop.engines.graph import Graph, GraphNetwork, graph_of, require
 from sfumato.interop.model import description
 from sfumato.models.model import Model
 
@@ -38,6 +38,18 @@ def check(engine: str, precision: str) -> None:
         require(package, extra, f"The engine {engine} in {precision}")
 
 
+def convert(library: Any, model: Model, precision: str, sampling: SamplingConfig | None = None) -> tuple[Graph, Any]:
+    """The network of a model as a graph of torch, and as a model of the ``library``, here ``onnx`` or ``openvino``.
+
+    Ranges for int8 are taken from trajectories of the model.
+    """
+    graph = graph_of(model)
+    converted = library.convert(graph, description(model))
+    if precision == "int8":
+        converted = library.quantize(converted, graph, calibration(model, sampling=sampling))
+    return graph, converted
+
+
 def compile(
     model: Model, engine: str = "openvino", precision: str = "fp32", *, sampling: SamplingConfig | None = None
 ) -> Model:
@@ -55,15 +67,11 @@ def compile(
     check(engine, precision)
     if model.device.type != "cpu":
         raise InputError(f"Engines run on the CPU, but this model is on {model.device}; move it: model.to('cpu').")
-    graph = graph_of(model)
     library: Any = openvino if engine == "openvino" else onnx
-    converted = library.convert(graph, description(model))
-    if precision == "int8":
-        converted = library.quantize(converted, graph, calibration(model, sampling=sampling))
-    compiler = openvino.compiler(converted, graph, precision) if engine == "openvino" else onnx.compiler(converted)
+    graph, converted = convert(library, model, precision, sampling)
     old, fast = model.denoiser, copy.copy(model)
     fast.denoiser = Denoiser(
-        GraphNetwork(graph, compiler),
+        GraphNetwork(graph, library.compiler(converted, graph, precision)),
         old.schedule,
         old.parameterization,
         old.embed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from sfumato.conditioning.base import require_known
+from sfumato.conditioning.base import Condition, keys_of, require_known
+from sfumato.conditioning.embedding import Tokens
+from sfumato.conditioning.labels import Label
 from sfumato.errors import InputError
-from sfumato.interop.model import classes_of, null_conditions
+from sfumato.interop.model import conditions_of, null_conditions
 from sfumato.models.model import Model
 
 OUTPUT = "output"
 """The name of the network's output in every graph."""
 
-Arrays = list[Any]
-"""NumPy arrays in the order of a graph's inputs: x, time, conditions."""
+Run = Callable[[dict[str, Any]], Any]
+"""What computes the output from NumPy arrays by the names of the inputs: x, time, conditions."""
 
 
 def require(package: str, extra: str, what: str) -> Any:
@@ -50,39 +53,39 @@ class Graph:
     Attributes:
         exported: the graph of torch.
         inputs: the names of its inputs: ``x``, ``time`` and the conditions.
-        sides: the shape of one ``x``.
-        nulls: the null value of each condition, for one sample.
-        classes: the number of classes of each condition that is a label.
+        shapes: the shape of each for one sample; None for a number of tokens, which may be any.
+        nulls: the null value of each tensor of the conditions, for one sample.
+        conditions: the conditions by name.
     """
 
     exported: ExportedProgram
     inputs: tuple[str, ...]
-    sides: tuple[int, ...]
+    shapes: dict[str, tuple[int | None, ...]]
     nulls: dict[str, Tensor]
-    classes: dict[str, int]
+    conditions: dict[str, Condition]
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each input for one sample."""
-        return {"x": self.sides, "time": (), **{name: tuple(null.shape[1:]) for name, null in self.nulls.items()}}
-
-    def arrays(self, x: Tensor, time: Tensor, cond: Mapping[str, Tensor]) -> Arrays:
-        """NumPy arrays in the order of the inputs, the null value for conditions that are missing."""
-        count = x.shape[0]
+    def arrays(self, x: Tensor, time: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        """NumPy arrays by the names of the inputs, the null value for conditions that are missing."""
         for name in cond:
             require_known(name, self.nulls)
-        for name, tensor in {"x": x, "time": time, **cond}.items():
-            expected = (count, *self.shapes[name])
-            if tuple(tensor.shape) != expected:
-                raise InputError(f"The engine takes {name} of shape {expected} here, and got {tuple(tensor.shape)}.")
-        for name, classes in self.classes.items():
-            if name in cond and bool(((cond[name] < -1) | (cond[name] >= classes)).any()):
-                # not every engine would say so
-                raise InputError(f"A {name} is a number from 0 to {classes - 1}, or -1 for none.")
-        given = [x.float(), time.float()]
+        given = {"x": x, "time": time, **cond}
+        for name, tensor in given.items():
+            expected = (len(x), *self.shapes[name])
+            actual = tuple(tensor.shape)
+            if actual != tuple(a if e is None else e for e, a in itertools.zip_longest(expected, actual, fillvalue=-1)):
+                sides = str(expected).replace("None", "any")
+                raise InputError(f"The engine takes {name} of shape {sides} here, and got {actual}.")
         for name, null in self.nulls.items():
-            given.append(cond[name].to(null.dtype) if name in cond else _repeated(null, count))
-        return [tensor.detach().cpu().contiguous().numpy() for tensor in given]
+            given[name] = given[name].to(null.dtype) if name in given else _repeated(null, len(x))
+        for name, condition in self.conditions.items():
+            value, keys = given[name], list(keys_of(name, condition))
+            # not every engine would say so
+            if isinstance(condition, Label) and bool(((value < -1) | (value >= len(condition.names))).any()):
+                raise InputError(f"A {name} is a number from 0 to {len(condition.names) - 1}, or -1 for none.")
+            if isinstance(condition, Tokens) and any(given[key].shape[1] != value.shape[1] for key in keys):
+                raise InputError(f"{' and '.join(keys)} must be of as many tokens; give both.")
+        given |= {"x": x.float(), "time": time.float()}
+        return {name: given[name].detach().cpu().contiguous().numpy() for name in self.inputs}
 
 
 def _repeated(null: Tensor, count: int) -> Tensor:
@@ -99,23 +102,34 @@ def graph_of(model: Model) -> Graph:
     """The network of a model as a graph, without the coefficients of its parameterization."""
     network, shape, device = model.denoiser.network, model.info.shape, model.device
     require_weights(network)
-    nulls = null_conditions(network)
+    conditions, nulls = conditions_of(network), null_conditions(network)
     # neither 0 nor 1, which the exporter would take for constants
-    count = 3
-    conditions = [_repeated(null, count).to(device) for null in nulls.values()]
-    inputs = (torch.zeros(count, *shape, device=device), torch.zeros(count, device=device), *conditions)
-    batch = {0: Dim("batch", min=1)}
+    count, length = 3, 2
+    inputs = {"x": torch.zeros(count, *shape, device=device), "time": torch.zeros(count, device=device)}
+    dims = {name: {0: Dim("batch", min=1)} for name in (*inputs, *nulls)}
+    for name, condition in conditions.items():
+        for key in keys_of(name, condition):
+            null = nulls[key]
+            if isinstance(condition, Tokens):
+                null = null.repeat_interleave(length, 1)
+                dims[key][1] = Dim(f"{name}_length", min=1)
+            inputs[key] = _repeated(null, count).to(device)
+    x, time, *rest = dims.values()
     flat, was_training = _Flat(network, tuple(nulls)), network.training
     network.eval()
     with torch.no_grad():
         exported = torch.export.export(
             flat,
-            inputs,
-            dynamic_shapes=(batch, batch, *([tuple(batch for _ in conditions)] if conditions else [])),
+            tuple(inputs.values()),
+            dynamic_shapes=(x, time, *([tuple(rest)] if rest else [])),
             strict=False,
         )
     network.train(was_training)
-    return Graph(exported, ("x", "time", *nulls), shape, nulls, classes_of(network))
+    shapes = {
+        name: tuple(None if axis in dims[name] else side for axis, side in enumerate(tensor.shape) if axis > 0)
+        for name, tensor in inputs.items()
+    }
+    return Graph(exported, tuple(inputs), shapes, nulls, conditions)
 
 
 class GraphNetwork(nn.Module):
@@ -126,15 +140,10 @@ class GraphNetwork(nn.Module):
         compiled: returns what runs batches of a size; it is called once for each size.
     """
 
-    def __init__(self, graph: Graph, compiled: Callable[[int], Callable[[Arrays], Any]]) -> None:
+    def __init__(self, graph: Graph, compiled: Callable[[int], Run]) -> None:
         super().__init__()
         self._graph, self._compiled = graph, compiled
-        self._ready: dict[int, Callable[[Arrays], Any]] = {}
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """The names of the conditions it takes."""
-        return tuple(self._graph.nulls)
+        self._ready: dict[int, Run] = {}
 
     def forward(
         self, x: Float[Tensor, "batch inputs *space"], time: Float[Tensor, "batch"], **cond: Tensor

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sfumato.interop.engines.deviation import Call
-from sfumato.interop.engines.graph import OUTPUT, Arrays, Graph, require
+from sfumato.interop.engines.graph import OUTPUT, Graph, Run, require
 
 LARGEST = 2**31 - 2**26
 """Bytes of weights in one file: its format ends at 2 GiB, and the graph needs some of them."""
@@ -54,9 +54,7 @@ def quantize(model: Any, graph: Graph, calls: Sequence[Call]) -> Any:
 
         def get_next(self) -> dict[str, Any] | None:
             call = next(self.items, None)
-            if call is None:
-                return None
-            return dict(zip(graph.inputs, graph.arrays(call.x, call.time, call.cond), strict=True))
+            return None if call is None else graph.arrays(call.x, call.time, call.cond)
 
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantized = (str(Path(folder) / f"{n}.onnx") for n in ("plain", "prepared", "quantized"))
@@ -79,20 +77,15 @@ def quantize(model: Any, graph: Graph, calls: Sequence[Call]) -> Any:
     return result
 
 
-def compiler(model: Any) -> Callable[[int], Callable[[Arrays], Any]]:
-    """What runs the model by batch size; one session does for all."""
+def compiler(model: Any, graph: Graph, precision: str) -> Callable[[int], Run]:
+    """What runs the model by batch size; one session does for all, in the precision of the model."""
     runtime = require("onnxruntime", "onnx", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     with as_source(model) as source:
         session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(arrays: Arrays) -> Any:
-        return session.run([OUTPUT], dict(zip(names, arrays, strict=True)))[0]
-
-    return lambda count: run
+    return lambda count: lambda arrays: session.run([OUTPUT], arrays)[0]
 
 
 def is_large(model: Any) -> bool:

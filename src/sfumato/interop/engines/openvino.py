@@ -14,7 +14,7 @@ import torch
 from sfumato.errors import SfumatoWarning
 from sfumato.interop.engines import onnx
 from sfumato.interop.engines.deviation import Call
-from sfumato.interop.engines.graph import Arrays, Graph, require
+from sfumato.interop.engines.graph import Graph, Run, require
 
 
 def convert(graph: Graph, description: str) -> Any:
@@ -31,7 +31,7 @@ def quantize(model: Any, graph: Graph, calls: Sequence[Call]) -> Any:
     """The model with int8 convolutions and products, with ranges taken from the calls."""
     nncf = require("nncf", "int8", "int8 in OpenVINO")
     nncf.set_log_level("ERROR")
-    items = [dict(zip(graph.inputs, graph.arrays(call.x, call.time, call.cond), strict=True)) for call in calls]
+    items = [graph.arrays(call.x, call.time, call.cond) for call in calls]
     # it prints its progress
     with contextlib.redirect_stdout(io.StringIO()):
         return nncf.quantize(model, nncf.Dataset(items), subset_size=len(items))
@@ -42,7 +42,7 @@ def has_bf16(core: Any) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def compiler(model: Any, graph: Graph, precision: str) -> Callable[[int], Callable[[Arrays], Any]]:
+def compiler(model: Any, graph: Graph, precision: str) -> Callable[[int], Run]:
     """What compiles the model for a batch size: with a fixed size it is a fifth faster."""
     core = require("openvino", "openvino", "OpenVINO").Core()
     able = has_bf16(core)
@@ -55,9 +55,10 @@ def compiler(model: Any, graph: Graph, precision: str) -> Callable[[int], Callab
         "PERFORMANCE_HINT": "LATENCY",
     }
 
-    def compiled(count: int) -> Callable[[Arrays], Any]:
+    def compiled(count: int) -> Run:
         fixed = model.clone()
-        fixed.reshape({name: [count, *shape] for name, shape in graph.shapes.items()})
+        shapes = graph.shapes.items()
+        fixed.reshape({name: [count, *(-1 if side is None else side for side in shape)] for name, shape in shapes})
         run = core.compile_model(fixed, "CPU", hints)
         # the result is copied: the next call writes over it
         return lambda arrays: run(arrays, share_inputs=True, share_outputs=False)[0]

@@ -1,0 +1,173 @@
+"""What a training is made of, from its configuration: the facts of the data, the processes, the trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+
+from sfumato.config import Config, parse
+from sfumato.data import Dataset, Loader
+from sfumato.errors import InputError, require_memory
+from sfumato.models.model import Model
+from sfumato.models.storage import Info
+from sfumato.networks.execution import compile_in_place
+from sfumato.random import Draws
+from sfumato.training.loop import Trainer
+from sfumato.training.losses import Denoising
+from sfumato.training.optimization import learning_rate_schedule
+from sfumato.training.precision import prefers_channels_last
+
+
+def describe(loader: Loader, heldout: int, config: Config) -> Info:
+    """What a model must know of its data."""
+    data = loader.dataset
+    std = loader.std(min(len(data), 4096))
+    if std == 0.0:
+        raise InputError(f"All {len(data)} images of {data.name} are one constant; there is nothing to learn.")
+    conditions = {
+        name: {"kind": condition.kind, **dataclasses.asdict(condition.build().describe(data))}
+        for name, condition in config.conditions.items()
+    }
+    values = {"shape": loader.shape, "std": std, "train": len(data), "heldout": heldout, "conditions": conditions}
+    if data.units is not None:
+        values |= {"shift": data.units.shift, "scale": data.units.scale}
+    return parse(Info, values, trust=True)
+
+
+def accelerator_without_settings(tracker: str | None = None, folder: Path | None = None) -> Accelerator:
+    """Accelerate for this process, without what its own configuration may say of precision and accumulation.
+
+    Processes that a launcher started and that do not find each other are an error: each would train by itself.
+
+    Args:
+        tracker: a program that is sent what is logged, such as ``"tensorboard"``.
+        folder: where it writes.
+    """
+    if tracker is not None and importlib.util.find_spec(tracker) is None:
+        raise InputError(
+            f'training.tracker {tracker} needs a package; install it with: pip install "sfumato[{tracker}]"'
+        )
+    once = GradientAccumulationPlugin(num_steps=1)
+    # under torchrun without a GPU, Accelerate joins processes only if it is told that they compute on the CPU
+    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    wanted = _wanted_processes()
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no", gradient_accumulation_plugin=once, cpu=cpu, log_with=tracker, project_dir=folder
+        )
+    except (ValueError, RuntimeError):
+        if wanted == 1:
+            raise
+        accelerator = None
+    if accelerator is None or wanted > 1 == accelerator.num_processes:
+        raise InputError(
+            f"{wanted} processes were asked for, but this one is alone and would train by itself; start them with: "
+            f"torchrun --nproc-per-node {wanted} -m -- sfumato train ..."
+        )
+    return accelerator
+
+
+def _wanted_processes() -> int:
+    """How many processes a launcher was asked for."""
+    sizes = [os.environ.get(name, "") for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    # accelerate launch --cpu starts a single process, whatever number it is given
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        words = [] if parent is None else parent.cmdline()
+        if any("accelerate" in word for word in words[:4]):
+            line = " ".join(words).replace("=", " ").replace("_", "-")
+            sizes += re.findall(r"--num-processes (\d+)", line)
+    return max((int(size) for size in sizes if size.isdigit()), default=1)
+
+
+def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None = None, bf16: bool = False) -> Trainer:
+    """The trainer of a model, as its configuration says.
+
+    A memory layout that the configuration leaves open is decided here, and is part of the configuration then.
+
+    Args:
+        model: the model, with fresh weights.
+        loader: the stream of its data.
+        accelerator: device and processes; by default this process.
+        bf16: whether the network computes in bfloat16.
+    """
+    accelerator = accelerator or accelerator_without_settings()
+    denoiser = model.denoiser.to(accelerator.device)
+    if model.config.training.channels_last is None:
+        last = prefers_channels_last(denoiser.network, accelerator.device)
+        model.config = model.config.override({"training.channels_last": last})
+    config = model.config
+    if config.training.channels_last and len(model.info.shape) == 3:
+        denoiser.to(memory_format=torch.channels_last)
+    if config.training.compile:
+        compile_in_place(denoiser.network, dynamic=False)
+    processes = accelerator.num_processes * config.training.accumulate
+    # the images, their noise, and both together
+    values = 3 * config.training.batch_size // processes * math.prod(model.info.shape)
+    require_memory(
+        values, f"Batches of {config.training.batch_size}", "training.batch_size, or raise training.accumulate"
+    )
+    options, optimizer, objective = config.training, config.optimizer, config.objective
+    loss = objective.build(
+        denoiser=denoiser,
+        conditions=model.conditions,
+        schedule=denoiser.schedule,
+        parameterization=denoiser.parameterization,
+        data_std=model.info.std,
+    )
+    return Trainer(
+        loss,
+        loader,
+        optimizer=optimizer.method.build(module=denoiser),
+        learning_rate=learning_rate_schedule(
+            optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay
+        ),
+        ema=config.ema.build(),
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        clip=optimizer.clip,
+        bf16=bf16,
+        seed=options.seed,
+        accelerator=accelerator,
+    )
+
+
+_VALIDATED = 64  # images that are held out, of which losses are measured
+_LEVELS = 8
+
+
+@torch.no_grad()
+def heldout_losses(trainer: Trainer, heldout: Dataset) -> dict[str, float]:
+    """The losses of images that are not trained on, under the averaged weights, on the same noise each time.
+
+    Of a :class:`~sfumato.training.losses.Denoising` loss they are taken at levels evenly spread over the distribution
+    that it is trained on, each named by its log-SNR, and as their mean.
+    """
+    count, device = min(_VALIDATED, len(heldout)), trainer.accelerator.device
+    if not count:
+        return {}
+    draws = Draws(trainer.seed, 0, count, count, device).within("heldout")
+    batch = Loader(heldout, trainer.seed, crop=trainer.loader.crop).batch(0, count).to(device)
+    with trainer.ema.applied():
+        # a loss may count what it sees
+        loss = copy.deepcopy(trainer.loss).eval()
+    if not isinstance(loss, Denoising):
+        return {"heldout_loss": float(loss(batch, draws).mean())}
+    losses = {"heldout_loss": 0.0}
+    for i in range(_LEVELS):
+        level = loss.times.sample(torch.full((count,), (i + 0.5) / _LEVELS, dtype=torch.float64))
+        value = float(loss.at(level, batch, draws).mean())
+        losses["heldout_loss"] += value / _LEVELS
+        losses[f"heldout_loss at log-SNR {float(torch.as_tensor(level.log_snr)[0]):.1f}"] = value
+    return losses
