@@ -160,7 +160,7 @@ def _read(options: Any, model: Model) -> Tensor:
 def _write(images: Tensor, options: Any, model: Model, name: str, given: Tensor | None = None, **more: Tensor) -> None:
     """Write what was sampled, by default into the run."""
     out = options.out or options.run / "samples" / f"{name}.png"
-    write_images(images, out, given=given, info=model.info, overwrite=options.overwrite, **more)
+    write_images(images, out, 0, given, info=model.info, overwrite=options.overwrite, **more)
 
 
 HOW: dict[str, Callable[[list[str]], int]] = {

@@ -142,8 +142,8 @@ def _stored(path: Path, listing: str) -> tuple[Array, Note] | None:
             values: Any = json.loads(file.read())
         if values["listing"] != listing:
             return None
-        failures = {int(index): str(text) for index, text in values["failures"].items()}
-        return _held(images), Note(**{**values, "failures": failures})
+        values["failures"] = {int(index): str(text) for index, text in values["failures"].items()}
+        return _held(images), Note(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None  # absent or damaged
 

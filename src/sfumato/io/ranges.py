@@ -53,7 +53,7 @@ def range_of(
         rounding = ROUNDING * min(1.0, max(high, 0.0))
         if low >= -rounding and 0.0 < high <= 1.0 + ROUNDING:
             raise InputError(
-                f"{where} holds floats from {low:g} to {high:g}, the whole range or its bright half: pass {flag} 0 1 "
+                f"{where} holds floats from {low:g} to {high:g}, the whole range or its upper half: pass {flag} 0 1 "
                 f"if 0 is the lowest value, {flag} -1 1 if it is the middle."
             )
         if low >= -rounding and high <= BYTES[1]:
