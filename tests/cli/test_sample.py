@@ -148,7 +148,7 @@ def test_lists_of_levels(trained: str, tmp_path: Path, capsys: pytest.CaptureFix
     lists = (["--grid.sigmas", "5", "1", "0.2"], ["--grid.sigmas", "5", "1", "0.2", "0"])
     logs = ["--grid.log-snrs", *(str(-2.0 * np.log(sigma)) for sigma in (5.0, 1.0, 0.2))]
     for listed in (*lists, logs):
-        asked = ["--count", "2", "--grid.kind", "list", *listed, "--steps", "3", "--out", out]
+        asked = ["--count", "2", "--grid.kind", "list", *listed, "--steps", "3", "--out", out, "--overwrite"]
         assert run("sample", trained, *asked) == 0
         found.append(np.load(out)["images"])
     assert np.abs(found[0] - found[1]).max() == 0.0 and np.abs(found[0] - found[2]).max() < 1e-4

@@ -59,6 +59,33 @@ def test_labels_as_people_give_them(given: Any, expected: list[int]) -> None:
     assert LABEL.given(given, 2)["value"].tolist() == expected
 
 
+@pytest.mark.parametrize("names", [("1", "2", "3", "10"), ("10", "1", "3", "2"), ("007", "2", "1", "10")])
+def test_a_number_means_the_class_of_that_name(names: tuple[str, ...]) -> None:
+    label = Label(names=names, frequencies=(0.25,) * 4)
+    for name in names:
+        index = names.index(name)
+        for given in (name, int(name), [name], [int(name)], np.int64(int(name))):
+            assert label.given(given, 1)["value"].tolist() == [index], given
+    assert label.given(torch.tensor([0, 3]), 2)["value"].tolist() == [0, 3]  # the numbers of the data
+    assert label.given(-1, 2)["value"].tolist() == label.given("-1", 2)["value"].tolist() == [-1, -1]
+    for unknown in ("0", 0, 4, "eleven"):
+        with pytest.raises(InputError, match="no class"):
+            label.given(unknown, 1)
+
+
+def test_a_number_counts_where_the_names_are_words() -> None:
+    label = Label(names=("cat", "dog", "2"), frequencies=(0.5, 0.25, 0.25))
+    assert [label.given(given, 1)["value"].item() for given in ("dog", "1", 1, "2", 2, "cat", 0)] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+        0,
+        0,
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -117,17 +117,21 @@ def test_signed_floats_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("values", "value_range", "message"),
     [
-        ([0.0, 0.5, 1.0], None, r"floats from 0 to 1, .* pass value_range=\(0, 1\) if 0 is black"),
-        ([0.0, 200.5], None, r"pass the values of black and white, such as value_range=\(0, 255\)"),
-        ([0.0, 16.0], None, r"such as value_range=\(0, 16\)"),
+        ([0.0, 0.5, 1.0], None, r"floats from 0 to 1, .* pass --data.value-range 0 1 if 0 is the lowest"),
+        ([0.0, 200.5], None, r"pass the lowest and the highest value, such as --data.value-range 0 255"),
+        ([0.0, 16.0], None, r"such as --data.value-range 0 16"),
         ([-3.0, 2.0], None, r"floats from -3 to 2, outside \[-1, 1\]"),
-        ([0.0, np.nan, np.nan, np.inf], (0, 1), "2 NaN and 1 infinite values, in 3 of its 4 images"),
-        ([0.0, 0.5, 1.5, 2.0], (0, 1), r"2 values outside value_range=\(0, 1\): they go from 0 to 2"),
-        (np.array([0, 256]), None, r"int64 values from 0 to 256; expected 0 \.\.\. 255"),
-        (np.array([-1, 5]), None, "int64 values from -1 to 5"),
-        (np.array([0, 1], dtype=np.uint8), None, r"up to 1 only: .* pass value_range=\(0, 1\)"),
-        (np.array([0, 16]), None, r"pass value_range=\(0, 16\)"),
-        (np.array([0, 16]), (0, 8), r"1 values outside value_range=\(0, 8\)"),
+        ([0.0, np.nan, np.nan, np.inf], (0, 1), "2 NaN and 1 infinite values, in 3 of its 4 rows"),
+        ([0.0, 0.5, 1.5, 2.0], (0, 1), r"values from 0 to 2, outside the range 0 \.\.\. 1"),
+        (np.array([0, 256]), None, r"values from 0 to 256; expected 0 \.\.\. 255"),
+        (np.array([-1, 5]), None, "values from -1 to 5"),
+        (
+            np.array([0, 1], dtype=np.uint8),
+            None,
+            r"from 0 to 1, 0\.39 % of 0 \.\.\. 255: .* pass --data.value-range 0 1 if 1 is white",
+        ),
+        (np.array([0, 16]), None, r"pass --data.value-range 0 16"),
+        (np.array([0, 16]), (0, 8), r"from 0 to 16, outside the range 0 \.\.\. 8"),
         (np.array([True, False]), None, "dtype bool"),
         (np.array([1j]), None, "dtype complex128"),
         (np.array(["a"]), None, "dtype <U1"),
@@ -146,7 +150,7 @@ def test_dark_bytes_pass_when_stated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value_range", [(1, 0), (0, 0), (0, float("inf")), (float("nan"), 1)])
 def test_bad_value_range(tmp_path: Path, value_range: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match=r"expected \(lowest, highest\)"):
+    with pytest.raises(InputError, match="expected LOWEST HIGHEST"):
         load(npy(tmp_path, bytes_of(2, 8, 8)), value_range=value_range)
 
 
@@ -185,6 +189,8 @@ def test_string_labels() -> None:
     column = labels_of(np.array(["dog", "cat", "dog"]), 3, None, "y")
     labels, classes = column.values, column.names
     assert (labels.tolist(), classes) == ([1, 0, 1], ("cat", "dog"))
+    column = labels_of(np.array(["10", "9", "1"]), 3, None, "y")
+    assert (column.values.tolist(), column.names) == ([2, 1, 0], ("1", "9", "10"))
     assert labels_of(np.array([b"b", b"a"]), 2, None, "y").names == ("a", "b")
 
 
@@ -215,7 +221,7 @@ def test_missing_labels(tmp_path: Path) -> None:
 def test_further_columns(tmp_path: Path) -> None:
     tokens = np.arange(6, dtype=np.int32).reshape(2, 3)
     path = npz(tmp_path, images=bytes_of(2, 8, 8), caption_tokens=tokens, short=tokens[:1], words=np.array(["a", "b"]))
-    images, columns = read_arrays(path, None, ("caption_tokens",), None, None)
+    images, columns, _ = read_arrays(path, None, ("caption_tokens",), None, None)
     assert images.shape == (2, 1, 8, 8) and list(columns) == ["caption_tokens"]
     assert np.array_equal(columns["caption_tokens"].values, tokens)
     assert torch.equal(load(path, columns=("caption_tokens",))[1]["caption_tokens"], torch.tensor([3, 4, 5]))

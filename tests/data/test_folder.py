@@ -1,5 +1,6 @@
 """Folders of images: every kind of file, and every kind of trouble."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -53,8 +54,10 @@ def test_every_format(tmp_path: Path, suffix: str) -> None:
 def test_sixteen_bit_grey(tmp_path: Path) -> None:
     save(tmp_path / "a.png", np.array([[0, 257, 128 * 257], [65535, 128, 129]], dtype=np.uint16))
     save(tmp_path / "b.tif", np.array([[0, 257, 128 * 257], [65535, 128, 129]], dtype=np.int32))
-    expected = [[0, 1, 128], [255, 0, 1]]
-    assert load(tmp_path).images.tolist() == [[expected], [expected]]
+    images = load(tmp_path).images
+    assert images.dtype == np.float32
+    exact = np.array([[0, 257, 128 * 257], [65535, 128, 129]]) / 32767.5 - 1.0
+    assert np.abs(images - exact).max() < 1e-7
 
 
 def test_palette_bilevel_and_grey_alpha(tmp_path: Path) -> None:
@@ -63,11 +66,11 @@ def test_palette_bilevel_and_grey_alpha(tmp_path: Path) -> None:
     Image.new("LA", (2, 2), (10, 20)).save(tmp_path / "a.png")
     assert load(tmp_path).images[0, :, 0, 0].tolist() == [10, 10, 10, 20]
     palette = Image.new("P", (2, 2), 0)
-    palette.putpalette([9, 8, 7, 1, 2, 3])
+    palette.putpalette([200, 8, 7, 1, 2, 3])
     palette.save(tmp_path / "a.png")
-    assert load(tmp_path).images[0, :, 0, 0].tolist() == [9, 8, 7]
+    assert load(tmp_path).images[0, :, 0, 0].tolist() == [200, 8, 7]
     palette.save(tmp_path / "a.png", transparency=0)
-    assert load(tmp_path).images[0, :, 0, 0].tolist() == [9, 8, 7, 0]
+    assert load(tmp_path).images[0, :, 0, 0].tolist() == [200, 8, 7, 0]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -117,7 +120,74 @@ def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
     for name in (".DS_Store", "._a.png", "notes.txt", ".cache/b.png", "__MACOSX/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"not an image")
-    assert len(load(tmp_path)) == 1
+    with pytest.warns(SfumatoWarning, match=r"passed over .*, 1 \.txt \(such as notes\.txt\)"):
+        assert len(load(tmp_path)) == 1
+
+
+def test_numbered_classes_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for number in range(11):
+        save(tmp_path / str(number) / "a.png", np.full((4, 4), 20 * number, dtype=np.uint8))
+    data = load(tmp_path, columns=("label",))
+    assert data.columns["label"].names == tuple(map(str, range(11)))
+    brightness = np.asarray(data.images)[:, 0, 0, 0] // 20
+    assert np.array_equal(np.asarray(data.columns["label"].values), brightness)
+
+
+def test_whatever_pillow_reads_is_read(tmp_path: Path) -> None:
+    """20 pictures in 4 classes, in the formats of phones, scanners and scientists; one of a format that is not read."""
+    formats = {
+        "cat": ("jfif", "jpe", "jpg"),
+        "dog": ("pgm", "ppm", "tga"),
+        "emu": ("png", "apng"),
+        "fox": ("jp2", "bmp"),
+    }
+    for name, suffixes in formats.items():
+        for index in range(5):
+            suffix = suffixes[index % len(suffixes)]
+            array = np.full((8, 8) if suffix == "pgm" else (8, 8, 3), 120, dtype=np.uint8)
+            save(tmp_path / name / f"{index}.{suffix}", array)
+    data = load(tmp_path, columns=("label",), channels="rgb")
+    assert len(data) == 20 and data.columns["label"].names == tuple(formats)
+    assert np.bincount(np.asarray(data.columns["label"].values)).tolist() == [5, 5, 5, 5]
+    assert np.abs(np.asarray(data.images).astype(int) - 120).max() <= 2
+    (tmp_path / "emu" / "5.heic").write_bytes(b"....ftypheic")
+    (tmp_path / "about.txt").write_text("Twenty pictures.")
+    with pytest.warns(SfumatoWarning, match=r"passed over .* 1 \.txt \(such as about\.txt\), 1 \.heic .*emu/5\.heic"):
+        assert len(load(tmp_path, columns=("label",), channels="rgb")) == 20
+
+
+def test_a_class_that_loses_all_its_pictures_is_an_error(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        save(tmp_path / name / "a.png", pixels(0, 16, 16))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "all.txt").write_text("Not a class.")
+    with pytest.warns(SfumatoWarning, match=r"notes/all\.txt"):
+        assert load(tmp_path, columns=("label",)).columns["label"].names == ("cat", "dog")
+    (tmp_path / "notes" / "all.txt").unlink()
+    (tmp_path / "emu").mkdir()
+    for suffix in ("heic", "npy"):
+        (tmp_path / "emu" / f"a.{suffix}").write_bytes(b"unread")
+        with pytest.raises(InputError, match=rf"the class 'emu' .*\.{suffix} \(such as emu/a\.{suffix}\)"):
+            load(tmp_path, columns=("label",))
+        (tmp_path / "emu" / f"a.{suffix}").unlink()
+    (tmp_path / "dog" / "a.png").write_bytes((tmp_path / "dog" / "a.png").read_bytes()[:100])
+    with pytest.warns(SfumatoWarning, match=r"1 of the 2"), pytest.raises(InputError, match="the class 'dog' would"):
+        load(tmp_path, columns=("label",))
+
+
+def test_what_is_not_read_of_a_file_is_said_at_every_start(tmp_path: Path) -> None:
+    pages = [Image.fromarray(pixels(index, 6, 5)) for index in range(3)]
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        pages[0].save(tmp_path / "data" / f"{name}.tif", save_all=True, append_images=pages[1:])
+    save(tmp_path / "data" / "c.tif", pixels(9, 6, 5))
+    for path in (tmp_path / "data").iterdir():
+        os.utime(path, (1_500_000_000, 1_500_000_000))
+    for _ in range(2):
+        words = r"2 of the 3 images .* have several pages, of which the first is taken: a\.tif, b\.tif"
+        with pytest.warns(SfumatoWarning, match=words):
+            images = load(tmp_path / "data", cache=tmp_path / "cache").images
+        assert np.array_equal(images[0, 0], pixels(0, 6, 5))
 
 
 def test_link_to_a_class_folder_is_followed_and_a_circle_is_not(tmp_path: Path) -> None:
@@ -161,14 +231,14 @@ def test_all_damaged_refused(tmp_path: Path) -> None:
 
 def test_floating_point_pictures_are_named(tmp_path: Path) -> None:
     save(tmp_path / "a.tif", np.zeros((4, 4), dtype=np.float32))
-    with pytest.raises(InputError, match="floating-point pixels of unknown range"):
+    with pytest.raises(InputError, match=r"floats from 0 to 0: pass the values .* such as --data\.value-range 0 1"):
         load(tmp_path)
 
 
 def test_empty_folder_refused(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(InputError, match=r"holds no images; looked in it and its sub-folders for \.png"):
+    with pytest.raises(InputError, match=r"hold no images that Pillow reads.* it holds 1 \.txt \(such as notes\.txt\)"):
         load(tmp_path)
 
 
@@ -176,7 +246,7 @@ def test_mixed_channels(tmp_path: Path) -> None:
     save(tmp_path / "a.png", np.full((4, 4), 7, dtype=np.uint8))
     save(tmp_path / "b.png", np.full((4, 4, 3), 7, dtype=np.uint8))
     save(tmp_path / "c.png", np.full((4, 4, 3), 7, dtype=np.uint8))
-    with pytest.raises(InputError, match=r'mixed channels \(1 grey, 2 rgb\); pass channels="grey"'):
+    with pytest.raises(InputError, match=r"mixed channels \(1 grey, 2 rgb\); pass --data.channels grey"):
         load(tmp_path)
     for channels, count in (("grey", 1), ("rgb", 3), ("rgba", 4)):
         images = load(tmp_path, channels=channels).images
@@ -190,7 +260,8 @@ def test_mixed_sizes(tmp_path: Path) -> None:
     save(tmp_path / "b.png", pixels(1, 8, 8))
     save(tmp_path / "c.png", pixels(2, 8, 8))
     with pytest.raises(
-        InputError, match=r"2 different sizes.*8x8 \(2, such as b\.png\), 4x6 \(1, such as a\.png\); pass size=64"
+        InputError,
+        match=r"2 different sizes.*8x8 \(2, such as b\.png\), 4x6 \(1, such as a\.png\); pass --data.size 64",
     ):
         load(tmp_path)
     assert load(tmp_path, size=4).shape == (1, 4, 4)
@@ -207,8 +278,8 @@ def test_large_jpeg_is_reduced_while_decoding_with_the_same_result(tmp_path: Pat
 
 def test_options_of_arrays_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.png", pixels(0, 4, 4))
-    with pytest.raises(InputError, match=r"value_range is for \.npy and \.npz arrays"):
-        load(tmp_path, value_range=(0, 1))
+    with pytest.raises(InputError, match=r"--data.layout is for \.npy and \.npz arrays"):
+        load(tmp_path, layout="NHW")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="shared/data is not beside this checkout")

@@ -155,8 +155,8 @@ def test_unknown_and_malformed_names(hub: dict[Any, Any]) -> None:
     for source in ("hf:", "hf:a//b", "hf:a/b/c/d"):
         with pytest.raises(InputError, match="is not of the form"):
             load(source)
-    with pytest.raises(InputError, match="value_range is for"):
-        load("hf:a/b", value_range=(0, 1))
+    with pytest.raises(InputError, match=r"--data\.layout is for"):
+        load("hf:a/b", layout="NHW")
 
 
 @pytest.mark.parametrize("found", [None, types.ModuleType("datasets")])

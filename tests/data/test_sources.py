@@ -77,8 +77,8 @@ def test_sources_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source
         ({"size": (8, -1)}, r"size=\(8, -1\)"),
         ({"channels": "gray"}, "channels='gray' is unknown; did you mean 'grey'"),
         ({"crop": "centre"}, "crop='centre' is unknown; did you mean 'center'"),
-        ({"value_range": (0, 1)}, "value_range is for .npy and .npz arrays; digits states its own"),
-        ({"layout": "NHW"}, "layout is for"),
+        ({"value_range": (0, 1)}, "--data.value-range is for files; digits states its own"),
+        ({"layout": "NHW"}, "--data.layout is for"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

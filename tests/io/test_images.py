@@ -16,12 +16,12 @@ from sfumato.io.images import (
     fit,
     grid,
     read,
-    read_header,
     read_mask,
     save_animation,
     side_by_side,
     to_channels,
 )
+from sfumato.io.reading import read_header
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -124,9 +124,9 @@ def test_one_file(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
-    assert read_header(tmp_path / "a.png") == ("rgb", (6, 4))
-    assert np.array_equal(decode_image(tmp_path / "a.png"), array.transpose(1, 0, 2)[:, ::-1].transpose(2, 0, 1))
-    assert decode_image(tmp_path / "a.png", (3, 3), "grey").shape == (1, 3, 3)
+    assert read_header(tmp_path / "a.png") == ("rgb", (6, 4), "8-bit", "")
+    assert np.array_equal(decode_image(tmp_path / "a.png").pixels, array.transpose(1, 0, 2)[:, ::-1].transpose(2, 0, 1))
+    assert decode_image(tmp_path / "a.png", (3, 3), "grey").pixels.shape == (1, 3, 3)
 
 
 def test_animations(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import sfumato
 from sfumato.config import GuidanceConfig, SamplingConfig, merge, parse
 from sfumato.diffusion.level import Level
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from tests.training.tiny import LABELLED, tiny
@@ -310,3 +310,9 @@ CUT = torch.ones(8, 8, dtype=torch.bool)
 def test_wrong_edits(call: Any, words: str, model: Model, unchecked: None) -> None:
     with pytest.raises(InputError, match=words):
         call(model)
+
+
+def test_a_mask_that_keeps_nothing_is_said(model: Model) -> None:
+    nothing = torch.zeros(model.info.shape[1:], dtype=torch.bool)
+    with pytest.warns(SfumatoWarning, match="keeps nothing of the image"):
+        sfumato.inpaint(model, torch.zeros(model.info.shape), nothing, 1, repeats=1, steps=2)

@@ -71,7 +71,8 @@ def test_points_of_the_plane(
     assert run("train", "points.npy", "--data.layout", "NC", *options.split()) == 0
     assert json.loads(Path("runs/points/config.json").read_text())["config"]["model"]["network"]["kind"] == "mlp"
     assert json.loads(Path("runs/points/evaluation.json").read_text())["spaces"]["pixels"]["frechet_heldout"] < 0.02
-    samples = sfumato.load("runs/points").sample(4000, seed=1)
+    model = sfumato.load("runs/points")
+    samples = model.info.in_units(model.sample(4000, seed=1))
     one, other = (torch.from_numpy(draw(4000, generator)) for _ in range(2))
     real, found = sliced_wasserstein(one, other), sliced_wasserstein(samples, other)
     blurred = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * one.std(0) + one.mean(0)
@@ -119,7 +120,7 @@ def test_vectors_from_a_file_of_settings(tmp_path: Path, monkeypatch: pytest.Mon
         ("points.npy --data.layout NC --recipe images", "model.network.kind mlp"),
         ("points.npy --data.layout NC --model.network.kind unet", "model.network.kind mlp"),
         ("points.npy --data.layout NC --model.network.kind dit", "model.network.kind mlp"),
-        ("points.npy", "layout='NC' for vectors"),
+        ("points.npy", "--data.layout NC for vectors"),
         ("digits --model.network.kind mlp", "model.network.kind unet or dit"),
         ("digits --model.network.kind ditt", "did you mean 'dit'?"),
         ("digits --model.network.kind dit --model.network.patch 3", "resize to 6x6 or 9x9"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
 from sfumato.cli.flags import Fields, option
+from sfumato.cli.output import OUT, check_free, check_out, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
 from sfumato.errors import InputError
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 RUN = option(Path, "A run directory, such as runs/digits.", ..., positional="RUN")
 DEVICE = option(str | None, "Where to compute: cpu, cuda, ... (default: a GPU if there is one).")
 TRUST = option(bool, "Import the Python code that the run names, such as an own network.", False)
-OUT = option(
-    Path | None,
-    "A .png for one grid, an .npz for the numbers, or a folder for single images "
-    "(default: a grid in the samples of the run).",
-)
 PRINT = option(bool, "Print the resolved settings as JSON, and do nothing.", False)
 ENGINE: Fields = {
     "engine": option(
@@ -97,7 +93,7 @@ def sample(arguments: list[str]) -> int:
     fields: Fields = {
         "count": option(int, "Number of images.", 64),
         **flags.options_of("sfumato.models.model:Model.sample", "seed", "first"),
-        "out": OUT,
+        **OUT,
         "animation": option(Path | None, "Also write the trajectory from noise to images, .gif or .webp."),
         "animation_x0": option(bool, "In the animation, show the estimate of the images at its side.", False),
         "device": DEVICE,
@@ -107,7 +103,8 @@ def sample(arguments: list[str]) -> int:
     options, sampling, given = with_sampling("sfumato sample", arguments, fields, text)
     from sfumato.io import images as image_files
 
-    check_out(options.out)
+    check_out(options.out, options.count, options.first, options.overwrite)
+    check_free(options.animation, options.overwrite)
     if options.animation is None and options.animation_x0:
         raise InputError("--animation-x0 says what an animation shows; name one, such as --animation out.gif.")
     if options.animation is not None and options.animation.suffix.lower() not in image_files.ANIMATIONS:
@@ -129,7 +126,8 @@ def sample(arguments: list[str]) -> int:
         image_files.save_animation(shown, options.animation)
         print(f"{len(shown)} frames: {options.animation}")
     name = f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}.png"
-    write_images(images, options.out or options.run / "samples" / name, options.first)
+    out = options.out or options.run / "samples" / name
+    write_images(images, out, options.first, info=model.info, overwrite=options.overwrite)
     return 0
 
 
@@ -158,27 +156,6 @@ def _animation(
         advance(done)
     assert frame is not None
     return frame.x.clamp(-1.0, 1.0).float().cpu(), shown
-
-
-def check_out(out: Path | None) -> None:
-    """Check that images can be written there."""
-    if out is not None and out.suffix not in ("", ".png", ".npz"):
-        raise InputError(f"Images are written as .png, .npz or into a folder; got {out}.")
-
-
-def write_images(images: Tensor, out: Path, first: int = 0, given: Tensor | None = None, **more: Tensor) -> None:
-    """Write images as :data:`OUT` says, a grid with what was ``given`` at its start, and say where."""
-    import torch
-
-    from sfumato.io import images as image_files
-
-    if out.suffix == ".png":
-        image_files.save_grid(images if given is None else torch.cat([given, images]), out)
-    elif out.suffix == ".npz":
-        image_files.save_array(images, out, **more)
-    else:
-        image_files.save_each(images, out, first)
-    print(f"{len(images)} images: {out}")
 
 
 def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:

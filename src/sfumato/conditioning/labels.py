@@ -56,7 +56,11 @@ class Label(Condition):
         return replace(self, names=names, frequencies=tuple(count / len(values) for count in counts))
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """The class by name or number, for all samples or one for each; -1 is none."""
+        """The class by name or number, for all samples or one for each; -1 is none.
+
+        Where the names of the classes are numbers, a number is such a name. A tensor holds the numbers of the classes
+        in the data.
+        """
         if not self.names:
             raise InputError("This model was trained without labels, so it can't be asked for a class.")
         listed = isinstance(value, Sequence) and not isinstance(value, str)
@@ -70,14 +74,24 @@ class Label(Condition):
         return {"value": labels}
 
     def _number(self, label: Any) -> Any:
-        """The number of a class from its name, -1 for None; numbers stay as they are."""
+        """The number of a class from its name, or from a number: where the names are numbers it is one of them."""
         if label is None:
             return -1
-        if isinstance(label, str) and label not in self.names:
-            if re.fullmatch("-?[0-9]{1,18}", label):
-                return int(label)
-            raise InputError(f"There is no class {label[:40]!r}; the classes are {', '.join(self.names)}.")
-        return self.names.index(label) if isinstance(label, str) else label
+        if isinstance(label, str):
+            if label in self.names:
+                return self.names.index(label)
+            if not re.fullmatch("-?[0-9]{1,18}", label):
+                raise InputError(f"There is no class {label[:40]!r}; the classes are {', '.join(self.names)}.")
+            label = int(label)
+        is_number = isinstance(label, int | np.integer) and type(label) is not bool and label != -1
+        if is_number and all(name.isdecimal() for name in self.names):
+            known = [int(name) for name in self.names]
+            if label not in known:
+                low, high = min(known), max(known)
+                every = f"{low} to {high}" if len(known) == high - low + 1 else ", ".join(self.names)
+                raise InputError(f"There is no class {label}; the classes are {every}, and -1 is none.")
+            return known.index(int(label))
+        return label
 
     def missing(self, count: int) -> dict[str, Tensor]:
         return {"value": torch.full((count,), -1, dtype=torch.long)}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from sfumato import random
 from sfumato.conditioning.base import Condition, Data, Filled, Null, rows_of, take, without_null
 from sfumato.errors import InputError
 from sfumato.io.images import read_any_size
+from sfumato.io.reading import pixels_of
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.random import Draws
 
@@ -89,9 +91,9 @@ class LowResolution(Condition):
         if isinstance(value, str | Path):
             value = read_any_size(Path(value), self.channels)
         if not isinstance(value, Tensor):
-            pixels = np.asarray(value)
-            # images as Pillow gives them: (h, w) or (h, w, C)
-            pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0) if hasattr(value, "getbands") else pixels
+            pixels = pixels_of(value) if isinstance(value, Image.Image) else np.asarray(value)
+            if isinstance(value, Image.Image) and pixels.dtype != np.uint8:
+                raise InputError("The low-resolution image has more than 8 bits; give it as a tensor in [-1, 1].")
             value = torch.from_numpy(pixels.copy())
         low = rows_of(_signed(value), count, (None, None, None), "The low-resolution image")
         if not self.noise:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sfumato.data.dataset import Column
+from sfumato.data.dataset import Column, Units
 from sfumato.data.selection import Images
 from sfumato.errors import InputError, nearest
 from sfumato.io.images import Array
+from sfumato.io.ranges import BYTES, FLAG, Range, range_of, signed
 
-Range = tuple[float | int, float | int]
-Read = tuple[Images, Mapping[str, Column]]
-"""Images and columns, of which ``label`` are int64 class numbers with the names of the classes."""
+Read = tuple[Images, Mapping[str, Column], Units | None]
+"""Images; columns, of which ``label`` are int64 class numbers with the names of the classes; units of vectors."""
 
 IMAGE_KEYS = ("images", "x", "x_train")
 LABEL_KEYS = ("labels", "y", "y_train")
@@ -25,7 +25,6 @@ CLASS_KEYS = ("classes", "class_names")
 
 _DAMAGE = (ValueError, OSError, EOFError, MemoryError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error)
 _MOST_CLASSES = 65536
-_DIM = 64  # 8-bit images whose brightest value is below this are probably not 8-bit images
 
 
 def read_arrays(
@@ -42,12 +41,11 @@ def read_arrays(
         if columns:
             advice = "save an .npz file of images=... and labels=... instead"
             raise InputError(f"{where} is a single array without columns ({', '.join(columns)}); {advice}.")
-        return np.ascontiguousarray(normalized(channels_first(arrays, layout, where), value_range, where)), {}
+        return _values(channels_first(arrays, layout, where), value_range, where, {})
     with arrays:
         key = _image_key(arrays.files, key, where)
         name = f"{where}[{key!r}]"
-        images = normalized(channels_first(_get(arrays, key, where), layout, name), value_range, name)
-        images = np.ascontiguousarray(images)
+        images = channels_first(_get(arrays, key, where), layout, name)
         names: list[str] = arrays.files
         label_keys = ("y" + key[1:],) if key.startswith("x_") else LABEL_KEYS
 
@@ -62,7 +60,31 @@ def read_arrays(
             classes = next((get(member) for member in CLASS_KEYS if member in names), None)
             return labels_of(get(member), len(images), classes, f"{where}[{member!r}]")
 
-        return images, read_columns(names, get, columns, where, labels)
+        return _values(images, value_range, name, read_columns(names, get, columns, where, labels))
+
+
+def _values(array: Array, value_range: Range | None, where: str, columns: Mapping[str, Column]) -> Read:
+    """Images in the range of images; vectors of numbers in units of their own are standardized."""
+    if array.ndim > 2 or value_range is not None or array.dtype == np.uint8:
+        return np.ascontiguousarray(normalized(array, value_range, where)), columns, None
+    vectors, units = standardized(array, where)
+    return vectors, columns, units
+
+
+def standardized(vectors: Array, where: str) -> tuple[Array, Units]:
+    """float32 vectors whose columns have mean 0 and one standard deviation, the largest at which they lie in [-1, 1].
+
+    A column of one value becomes 0.
+    """
+    extremes(vectors, where)
+    values = vectors.astype(np.float64)
+    shift, std = values.mean(axis=0), values.std(axis=0)
+    std = np.where(std > 1e-9 * np.abs(values).max(axis=0, initial=0.0), std, 1.0)
+    peak = np.abs((values - shift) / std).max() or 1.0
+    # to nine digits, which other machines compute alike
+    shift, scale = ([float(f"{number:.9g}") for number in numbers.tolist()] for numbers in (shift, std * peak))
+    result = ((values - shift) / scale).astype(np.float32).clip(-1.0, 1.0)
+    return result, Units(tuple(shift), tuple(scale))
 
 
 def channels_first(array: Array, layout: str | None, where: str) -> Array:
@@ -80,7 +102,7 @@ def channels_first(array: Array, layout: str | None, where: str) -> Array:
     if layout is None:
         layout = _infer_layout(shape, where)
     elif len(layout) != array.ndim:
-        raise InputError(f"layout={layout!r} names {len(layout)} axes, but {where} has shape {shape}.")
+        raise InputError(f"--data.layout {layout} names {len(layout)} axes, but {where} has shape {shape}.")
     if layout == "NHW":
         return array[:, None]
     return np.moveaxis(array, -1, 1) if layout == "NHWC" else array
@@ -92,39 +114,36 @@ def normalized(array: Array, value_range: Range | None, where: str) -> Array:
     With ``value_range = (low, high)`` any real type is mapped linearly, low to -1 and high to 1. Without it integers
     must lie in 0 ... 255 and become uint8; floats must lie in [-1, 1] with some below 0 and are taken as they are.
     """
+    low, high = extremes(array, where)
+    floats = array.dtype.kind == "f"
+    ends = "the values of black and white" if array.ndim == 4 else "the lowest and the highest value"
+    values = range_of("float" if floats else "8-bit", low, high, value_range, where, ends=ends)
+    if (not floats and value_range is None) or (array.dtype == np.uint8 and values == BYTES):
+        return array.astype(np.uint8, copy=False)
+    return signed(array, values)
+
+
+def extremes(array: Array, where: str) -> tuple[float, float]:
+    """The lowest and the highest value of an array of numbers, all of which are finite."""
     kind = array.dtype.kind
     if kind not in "uif":
-        raise InputError(f"{where} has dtype {array.dtype}; expected uint8, or floats whose range value_range states.")
+        raise InputError(f"{where} has dtype {array.dtype}; expected uint8, or floats whose range {FLAG} states.")
     if kind == "f" and not (finite := np.isfinite(array)).all():
         nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
         images = int((~finite).reshape(len(array), -1).any(axis=1).sum())
-        held = f"{nan} NaN and {infinite} infinite values, in {images} of its {len(array)} images"
+        held = f"{nan} NaN and {infinite} infinite values, in {images} of its {len(array)} rows"
         raise InputError(f"{where} holds {held}; remove or repair them.")
-    low, high = float(array.min()), float(array.max())
-    if value_range is not None and not (array.dtype == np.uint8 and tuple(value_range) == (0, 255)):
-        return _mapped(array, low, high, value_range, where)
-    if kind == "f":
-        if -1.0 - 1e-6 <= low < 0.0 and high <= 1.0 + 1e-6:
-            return array.astype(np.float32, copy=False).clip(-1.0, 1.0)
-        if low >= 0.0 and high <= 1.0:
-            advice = ", the whole range or its bright half: pass value_range=(0, 1) if 0 is black, (-1, 1) if mid-grey"
-        elif low >= 0.0 and high <= 255.0:
-            white = 255 if high > 128 else high
-            advice = f": pass the values of black and white, such as value_range=(0, {white:g})"
-        else:
-            advice = ", outside [-1, 1]: pass value_range=(lowest, highest), the values of black and white"
-        raise InputError(f"{where} holds floats from {low:g} to {high:g}{advice}.")
-    held = f"{where} holds {array.dtype} values from {low:g} to {high:g}"
-    if low < 0 or high > 255:
-        raise InputError(f"{held}; expected 0 ... 255, or pass value_range=(lowest, highest).")
-    if 0 < high < _DIM and value_range is None:
-        advice = f"pass value_range=(0, {high:g}) if {high:g} is white, (0, 255) if it is not"
-        raise InputError(f"{held}, up to {high:g} only: as 8-bit images nearly black; {advice}.")
-    return array.astype(np.uint8, copy=False)
+    return float(array.min()), float(array.max())
+
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """The names of classes in order: as numbers where all of them are numbers, else as words."""
+    words = sorted(names)
+    return sorted(words, key=int) if all(word.isdecimal() for word in words) else words
 
 
 def labels_of(values: Array, count: int, names: Array | None, where: str) -> Column:
-    """Class numbers from 0, int64 ``(count,)``, with names; strings are class names, numbered in sorted order."""
+    """Class numbers from 0, int64 ``(count,)``, with names; strings are class names, numbered in their order."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]  # a column, as many old files store it
     if values.shape != (count,):
@@ -132,7 +151,9 @@ def labels_of(values: Array, count: int, names: Array | None, where: str) -> Col
     if values.dtype.kind in "US":
         words = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
         unique, labels = np.unique(words, return_inverse=True)
-        return Column(labels.astype(np.int64), tuple(str(word) for word in unique))
+        classes = sorted_classes(map(str, unique))
+        places = np.array([classes.index(str(word)) for word in unique], dtype=np.int64)
+        return Column(places[labels], tuple(classes))
     if values.dtype.kind not in "ui":
         raise InputError(f"{where} has dtype {values.dtype}; expected whole class numbers or class names.")
     low, high = int(values.min()), int(values.max())
@@ -217,29 +238,16 @@ def _infer_layout(shape: tuple[int, ...], where: str) -> str:
         if first != last:
             return "NCHW" if first else "NHWC"
         trouble = "the second and the last axis could both be" if first else "neither the second nor the last axis is"
-        advice = f": {trouble} 1, 3 or 4 channels; pass layout='NCHW' or 'NHWC'."
+        advice = f": {trouble} 1, 3 or 4 channels; pass --data.layout NCHW or NHWC."
     elif len(shape) == 3:
         _, second, third = shape
         if min(second, third) > 4 and third <= 8 * second:
             return "NHW"
         if second <= 4 and third > 8 * second:
             return "NCL"
-        advice = ": grey images or signals (N, channels, length)? Pass layout='NHW' or 'NCL'."
+        advice = ": grey images or signals (N, channels, length)? Pass --data.layout NHW or NCL."
     elif len(shape) == 2:
-        advice = "; reshape flattened images to (N, H, W), or pass layout='NC' for vectors."
+        advice = "; reshape flattened images to (N, H, W), or pass --data.layout NC for vectors."
     else:
         advice = "; expected (N, H, W), (N, H, W, C), (N, C, H, W) or signals (N, C, L)."
     raise InputError(f"{where} has shape {shape}{advice}")
-
-
-def _mapped(array: Array, lowest: float, highest: float, value_range: Range, where: str) -> Array:
-    low, high = value_range
-    # Half and single precision may round a boundary value outwards; that is no mistake of the user's.
-    slack = 1e-6 * (high - low) if array.dtype.kind == "f" else 0.0
-    if lowest < low - slack or highest > high + slack:
-        outside = int(((array < low) | (array > high)).sum())
-        spread = f"they go from {lowest:g} to {highest:g}"
-        raise InputError(f"{where} has {outside} values outside value_range=({low:g}, {high:g}): {spread}.")
-    exact = np.float32 if array.dtype.itemsize <= 2 or array.dtype == np.float32 else np.float64
-    mapped = (array.astype(exact) - exact(low)) * exact(2.0 / (high - low)) - exact(1.0)
-    return mapped.astype(np.float32, copy=False).clip(-1.0, 1.0)

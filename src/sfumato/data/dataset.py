@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from sfumato.data.selection import LAZY, Array, Field, Items, Lazy, Rows, as_array, check_range
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
+from sfumato.io.ranges import ROUNDING
 from sfumato.random import permutation
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -68,6 +70,14 @@ class Column:
                 raise InputError(f"{name}: classes span {low} ... {high} but there are {names} names, from 0 on.")
 
 
+@dataclass(frozen=True)
+class Units:
+    """What turns standardized vectors back into the data: ``shift + scale * vector``."""
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """``N`` images (or signals) of one shape with named columns; map-style, as PyTorch expects.
@@ -79,11 +89,13 @@ class Dataset:
             mapped from a file, or read item by item. ``space`` is ``(H, W)``, ``(L,)`` for signals, ``()`` for vectors.
         columns: what else is known of each image, by name; the classes are ``"label"`` by custom.
         name: what the data is called in messages and figures.
+        units: how vectors were standardized, if they were.
     """
 
     images: Array
     columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
     name: str = "data"
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         images = self.images
@@ -167,7 +179,7 @@ class Dataset:
         """A dataset of these images, in this order; it shares their memory."""
         rows = np.asarray(indices, dtype=np.int64)
         columns = {name: Column(Rows(column.values, rows), column.names) for name, column in self.columns.items()}
-        return Dataset(Rows(self.images, rows), columns, self.name)
+        return Dataset(Rows(self.images, rows), columns, self.name, self.units)
 
     def split(self, holdout: int | float, seed: int) -> tuple[Dataset, Dataset]:
         """``(train, heldout)``: disjoint, together the whole, a function of the seed alone.
@@ -183,7 +195,8 @@ class Dataset:
         count = round(holdout * size) if isinstance(holdout, float) else holdout
         if not 1 <= count < size:
             wrong = "rounds to none" if count < 1 else "leaves nothing to train on"
-            raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images.")
+            advice = "hold out a count of them, such as --data.holdout 1, or none: --data.holdout 0"
+            raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images; {advice}.")
         order = permutation(seed, "split", 0, size)
         return self.subset(order[count:]), self.subset(order[:count])
 
@@ -197,5 +210,9 @@ def _check_layout(images: Array, name: str) -> None:
         raise InputError(f"{name}: images have shape {shape}, without channels; add them: images[:, None].")
     if images.dtype == np.float32 and not isinstance(images, LAZY) and images.size:
         check_range(np.asarray(images), name)
-        if float(np.asarray(images).min()) >= 0.0 and float(np.asarray(images).max()) > 0.0:
+        low, high = float(np.asarray(images).min()), float(np.asarray(images).max())
+        if low >= 0.0 and high > 0.0:
             raise InputError(f"{name}: float images have no value below 0; if 0 is black, give 2 * images - 1.")
+        if low >= -ROUNDING * high and high > 0.0:
+            text = f"{name}: float images go from {low:g} to {high:g}; if 0 is black, give 2 * images - 1."
+            warnings.warn(text, SfumatoWarning, stacklevel=3)

@@ -14,27 +14,29 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.data.selection import Images, Rows
+from sfumato.data.selection import Images, Rows, Signed
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import atomic_write
-from sfumato.io.images import CHANNELS, Array, Bytes, decode_image, read_header, reason, resize, to_channels
+from sfumato.io.images import CHANNELS, Array, Decoded, decode_image, resize, to_channels
 from sfumato.io.progress import progress_bar
+from sfumato.io.ranges import BYTES, Range, range_of, signed
+from sfumato.io.reading import read_header, reason
 
 T = TypeVar("T")
 
 IN_MEMORY = 1 << 30
 """The most bytes of decoded images that are held in memory; more stay in the file and are read as batches need them."""
 
-_FORMAT = 3  # of the file, and of what decoding does to an image
+_FORMAT = 4  # of the file, and of what decoding does to an image
 _AHEAD = 8  # images that each thread may be ahead of what is stored
 _ABANDONED = 86400.0  # seconds after which a temporary file is the rest of a killed process
 _SHOWN = 3  # how many files an error or a warning names before it says "and 7 more"
@@ -49,6 +51,19 @@ class Target:
     crop: str = "center"
     workers: int = 4
     cache: str | None = None
+    value_range: Range | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of decoded images, kept at the end of their file."""
+
+    listing: str | None = None  # the source that they are of; None if it may have changed
+    depth: str = "8-bit"  # or integer or float: the numbers of the files, not yet mapped to [-1, 1]
+    low: float = 0.0  # the extremes of all values
+    high: float = 0.0
+    failures: dict[int, str] = field(default_factory=dict[int, str])  # what is wrong with the files that cannot be read
+    remarks: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  # what of which files is not read
 
 
 @dataclass(frozen=True)
@@ -64,23 +79,30 @@ class Encoded:
 
 
 def decode(encoded: Encoded, target: Target) -> tuple[Images, npt.NDArray[np.int64]]:
-    """``(images, kept)``: uint8 ``(N, C, H, W)`` and the indices of the files that they were decoded from.
+    """``(images, kept)``: uint8, or of more bits than 8 or with a range that was stated float32 in [-1, 1], of shape
+    ``(N, C, H, W)``; and the indices of the files that they were decoded from.
 
-    Where ``target`` leaves channels or size open, headers are read first, so that images that cannot become one array
-    are refused early. Files that cannot be read are skipped and named in one warning. The array is kept in a file, from
-    which a later call with the same source and target reads it.
+    Headers are read first, so that images that cannot become one array are refused early. Files that cannot be read are
+    skipped and named in one warning. The array is kept in a file as the numbers of the files, from which a later call
+    with the same source and target reads it.
     """
     # one file for each source and target: a source that has changed takes the place of what it was
     key = repr((_FORMAT, encoded.origin, target.size, target.crop, target.channels)).encode("utf-8", "surrogateescape")
     folder = default_folder() if target.cache is None else Path(target.cache).expanduser()
     path = folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
-    images, failures = _stored(path, encoded.listing) or _decoded(encoded, target, path)
-    if failures:
-        some = f"{len(failures)} of the {encoded.count} images in {encoded.origin}"
-        text = f"{some} cannot be read and are skipped: {_list(encoded, failures)}."
+    images, note = _stored(path, encoded.listing) or _decoded(encoded, target, path)
+    some = f"of the {encoded.count} images in {encoded.origin}"
+    if note.failures:
+        text = f"{len(note.failures)} {some} cannot be read and are skipped: {_list(encoded, note.failures)}."
         warnings.warn(text, SfumatoWarning, stacklevel=2)
-    kept = np.delete(np.arange(encoded.count), list(failures))
-    return (Rows(images, kept) if failures else images), kept
+    for remark, indices in note.remarks.items():
+        shown = _more([encoded.name(index) for index in indices[:_SHOWN]], len(indices))
+        warnings.warn(f"{len(indices)} {some} have {remark}: {shown}.", SfumatoWarning, stacklevel=2)
+    values = range_of(note.depth, note.low, note.high, target.value_range, encoded.origin)
+    kept = np.delete(np.arange(encoded.count), list(note.failures))
+    if note.depth != "8-bit" or values != BYTES:
+        images = Signed(images, values) if images.nbytes > IN_MEMORY else signed(images, values)
+    return (Rows(images, kept) if note.failures else images), kept
 
 
 def prepare(images: Images, target: Target, name: str) -> Images:
@@ -111,35 +133,45 @@ def default_folder() -> Path:
     return (Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()) / "sfumato"
 
 
-def _stored(path: Path, listing: str) -> tuple[Bytes, dict[int, str]] | None:
-    """The images of a file and what was wrong with those that could not be read; None to decode them again."""
+def _stored(path: Path, listing: str) -> tuple[Array, Note] | None:
+    """The images of a file and what is known of them; None to decode them again."""
     try:
         images = np.lib.format.open_memmap(path, mode="r")
         with path.open("rb") as file:
             file.seek(images.offset + images.nbytes)
-            note = json.loads(file.read())
-        if note["listing"] != listing:
+            values: Any = json.loads(file.read())
+        if values["listing"] != listing:
             return None
-        return _held(images), {int(index): str(text) for index, text in note["failures"].items()}
+        values["failures"] = {int(index): str(text) for index, text in values["failures"].items()}
+        return _held(images), Note(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None  # absent or damaged
 
 
-def _held(images: Bytes) -> Bytes:
+def _held(images: Array) -> Array:
     return np.array(images) if images.nbytes <= IN_MEMORY else np.asarray(images)
 
 
-def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[int, str]]:
+def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Array, Note]:
     """Decode all images into a ``.npy`` file that ends with a note in JSON, so that one rename replaces both."""
     failures: dict[int, str] = {}
-    target = _common(encoded, target, failures)
+    target, note = _common(encoded, target, failures)
     assert target.channels is not None and target.size is not None
     shape = (encoded.count, CHANNELS[target.channels], *target.size)
-    total = math.prod(shape)
-    read = partial(decode_image, size=target.size, channels=target.channels, crop=target.crop)
+    kind = np.dtype(np.uint8 if note.depth == "8-bit" else np.float32)
+    total = math.prod(shape) * kind.itemsize
+    extremes = [math.inf, -math.inf]
 
-    def each() -> Generator[tuple[int, Bytes]]:
-        return _each(encoded, read, target.workers, f"decoding {encoded.origin}", failures)
+    def read(source: Path | BytesIO) -> Decoded:
+        image = decode_image(source, target.size, target.channels, target.crop)
+        if image.depth != note.depth:
+            raise ValueError(f"pixels that are {image.depth}, unlike its header")
+        return image
+
+    def each() -> Generator[tuple[int, Array]]:
+        for index, image in _each(encoded, read, target.workers, f"decoding {encoded.origin}", failures):
+            extremes[:] = min(extremes[0], image.low), max(extremes[1], image.high)
+            yield index, image.pixels.astype(kind, copy=False)
 
     def write(temporary: Path) -> None:
         for old in path.parent.glob(f".{path.name}.*.tmp"):
@@ -149,18 +181,21 @@ def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[
         if total > shutil.disk_usage(path.parent).free:  # said before an hour of decoding, not after it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with temporary.open("wb") as file, contextlib.closing(each()) as decoded:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(file, {"descr": kind.str, "fortran_order": False, "shape": shape})
             start = file.tell()
             for index, image in decoded:
-                file.seek(start + index * image.size)
+                file.seek(start + index * image.nbytes)
                 file.write(np.ascontiguousarray(image).data)
             file.seek(start + total)  # what was skipped reads as zeros
             listing = encoded.listing if encoded.settled() else None
-            file.write(json.dumps({"listing": listing, "failures": failures}).encode())
+            file.write(json.dumps(asdict(replace(finished(), listing=listing))).encode())
+
+    def finished() -> Note:
+        return replace(note, low=extremes[0], high=extremes[1], failures=failures)
 
     try:
         atomic_write(path, write)
-        return _held(np.lib.format.open_memmap(path, mode="r")), failures
+        return _held(np.lib.format.open_memmap(path, mode="r")), finished()
     except OSError as error:
         what = f"The {encoded.count:,} decoded images of {encoded.origin} ({total / 1e9:.2g} GB) cannot be kept"
         advice = "Set cache (--data.cache) to a folder that can be written and has room, or take a smaller size."
@@ -168,33 +203,43 @@ def _decoded(encoded: Encoded, target: Target, path: Path) -> tuple[Bytes, dict[
             raise InputError(f"{what}. {error} {advice}") from error
         text = f"{what}; they will be decoded again at the next start. {error} {advice}"
         warnings.warn(text, SfumatoWarning, stacklevel=3)
-    images = np.zeros(shape, dtype=np.uint8)
+    images = np.zeros(shape, dtype=kind)
     for index, image in each():
         images[index] = image
-    return images, failures
+    return images, finished()
 
 
-def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> Target:
+def _common(encoded: Encoded, target: Target, failures: dict[int, str]) -> tuple[Target, Note]:
     """The target with the channels and the size that the headers have in common where it leaves them open."""
-    if target.channels is not None and target.size is not None:
-        return target
     channels: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
-    example: dict[tuple[int, int], int] = {}
-    for index, (kind, size) in _each(encoded, read_header, target.workers, f"looking at {encoded.origin}", failures):
-        channels[kind] += 1
+    depths: Counter[str] = Counter()
+    example: dict[Any, int] = {}
+    remarks: dict[str, list[int]] = {}
+    look = partial(read_header, upright=target.size is None)
+    for index, header in _each(encoded, look, target.workers, f"looking at {encoded.origin}", failures):
+        channels[header.channels] += 1
+        depths[header.depth] += 1
+        example.setdefault(header.depth, index)
         if target.size is None:
-            sizes[size] += 1
-            example.setdefault(size, index)
+            sizes[header.size] += 1
+            example.setdefault(header.size, index)
+        if header.remark:
+            remarks.setdefault(header.remark, []).append(index)
+    if len(depths) > 1:
+        shown = [f"{n} {depth}, such as {encoded.name(example[depth])}" for depth, n in depths.most_common()]
+        raise InputError(f"The images in {encoded.origin} have mixed depths ({'; '.join(shown)}); save them with one.")
+    depth = next(iter(depths))
     if target.channels is None and len(channels) > 1:
         mixture = ", ".join(f"{channels[kind]} {kind}" for kind in CHANNELS if kind in channels)
-        advice = 'pass channels="grey", channels="rgb" or channels="rgba" to make them one'
+        advice = "pass --data.channels grey, rgb or rgba to make them one"
         raise InputError(f"The images in {encoded.origin} have mixed channels ({mixture}); {advice}.")
     if target.size is None and len(sizes) > 1:
         shown = [f"{h}x{w} ({n}, such as {encoded.name(example[h, w])})" for (h, w), n in sizes.most_common(_SHOWN)]
         listed = f"{len(sizes)} different sizes, height x width: {_more(shown, len(sizes))}"
-        raise InputError(f"The images in {encoded.origin} have {listed}; pass size=64, or any (height, width).")
-    return replace(target, channels=target.channels or next(iter(channels)), size=target.size or next(iter(sizes)))
+        raise InputError(f"The images in {encoded.origin} have {listed}; pass --data.size 64, or HEIGHT WIDTH.")
+    kind, size = target.channels or next(iter(channels)), target.size or next(iter(sizes))
+    return replace(target, channels=kind, size=size), Note(depth=depth, remarks=remarks)
 
 
 def _each(

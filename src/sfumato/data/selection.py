@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from sfumato.errors import InputError
+from sfumato.io.ranges import Range, signed
+from sfumato.io.reading import pixels_of
 
 
 class Lazy:
@@ -47,6 +50,17 @@ class Rows(Lazy):
         return self._array[(self._rows[first], *rest)]
 
 
+class Signed(Lazy):
+    """float32 in [-1, 1] of an array in a file whose ``values`` (lowest, highest) become -1 and 1."""
+
+    def __init__(self, array: npt.NDArray[Any], values: Range) -> None:
+        self._file, self._values = array, values
+        super().__init__(np.dtype(np.float32), array.shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        return signed(np.asarray(self._file[index]), self._values)
+
+
 class Items:
     """The items of a map-style PyTorch data set, fetched and collated: tensors, ``(image, label)`` or dicts."""
 
@@ -79,8 +93,8 @@ class Items:
         if "image" not in fields:
             raise InputError(f"{self.name}: items hold {', '.join(map(str, fields))}; name the image 'image'.")
         image = fields["image"]
-        if hasattr(image, "getbands"):  # an image of Pillow
-            image = torch.from_numpy(np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0).copy())
+        if isinstance(image, Image.Image):
+            image = torch.from_numpy(pixels_of(image).copy())
         if not isinstance(image, Tensor | np.ndarray):
             expected = "expected a tensor, (image, label) or a dict with 'image'"
             raise InputError(f"{self.name}: an item is a {type(image).__name__}; {expected}.")

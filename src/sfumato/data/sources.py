@@ -6,25 +6,29 @@ import hashlib
 import importlib
 import io
 import math
+import mimetypes
 import os
 import time
-from collections.abc import Callable, Collection
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns
+from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns, sorted_classes
 from sfumato.data.dataset import Column, Dataset
 from sfumato.data.decoding import Encoded, Target, decode, prepare
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.io.images import CHANNELS, Array, height_width
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from sfumato.io.ranges import FLAG
+from sfumato.io.reading import suffixes
 
 _TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, that of FAT
 _HUB = "hf:"
+_TEXTS = ("text/", "application/", "audio/", "video/")
 _LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NC")
 
 
@@ -56,19 +60,22 @@ def load(
 ) -> Dataset:
     """Data by name or path.
 
-    A source is ``digits``; a folder of images (png, jpg, webp, bmp, gif, tif; searched with its sub-folders, in sorted
-    order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one array of several as
-    ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with
+    A source is ``digits``; a folder of images (of any format that Pillow reads; searched with its sub-folders, in
+    sorted order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one array of several
+    as ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with
     ``:SPLIT``, or ``hf:PATH`` of a local folder (needs ``pip install "sfumato[hf]"``).
 
-    Image files are decoded once, into a file that the next call reads; up to 1 GiB of pixels are held in memory, more
-    are read from that file as they are needed. Files that cannot be read are skipped with a warning.
+    Image files are decoded once, upright and in sRGB, into a file that the next call reads; up to 1 GiB of pixels are
+    held in memory, more are read from that file as they are needed. Files that cannot be read, files of other kinds and
+    pages after the first are passed over with a warning; of files of more than 8 bits, all bits are kept.
 
     Args:
         source: a name (digits), a folder of images, an .npy or .npz file, or hf:NAME.
         size: the side, or height and width, in pixels, that images are resized to (default: as they are).
-        channels: the channels that images are converted to (default: what all of them have in common).
-        value_range: the values of black and white in an array, such as 0 1; they become -1 and 1.
+        channels: the channels that images are converted to (default: what all of them have in common); what is
+            transparent is laid over white.
+        value_range: the lowest and the highest value of the data, in images black and white, such as 0 1, or 0 4095 for
+            12 bits; they become -1 and 1 (default: those of the type; vectors are standardized).
         layout: the axes of an array, where its shape does not tell: NCL are signals, NC vectors.
         crop: how the size is reached: center scales to cover it and cuts what is over, none stretches.
         workers: the number of threads that decode and resize images.
@@ -86,8 +93,9 @@ def load(
     if workers < 1:
         raise InputError(f"workers={workers}; expected at least 1 thread to read images with.")
     if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
-        raise InputError(f"value_range={value_range}; expected (lowest, highest), such as (0, 1) or (0, 255).")
-    target = Target(None if size is None else height_width(size, "size"), channels, crop, workers, cache)
+        raise InputError(f"{FLAG} {value_range[0]:g} {value_range[1]:g}: expected LOWEST HIGHEST, such as 0 255.")
+    sides = None if size is None else height_width(size, "size")
+    target = Target(sides, channels, crop, workers, cache, value_range)
     source, key = str(source), None
     path, is_file = Path(source).expanduser(), source not in SOURCES and not source.startswith(_HUB)
     if is_file and ".npz:" in source and not path.exists():
@@ -96,26 +104,28 @@ def load(
     if is_file and (source == "" or not path.exists()):
         raise InputError(_unknown(source, path))
     is_array = is_file and path.suffix.lower() in (".npy", ".npz")
-    for option, value in (("value_range", value_range), ("layout", layout)):
-        if value is not None and not is_array:
-            raise InputError(f"{option} is for .npy and .npz arrays; {source} states its own: leave it out.")
+    if layout is not None and not is_array:
+        raise InputError(f"--data.layout is for .npy and .npz arrays; {source} states its own: leave it out.")
+    if value_range is not None and source in SOURCES:
+        raise InputError(f"{FLAG} is for files; {source} states its own: leave it out.")
 
     if source in SOURCES:
         dataset = SOURCES[source]()
         if missing := [name for name in columns if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
-        name, read = source, (dataset.images, dataset.columns)
+        name, read = source, (dataset.images, dataset.columns, dataset.units)
     elif not is_file:
         name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
     elif path.is_dir():
         name, read = path.resolve().name or str(path), _read_folder(path, columns, target)
     elif is_array:
         name, read = path.stem, read_arrays(path, key, columns, value_range, layout)
-    elif path.suffix.lower() in SUFFIXES:
+    elif path.suffix.lower() in suffixes():
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
     else:
         raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
-    return Dataset(prepare(read[0], target, name), read[1], name)
+    images, known, units = read
+    return Dataset(prepare(images, target, name), known, name, units)
 
 
 def _unknown(source: str, path: Path) -> str:
@@ -130,38 +140,72 @@ def _unknown(source: str, path: Path) -> str:
 def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read:
     """The images of a folder and of all folders in it, in the order of their paths.
 
-    Hidden files and what is not an image by its suffix are passed over. The one column, ``label``, is read if it is
-    wanted: the first-level sub-folders are the classes, in the order of their names.
+    Hidden files are passed over; what is not an image by its suffix is counted and named. The one column, ``label``, is
+    read if it is wanted: the first-level sub-folders are the classes, in the order of their names or numbers.
     """
     if other := [name for name in columns if name != "label"]:
         raise InputError(f"{folder} has no column {other[0]!r}; a folder of images has only label, its sub-folders.")
-    names, listing, _ = _listing(folder)
+    listing = _list(folder)
+    names, others = listing.images, listing.others
     if not names:
-        raise InputError(f"{folder} holds no images; looked in it and its sub-folders for {', '.join(SUFFIXES)}.")
+        held = f"; it holds {_kinds(others)}" if others else ""
+        raise InputError(f"{folder} and its sub-folders hold no images that Pillow reads, such as .png or .jpg{held}.")
     if columns and (loose := [name for name in names if "/" not in name]):
         some = f"{len(loose)} of {len(names)} images lie in no sub-folder, such as {loose[0]}"
         raise InputError(f"{folder} has no labels: {some}; move each into that of its class, or train without labels.")
+    of_image = [name.partition("/")[0] for name in names]
+    if columns:
+        # what documents a folder is no picture that was lost
+        lost = [name for name in others if "/" in name and not (mimetypes.guess_type(name)[0] or "").startswith(_TEXTS)]
+        _require_classes({name.partition("/")[0] for name in lost}, set(of_image), folder, _kinds(lost))
+    if others:
+        text = f"{folder}: passed over what is no image that Pillow reads, {_kinds(others)}."
+        warnings.warn(text, SfumatoWarning, stacklevel=3)
     encoded = Encoded(
         origin=str(folder.resolve()),
         count=len(names),
         name=names.__getitem__,
         open=lambda index: folder / names[index],
-        listing=listing,
-        settled=lambda: _listing(folder)[1:] == (listing, False),
+        listing=listing.fingerprint,
+        settled=lambda: _list(folder)[1:3] == (listing.fingerprint, False),
     )
     images, kept = decode(encoded, target)
     if not columns:
-        return images, {}
-    of_image = [name.partition("/")[0] for name in names]
-    number = {name: index for index, name in enumerate(sorted(set(of_image)))}
+        return images, {}, None
+    known = sorted_classes(set(of_image))
+    left = {of_image[index] for index in kept}
+    _require_classes(set(known), left, folder, "files that cannot be read")
+    number = {name: index for index, name in enumerate(known)}
     labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
-    return images, {"label": Column(labels, tuple(number))}
+    return images, {"label": Column(labels, tuple(known))}, None
 
 
-def _listing(folder: Path) -> tuple[list[str], str, bool]:
-    """The relative paths, with ``/``; a hash of them with the sizes and times of the files; whether a file is so new
-    that it could change within the tick of the clock, and keep its time."""
-    names = _image_paths(folder)
+def _require_classes(wanted: set[str], found: set[str], folder: Path, why: str) -> None:
+    if lost := sorted(wanted - found):
+        classes = f"the class {lost[0]!r}" if len(lost) == 1 else f"{len(lost)} classes, such as {lost[0]!r},"
+        advice = "convert them to .png, or move the sub-folder away"
+        raise InputError(f"{folder}: {classes} would have no image left ({why}); {advice}.")
+
+
+def _kinds(names: Sequence[str]) -> str:
+    """Files by suffix, with a number and an example of each."""
+    example = {(os.path.splitext(name)[1].lower() or "without suffix"): name for name in reversed(names)}  # noqa: PTH122
+    counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)  # noqa: PTH122
+    shown = [f"{count} {kind} (such as {example[kind]})" for kind, count in counts.most_common(5)]
+    return ", ".join(shown) + (f" and {len(counts) - 5} other kinds" if len(counts) > 5 else "")
+
+
+class _Listing(NamedTuple):
+    """What is in a folder and its sub-folders."""
+
+    images: list[str]  # relative paths, with "/"
+    fingerprint: str  # a hash of them with the sizes and times of the files
+    fresh: bool  # whether a file is so new that it could change within the tick of the clock, and keep its time
+    others: list[str]  # what is no image by its suffix
+
+
+def _list(folder: Path) -> _Listing:
+    names, others = _paths(folder)
     fingerprint, fresh = hashlib.sha256(), False
     for name in names:
         try:
@@ -171,11 +215,11 @@ def _listing(folder: Path) -> tuple[list[str], str, bool]:
             size, changed = -1, 0
         fingerprint.update(os.fsencode(name) + f"\0{size}\0{changed}\0".encode())
         fresh |= abs(time.time_ns() - changed) < _TICK
-    return names, fingerprint.hexdigest(), fresh
+    return _Listing(names, fingerprint.hexdigest(), fresh, others)
 
 
-def _image_paths(folder: Path) -> list[str]:
-    """The relative paths of the images, sorted part by part, so that the order is the same on every file system."""
+def _paths(folder: Path) -> tuple[list[str], list[str]]:
+    """The relative paths of images and of other files, sorted part by part: the same on every file system."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
@@ -188,13 +232,16 @@ def _image_paths(folder: Path) -> list[str]:
         circle = above.pop(place) | {real, *real.parents}
         folders[:] = [name for name in folders if _shown(name) and (real / name).resolve() not in circle]
         above |= {os.path.join(place, name): circle for name in folders}  # noqa: PTH118 - as os.walk writes it
-        images = [name for name in files if _shown(name) and name.lower().endswith(SUFFIXES)]
-        paths += [(prefix + name).removeprefix("./") for name in images]
-    return sorted(paths, key=lambda path: path.replace("/", "\0"))
+        paths += [(prefix + name).removeprefix("./") for name in files if _shown(name)]
+    paths.sort(key=lambda path: path.replace("/", "\0"))
+    ends = tuple(suffixes())
+    images = [path for path in paths if path.lower().endswith(ends)]
+    return images, [path for path in paths if not path.lower().endswith(ends)]
 
 
 def _shown(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"  # Apple's forks of every image in a zip
+    # what systems leave in folders, such as Apple's forks of every image in a zip
+    return not name.startswith(".") and name not in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
@@ -244,7 +291,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
         settled=lambda: fingerprint is not None,
     )
     images, kept = decode(encoded, target)
-    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}
+    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}, None
 
 
 def _table(name: str, library: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Images: the one reader of image files, sizes and channels, grids, animations, and files of samples."""
+"""Images: sizes and channels, images and masks from files, grids, animations, and files of samples."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
-from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sfumato.errors import InputError
 from sfumato.io.files import atomic_write
+from sfumato.io.ranges import Range, range_of, signed
+from sfumato.io.reading import read_pixels, reason
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -26,55 +28,40 @@ ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 """The formats of animations, by suffix."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
-_TURN = Image.Transpose  # what makes an image upright, by orientation
-_UPRIGHT = {
-    **{2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE},
-    **{6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90},
-}
 _TILE = 48  # the least height of an image in a grid: smaller ones are enlarged by a whole factor
 
 
-def read_header(source: Path | BytesIO) -> tuple[str, tuple[int, int]]:
-    """The channels of an image file, and its ``(height, width)`` when upright, without decoding its pixels."""
-    with Image.open(source) as image:
-        return _header(image)[:2]
+class Decoded(NamedTuple):
+    """An image file, decoded."""
+
+    pixels: Array  # (C, H, W): uint8, or for more bits than 8 float32, the numbers of the file as they are
+    low: float  # the extremes of its values, before it was resized
+    high: float
+    depth: str = "8-bit"  # or integer or float, as :class:`~sfumato.io.reading.Header` says
 
 
 def decode_image(
     source: Path | BytesIO, size: tuple[int, int] | None = None, channels: str | None = None, crop: str = "center"
-) -> Bytes:
-    """An image file as uint8 ``(C, H, W)``, upright by its EXIF orientation; of an animation, the first frame.
+) -> Decoded:
+    """An image file as :func:`~sfumato.io.reading.read_pixels` reads it, at a size and with channels.
 
-    16-bit grey is rounded to 8 bits. :func:`fit` and :func:`to_channels` say what ``size``, ``crop`` and ``channels``
-    do; None keeps what the file has. Errors are those of the decoders: :func:`reason` words them.
+    :func:`fit` and :func:`to_channels` say what ``size``, ``crop`` and ``channels`` do; None keeps what the file has.
+    Errors are those of the decoders: :func:`~sfumato.io.reading.reason` words them.
     """
-    with Image.open(source) as image:
-        kind, stored, orientation = _header(image)
-        if size is not None:
-            # A JPEG can be decoded at 1/2, 1/4 or 1/8; twice the final size leaves the filter enough to average.
-            scale = 2.0 * max(size[0] / stored[0], size[1] / stored[1])
-            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        image.load()
-        if image.mode.startswith("I"):
-            values = np.asarray(image).astype(np.int64)
-            if values.min() < 0 or values.max() > 65535:
-                raise ValueError("32-bit grey values outside 0 ... 65535")
-            plain = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        else:
-            plain = image.convert("L" if kind == "grey" else kind.upper())
-    if orientation in _UPRIGHT:
-        plain = plain.transpose(_UPRIGHT[orientation])
-    pixels = _to_array(plain if size is None else fit(plain, size, crop))
-    return pixels if channels is None else to_channels(pixels, channels)
-
-
-def reason(error: Exception) -> str:
-    """Why an image file could not be decoded, in a few words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+    pixels = read_pixels(source, size)
+    colours = pixels[:3]
+    low, high = float(colours.min()), float(colours.max())
+    if pixels.dtype == np.uint8:
+        pixels = pixels if size is None else resize(pixels, size, crop)
+        return Decoded(pixels if channels is None else to_channels(pixels, channels), low, high)
+    if not math.isfinite(low + high):
+        raise ValueError("values that are not finite")
+    if channels == "rgba":
+        raise ValueError("more than 8 bits, which have no alpha: pass --data.channels grey or rgb")
+    plane = Image.fromarray(pixels[0].astype(np.float32))
+    plane = np.asarray(plane if size is None else fit(plane, size, crop))
+    depth = "integer" if pixels.dtype == np.int32 else "float"
+    return Decoded(np.repeat(plane[None], 3 if channels == "rgb" else 1, axis=0), low, high, depth)
 
 
 def height_width(size: int | tuple[int, int], option: str) -> tuple[int, int]:
@@ -234,16 +221,27 @@ def _save(image: Image.Image, path: Path, **options: Any) -> None:
     atomic_write(path, lambda temporary: image.save(temporary, **options))
 
 
-def read(path: Path, shape: tuple[int, ...], *, fit: bool = False) -> Float[Tensor, "channels *space"]:
+def read(
+    path: Path,
+    shape: tuple[int, ...],
+    *,
+    fit: bool = False,
+    value_range: Range | None = None,
+    deep_range: Range | None = None,
+) -> Float[Tensor, "channels *space"]:
     """An image for a model of images ``(C, *space) = shape``: an image file, or an .npy array of values in [-1, 1].
 
-    An image file of another size or number of channels is refused, or with ``fit`` scaled, cropped and recoloured.
+    An image file of another size or number of channels is refused, or with ``fit`` scaled, cropped and recoloured. The
+    ends of ``value_range`` become -1 and 1, without it those of ``deep_range`` in a file of more than 8 bits.
     """
     names = {count: name for name, count in CHANNELS.items()}
     if path.suffix == ".npy":
         values = _read_npy(path)
+        if value_range is not None:
+            image = Decoded(values.numpy(), float(values.min()), float(values.max()), "float")
+            values = torch.from_numpy(_signed(image, value_range, path))
     elif len(shape) == 3 and shape[0] in names:
-        values = _read_file(path, *((shape[1:], names[shape[0]]) if fit else ()))
+        values = _read_file(path, *((shape[1:], names[shape[0]]) if fit else (None, None)), value_range, deep_range)
     else:
         raise InputError(f"This model is one of arrays of shape {shape}, not of images; give one as .npy.")
     if tuple(values.shape) != shape:
@@ -254,29 +252,71 @@ def read(path: Path, shape: tuple[int, ...], *, fit: bool = False) -> Float[Tens
 
 def read_any_size(path: Path, channels: int | None = None) -> Float[Tensor, "..."]:
     """An image file as ``(C, H, W)`` in [-1, 1], with so many ``channels`` if that is said, or the array of an .npy."""
-    kind = next((name for name, count in CHANNELS.items() if count == channels), None)
-    return _read_npy(path) if path.suffix == ".npy" else _read_file(path, None, kind)
+    if path.suffix == ".npy":
+        return _read_npy(path)
+    image = _decoded(path, None, next((name for name, count in CHANNELS.items() if count == channels), None))
+    if image.depth != "8-bit":
+        raise InputError(f"{path} has more than 8 bits, and what is white is not known; give an .npy array in [-1, 1].")
+    return _of_bytes(image.pixels)
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
     """A mask for images ``(C, *space) = shape``, true where they are kept.
 
-    It is an image file of their height and width, lighter than grey there, or an .npy array of 0 and 1.
+    It is an .npy array of 0 and 1, or an image file of their height and width: where some of it is transparent, what is
+    opaque is kept, else what is lighter than grey, or the lighter of two values.
     """
     is_array = path.suffix == ".npy"
-    values = _read_npy(path) if is_array else _read_file(path, None, "grey")[0] / 2 + 0.5
+    values = _read_npy(path).numpy() if is_array else _mask_values(path)
     if tuple(values.shape) not in (shape[1:], (1, *shape[1:]), shape):
         raise InputError(f"The mask {path} has shape {_sides(values.shape)}, and the images have {_sides(shape[1:])}.")
     if is_array and not bool(((values == 0) | (values == 1)).all()):
         raise InputError(f"The mask {path} must be 1 where the image is kept, 0 elsewhere; it has other values.")
-    return values > 0.5
+    return torch.from_numpy(values > 0.5)
 
 
-def _read_file(path: Path, *options: Any) -> Float[Tensor, "channels height width"]:
+def _mask_values(path: Path) -> Array:
+    """The values of a mask file, above 0.5 where it keeps."""
+    pixels = _decoded(path).pixels
+    if pixels.shape[0] == 4 and int(pixels[3].min()) < 255:
+        return pixels[3] / 255.0
+    grey = pixels[0] if pixels.shape[0] == 1 else to_channels(pixels, "grey")[0]
+    values = np.unique(grey)
+    middle, (low, high) = 127.5, (float(values[0]), float(values[-1]))
+    if len(values) == 2 and (grey.dtype != np.uint8 or (low > middle) == (high > middle)):
+        middle = (low + high) / 2.0  # such as 0 and 1, or 0 and 4095
+    elif grey.dtype != np.uint8:
+        middle = high / 2.0
+    return (grey > middle).astype(np.float32)
+
+
+def _decoded(path: Path, *options: Any) -> Decoded:
     try:
-        return torch.from_numpy(decode_image(path, *options).astype(np.float32)) / 127.5 - 1.0
+        return decode_image(path, *options)
     except Exception as error:  # decoders of damaged files raise errors of any kind
         raise InputError(f"Could not read {path}: {reason(error)}.") from None
+
+
+def _read_file(
+    path: Path,
+    size: tuple[int, int] | None = None,
+    channels: str | None = None,
+    value_range: Range | None = None,
+    deep_range: Range | None = None,
+) -> Float[Tensor, "channels height width"]:
+    image = _decoded(path, size, channels)
+    if image.depth == "8-bit" and value_range is None:
+        return _of_bytes(image.pixels)
+    return torch.from_numpy(_signed(image, value_range or deep_range, path))
+
+
+def _of_bytes(pixels: Array) -> Float[Tensor, "channels height width"]:
+    return torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1.0
+
+
+def _signed(image: Decoded, stated: Range | None, path: Path) -> Array:
+    where = str(path)
+    return signed(image.pixels, range_of(image.depth, image.low, image.high, stated, where, flag="--value-range"))
 
 
 def _read_npy(path: Path) -> Tensor:
@@ -289,24 +329,6 @@ def _read_npy(path: Path) -> Tensor:
 
 def _sides(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _header(image: Image.Image) -> tuple[str, tuple[int, int], int]:
-    """Channels, upright ``(height, width)`` and EXIF orientation."""
-    try:
-        orientation: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata beside sound pixels: show them as they are stored
-        orientation = 1
-    if image.mode == "F":
-        raise ValueError("floating-point pixels of unknown range; save them as .npy and pass value_range")
-    if image.mode.startswith("I"):  # 16 and 32 bits
-        channels = "grey"
-    elif image.has_transparency_data:
-        channels = "rgba"
-    else:
-        channels = "grey" if image.mode in ("1", "L") else "rgb"
-    turned = orientation in (5, 6, 7, 8)  # height and width are swapped
-    return channels, (image.width, image.height) if turned else (image.height, image.width), orientation
 
 
 def _to_array(image: Image.Image) -> Bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from sfumato.conditioning.base import given_tensors
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.gaussian import diffuse
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.model import Model, as_model
@@ -53,6 +54,11 @@ def inpaint(
     images = _image(model, image, count, known)
     if bool(known.all()):
         raise InputError("The mask keeps all of the image, so there is nothing to inpaint; it is true where to keep.")
+    if not bool(known.any()):
+        text = (
+            "The mask keeps nothing of the image, so all of it is sampled; it is true, white or opaque where to keep."
+        )
+        warnings.warn(text, SfumatoWarning, stacklevel=2)
 
     def edit(batch: SamplingBatch) -> SamplingBatch:
         given, kept = _part(images, batch).to(batch.x), _part(known, batch).to(batch.x.device)

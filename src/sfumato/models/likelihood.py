@@ -170,7 +170,8 @@ def bits_per_dim(
         model: a model or a denoiser.
         data: a data set, or images in [-1, 1] of shape ``(N, C, *space)``.
         bins: the number of values of quantized data: 256 for 8-bit images, 17 for the digits. None for continuous data,
-            which have a density and no bound: pass ``bound=False`` with it.
+            which have a density and no bound: pass ``bound=False`` with it. That of vectors that a run standardized is
+            in the units of the data.
         bound: whether to compute :func:`sfumato.diffusion.bound.variational_bound`.
         flow: whether to compute :func:`sfumato.diffusion.likelihood.log_density`, on data dequantized by uniform noise.
         schedule: the schedule, for denoisers that do not carry one.
@@ -249,7 +250,11 @@ def bits_per_dim(
     ledger, result = Bound.join(ledgers) if ledgers else None, None
     if densities:
         calls = sum(evaluations for _, evaluations in densities) / len(densities)
-        result = _flow(torch.cat([nats for nats, _ in densities]), dimensions, bins, calls, number, lowest)
+        nats = torch.cat([nats for nats, _ in densities])
+        if bins is None and isinstance(model, Model):
+            # a density of vectors that were standardized is one in the units of their data
+            nats = nats - sum(map(math.log, model.info.scale))
+        result = _flow(nats, dimensions, bins, calls, number, lowest)
     return Likelihood(ledger, result, dimensions, bins)
 
 

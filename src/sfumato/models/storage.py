@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from sfumato.config import Component, Config, merge, parse
 from sfumato.config.component import Conditions
 from sfumato.errors import InputError
 from sfumato.io.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 3
 """The version of the layout of a run directory."""
@@ -25,6 +28,18 @@ class Info(Component):
     train: int = Field(default=0, description="Number of training images.")
     heldout: int = Field(default=0, description="Number of held-out images.")
     conditions: Conditions = Field(default={}, description="The conditions, with what they know of the data.")
+    shift: tuple[float, ...] = Field(default=(), description="What was subtracted from the numbers of a vector.")
+    scale: tuple[float, ...] = Field(default=(), description="What they were divided by then.")
+
+    def standardized(self, vectors: Tensor) -> Tensor:
+        """Vectors in the units of the data as the model has them; other data are as they are."""
+        if not self.scale:
+            return vectors
+        return (vectors - vectors.new_tensor(self.shift)) / vectors.new_tensor(self.scale)
+
+    def in_units(self, vectors: Tensor) -> Tensor:
+        """Vectors of the model in the units of the data; other data are as they are."""
+        return vectors * vectors.new_tensor(self.scale) + vectors.new_tensor(self.shift) if self.scale else vectors
 
 
 def write_config(run: Path, config: Config, info: Info) -> None:

@@ -79,6 +79,7 @@ class Terminal(Reporter):
     def data(self, config: Config, info: Info) -> None:
         shape = "x".join(map(str, info.shape))
         conditions = "".join(f", {condition.build().summary}" for condition in info.conditions.values())
+        conditions += ", standardized" if info.scale else ""
         self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
 
     def start(self, model: Model, trainer: Trainer) -> None:

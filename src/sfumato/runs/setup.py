@@ -40,6 +40,8 @@ def describe(loader: Loader, heldout: int, config: Config) -> Info:
         for name, condition in config.conditions.items()
     }
     values = {"shape": loader.shape, "std": std, "train": len(data), "heldout": heldout, "conditions": conditions}
+    if data.units is not None:
+        values |= {"shift": data.units.shift, "scale": data.units.scale}
     return parse(Info, values, trust=True)
 
 

@@ -1,0 +1,101 @@
+"""Where images are written: a grid, numbers or single files, and what may be replaced for them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfumato.cli.flags import Fields, option
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.models.storage import Info
+
+OUT: Fields = {
+    "out": option(
+        Path | None,
+        "A .png for one grid, an .npz for the numbers, or a folder for single images "
+        "(default: a grid in the samples of the run).",
+    ),
+    "overwrite": option(bool, "Replace what is there: a file, or all numbered images of a folder.", False),
+}
+
+
+def check_free(path: Path | None, overwrite: bool) -> None:
+    """Refuse a file that a person named and that is there."""
+    if path is not None and path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
+
+
+def check_out(out: Path | None, count: int, first: int = 0, overwrite: bool = False) -> None:
+    """Check, before any work, that images ``first ... first + count - 1`` can be written there.
+
+    Images of other numbers can be added to a folder; other images never are replaced, nor mixed with these.
+    """
+    if out is None:
+        return
+    if out.suffix not in ("", ".png", ".npz"):
+        raise InputError(f"Images are written as .png, .npz or into a folder; got {out}.")
+    if out.suffix or not out.is_dir():
+        check_free(out, overwrite)
+        return
+    numbered, others = _pictures(out)
+    if others:
+        raise InputError(f"The folder {out} holds other images, such as {others[0]}; choose an empty or a new one.")
+    same = numbered & _names(first, count)
+    if same and not overwrite:
+        left = len(numbered) - len(same)
+        rest = f", and {left} others would stay beside the new ones" if left else ""
+        raise InputError(
+            f"The folder {out} holds {len(numbered)} images, of which {len(same)} would be replaced{rest}; choose "
+            "another folder, or replace all of them with --overwrite."
+        )
+
+
+def write_images(
+    images: Tensor,
+    out: Path,
+    first: int = 0,
+    given: Tensor | None = None,
+    *,
+    info: Info | None = None,
+    overwrite: bool = False,
+    **more: Tensor,
+) -> None:
+    """Write images as :data:`OUT` says, a grid with what was ``given`` at its start, and say where.
+
+    The numbers of vectors that were standardized are written in the units of their data, which ``info`` knows.
+    """
+    import torch
+
+    from sfumato.io import images as image_files
+
+    beside = ""
+    if out.suffix == ".png":
+        image_files.save_grid(images if given is None else torch.cat([given, images]), out)
+    elif out.suffix == ".npz":
+        image_files.save_array(images if info is None else info.in_units(images), out, **more)
+    else:
+        image_files.save_each(images, out, first)
+        rest = _pictures(out)[0] - _names(first, len(images))
+        for name in rest if overwrite else ():
+            (out / name).unlink()
+        beside = f", beside {len(rest)} others" if rest and not overwrite else ""
+    print(f"{len(images)} images: {out}{beside}")
+
+
+def _names(first: int, count: int) -> set[str]:
+    """As :func:`sfumato.io.images.save_each` names them."""
+    return {f"{number:06d}.png" for number in range(first, first + count)}
+
+
+def _pictures(folder: Path) -> tuple[set[str], list[str]]:
+    """The numbered images of a folder, and its other ones."""
+    from sfumato.io.reading import suffixes
+
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in suffixes())
+    numbered = {name for name in names if re.fullmatch(r"\d{6,}\.png", name)}
+    return numbered, [name for name in names if name not in numbered]
