@@ -137,7 +137,7 @@ OPTIONS = {
     "likelihood": "images split bins steps draws variance what integrator probes seed batch-size",
     "tune": "steps noises images levels seed",
     "info": "settings presets",
-    "export": "format precision steps batch",
+    "export": "to precision steps batch",
     "edit": "seeds count steps image mask strength repeats jump out",
     "explain": "count seed out device data.size",
 }
@@ -348,7 +348,7 @@ def test_imports(trained: Path, tmp_path: Path) -> None:
             what, target = name, place / name
         arguments = ["import", str(target), "--run", str(tmp_path / f"out{i}")]
         if source.random() < 0.5:
-            arguments += ["--format", source.choice(["diffusers", "guided-diffusion", "edm", "x"])]
+            arguments += ["--origin", source.choice(["diffusers", "guided-diffusion", "edm", "x"])]
         return lambda: main(arguments), (arguments[3:], what)
 
     attempts(one, "imports")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,10 @@ from sfumato.io.ranges import BYTES, FLAG, Range, range_of, signed
 Read = tuple[Images, Mapping[str, Column], Units | None]
 """Images; columns, of which ``label`` are int64 class numbers with the names of the classes; units of vectors."""
 
-IMAGE_KEYS = ("images", "x", "x_train")
-LABEL_KEYS = ("labels", "y", "y_train")
+IMAGE_KEYS = ("images", "image", "x", "x_train")
+LABEL_KEYS = ("labels", "label", "y", "y_train")
 CLASS_KEYS = ("classes", "class_names")
 
-_DAMAGE = (ValueError, OSError, EOFError, MemoryError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error)
 _MOST_CLASSES = 65536
 
 
@@ -32,9 +29,10 @@ def read_arrays(
 ) -> Read:
     """Images of a ``.npy`` file, or of a ``.npz`` file with its columns.
 
-    In a ``.npz`` file the images are ``key`` if given, else ``images``, ``x``, ``x_train`` or the only array that is
-    not labels; the column ``label`` is ``labels``, ``y``, ``y_train`` (for a key ``x_test``: ``y_test``), integers or
-    strings; class names are ``classes`` or ``class_names``; any other column is the array of its name.
+    In a ``.npz`` file the images are ``key`` if given, else ``images`` (``image``), ``x``, ``x_train`` or the only
+    array that is not labels. The column ``label`` is ``labels`` (``label``), ``y``, ``y_train`` (for a key ``x_test``:
+    ``y_test``), integers or strings; class names are ``classes`` or ``class_names``; any other column is the array of
+    its name.
     """
     arrays, where = _load(path), path.name
     if isinstance(arrays, np.ndarray):
@@ -193,7 +191,7 @@ def _load(path: Path) -> Any:
             magic = file.read(6)
         if magic == b"\x93NUMPY" or magic[:2] == b"PK":
             return np.load(path, allow_pickle=False)
-    except _DAMAGE as error:
+    except Exception as error:  # a damaged file makes NumPy raise errors of any kind
         raise _unreadable(error, str(path)) from error
     if magic[:1] == b"\x80":
         raise InputError(f"{path} is a pickle, which can run any code and is never loaded; save it by np.save.")
@@ -203,7 +201,7 @@ def _load(path: Path) -> Any:
 def _get(arrays: Any, key: str, where: str) -> Array:
     try:
         array: Any = arrays[key]
-    except _DAMAGE as error:
+    except Exception as error:  # a damaged file makes NumPy raise errors of any kind
         raise _unreadable(error, f"{where}[{key!r}]") from error
     if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a member that is no array
         raise InputError(f"{where}[{key!r}] is not an array; save the file by np.savez.")

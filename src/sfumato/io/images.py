@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.io.files import atomic_write
+from sfumato.io.files import atomic_write, read_npy
 from sfumato.io.ranges import Range, range_of, signed
 from sfumato.io.reading import read_pixels, reason
 
@@ -320,10 +320,9 @@ def _signed(image: Decoded, stated: Range | None, path: Path) -> Array:
 
 
 def _read_npy(path: Path) -> Tensor:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"Could not read {path}: {error}.") from None
+    values = read_npy(path)
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{path} holds {values.dtype}, not numbers.")
     return torch.from_numpy(values.astype(np.float32))
 
 
