@@ -263,6 +263,8 @@ def require_fit(settings: Mapping[str, Any], state: Mapping[str, Tensor], build:
         most = max(_FEW[name], len(state)) if name in _FEW else max(_SMALL, numbers)
         parts: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
         largest = max((part for part in parts if isinstance(part, int)), default=0)
+        if name == "channels" and min(parts, default=0) < 1:
+            raise InputError(f"The settings ask for a network with channels {parts}; at least 1 is expected.")
         if largest > most:
             raise InputError(
                 f"The settings ask for a network with {name} {largest:.3g}; the weights are {numbers:,} numbers in "
