@@ -76,9 +76,9 @@ def test_which_of_several_variants(tmp_path: Path, network: Any) -> None:
     network.save_pretrained(tmp_path, variant="ema")
     other = diffusers.UNet2DModel(**SMALL).eval()
     other.save_pretrained(tmp_path, variant="fp16")
-    with pytest.raises(InputError, match="of no variant.*ema, fp16"):
+    with pytest.raises(InputError, match=r"of no variant.*ema, fp16"):
         load_diffusers(tmp_path)
-    with pytest.raises(InputError, match="variant 'fp8'.*ema, fp16"):
+    with pytest.raises(InputError, match=r"variant 'fp8'.*ema, fp16"):
         load_diffusers(tmp_path, variant="fp8")
     assert equal(network, load_diffusers(tmp_path, variant="ema"))
     assert import_weights([str(tmp_path), "--variant", "fp16", "--run", str(tmp_path / "run")]) == 0
@@ -177,7 +177,7 @@ def test_flags_of_other_programs(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["num_channels", "dropout", "num_heads", "channel_mult"])
 def test_booleans_are_no_numbers(name: str) -> None:
-    with pytest.raises(InputError, match="True|Numbers"):
+    with pytest.raises(InputError, match=r"True|Numbers"):
         load_guided_diffusion({}, {name: [True, 2] if name == "channel_mult" else True})
 
 
