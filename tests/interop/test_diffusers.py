@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sfumato import load
 from sfumato.diffusion.schedule import Discrete
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError
 from sfumato.interop import load_diffusers, save_run
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'sfumato[dev]'")
@@ -217,12 +217,6 @@ def test_schedulers_without_an_equivalent(tmp_path: Path, settings: dict[str, An
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     with pytest.raises(InputError, match=words):
-        load_diffusers(tmp_path)
-
-
-def test_another_way_to_clip_is_said(tmp_path: Path) -> None:
-    saved(tmp_path, diffusers.DDPMScheduler(thresholding=True))
-    with pytest.warns(SfumatoWarning, match="clips"):
         load_diffusers(tmp_path)
 
 

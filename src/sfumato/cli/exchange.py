@@ -70,6 +70,9 @@ def import_weights(arguments: list[str]) -> int:
             "The program that wrote them: " + ", ".join(ORIGINS) + " (default: diffusers for a folder; for a file, as "
             "the name of a published model says).",
         ),
+        "variant": option(
+            str | None, "Which weights of a folder of diffusers, where there are several, such as fp16 or ema."
+        ),
         "flags": option(
             str | None,
             "What a file of tensors is of: the name of a published model ("
@@ -122,7 +125,7 @@ def _load(options: Any) -> Model:
     if origin == "diffusers":
         if settings is not None:
             raise InputError("A folder of diffusers describes itself; leave --flags out.")
-        return load_diffusers(path)
+        return load_diffusers(path, variant=options.variant)
     if settings is None:
         raise InputError("A file of tensors does not describe its network; give the flags of its program with --flags.")
     if origin == "edm":

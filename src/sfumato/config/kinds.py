@@ -82,6 +82,7 @@ KINDS: dict[str, dict[str, str]] = {
         "trailing": "sampling.grids:trailing",
         "leading": "sampling.grids:leading",
         "quadratic": "sampling.grids:quadratic",
+        "timesteps": "sampling.timesteps:timesteps",
         "log_snr": "sampling.grids:log_snr",
         "karras": "sampling.grids:karras",
         "list": "sampling.grids:listed",

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sfumato.config import parse
+from sfumato.config import ModelConfig, parse
+from sfumato.diffusion.schedule import Discrete
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.interop.diffusers_format import PREDICTIONS, VARIANCES, WEIGHTS, Scheduler, UNet2DModel, transfer_weights
+from sfumato.interop.diffusers_format import UNet2DModel, transfer_weights
+from sfumato.interop.folders import read_folder, read_json
 from sfumato.interop.model import build_model, unet_of
+from sfumato.interop.schedulers import PREDICTIONS, Scheduler, read_scheduler, schedule_settings
 from sfumato.interop.weights import Transfer, require_groups
 from sfumato.models.model import Model
 from sfumato.recipes.settings import Published
 
-_BETA_SCHEDULERS = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-)
 
-
-def load_diffusers(path: str | Path) -> Model:
-    """The model of a folder that diffusers saved.
+def load_diffusers(path: str | Path, *, variant: str | None = None) -> Model:
+    """The model of a folder that diffusers saved, and how it is sampled there.
 
     ::
 
@@ -38,50 +30,74 @@ def load_diffusers(path: str | Path) -> Model:
     Args:
         path: a pipeline (``unet/`` and ``scheduler/``, or all in one folder) or a lone ``UNet2DModel``, which is taken
             to predict noise on DDPM's linear betas.
+        variant: which weights, where there are several: ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``;
+            by default those without a variant, or the only ones.
 
     Returns:
-        A model with the schedule, the meaning of the output and the reverse variance of theirs; sampling is ancestral
-        over all steps for a ``DDPMScheduler``, DDIM in 50 steps for others.
+        A model with the schedule, the meaning of the output and the reverse variance of theirs, whose sampling is that
+        of their scheduler: solver, levels, clipping, and as many steps as its pipeline takes (20 for multistep ones).
+        What of it has no equivalent is named in a warning.
     """
     path = Path(path)
     folder = path / "unet" if (path / "unet").is_dir() else path
-    theirs = _unet(_json(folder / "config.json"))
+    theirs = _unet(read_json(folder / "config.json"))
     places = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
-    scheduler = next((_json(p) for p in places if p.is_file()), {"_class_name": "DDPMScheduler"})
+    scheduler, unknown = read_scheduler(
+        next((read_json(p) for p in places if p.is_file()), {"_class_name": "DDPMScheduler"})
+    )
     channels, outputs = theirs.in_channels, theirs.out_channels
-    config, sampling = _meaning(scheduler, network_settings(theirs), learned=outputs == 2 * channels)
     if outputs not in (channels, 2 * channels):
         raise InputError(f"A network from {channels} to {outputs} channels is no denoiser of images.")
     if theirs.sample_size is None:
         raise InputError(f"{folder / 'config.json'} has no sample_size; add the side of the images to it.")
     height, width = theirs.sample_size
-    model = build_model(Published(config, (channels, height, width), theirs.num_class_embeds or 0, sampling))
-    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        raise InputError(f"{folder} holds no weights; expected {' or '.join(WEIGHTS)}.")
-    transfer = Transfer(file)
+    config: dict[str, Any] = {
+        "schedule": schedule_settings(scheduler),
+        "parameterization": {"kind": PREDICTIONS[scheduler.prediction_type]},
+        "network": network_settings(theirs),
+        "learned_variance": outputs == 2 * channels,
+    }
+    sampling = _sampling(scheduler, unknown, config)
+    state, origin = read_folder(folder, variant)
+    published = Published(config, (channels, height, width), theirs.num_class_embeds or 0, sampling)
+    model = build_model(published, state)
+    transfer = Transfer(state, origin=origin)
     require_groups(unet_of(model.denoiser.network), theirs.norm_num_groups)
     transfer_weights(model, transfer, cosines_first=theirs.flip_sin_to_cos)
     transfer.finish()
     return model
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{path} can't be read ({reason}); expected a folder that diffusers saved.") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} does not hold settings.")
-    return values
+def _sampling(scheduler: Scheduler, unknown: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of sampling, with a warning that names what is not in them."""
+    table = parse(ModelConfig, {name: config[name] for name in ("schedule", "parameterization")}).schedule.build()
+    assert isinstance(table, Discrete)
+    sampling, notes = scheduler.sampling(config["learned_variance"], table)
+    notes += [f"{name}, which is not known here" for name in unknown]
+    if notes:
+        warnings.warn(
+            f"Not all of this scheduler is carried over, so that samples differ from those of diffusers: "
+            f"{'; '.join(notes)}.",
+            SfumatoWarning,
+            stacklevel=3,
+        )
+    return {"grid": scheduler.grid(), "steps": scheduler.count(), **sampling}
+
+
+_OF_AVERAGES = frozenset(
+    {
+        *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+        *("collected_params", "cur_decay_value"),
+    }
+)
+"""What ``EMAModel.save_pretrained`` adds to the settings of the network whose average it is."""
 
 
 def _unet(settings: dict[str, Any]) -> UNet2DModel:
     name = settings.get("_class_name")
     if name != "UNet2DModel":
         raise InputError(f"The class {name!r} of diffusers is not known here; only UNet2DModel can be loaded.")
-    public = {name: value for name, value in settings.items() if not name.startswith("_")}
+    public = {name: value for name, value in settings.items() if name[:1] != "_" and name not in _OF_AVERAGES}
     return parse(UNet2DModel, public, origin="the configuration of the UNet2DModel")
 
 
@@ -147,52 +163,3 @@ def _resample(theirs: UNet2DModel) -> str:
     if inside == {True}:
         return "block"
     return "asymmetric" if theirs.downsample_padding == 0 else "learned"
-
-
-def _meaning(settings: dict[str, Any], network: dict[str, Any], learned: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model and the sampling of a scheduler's settings."""
-    kind = settings.get("_class_name")
-    if kind not in _BETA_SCHEDULERS:
-        raise InputError(f"The scheduler {kind!r} of diffusers has no table of betas that is known here.")
-    scheduler = parse(Scheduler, settings, origin=f"the configuration of the {kind}")
-    clip = kind in ("DDPMScheduler", "DDIMScheduler") if scheduler.clip_sample is None else scheduler.clip_sample
-    if (clip and scheduler.clip_sample_range != 1.0) or scheduler.thresholding:
-        warnings.warn(
-            "This scheduler clips by a rule that is not kept; estimates of the data are clipped to [-1, 1] instead.",
-            SfumatoWarning,
-            stacklevel=3,
-        )
-        clip = True
-    steps = scheduler.num_train_timesteps
-    model = {
-        "schedule": _schedule(scheduler, steps),
-        "parameterization": {"kind": PREDICTIONS[scheduler.prediction_type]},
-        "network": network,
-        "learned_variance": learned,
-    }
-    variance = VARIANCES[scheduler.variance_type or "fixed_small"]
-    reverse = variance if learned or variance != "learned" else "small"
-    if kind == "DDPMScheduler":
-        return model, {"sampler": {"kind": "ancestral", "variance": reverse}, "steps": steps, "clip": clip}
-    return model, {"sampler": {"kind": "ddim"}, "steps": 50, "clip": clip}
-
-
-def _schedule(scheduler: Scheduler, steps: int) -> dict[str, Any]:
-    """The settings of our schedule."""
-    kind, start, end = scheduler.beta_schedule, scheduler.beta_start, scheduler.beta_end
-    table: dict[str, Any]
-    if scheduler.trained_betas is not None:
-        table = {"kind": "table", "betas": tuple(scheduler.trained_betas)}
-    elif kind == "linear" and steps == 1000:
-        table = {"kind": "linear", "steps": steps, "beta_start": start, "beta_end": end}
-    elif kind == "squaredcos_cap_v2":
-        table = {"kind": "cosine", "steps": steps}
-    else:
-        if kind == "linear":
-            betas = torch.linspace(start, end, steps, dtype=torch.float64)
-        elif kind == "scaled_linear":
-            betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
-        else:
-            betas = start + (end - start) * torch.linspace(-6.0, 6.0, steps, dtype=torch.float64).sigmoid()
-        table = {"kind": "table", "betas": tuple(betas.tolist())}
-    return {"kind": "zero_terminal_snr", "table": table} if scheduler.rescale_betas_zero_snr else table

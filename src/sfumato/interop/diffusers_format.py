@@ -13,19 +13,8 @@ from sfumato.models.model import Model
 from sfumato.networks.attention import Attention
 from sfumato.networks.unet import ResBlock, UNetBlock
 
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-"""What a network predicts, by its name there."""
-
-VARIANCES = {
-    "fixed_small": "small",
-    "fixed_small_log": "small",
-    "fixed_large": "large",
-    "fixed_large_log": "large",
-    "learned_range": "learned",
-}
-"""The reverse variances by their names there."""
-
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The file of the weights."""
 
 Whole = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -75,26 +64,6 @@ class UNet2DModel(Component):
     class_embed_type: None = None
     num_class_embeds: Whole | None = None
     num_train_timesteps: Whole | None = None
-
-
-class Scheduler(Component):
-    """The settings of a scheduler of diffusers that decide what its model means, with their defaults."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    num_train_timesteps: Whole = 1000
-    beta_start: Positive = 1e-4
-    beta_end: Positive = 0.02
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
-    trained_betas: Annotated[list[Positive], Field(min_length=1)] | None = None
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    variance_type: (
-        Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"] | None
-    ) = None
-    clip_sample: bool | None = None
-    clip_sample_range: Positive = 1.0
-    thresholding: bool = False
-    rescale_betas_zero_snr: bool = False
 
 
 _RES_BLOCK = {

@@ -44,7 +44,7 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
     published = edm(settings)
     # the filters are part of the settings
     transfer = Transfer(weights, lambda n: None if n.endswith("resample_filter") else n.removeprefix("model."))
-    model = build_model(published)
+    model = build_model(published, transfer.state)
     network, song = unet_of(model.denoiser.network), settings.get("class_name", "SongUNet") == "SongUNet"
     require_groups(network, 32, at_least=4)
     _fill(transfer, network, song, published.shape[1])

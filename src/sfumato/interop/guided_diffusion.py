@@ -11,7 +11,7 @@ from sfumato.config import ModelConfig, parse
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import InputError
 from sfumato.interop.model import build_model, label_table, unet_of
-from sfumato.interop.weights import HeadOrder, Transfer, Weights, put, require_groups
+from sfumato.interop.weights import HeadOrder, Transfer, Weights, put, require_fit, require_groups
 from sfumato.models.model import Model
 from sfumato.networks.classifier import Classifier
 from sfumato.networks.unet import ResBlock, UNetBlock, UNetEncoder
@@ -53,8 +53,9 @@ def load_guided_diffusion(weights: Weights, settings: str | Settings, *, program
         The model; a class of -1 adds nothing to the embedding, which only a model without classes was trained for.
     """
     flags = flags_of(by_name(settings, GUIDED, "guided-diffusion"), program)
-    model = build_model(guided(flags))
-    _fill(weights, model.denoiser.network, flags)
+    transfer = Transfer(weights)
+    model = build_model(guided(flags), transfer.state)
+    _fill(transfer, model.denoiser.network, flags)
     return model
 
 
@@ -81,12 +82,15 @@ def load_guided_upsampler(weights: Weights, settings: Settings, *, program: str 
             f"{', '.join(map(str, UPSAMPLER_MULTIPLES))}."
         )
     flags = flags_of({**rest, "image_size": size, "channel_mult": multiples}, program)
-    published = guided(flags)
+    published, transfer = guided(flags), Transfer(weights)
+    config = parse(ModelConfig, published.model)
+    sizes = {"classes": published.classes, **published.model["network"]}
+    require_fit(sizes, transfer.state, lambda: config.build_network(published.shape))
     conditions: dict[str, Condition] = {"low_res": LowResolution(factor=1, up="bilinear")}
     if published.classes:
         conditions["label"] = Label(drop=published.drop, names=tuple(map(str, range(published.classes))))
-    denoiser = parse(ModelConfig, published.model).build(published.shape, conditions, 0.5)
-    _fill(weights, denoiser.network, flags)
+    denoiser = config.build(published.shape, conditions, 0.5)
+    _fill(transfer, denoiser.network, flags)
     return denoiser.eval()
 
 
@@ -114,8 +118,14 @@ def load_guided_classifier(weights: Weights, settings: Settings) -> Classifier:
         flags["image_size"],
     )
     del options["kind"]
-    network = Classifier(3, flags["num_classes"], flags["image_size"], **options)
     transfer = Transfer(weights)
+    classes, size = flags["num_classes"], flags["image_size"]
+    require_fit(
+        {"classes": classes, "image_size": size, **options},
+        transfer.state,
+        lambda: Classifier(3, classes, size, **options),
+    )
+    network = Classifier(3, classes, size, **options)
     _fill_encoder(transfer, network, "heads_first")
     transfer.layer(network.norm, "out.0")
     put(network.position, transfer.tensor("out.2.positional_embedding", network.position.T.shape).T)
@@ -125,9 +135,9 @@ def load_guided_classifier(weights: Weights, settings: Settings) -> Classifier:
     return network.eval()
 
 
-def _fill(weights: Weights, network: nn.Module, flags: Settings) -> None:
+def _fill(transfer: Transfer, network: nn.Module, flags: Settings) -> None:
     order: HeadOrder = "ours" if flags["use_new_attention_order"] else "heads_first"
-    transfer, unet = Transfer(weights), unet_of(network)
+    unet = unet_of(network)
     _fill_encoder(transfer, unet, order)
     number, place = -1, 0
     for module in (module for stage in unet.up for module in stage.children()):

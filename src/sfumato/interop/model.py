@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,32 @@ from sfumato.conditioning import Conditioned
 from sfumato.conditioning.base import Condition, keyed
 from sfumato.conditioning.labels import LabelEncoder
 from sfumato.conditioning.network import filled
-from sfumato.config import Config, parse
+from sfumato.config import Config, ModelConfig, parse
 from sfumato.errors import InputError
+from sfumato.interop.weights import require_fit
 from sfumato.models.model import Model, save
 from sfumato.models.storage import Info, read_config
 from sfumato.networks.unet import UNet
 from sfumato.recipes.settings import Published
 
+_WIDEST = 2**16
 
-def build_model(published: Published) -> Model:
-    """A model whose training is not known: of its data it knows the shape and the number of classes."""
+
+def build_model(published: Published, state: Mapping[str, Tensor]) -> Model:
+    """A model whose training is not known: of its data it knows the shape and the number of classes.
+
+    Args:
+        published: what it is.
+        state: the weights that it will get, which say how large it may be.
+    """
+    channels, *sides = published.shape
+    if max(sides) > _WIDEST:
+        raise InputError(f"The images are {max(sides):.3g} pixels wide or high; at most {_WIDEST} are possible.")
+    require_fit(
+        {"channels of the images": channels, "classes": published.classes, **published.model["network"]},
+        state,
+        lambda: parse(ModelConfig, published.model).build_network(published.shape),
+    )
     conditions: dict[str, Any] = {}
     if classes := published.classes:
         names, frequencies = tuple(map(str, range(classes))), (1.0 / classes,) * classes

@@ -12,8 +12,9 @@ from torch import nn
 
 from sfumato.diffusion.schedule import Discrete
 from sfumato.errors import InputError
-from sfumato.interop.diffusers_format import PREDICTIONS, VARIANCES, WEIGHTS, UNet2DModel, transfer_weights
+from sfumato.interop.diffusers_format import WEIGHTS, UNet2DModel, transfer_weights
 from sfumato.interop.model import drops_labels, label_table, unet_of
+from sfumato.interop.schedulers import PREDICTIONS, VARIANCES
 from sfumato.interop.weights import Collection
 from sfumato.models.model import Model
 from sfumato.networks.attention import Attention
@@ -56,7 +57,7 @@ def write_diffusers(model: Model, folder: Path) -> list[str]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     state = {name: value.float().cpu().contiguous().clone() for name, value in weights.state.items()}
-    safetensors.torch.save_file(state, folder / "unet" / WEIGHTS[0], metadata={"format": "pt"})
+    safetensors.torch.save_file(state, folder / "unet" / WEIGHTS, metadata={"format": "pt"})
     if classes:
         none = f", and {classes} is none" if null_label else ""
         notes.append(
@@ -183,7 +184,7 @@ def scheduler_settings(model: Model) -> tuple[dict[str, Any], list[str]]:
         "prediction_type": names[output],
         "clip_sample": output == "eps" if sampling.clip is None else sampling.clip,
         "clip_sample_range": 1.0,
-        "timestep_spacing": "trailing",
+        **_spacing(sampling.grid),
         **_betas(model, schedule),
     }
     if ancestral:
@@ -195,8 +196,8 @@ def scheduler_settings(model: Model) -> tuple[dict[str, Any], list[str]]:
         if VARIANCES[name] != variance:
             notes.append(f"The reverse variance is {name}, since diffusers has none for {variance} here.")
     else:
-        settings["set_alpha_to_one"] = True
-        if settings["clip_sample"]:
+        notes += _ddim(settings, sampler, schedule)
+        if settings["clip_sample"] and getattr(sampler, "clip_data", None) is None:
             notes.append("DDIM here takes the noise from the clipped estimate: pass use_clipped_model_output=True.")
     if sampler.kind not in ("ancestral", "ddim"):
         notes.append(
@@ -205,6 +206,31 @@ def scheduler_settings(model: Model) -> tuple[dict[str, Any], list[str]]:
     if sampling.guidance != type(sampling.guidance)():
         notes.append("The guidance of this run is not in the pipeline.")
     return settings, notes
+
+
+def _spacing(grid: Any) -> dict[str, Any]:
+    """The spacing of the steps: ours where it is one of theirs, else that of our uniform grid."""
+    if grid.kind != "timesteps" or grid.before_last or grid.noisiest is not None:
+        return {"timestep_spacing": "trailing"}
+    return {"timestep_spacing": grid.spacing, "steps_offset": grid.offset}
+
+
+def _ddim(settings: dict[str, Any], sampler: Any, schedule: Discrete) -> list[str]:
+    """What only DDIM has, written into the settings; and what is left of it."""
+    settings["set_alpha_to_one"] = True
+    if sampler.kind != "ddim":
+        return []
+    if sampler.clip_data is not None:
+        settings |= {"clip_sample": True, "clip_sample_range": sampler.clip_data}
+    notes: list[str] = []
+    if sampler.final_sigma > 0.0:
+        settings["set_alpha_to_one"] = False
+        first = float(schedule(1.0 / schedule.steps).sigma)
+        if not math.isclose(first, sampler.final_sigma, rel_tol=1e-6):
+            notes.append(f"The noise left in a sample is {first:.3g} there, and {sampler.final_sigma:.3g} here.")
+    if sampler.eta > 0.0:
+        notes.append(f"The pipeline takes the noise of DDIM when it is called: pass eta={sampler.eta:g}.")
+    return notes
 
 
 def _betas(model: Model, schedule: Discrete) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return _checked(values, str(path))
 
 
+def read_weights(weights: Weights) -> dict[str, Tensor]:
+    """The tensors of a file, or those that are given."""
+    return read_state(weights) if isinstance(weights, str | Path) else _checked(weights, "What was given")
+
+
 def _checked(values: Any, origin: str) -> dict[str, Tensor]:
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise InputError(f"{origin} is no state dict: a mapping from names to tensors is expected.")
@@ -58,13 +63,17 @@ class Transfer:
     Args:
         weights: a file, or tensors by name.
         rename: what becomes of each name; None leaves the tensor out.
+        origin: where tensors that are given are from.
     """
 
-    def __init__(self, weights: Weights, rename: Callable[[str], str | None] = lambda name: name) -> None:
-        if isinstance(weights, str | Path):
-            state, self.origin = read_state(weights), str(weights)
-        else:
-            state, self.origin = _checked(weights, "What was given"), "the state dict"
+    def __init__(
+        self,
+        weights: Weights,
+        rename: Callable[[str], str | None] = lambda name: name,
+        *,
+        origin: str = "the state dict",
+    ) -> None:
+        state, self.origin = read_weights(weights), str(weights) if isinstance(weights, str | Path) else origin
         self.state = {new: tensor for name, tensor in state.items() if (new := rename(name)) is not None}
         self._missing: dict[str, tuple[int, ...]] = {}
         self._reshaped: list[str] = []
@@ -233,6 +242,44 @@ def swap_halves(parameter: Tensor) -> Tensor:
     """The halves of the last axis exchanged: from features (sin, cos) of time to ours, (cos, sin); a bias has none."""
     first, second = parameter.chunk(2, dim=-1)
     return parameter if parameter.ndim < 2 else torch.cat([second, first], dim=-1)
+
+
+_FEW = {"blocks": 64}
+_SMALL, _PARAMETERS = 2**20, 2**24
+
+
+def require_fit(settings: Mapping[str, Any], state: Mapping[str, Tensor], build: Callable[[], nn.Module]) -> None:
+    """Check that a network may have these weights, before time and memory are spent on it.
+
+    What is small is left to :meth:`Transfer.finish`, which knows more of what does not fit.
+
+    Args:
+        settings: numbers that say how large it is, by name.
+        state: the weights.
+        build: makes the network, here without memory.
+    """
+    numbers = sum(tensor.numel() for tensor in state.values())
+    for name, value in settings.items():
+        most = max(_FEW[name], len(state)) if name in _FEW else max(_SMALL, numbers)
+        parts: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
+        largest = max((part for part in parts if isinstance(part, int)), default=0)
+        if name == "channels" and min(parts, default=0) < 1:
+            raise InputError(f"The settings ask for a network with channels {parts}; at least 1 is expected.")
+        if largest > most:
+            raise InputError(
+                f"The settings ask for a network with {name} {largest:.3g}; the weights are {numbers:,} numbers in "
+                f"{len(state):,} tensors. Take the settings that belong to these weights."
+            )
+    try:
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in build().parameters())
+    except (RuntimeError, OverflowError):
+        count = 2**63
+    if count > max(_PARAMETERS, 4 * numbers):
+        raise InputError(
+            f"The settings ask for a network of {count:.3g} parameters; the weights are {numbers:,} numbers. Take the "
+            "settings that belong to these weights."
+        )
 
 
 def require_groups(network: nn.Module, groups: int, at_least: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from sfumato.errors import InputError, nearest
 
 Settings = Mapping[str, Any]
+
+LARGEST = 2**31
+"""What no number that describes a network is above."""
 
 PUBLISHED: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
@@ -53,9 +57,12 @@ def numbers(value: Any) -> tuple[float, ...]:
     """Numbers that are written as one, as a list, or as a string with commas."""
     parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
     try:
-        return tuple(float(part) for part in parts if str(part).strip())
-    except (TypeError, ValueError):
-        raise InputError(f"Numbers between commas are expected; got {value!r}.") from None
+        found = tuple(math.nan if isinstance(part, bool) else float(part) for part in parts if str(part).strip())
+    except (TypeError, ValueError, OverflowError):
+        found = (math.nan,)
+    if not all(abs(number) <= LARGEST for number in found):
+        raise InputError(f"Numbers between commas are expected, none above 2^31; got {_shown(value)}.")
+    return found
 
 
 def by_name(settings: str | Settings, published: Mapping[str, Settings], program: str) -> Settings:
@@ -87,10 +94,22 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         return value
     kind = type(default)
     try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError:
-        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
-        raise InputError(f"{name} is {value!r}; {expected} is expected.") from None
+        typed: Any = TypeAdapter(kind).validate_python(value)
+        # True is a whole number to Python; and no size is above this
+        if kind is bool or (not isinstance(value, bool) and abs(typed) <= LARGEST):
+            return typed
+    except (ValidationError, OverflowError):
+        pass
+    expected = {bool: "true or false", int: "a whole number up to 2^31"}.get(kind, "a number")
+    raise InputError(f"{name} is {_shown(value)}; {expected} is expected.") from None
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it."""
+    # Python writes no number of thousands of digits out
+    huge = isinstance(value, int) and abs(value) >= 10**60
+    text = "a number of more than 60 digits" if huge else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def resolutions(sides: tuple[int | float, ...], size: int, count: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.gaussian import posterior_coefficients
-from sfumato.diffusion.level import Level, broadcast, sqrt
+from sfumato.diffusion.level import Level, Scalar, broadcast, sqrt
 from sfumato.diffusion.schedule import Schedule
 from sfumato.diffusion.variance import ReverseVariance, small
 from sfumato.errors import InputError
@@ -50,6 +50,8 @@ def ddim(
     *,
     eta: float = 0.0,
     variance: ReverseVariance = small,
+    clip_data: float | None = None,
+    final_sigma: float = 0.0,
 ) -> Tensor:
     r"""DDIM (J. Song et al. 2021, eqs. 12 and 16), with any reverse variance (Bao et al. 2022, sec. 3).
 
@@ -66,19 +68,40 @@ def ddim(
     Args:
         eta: the amount of noise, from 0 (deterministic) to 1 (ancestral sampling).
         variance: the reverse variance :math:`\Sigma`; small adds no noise to that of eta.
+        clip_data: the greatest magnitude of the estimate of the data, whose estimate of the noise stays what it was, as
+            in diffusers; sampling.clip changes both.
+        final_sigma: the standard deviation of the noise that stays in the sample, of a variance-preserving schedule, as
+            where diffusers does not set the last alpha to one.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise InputError(f"The eta of DDIM lies between 0 (deterministic) and 1 (ancestral); got {eta}.")
+    _check_ddim(eta, clip_data, final_sigma)
     prediction = denoise(x, t)
-    if s.sigma == 0.0 or (eta == 0.0 and variance is small):
-        return prediction.mix(s.alpha, s.sigma)
+
+    def mixed(alpha: Scalar, sigma: Scalar) -> Tensor:
+        if clip_data is None:
+            return prediction.mix(alpha, sigma)
+        data = prediction.x0.clamp(-clip_data, clip_data)
+        return broadcast(alpha, x) * data + broadcast(sigma, x) * prediction.eps
+
+    if s.sigma == 0.0:
+        return mixed(s.alpha * math.sqrt(1.0 - final_sigma * final_sigma), final_sigma)
+    if eta == 0.0 and variance is small:
+        return mixed(s.alpha, s.sigma)
     k0, _, tilde = posterior_coefficients(t, s)
     of_eta = eta * eta * tilde
     root = sqrt(s.sigma * s.sigma - of_eta)
     k = s.alpha - t.alpha * root / t.sigma
     sigma2 = of_eta + (k / k0) ** 2 * (variance(prediction, t, s) - tilde)
     sigma2 = sigma2.clamp(min=0.0) if isinstance(sigma2, Tensor) else max(float(sigma2), 0.0)
-    return prediction.mix(s.alpha, root).add_(broadcast(sqrt(sigma2), x) * memory.noise(x))
+    return mixed(s.alpha, root).add_(broadcast(sqrt(sigma2), x) * memory.noise(x))
+
+
+def _check_ddim(eta: float, clip_data: float | None, final_sigma: float) -> None:
+    if not 0.0 <= eta <= 1.0:
+        raise InputError(f"The eta of DDIM lies between 0 (deterministic) and 1 (ancestral); got {eta}.")
+    if clip_data is not None and not clip_data > 0.0:
+        raise InputError(f"The clip_data of DDIM is a positive magnitude; got {clip_data}.")
+    if not 0.0 <= final_sigma < 1.0:
+        raise InputError(f"The final_sigma of DDIM is at least 0 and below 1; got {final_sigma}.")
 
 
 @dataclass(frozen=True, slots=True)

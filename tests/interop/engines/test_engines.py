@@ -160,6 +160,28 @@ def test_tokens_of_any_number(engine: str) -> None:
         fast.denoiser.network(x, time, text=tokens)
 
 
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_low_resolutions_of_any_size(engine: str) -> None:
+    packages(engine, "onnx", "onnxscript")
+    low = {"kind": "low_resolution", "factor": 2, "drop": 0.1, "noise": 0.3}
+    model = random_model(conditions={"low": low})
+    fast = engines.compile(model, engine)
+    x, time = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 500.0])
+    for sides in ((4, 4), (3, 5), (1, 1)):
+        cond = {"low": torch.randn(2, 3, *sides), "low_level": torch.tensor([0.0, 0.2])}
+        with torch.no_grad():
+            expected, found = model.denoiser.network(x, time, **cond), fast.denoiser.network(x, time, **cond)
+        assert torch.allclose(found, expected, atol=1e-4), sides
+    with torch.no_grad():
+        assert torch.allclose(fast.denoiser.network(x, time), model.denoiser.network(x, time), atol=1e-4)
+    image = torch.rand(3, 4, 4) * 2.0 - 1.0
+    images = model.sample(2, steps=2, low=image)
+    assert torch.allclose(fast.sample(2, steps=2, low=image), images, atol=1e-4)
+    assert not torch.allclose(model.sample(2, steps=2), images, atol=1e-2)
+    with pytest.raises(InputError, match=r"low of shape \(2, 3, any, any\)"):
+        fast.denoiser.network(x, time, low=torch.randn(2, 1, 4, 4))
+
+
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_labels_and_shapes_that_do_not_fit(engine: str) -> None:
     model = of_kind("unet")

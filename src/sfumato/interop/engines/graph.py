@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from sfumato.conditioning.base import Condition, keys_of, require_known
 from sfumato.conditioning.embedding import Tokens
 from sfumato.conditioning.labels import Label
+from sfumato.conditioning.low_resolution import LowResolution
 from sfumato.errors import InputError
 from sfumato.interop.model import conditions_of, null_conditions
 from sfumato.models.model import Model
@@ -53,7 +54,7 @@ class Graph:
     Attributes:
         exported: the graph of torch.
         inputs: the names of its inputs: ``x``, ``time`` and the conditions.
-        shapes: the shape of each for one sample; None for a number of tokens, which may be any.
+        shapes: the shape of each for one sample; None for what may be any: a number of tokens, a side of a small image.
         nulls: the null value of each tensor of the conditions, for one sample.
         conditions: the conditions by name.
     """
@@ -98,11 +99,21 @@ def require_weights(network: nn.Module) -> None:
         raise InputError("The network of this model runs in an engine already; take the model that was loaded.")
 
 
+def _nulls(network: nn.Module, channels: int) -> dict[str, Tensor]:
+    """The null values of the tensors of conditions, with sides above 1 where an image may be of any size."""
+    nulls = null_conditions(network)
+    for name, condition in conditions_of(network).items():
+        if isinstance(condition, LowResolution):
+            # the exporter takes a side of 1 for a constant
+            nulls[name] = nulls[name].expand(1, channels, 2, 2)
+    return nulls
+
+
 def graph_of(model: Model) -> Graph:
     """The network of a model as a graph, without the coefficients of its parameterization."""
     network, shape, device = model.denoiser.network, model.info.shape, model.device
     require_weights(network)
-    conditions, nulls = conditions_of(network), null_conditions(network)
+    conditions, nulls = conditions_of(network), _nulls(network, shape[0])
     # neither 0 nor 1, which the exporter would take for constants
     count, length = 3, 2
     inputs = {"x": torch.zeros(count, *shape, device=device), "time": torch.zeros(count, device=device)}
@@ -113,6 +124,9 @@ def graph_of(model: Model) -> Graph:
             if isinstance(condition, Tokens):
                 null = null.repeat_interleave(length, 1)
                 dims[key][1] = Dim(f"{name}_length", min=1)
+            elif isinstance(condition, LowResolution) and null.ndim == 4:
+                null = null.new_zeros(1, null.shape[1], 4, 5)
+                dims[key] |= {2: Dim(f"{name}_height", min=2), 3: Dim(f"{name}_width", min=2)}
             inputs[key] = _repeated(null, count).to(device)
     x, time, *rest = dims.values()
     flat, was_training = _Flat(network, tuple(nulls)), network.training
