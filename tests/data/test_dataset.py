@@ -10,7 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from sfumato.data import Column, Dataset, Loader
 from sfumato.data.dataset import grey_values
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.random import permutation
 
 
@@ -301,3 +301,12 @@ def test_pictures_in_columns_are_mirrored_with_the_images() -> None:
 )
 def test_grey_values(images: torch.Tensor, bins: int | None) -> None:
     assert grey_values(images.numpy()) == bins
+
+
+def test_words_are_classes_or_left_out() -> None:
+    images = np.zeros((3, 1, 4, 4), np.uint8)
+    with pytest.warns(SfumatoWarning, match="'text' holds text"):
+        data = Dataset.of({"image": images, "label": ["dog", "cat", "dog"], "text": ["a", "b", "c"]})
+    assert data.columns["label"].names == ("cat", "dog") and list(data.columns) == ["label"]
+    assert np.asarray(data.columns["label"].values).tolist() == [1, 0, 1]
+    assert repr(data) == "Dataset(data: 3 images of 1x4x4, columns label)"

@@ -78,7 +78,7 @@ class Units:
     scale: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """``N`` images (or signals) of one shape with named columns; map-style, as PyTorch expects.
 
@@ -132,7 +132,7 @@ class Dataset:
                 raise InputError(f"{name}: there is no 'image' among {', '.join(columns) or 'nothing'}.")
             images = columns.pop(key)
             _check_layout(images, name)
-            return cls(images, {key: Column(values) for key, values in columns.items()}, name)
+            return cls(images, _columns_of(columns, name), name)
         if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
             expected = "give an array, a dict of arrays, or a PyTorch data set with __len__ and __getitem__"
             raise InputError(f"{name}: a {type(data).__name__} can't be read by index, as resuming needs; {expected}.")
@@ -146,6 +146,10 @@ class Dataset:
             # torchvision's data sets know their labels without decoding the images
             columns["label"] = Column(as_array(data.targets), tuple(map(str, getattr(data, "classes", ()))))
         return cls(fields["image"], columns, name)
+
+    def __repr__(self) -> str:
+        columns = f", columns {', '.join(self.columns)}" if self.columns else ""
+        return f"Dataset({self.name}: {len(self)} images of {'x'.join(map(str, self.shape))}{columns})"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -199,6 +203,21 @@ class Dataset:
             raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images; {advice}.")
         order = permutation(seed, "split", 0, size)
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def _columns_of(arrays: Mapping[str, Any], name: str) -> dict[str, Column]:
+    """Columns of arrays; a label in words becomes class numbers, and other words are left out."""
+    columns: dict[str, Column] = {}
+    for key, values in arrays.items():
+        is_text = not isinstance(values, LAZY) and values.dtype.kind in "US"
+        if is_text and key == "label":
+            names, numbers = np.unique(values, return_inverse=True)
+            columns[key] = Column(numbers.astype(np.int64), tuple(map(str, names)))
+        elif is_text:
+            warnings.warn(f"{name}: the column {key!r} holds text and is left out.", SfumatoWarning, stacklevel=4)
+        else:
+            columns[key] = Column(values)
+    return columns
 
 
 def _check_layout(images: Array, name: str) -> None:
