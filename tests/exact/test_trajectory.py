@@ -197,7 +197,7 @@ def test_a_continuous_schedule_is_cut_finely() -> None:
     schedule = schedules.ContinuousLinear()
     gamma = exact(grids.uniform(schedule, CANDIDATES))
     found = torch.as_tensor(optimal_grid(schedule, 7, gamma).t)
-    assert found[0] == 1.0 and found[-1] == 0.0 and found[-2] == 1.0 / CANDIDATES
+    assert found[-1] == 0.0 and (found[[0, -2]] - torch.tensor([1.0, 1.0 / CANDIDATES])).abs().max() < 1e-9
     assert len(found) == 8 and bool((found.diff() < 0.0).all())
 
 
