@@ -8,6 +8,7 @@ encoder puts a learned stand-in (:class:`Null`) where a row is null.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.random import Draws, sent
 
 
@@ -94,6 +95,10 @@ class Condition(ABC):
     @abstractmethod
     def missing(self, count: int) -> dict[str, Tensor]:
         """Null parts for ``count`` samples."""
+
+    def null_rows(self, parts: Mapping[str, Tensor]) -> Bool[Tensor, "batch"]:
+        """Which samples have no condition, as after :func:`null_of`."""
+        return without_null(parts["value"])[1]
 
     def default(self, seed: int, first: int, count: int) -> dict[str, Tensor] | None:
         """The parts of samples ``first ... first + count - 1`` of a seed when nobody gives any; None is the null."""
@@ -185,8 +190,9 @@ def given_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of samples ``first ... first + count - 1`` of a seed, from what a person gives by name.
 
-    A value is one for all samples or one per sample; None is the null. Conditions not given have their default. The
-    inputs of the network named in ``raw`` are passed on as they are, tensors with a row per sample.
+    A value is one for all samples or one per sample; None is the null, which a condition has that was dropped in
+    training. Conditions not given have their default. The inputs of the network named in ``raw`` are passed on as they
+    are, tensors with a row per sample.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in values.items():
@@ -195,13 +201,17 @@ def given_tensors(
             condition = conditions[name]
             try:
                 parts = (
-                    condition.missing(count) if value is None else condition.given(value, count, seed=seed, first=first)
+                    null_parts(name, condition, count)
+                    if value is None
+                    else condition.given(value, count, seed=seed, first=first)
                 )
             except TypeError:
                 # such as a word from a command line where numbers are needed
                 raise InputError(
                     f"The condition {name!r} can't be made of {value!r}; give numbers or a tensor."
                 ) from None
+            if condition.drop == 0.0 and bool(condition.null_rows(parts).any()):
+                raise InputError(_no_null(name, "a value for every sample"))
             tensors |= keyed(name, condition, parts)
             continue
         shape = tuple(getattr(value, "shape", ()))
@@ -210,10 +220,28 @@ def given_tensors(
             raise InputError(f"{held}; expected a tensor with a row for each of {count} samples.")
         tensors[name] = value
     for name, condition in conditions.items():
-        parts = None if name in values else condition.default(seed, first, count)
+        if name in values:
+            continue
+        parts = condition.default(seed, first, count)
         if parts is not None:
             tensors |= keyed(name, condition, parts)
+        elif condition.drop == 0.0:
+            warnings.warn(_no_null(name, "it"), SfumatoWarning, stacklevel=3)
     return tensors
+
+
+def null_parts(name: str, condition: Condition, count: int) -> dict[str, Tensor]:
+    """The null parts for ``count`` samples, of a condition that was dropped in training."""
+    if condition.drop == 0.0:
+        raise InputError(_no_null(name, "a value"))
+    return condition.missing(count)
+
+
+def _no_null(name: str, wanted: str) -> str:
+    return (
+        f"The condition {name!r} was never dropped in training (conditions.{name}.drop is 0), so that the model knows no "
+        f"images without it: give {wanted}, or train with --conditions.{name}.drop 0.1."
+    )
 
 
 Nulling = Callable[[dict[str, Tensor]], dict[str, Tensor]]

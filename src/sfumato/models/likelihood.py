@@ -123,7 +123,7 @@ def _known(number: float) -> float | None:
 def default_levels(schedule: Schedule, steps: int | None = None, bins: int = 256) -> Level:
     """The grid of a bound: the full one of a discrete schedule, 1000 steps of another.
 
-    It is that of :func:`sfumato.sampling.grids.fine` down to a quarter of a bin (0.002 for 8-bit data): at less noise
+    It is that of :func:`sfumato.sampling.grids.fine`, at most down to a quarter of a bin (0.002 for 8-bit data): at less noise
     the value of a pixel is certain, and a network that has not learned to round pays in vain for each level.
     """
     count = steps if steps is not None else schedule.steps if isinstance(schedule, Discrete) else 1000
@@ -200,6 +200,7 @@ def bits_per_dim(
     if isinstance(model, Model):
         if shape != model.info.shape:
             raise InputError(f"The model is of images of shape {model.info.shape}; these data have shape {shape}.")
+        named = tuple(cond)
         cond = model.given(cond, seed, first, count, defaults=False)
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
     if levels is None and bound and bins is not None:
@@ -215,10 +216,8 @@ def bits_per_dim(
         given: dict[str, Any] = {key: value[rows].to(images.device) for key, value in cond.items()}
         if isinstance(model, Model):
             columns = data.rows(range(rows.start, rows.stop)) if isinstance(data, Dataset) else {}
-            given = {
-                **model.of_data(images, columns, Draws(seed, first + rows.start, len(images), len(images))),
-                **given,
-            }
+            draws_of_batch = Draws(seed, first + rows.start, len(images), len(images))
+            given |= model.of_data(images, columns, draws_of_batch, given=named)
         index, ledger, found = first + rows.start, None, None
         if levels is not None and bound and bins is not None:
             on_device = variational_bound(
