@@ -133,7 +133,7 @@ def test_every_condition_reaches_the_output_and_its_null_is_learned(name: str, k
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_a_condition_that_was_never_dropped_has_no_null(name: str) -> None:
-    """Neither None nor a null row is given to a model that has learned no stand-in for it; nothing given is doubtful."""
+    """Neither None nor a null row is given to a model that has learned no stand-in; nothing given is doubtful."""
     key, kept = f"its_{name}", described(name)
     never = {key: _never_dropped(condition) for key, condition in kept.items()}
     x0, rows = Loader(data(), 0).batch(0, 3).x0, data().rows(range(3))

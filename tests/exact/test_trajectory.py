@@ -204,7 +204,7 @@ def test_a_continuous_schedule_is_cut_finely() -> None:
 def test_an_estimate_that_says_nothing_does_not_lead_astray() -> None:
     """Where the noise is all, Gamma of a few images may exceed 1: no variance, so that a step seems to cost nothing."""
     levels = grids.uniform(FULL, 100)
-    rough = estimate(ORACLE, [ORACLE.sample(200, 0, dtype=torch.float64)], levels)
+    rough = estimate(ORACLE, [ORACLE.sample(200, 0, dtype=torch.float64)], levels, estimator="norm")
     assert max(rough.gamma) > 1.0
     table = exact(levels)
     totals = [float(costs(cheapest_grid(levels, 8, t), table).sum()) for t in (table, rough)]

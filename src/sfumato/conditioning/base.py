@@ -239,8 +239,8 @@ def null_parts(name: str, condition: Condition, count: int) -> dict[str, Tensor]
 
 def _no_null(name: str, wanted: str) -> str:
     return (
-        f"The condition {name!r} was never dropped in training (conditions.{name}.drop is 0), so that the model knows no "
-        f"images without it: give {wanted}, or train with --conditions.{name}.drop 0.1."
+        f"The condition {name!r} was never dropped in training (conditions.{name}.drop is 0), so that the model knows "
+        f"no images without it: give {wanted}, or train with --conditions.{name}.drop 0.1."
     )
 
 

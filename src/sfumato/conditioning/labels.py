@@ -56,7 +56,7 @@ class Label(Condition):
         return replace(self, names=names, frequencies=tuple(count / len(values) for count in counts))
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """From a class (its name or its number) for all samples, or one for each; -1 is none, if the model knows that."""
+        """From a class (its name or its number) for all samples, or one for each; -1 is none, where drop is above 0."""
         if not self.names:
             raise InputError("This model was trained without labels, so it can't be asked for a class.")
         listed = isinstance(value, Sequence) and not isinstance(value, str)

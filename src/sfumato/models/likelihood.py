@@ -123,8 +123,8 @@ def _known(number: float) -> float | None:
 def default_levels(schedule: Schedule, steps: int | None = None, bins: int = 256) -> Level:
     """The grid of a bound: the full one of a discrete schedule, 1000 steps of another.
 
-    It is that of :func:`sfumato.sampling.grids.fine`, at most down to a quarter of a bin (0.002 for 8-bit data): at less noise
-    the value of a pixel is certain, and a network that has not learned to round pays in vain for each level.
+    It is that of :func:`sfumato.sampling.grids.fine`, at most down to a quarter of a bin (0.002 for 8-bit data): at
+    less noise the value of a pixel is certain, and a network that has not learned to round pays in vain for each level.
     """
     count = steps if steps is not None else schedule.steps if isinstance(schedule, Discrete) else 1000
     if count < 1:

@@ -257,7 +257,7 @@ class Model:
     def of_data(
         self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws, *, given: Collection[str] = ()
     ) -> dict[str, Tensor]:
-        """The tensors of the conditions of data that are not ``given``, none dropped; null where a column is missing."""
+        """The tensors of the conditions of data that are not ``given``, none dropped; null where a column lacks."""
         tensors: dict[str, Tensor] = {}
         for name, condition in self.conditions.items():
             if name in given:
