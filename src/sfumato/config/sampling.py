@@ -216,7 +216,12 @@ class SamplingConfig(Component):
         return inner
 
     def build(
-        self, denoiser: Denoiser, fitted: Fitted, weak: Denoise | None = None, null: Any = None
+        self,
+        denoiser: Denoiser,
+        fitted: Fitted,
+        weak: Denoise | None = None,
+        null: Any = None,
+        levels: Level | None = None,
     ) -> tuple[Denoise, Level, Step]:
         """The denoiser as it is sampled from, the grid and the step.
 
@@ -225,7 +230,9 @@ class SamplingConfig(Component):
             fitted: what was fitted to it.
             weak: the denoiser of ``guidance.weak_run``, where that is given.
             null: the null version of conditions, for guidance.
+            levels: the grid, where it is not that of the configuration.
         """
+        steps = self.steps if levels is None else len(levels) - 1
         if self.sampler.kind == "fitted" and fitted.require_solver(self.steps).guidance != self.guidance.scale:
             warnings.warn(
                 f"The fitted sampler was fitted with guidance.scale {fitted.solvers[self.steps].guidance:g}, but "
@@ -237,11 +244,11 @@ class SamplingConfig(Component):
             "denoiser": denoiser,
             "schedule": denoiser.schedule,
             "data_std": denoiser.data_std,
-            "steps": self.steps,
+            "steps": steps,
             "gamma": Lazy(fitted.require_gamma),
             "plan": Lazy(lambda: fitted.require_solver(self.steps)),
         }
-        levels = self.grid.build(**context)
+        levels = self.grid.build(**context) if levels is None else levels
         step = self.sampler.build(
             **context,
             levels=levels,

@@ -197,8 +197,10 @@ class Model:
                 f"got {count}, {size} and {first}."
             )
         tensors = self.given(cond, seed, first, count)
-        denoise, levels, step = self.sampler(sampling)
-        levels, step = grid or levels, solver or step
+        if grid is not None:
+            check_grid(grid)
+        denoise, levels, step = self.sampler(sampling, grid)
+        step = solver or step
         check_grid(levels)
         if sampling.guidance.by_condition and all(bool(without_null(rows)[1].all()) for rows in tensors.values()):
             raise InputError("A guidance scale needs a condition to guide by, but none was given.")
@@ -269,15 +271,18 @@ class Model:
             tensors |= keyed(name, condition, parts)
         return {key: rows.to(self.device) for key, rows in tensors.items()}
 
-    def sampler(self, sampling: SamplingConfig | None = None) -> tuple[Denoise, Level, Step]:
-        """The denoiser as it is sampled from, with its guidance, the grid and the solver."""
+    def sampler(
+        self, sampling: SamplingConfig | None = None, levels: Level | None = None
+    ) -> tuple[Denoise, Level, Step]:
+        """The denoiser as it is sampled from, with its guidance, the grid (or these levels) and the solver."""
         sampling = sampling or self.config.sampling
         guidance = sampling.guidance
         guidance.require(self.conditions)
         weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
         null = nulling(self.conditions) if guidance.by_condition else None
         denoiser = prepared(self.denoiser, self.info.shape, sampling)
-        return sampling.tuned(self.fitted).build(denoiser, self.fitted, weak, null)
+        sampling = sampling.tuned(self.fitted) if levels is None else sampling
+        return sampling.build(denoiser, self.fitted, weak, null, levels)
 
     def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
         """The denoiser of a weaker run of the same task, for autoguidance."""
