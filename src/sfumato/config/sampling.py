@@ -248,15 +248,15 @@ class SamplingConfig(Component):
             "gamma": Lazy(fitted.require_gamma),
             "plan": Lazy(lambda: fitted.require_solver(self.steps)),
         }
-        levels = self.grid.build(**context) if levels is None else levels
+        used: Level = self.grid.build(**context) if levels is None else levels
         step = self.sampler.build(
             **context,
-            levels=levels,
-            variances=lambda name: reverse_variance(name, denoiser, levels, fitted),  # pyright: ignore[reportUnknownLambdaType]
+            levels=used,
+            variances=lambda name: reverse_variance(name, denoiser, used, fitted),  # pyright: ignore[reportUnknownLambdaType]
         )
         if getattr(self.sampler, "variance", None) == "large":
-            self._warn_of_spread(levels, step, denoiser.data_std)
-        return self.wrap(denoiser, self.guidance.build(denoiser, weak, null)), levels, step
+            self._warn_of_spread(used, step, denoiser.data_std)
+        return self.wrap(denoiser, self.guidance.build(denoiser, weak, null)), used, step
 
     def _warn_of_spread(self, levels: Level, step: Step, std: float) -> None:
         from sfumato.sampling.steps import gaussian_spread
