@@ -195,12 +195,12 @@ def bits_per_dim(
     denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
     process = model.config.sampling.wrap(model.denoiser) if isinstance(model, Model) else model
     schedule = _schedule(denoiser, schedule)
+    named = tuple(cond)
     shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
     count, dimensions = len(data), math.prod(shape)
     if isinstance(model, Model):
         if shape != model.info.shape:
             raise InputError(f"The model is of images of shape {model.info.shape}; these data have shape {shape}.")
-        named = tuple(cond)
         cond = model.given(cond, seed, first, count, defaults=False)
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
     if levels is None and bound and bins is not None:
