@@ -17,7 +17,7 @@ from sfumato.data import Column, Dataset, Loader
 from sfumato.diffusion.denoiser import Denoiser, embed_thousand
 from sfumato.diffusion.parameterization import v
 from sfumato.diffusion.schedule import ContinuousCosine
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.networks.dit import DiT
 from sfumato.networks.unet import UNet
 from sfumato.random import Draws
@@ -129,6 +129,36 @@ def test_every_condition_reaches_the_output_and_its_null_is_learned(name: str, k
     stand_ins = [g for key, g in gradients.items() if "null" in key]
     stand_ins += [gradients["table.weight"][:1]] if "table.weight" in gradients else []
     assert stand_ins and all(float(g.abs().max()) > 0.0 for g in stand_ins)
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_that_was_never_dropped_has_no_null(name: str) -> None:
+    """Neither None nor a null row is given to a model that has learned no stand-in; nothing given is doubtful."""
+    key, kept = f"its_{name}", described(name)
+    never = {key: _never_dropped(condition) for key, condition in kept.items()}
+    x0, rows = Loader(data(), 0).batch(0, 3).x0, data().rows(range(3))
+    parts = never[key].training(x0, rows, Draws(0, 0, 3, 3))
+    one = torch.tensor([False, True, False])
+    value, missing = parts["value"], null_of(parts["value"], one)
+    if name in ("plain", "bare"):
+        # where the data have no masks, a sample of which no token is seen is null
+        value, missing = (value, parts["mask"]), (value, null_of(parts["mask"], one))
+    for given in (None, missing):
+        with pytest.raises(InputError, match=rf"'{key}' was never dropped .*--conditions\.{key}\.drop 0\.1"):
+            given_tensors(never, {key: given}, 3)
+        assert given_tensors(kept, {key: given}, 3)[key].shape[0] == 3
+    assert given_tensors(never, {key: value}, 3)[key].shape[0] == 3
+    if never[key].default(0, 0, 3) is None:
+        with pytest.warns(SfumatoWarning, match=f"'{key}' was never dropped"):
+            assert given_tensors(never, {}, 3) == {}
+    else:
+        assert given_tensors(never, {}, 3)[key].shape == (3,)
+
+
+def test_empty_tokens_are_no_null_where_data_may_have_them() -> None:
+    never = {key: _never_dropped(condition) for key, condition in described("text").items()}
+    empty = torch.zeros(2, 4, 5), torch.zeros(2, 4)
+    assert not given_tensors(never, {"its_text": empty}, 2)["its_text_mask"].any()
 
 
 def _never_dropped(condition: Condition) -> Condition:

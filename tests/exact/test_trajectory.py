@@ -197,14 +197,14 @@ def test_a_continuous_schedule_is_cut_finely() -> None:
     schedule = schedules.ContinuousLinear()
     gamma = exact(grids.uniform(schedule, CANDIDATES))
     found = torch.as_tensor(optimal_grid(schedule, 7, gamma).t)
-    assert found[0] == 1.0 and found[-1] == 0.0 and found[-2] == 1.0 / CANDIDATES
+    assert found[-1] == 0.0 and (found[[0, -2]] - torch.tensor([1.0, 1.0 / CANDIDATES])).abs().max() < 1e-9
     assert len(found) == 8 and bool((found.diff() < 0.0).all())
 
 
 def test_an_estimate_that_says_nothing_does_not_lead_astray() -> None:
     """Where the noise is all, Gamma of a few images may exceed 1: no variance, so that a step seems to cost nothing."""
     levels = grids.uniform(FULL, 100)
-    rough = estimate(ORACLE, [ORACLE.sample(200, 0, dtype=torch.float64)], levels)
+    rough = estimate(ORACLE, [ORACLE.sample(200, 0, dtype=torch.float64)], levels, estimator="norm")
     assert max(rough.gamma) > 1.0
     table = exact(levels)
     totals = [float(costs(cheapest_grid(levels, 8, t), table).sum()) for t in (table, rough)]

@@ -71,6 +71,22 @@ def test_guidance_by_label_keeps_the_other_conditions() -> None:
     assert torch.equal(model.sample(2, **cond), model.sample(2, label=labels, **cond))
 
 
+def test_what_was_never_dropped_must_be_there() -> None:
+    """Of a model without a learned null, in sampling and in likelihoods; the slots of its network stay optional."""
+    classes = {"label": {"kind": "label", "drop": 0.0, "draw": "uniform", "names": ("a", "b")}}
+    model = Model.build(parse(Config, {"sampling": {"steps": 2}}), info(classes), network=with_slots())
+    randomized(model.denoiser)
+    for none in (-1, "-1", None, [0, -1]):
+        with pytest.raises(InputError, match=r"'label' was never dropped in training .*conditions\.label\.drop 0\.1"):
+            model.sample(2, label=none)
+    assert model.sample(2).shape == model.sample(2, label="b").shape == (2, 1, 8, 8)
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(InputError, match="'label' was never dropped"):
+        sfumato.bits_per_dim(model, images, bins=3, flow=False, steps=2)
+    found = sfumato.bits_per_dim(model, images, bins=3, flow=False, steps=2, label=1).bound
+    assert found is not None and bool(found.total.isfinite().all())
+
+
 @pytest.mark.parametrize("network", [SMALL["unet"], SMALL["dit in context"]], ids=["unet", "dit"])
 def test_labels_in_tokens_are_trained_and_come_back(tmp_path: Path, network: dict[str, Any]) -> None:
     conditions = {"label": {**LABELLED["label"], "slot": "tokens"}}

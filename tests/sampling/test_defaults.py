@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from sfumato.config import Config, parse
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
-from sfumato.diffusion.oracle import Covariances, GaussianOracle, MixtureOracle
+from sfumato.diffusion.oracle import Covariances, EmpiricalOracle, GaussianOracle, MixtureOracle, Oracle
 from sfumato.diffusion.schedule import (
     ContinuousCosine,
     Karras,
@@ -21,10 +25,15 @@ from sfumato.diffusion.schedule import (
     zero_terminal_snr,
 )
 from sfumato.errors import InputError
-from sfumato.sampling.defaults import CHOICES, best, choice
+from sfumato.models.model import Model
+from sfumato.models.storage import Info
+from sfumato.sampling import grids
+from sfumato.sampling.defaults import CHOICES, best, best_grid, best_step, choice
 from sfumato.sampling.grids import karras
+from sfumato.sampling.multistep import Unified
 from sfumato.sampling.published import dpm_solver_pp_2m
 from sfumato.sampling.sample import Noise, Step, check_grid, initial, sample
+from sfumato.sampling.steps import heun
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": linear,
@@ -42,9 +51,7 @@ def no_noise(x: torch.Tensor) -> torch.Tensor:
     raise AssertionError("a deterministic step drew noise")
 
 
-def end(
-    oracle: MixtureOracle | GaussianOracle, x: torch.Tensor, levels: Level, step: Step, noise: Noise = no_noise
-) -> torch.Tensor:
+def end(oracle: Oracle, x: torch.Tensor, levels: Level, step: Step, noise: Noise = no_noise) -> torch.Tensor:
     *_, last = sample(oracle, x, levels, step, noise=noise)
     return last.x
 
@@ -110,7 +117,98 @@ def test_units_do_not_matter(schedule: Callable[[], Schedule], scale: float) -> 
 
 def test_every_number_has_one_row() -> None:
     assert [choice(row.fewest) for row in CHOICES] == list(CHOICES)
-    assert choice(6) == CHOICES[0] and choice(10_000) == CHOICES[-1]
+    assert choice(6) == choice(5) and choice(10_000) == CHOICES[-1]
+
+
+def _ring() -> MixtureOracle:
+    angle = torch.arange(8, dtype=torch.float64) * (torch.pi / 4.0)
+    means = 2.0 * torch.stack([angle.cos(), angle.sin()], 1)
+    return MixtureOracle(means, Covariances.isotropic(torch.full((8,), 0.04), 2))
+
+
+def _clusters() -> MixtureOracle:
+    means = torch.tensor([[1.0, 0.5], [-1.0, 0.8], [0.0, -1.3]], dtype=torch.float64)
+    return MixtureOracle(means, Covariances.isotropic(torch.tensor([0.04, 0.09, 0.01]), 2))
+
+
+def _digits() -> EmpiricalOracle:
+    return EmpiricalOracle(torch.from_numpy(load_digits().data / 8.0 - 1.0))
+
+
+def _exact(oracle: Oracle, x: torch.Tensor, first: Level) -> torch.Tensor:
+    """The end of the flow from there, by many steps of another solver in the scale of EDM."""
+    first = first if first.alpha > 0.0 else Level(1.0, 1e-5, 1.0)
+    ratio = float(first.noise_to_signal)
+    return end(oracle, x / first.alpha, karras(Karras(2.0 * ratio), 150, 1e-3, ratio), heun)
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine, Karras, RectifiedFlow])
+@pytest.mark.parametrize("target", [_ring, _clusters, _digits])
+def test_the_error_falls_with_every_step(target: Callable[[], Oracle], schedule: Callable[[], Schedule]) -> None:
+    """From 1 to 10 evaluations, across the rows of the table: it never rises by a quarter, and in three steps it falls.
+
+    Where the data are points, the error is that of the few samples that end at another one: their number is uncertain.
+    """
+    oracle, noise = target(), schedule()
+    std = float(oracle.sample(4000, 0, dtype=torch.float64).std())
+    x = initial(noise(1.0), (64,) if target is _digits else (2,), 3, count=128).double()
+    exact = _exact(oracle, x, noise(1.0))
+    found = [float((end(oracle, x, *best(noise, steps, std)) - exact).square().mean().sqrt()) for steps in range(1, 11)]
+    most = 1.4 if target is _digits else 1.25
+    assert all(after < most * before for before, after in itertools.pairwise(found)), found
+    assert all(after < before for before, after in zip(found, found[3:], strict=False)), found
+    assert found[2] < 0.3 * found[0] or target is _digits
+
+
+GRIDS: dict[str, Callable[[Schedule, int], Level]] = {
+    **{name: getattr(grids, name) for name in ("uniform", "trailing", "leading", "quadratic")},
+    "karras": lambda schedule, steps: karras(schedule, steps, sigma_max=_end(schedule)),
+    "log_snr": lambda schedule, steps: grids.log_snr(schedule, steps, sigma_max=_end(schedule)),
+    "list": lambda schedule, steps: grids.at_log_snrs(schedule, torch.linspace(-6.0, 8.0, steps).tolist()),
+    "of other data": lambda schedule, steps: best_grid(schedule, steps, 9.0),
+}
+
+
+def _end(schedule: Schedule) -> float:
+    return min(float(schedule(1.0).noise_to_signal), 80.0)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_best_is_sound_on_every_grid(name: str) -> None:
+    """From 2 to 20 steps never much worse than DPM-Solver++(2M) on the same grid, and better on average."""
+    ring = _ring()
+    ratios: list[float] = []
+    for make in (linear, cosine, Karras, RectifiedFlow):
+        schedule = make()
+        exact: dict[float, torch.Tensor] = {}
+        for steps in (2, 3, 5, 10, 15, 20):
+            levels = GRIDS[name](schedule, steps)
+            x = initial(levels, (2,), 3, count=64).double()
+            start = float(levels[0].noise_to_signal)
+            if start not in exact:
+                exact[start] = _exact(ring, x, levels[0])
+            ours, theirs = (
+                float((end(ring, x, levels, step) - exact[start]).square().mean().sqrt())
+                for step in (best_step(schedule, levels, 1.42), dpm_solver_pp_2m)
+            )
+            assert ours < 1.5 * theirs + 1e-3, (make.__name__, steps, ours, theirs)
+            ratios.append(ours / theirs)
+    assert sum(map(math.log, ratios)) < 0.03 * len(ratios)
+
+
+def test_best_takes_the_grid_that_is_in_use() -> None:
+    """A list of levels of the caller's is no grid of the configuration: the solver is that for the list."""
+    info = Info(shape=(1, 8, 8), std=0.5, train=2)
+    model = Model.build(parse(Config, {"model": {"schedule": {"kind": "cosine"}}}), info)
+    levels = karras(model.denoiser.schedule, 15)
+    for grid, ours in ((levels, False), (best_grid(model.denoiser.schedule, 15, 0.5), True)):
+        _, used, step = model.sampler(levels=grid)
+        assert used is grid and isinstance(step, partial)
+        assert (step.keywords == best_step(model.denoiser.schedule, grid, 0.5).keywords) and (  # type: ignore[attr-defined]
+            isinstance(step.keywords["rule"], Unified) != ours
+        )
+    images = model.sample(2, grid=levels, steps=3)
+    assert torch.equal(images, model.sample(2, grid="karras", steps=15))
 
 
 def test_a_short_table_keeps_to_its_levels() -> None:

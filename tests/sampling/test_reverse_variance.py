@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import warnings
 from functools import partial
 
 import pytest
 import torch
 from tests.oracles import gaussian
 
+from sfumato.config import Config, SamplingConfig, parse
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion import variance
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
-from sfumato.diffusion.variance import Gamma, analytic
+from sfumato.diffusion.variance import Gamma, ReverseVariance, analytic
 from sfumato.errors import InputError
+from sfumato.models.model import Model
+from sfumato.models.storage import Info
 from sfumato.sampling import grids
 from sfumato.sampling.guidance import Clipped
 from sfumato.sampling.sample import Memory, initial, sample, seeded_noise
-from sfumato.sampling.steps import ancestral, ddim
+from sfumato.sampling.steps import ancestral, ddim, gaussian_spread
 
 STD = 0.6
 
@@ -117,3 +122,36 @@ def test_eta_out_of_range(eta: float) -> None:
     t, s = schedules.linear(1000)(0.5), schedules.linear(1000)(0.4)
     with pytest.raises(InputError, match="eta of DDIM"):
         one(partial(ddim, eta=eta), t, s, 0.0)
+
+
+@pytest.mark.parametrize("step", [ancestral, partial(ddim, eta=0.5)], ids=["ancestral", "ddim"])
+@pytest.mark.parametrize("kind", [variance.small, variance.large], ids=["small", "large"])
+def test_the_spread_of_samples_in_closed_form(step: partial[torch.Tensor], kind: ReverseVariance) -> None:
+    """Against samples, on the schedule where few steps with the large variance miss it the most."""
+    levels, chosen = grids.uniform(schedules.Karras(), 6), partial(step, variance=kind)
+    x = initial(levels, (50,), 0, count=2000).double()
+    *_, frame = sample(gaussian(0.0, STD, (50,)), x, levels, chosen, noise=seeded_noise(0))
+    assert gaussian_spread(levels, chosen, STD) == pytest.approx(float(frame.x.std()), rel=0.01)
+
+
+def few_steps(kind: str, schedule: str, steps: int) -> float | None:
+    """The ratio of which sampling warns, if it does."""
+    made = Model.build(
+        parse(Config, {"model": {"schedule": {"kind": schedule}}}), Info(shape=(1, 8, 8), std=0.5, train=2)
+    )
+    sampling = parse(
+        SamplingConfig, {"sampler": {"kind": kind, "variance": "large"}, "grid": "uniform", "steps": steps}
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made.sampler(sampling)
+    said = [re.search(r"normal data ([0-9.]+) times their spread", str(one.message)) for one in caught]
+    return float(said[0][1]) if said and said[0] else None
+
+
+def test_the_large_variance_is_warned_of_with_the_number() -> None:
+    for kind in ("ancestral", "ddim"):
+        ratios = [few_steps(kind, "edm", steps) for steps in (5, 10, 500)]
+        assert ratios[0] is not None and ratios[1] is not None and ratios[0] > 4.0 > ratios[1] > 2.0
+        assert ratios[2] is None
+        assert few_steps(kind, "linear", 10) is None and few_steps(kind, "flow", 10) is None

@@ -28,7 +28,7 @@ many steps. Sampling in that number of steps uses them, unless another sampler o
 
 
 def tune(arguments: list[str]) -> int:
-    names = ("steps", "coefficients", "noises", "images", "levels", "seed")
+    names = ("steps", "coefficients", "noises", "images", "levels", "estimator", "seed")
     fields: Fields = {
         "run": RUN,
         **options_of("sfumato.models.calibrate:tune", *names),

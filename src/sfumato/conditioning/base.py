@@ -8,6 +8,7 @@ encoder puts a learned stand-in (:class:`Null`) where a row is null.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.io.images import read_any_size
 from sfumato.random import Draws, sent
 
@@ -96,6 +97,10 @@ class Condition(ABC):
     @abstractmethod
     def missing(self, count: int) -> dict[str, Tensor]:
         """Null parts for ``count`` samples."""
+
+    def null_rows(self, parts: Mapping[str, Tensor]) -> Bool[Tensor, "batch"]:
+        """Which samples have no condition, as after :func:`null_of`."""
+        return without_null(parts["value"])[1]
 
     def default(self, seed: int, first: int, count: int) -> dict[str, Tensor] | None:
         """The parts of samples ``first ... first + count - 1`` of a seed when nobody gives any; None is the null."""
@@ -187,8 +192,9 @@ def given_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of samples ``first ... first + count - 1`` of a seed, from what a person gives by name.
 
-    A value is one for all samples or one per sample; None is the null. Conditions not given have their default. The
-    inputs of the network named in ``raw`` are passed on as they are, tensors with a row per sample.
+    A value is one for all samples or one per sample; None is the null, which a condition has that was dropped in
+    training. Conditions not given have their default. The inputs of the network named in ``raw`` are passed on as they
+    are, tensors with a row per sample.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in values.items():
@@ -196,9 +202,11 @@ def given_tensors(
         if name in conditions:
             condition = conditions[name]
             if value is None:
-                parts = condition.missing(count)
+                parts = null_parts(name, condition, count)
             else:
                 parts = condition.given(value, count, seed=seed, first=first)
+            if condition.drop == 0.0 and bool(condition.null_rows(parts).any()):
+                raise InputError(_no_null(name, "a value for every sample"))
             tensors |= keyed(name, condition, parts)
             continue
         shape = tuple(getattr(value, "shape", ()))
@@ -207,10 +215,28 @@ def given_tensors(
             raise InputError(f"{held}; expected a tensor with a row for each of {count} samples.")
         tensors[name] = value
     for name, condition in conditions.items():
-        parts = None if name in values else condition.default(seed, first, count)
+        if name in values:
+            continue
+        parts = condition.default(seed, first, count)
         if parts is not None:
             tensors |= keyed(name, condition, parts)
+        elif condition.drop == 0.0:
+            warnings.warn(_no_null(name, "it"), SfumatoWarning, stacklevel=3)
     return tensors
+
+
+def null_parts(name: str, condition: Condition, count: int) -> dict[str, Tensor]:
+    """The null parts for ``count`` samples, of a condition that was dropped in training."""
+    if condition.drop == 0.0:
+        raise InputError(_no_null(name, "a value"))
+    return condition.missing(count)
+
+
+def _no_null(name: str, wanted: str) -> str:
+    return (
+        f"The condition {name!r} was never dropped in training (conditions.{name}.drop is 0), so that the model knows "
+        f"no images without it: give {wanted}, or train with --conditions.{name}.drop 0.1."
+    )
 
 
 Nulling = Callable[[dict[str, Tensor]], dict[str, Tensor]]

@@ -155,6 +155,10 @@ class Tokens(Condition):
         mask = torch.zeros(count, 1, dtype=torch.bool)
         return {"value": torch.full((count, 1, self.features), torch.nan), "mask": mask}
 
+    def null_rows(self, parts: Mapping[str, Tensor]) -> Bool[Tensor, "batch"]:
+        # where data have masks, some of their images may have no token at all
+        return ~parts["mask"].any(1) if self.mask_column is None else super().null_rows(parts)
+
     def slots(self, shape: Sequence[int]) -> Filled:
         return Filled(vector=self.pooling != "none", tokens=self.features)
 

@@ -56,7 +56,7 @@ class Label(Condition):
         return replace(self, names=names, frequencies=tuple(count / len(values) for count in counts))
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """The class by name or number, for all samples or one for each; -1 is none.
+        """The class by name or number, for all samples or one for each; -1 is none, where drop is above 0.
 
         Where the names of the classes are numbers, a number is such a name. A tensor holds the numbers of the classes
         in the data.
@@ -70,7 +70,8 @@ class Label(Condition):
             raise InputError(f"Labels must be whole numbers; got {labels.dtype}.")
         labels = (labels.expand(count) if labels.ndim == 0 else labels).long()
         if tuple(labels.shape) != (count,) or bool(((labels < -1) | (labels >= len(self.names))).any()):
-            raise InputError(f"Labels must be {count} numbers from 0 to {len(self.names) - 1} (or -1 for none).")
+            none = " (or -1 for none)" if self.drop > 0.0 else ""
+            raise InputError(f"Labels must be {count} numbers from 0 to {len(self.names) - 1}{none}.")
         return {"value": labels}
 
     def _number(self, label: Any) -> Any:

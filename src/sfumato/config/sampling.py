@@ -54,6 +54,10 @@ def reverse_variance(
     return variance.small if kind == "small" else variance.large
 
 
+# the spread of samples of normal data, in units of theirs, above which the large variance is warned of
+_MOST_SPREAD = 1.25
+
+
 class GuidanceConfig(Component):
     """Guidance: away from the null condition or from a weaker model, towards the condition."""
 
@@ -263,6 +267,20 @@ class SamplingConfig(Component):
                 return reverse_variance(name, denoiser, grid, fitted)
 
             solver: Step = self.sampler.build(**context, levels=grid, variances=variances)
+            if getattr(self.sampler, "variance", None) == "large":
+                self._warn_of_spread(grid, solver, denoiser.data_std)
         else:
             solver = step
         return self.wrap(denoiser, self.guidance.build(denoiser, weak, null)), grid, solver
+
+    def _warn_of_spread(self, levels: Level, step: Step, std: float) -> None:
+        from sfumato.sampling.steps import gaussian_spread
+
+        ratio = gaussian_spread(levels, step, std) / std
+        if ratio > _MOST_SPREAD:
+            warnings.warn(
+                f"With the large reverse variance, {len(levels) - 1} steps of this grid give normal data {ratio:.3g} "
+                "times their spread: take more steps, or sampler.variance small.",
+                SfumatoWarning,
+                stacklevel=4,
+            )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -90,17 +90,23 @@ def log_range(t: Level, s: Level, lowest: float) -> tuple[Scalar, Scalar]:
     return as_given(tilde, t.sigma), as_given(width, t.sigma)
 
 
+# how Gamma is estimated: from the error of the estimate of the data, or from the norm of the predicted noise
+Estimator = Literal["error", "norm"]
+
+
 @dataclass(frozen=True)
 class Gamma:
     r"""A table of :math:`\Gamma(\lambda) = \tfrac1D \mathbb E \lVert \hat\epsilon(x, \lambda) \rVert^2` by log-SNR.
 
     It is :math:`\sigma^2` times the :math:`\Gamma` of Bao et al. 2022, sec. 3, averaged over ``samples`` images (0 for
-    exact expectations), and belongs to a denoiser and its data, not to a schedule or grid.
+    exact expectations) by an ``estimator`` of :func:`estimate`, and belongs to a denoiser and its data, not to a
+    schedule or grid.
     """
 
     log_snr: tuple[float, ...]
     gamma: tuple[float, ...]
     samples: int = 0
+    estimator: Estimator = "norm"
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in itertools.pairwise(self.log_snr))
@@ -112,22 +118,26 @@ class Gamma:
     def from_dict(cls, values: Mapping[str, Any]) -> Gamma:
         try:
             log_snr, gamma = (tuple(float(number) for number in values[key]) for key in ("log_snr", "gamma"))
-            samples = int(values["samples"])
+            samples, estimator = int(values["samples"]), values.get("estimator", "norm")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"These are not the values of a table of Gamma ({error!r}).") from None
-        return cls(log_snr, gamma, samples)
+        _check_estimator(estimator)
+        return cls(log_snr, gamma, samples, estimator)
 
     def monotone(self) -> Gamma:
         r"""The table in which the posterior variance of the data does not rise from a level to one of less noise.
 
-        It is the isotonic regression of :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)` (Ayer et al. 1955) with weights
-        :math:`\mathrm{SNR}^2`, the inverse of its variance when all of Gamma is equally uncertain.
+        It is the isotonic regression of :math:`V = \frac{\sigma^2}{\alpha^2} (1 - \Gamma)` (Ayer et al. 1955) with the
+        inverse of its variance as weights: :math:`\mathrm{SNR}^2` when all of Gamma is equally uncertain, as the mean
+        norm of noise is, and :math:`V^{-2}` for a mean error.
         """
         from scipy.optimize import isotonic_regression
 
         snr = np.exp(self.log_snr)
-        fit = isotonic_regression((1.0 - np.array(self.gamma)) / snr, weights=snr**2, increasing=False)
-        return Gamma(self.log_snr, tuple(max(0.0, float(number)) for number in 1.0 - snr * fit.x), self.samples)
+        spread = (1.0 - np.array(self.gamma)) / snr
+        weights = snr**2 if self.estimator == "norm" else 1.0 / np.maximum(spread, 1e-12 / snr) ** 2
+        fit = isotonic_regression(spread, weights=weights, increasing=False)
+        return replace(self, gamma=tuple(max(0.0, float(number)) for number in 1.0 - snr * fit.x))
 
     def data_variance(self, level: Level) -> Scalar:
         r"""The mean posterior variance of the data, :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)`, never negative.
@@ -155,6 +165,11 @@ class Gamma:
         return as_given((logit.sigmoid() * (-at).exp()).reshape(at.shape), level.alpha)
 
 
+def _check_estimator(estimator: str) -> None:
+    if estimator not in get_args(Estimator):
+        raise InputError(f"Gamma is estimated from the error or the norm; got {estimator!r}.")
+
+
 # clean data (B, *shape), alone or with their conditions; B may differ from batch to batch
 Batch = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], dict[str, Tensor]]
 
@@ -165,13 +180,27 @@ def estimate(
     batches: Iterable[Batch],
     levels: Level,
     *,
+    estimator: Estimator = "error",
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Gamma:
     r"""Gamma of a denoiser in one pass over data, each image at every noisy level (Bao et al. 2022, sec. 3).
 
-    The noise depends on the seed, the image and the level alone. ``progress`` is told the number of images done.
+    Since :math:`V_t = \tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x_t]` is :math:`\frac{\sigma^2}{\alpha^2} (1 -
+    \Gamma)`, there are two estimators. The squared error :math:`\tfrac1D \mathbb E \lVert x_0 - \hat x_0 \rVert^2` is
+    :math:`V_t` itself for the exact denoiser, to within the same few per cent at every level; for another one it is the
+    optimal variance of :math:`x_0` around its estimates (Bao et al. 2022, "Estimating the Optimal Covariance"). The
+    published norm of :math:`\hat\epsilon` is subtracted from 1, which leaves nothing but sampling error where almost
+    all is noise. :math:`V_t` is at most that of :math:`\hat x_0 = x / \alpha`, so that Gamma is at least 0.
+
+    The noise depends on the seed, the image and the level alone.
+
+    Args:
+        estimator: from the squared error of the estimates of the data (error), or from the norm of the predicted noise
+            (norm), as published.
+        progress: told the number of images that are done.
     """
+    _check_estimator(estimator)
     steps = [level for level in levels if level.sigma != 0.0]
     if not steps or any(level.alpha == 0.0 for level in steps):
         raise InputError("Gamma needs levels with noise and with signal: sigma and alpha above 0.")
@@ -181,14 +210,17 @@ def estimate(
         for k, level in enumerate(steps):
             noise = random.normal(seed, "analytic", start, len(x0), tuple(x0.shape[1:]), step=k).to(x0)
             prediction = denoiser(diffuse(x0, level, noise), level, **cond)
-            totals[k] += prediction.eps.double().square().flatten(1).mean(1).sum().cpu()
+            value = prediction.eps if estimator == "norm" else prediction.x0 - x0
+            totals[k] += value.double().square().flatten(1).mean(1).sum().cpu()
         start += len(x0)
         if progress is not None:
             progress(start)
     if start == 0:
         raise InputError("Gamma can't be estimated without data.")
-    rows = sorted(zip((float(level.log_snr) for level in steps), (totals / start).tolist(), strict=True))
-    return Gamma(tuple(row[0] for row in rows), tuple(row[1] for row in rows), start)
+    log_snr = torch.tensor([float(level.log_snr) for level in steps], dtype=torch.float64)
+    means = totals / start if estimator == "norm" else (1.0 - log_snr.exp() * totals / start).clamp(min=0.0)
+    order = log_snr.argsort()
+    return Gamma(tuple(log_snr[order].tolist()), tuple(means[order].tolist()), start, estimator)
 
 
 def analytic(

@@ -14,7 +14,7 @@ from sfumato.data import Loader
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
-from sfumato.diffusion.variance import Batch, estimate
+from sfumato.diffusion.variance import Batch, Estimator, estimate
 from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.evaluate import data_of, given_data, training_data
@@ -36,6 +36,7 @@ def tune(
     *,
     images: int = 500,
     levels: int = 100,
+    estimator: Estimator = "error",
     seed: int = 0,
     steps: int | None = None,
     coefficients: bool = True,
@@ -62,6 +63,8 @@ def tune(
             run. For a grid of a denoiser, images of their shape.
         images: for Gamma, how many training images, at most all of them.
         levels: for Gamma, at how many levels, evenly spread in log-SNR over the schedule.
+        estimator: for Gamma, from the squared error of the estimates of the data, clipped where samples are (error), or
+            from the norm of the predicted noise as published (norm), which says nothing where almost all is noise.
         seed: which noise. Images of a seed have other noise, also of the same.
         steps: how many steps a grid is fitted for.
         coefficients: whether the weights are fitted with the grid, or those of a usual solver are kept.
@@ -86,7 +89,9 @@ def tune(
     model.module.eval()
     batches = _batches(model, loader, count)
     with progress_bar("estimating Gamma", count, progress) as advance:
-        gamma = estimate(model.denoiser, batches, _spread(model.denoiser.schedule, levels), seed=seed, progress=advance)
+        at = _spread(model.denoiser.schedule, levels)
+        denoise = model.config.sampling.wrap(model.denoiser) if estimator == "error" else model.denoiser
+        gamma = estimate(denoise, batches, at, estimator=estimator, seed=seed, progress=advance)
     model.module.train(was_training)
     return _keep(model, dataclasses.replace(model.fitted, gamma=gamma, stale=None))
 

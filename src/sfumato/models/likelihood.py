@@ -123,8 +123,8 @@ def _known(number: float) -> float | None:
 def default_levels(schedule: Schedule, steps: int | None = None, bins: int = 256) -> Level:
     """The grid of a bound: the full one of a discrete schedule, 1000 steps of another.
 
-    It is that of :func:`sfumato.sampling.grids.fine` down to a quarter of a bin (0.002 for 8-bit data): at less noise
-    the value of a pixel is certain, and a network that has not learned to round pays in vain for each level.
+    It is that of :func:`sfumato.sampling.grids.fine`, at most down to a quarter of a bin (0.002 for 8-bit data): at
+    less noise the value of a pixel is certain, and a network that has not learned to round pays in vain for each level.
     """
     count = steps if steps is not None else schedule.steps if isinstance(schedule, Discrete) else 1000
     if count < 1:
@@ -197,6 +197,7 @@ def bits_per_dim(
     process = model.config.sampling.wrap(model.denoiser) if isinstance(model, Model) else model
     schedule = _schedule(denoiser, schedule)
     data = data if isinstance(data, Dataset | Tensor) else Dataset.of(data)  # pyright: ignore[reportUnnecessaryIsInstance]
+    named = tuple(cond)
     shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
     count, dimensions = len(data), math.prod(shape)
     if isinstance(model, Model):
@@ -217,10 +218,8 @@ def bits_per_dim(
         given: dict[str, Any] = {key: value[rows].to(images.device) for key, value in cond.items()}
         if isinstance(model, Model):
             columns = data.rows(range(rows.start, rows.stop)) if isinstance(data, Dataset) else {}
-            given = {
-                **model.of_data(images, columns, Draws(seed, first + rows.start, len(images), len(images))),
-                **given,
-            }
+            draws_of_batch = Draws(seed, first + rows.start, len(images), len(images))
+            given |= model.of_data(images, columns, draws_of_batch, given=named)
         index, ledger, found = first + rows.start, None, None
         if levels is not None and bound and bins is not None:
             on_device = variational_bound(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Condition, given_tensors, keyed, nulling, without_null
+from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, nulling, without_null
 from sfumato.conditioning.network import Conditioned
 from sfumato.config import Component, Config, SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
@@ -201,6 +201,8 @@ class Model:
             )
         require_memory(count * math.prod(self.info.shape), f"{count} images", "the number of images")
         tensors = self.given(cond, seed, first, count)
+        if isinstance(grid, Level):
+            check_grid(grid)
         denoise, levels, step = self.sampler(sampling, grid, solver)
         check_grid(levels)
         if sampling.guidance.by_condition and all(bool(without_null(rows)[1].all()) for rows in tensors.values()):
@@ -257,12 +259,18 @@ class Model:
         conditions = {name: c for name, c in self.conditions.items() if defaults or name in cond}
         return given_tensors(conditions, cond, count, seed=seed, first=first, raw=raw)
 
-    def of_data(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        """The tensors of the conditions of data, none of them dropped; null where a column is missing."""
+    def of_data(
+        self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws, *, given: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """The tensors of the conditions of data that are not ``given``, none dropped; null where a column lacks."""
         tensors: dict[str, Tensor] = {}
         for name, condition in self.conditions.items():
+            if name in given:
+                continue
             here = all(column in columns for column in condition.columns)
-            parts = condition.training(x0, columns, draws.within(name)) if here else condition.missing(len(x0))
+            parts = (
+                condition.training(x0, columns, draws.within(name)) if here else null_parts(name, condition, len(x0))
+            )
             tensors |= keyed(name, condition, parts)
         return {key: rows.to(self.device) for key, rows in tensors.items()}
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from sfumato.diffusion.level import Level
+from sfumato.diffusion.level import Level, float64
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError
@@ -217,17 +217,32 @@ def listed(
 
 
 def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
-    r"""Many steps over a whole schedule: uniform in time, but not much nearer to the data than ``sigma_min``.
+    r"""Many steps over a whole schedule: all of a table, else the cheaper of uniform and Karras spacing.
 
-    Where the last of ``steps`` uniform steps of a continuous schedule would start at less than half of that
-    :math:`\hat\sigma`, it is the grid of :func:`karras` down to there, from :math:`\hat\sigma = 80` (the end of EDM)
-    if the schedule ends at :math:`\alpha = 0`.
+    The grid of :func:`karras` ends where the last of ``steps`` uniform steps starts, but not nearer to the data than
+    ``sigma_min``. It begins at :math:`\hat\sigma = 80` (the end of EDM) if the schedule ends at :math:`\alpha = 0`. Of
+    the two the one is taken whose :func:`excess` is the lower: where :math:`\hat\sigma` is proportional to time, as
+    under rectified flow, the last uniform steps halve and third it, however many there are.
     """
-    _check_steps(steps)
-    end = float(schedule(1.0).noise_to_signal)
-    if not isinstance(schedule, Discrete) and float(schedule(1.0 / steps).noise_to_signal) < 0.5 * sigma_min < end:
-        return karras(schedule, steps, sigma_min, end if math.isfinite(end) else 80.0)
-    return uniform(schedule, steps)
+    even = uniform(schedule, steps)
+    if isinstance(schedule, Discrete) or steps == 1:
+        return even
+    top = float(even[0].noise_to_signal)
+    top, low = top if math.isfinite(top) else 80.0, max(sigma_min, float(even[-2].noise_to_signal))
+    if not low < top:
+        return even
+    return min(even, karras(schedule, steps, low, top), key=excess)
+
+
+def excess(levels: Level) -> float:
+    r"""What the bound of a grid exceeds the entropy by, in nats per dimension, for standard normal data.
+
+    With the small variance each step between two noisy levels costs the divergence :math:`\tfrac12 (r - 1 - \log r)`,
+    where :math:`r = \frac{1 + \mathrm{SNR}_s}{1 + \mathrm{SNR}_t}` is the ratio of the variances.
+    """
+    snr = float64(levels.log_snr)[:-1].exp()
+    growth = snr.diff() / (1.0 + snr[:-1])
+    return float(0.5 * (growth - growth.log1p()).sum())
 
 
 def optimal_grid(schedule: Schedule, steps: int, gamma: Gamma) -> Level:

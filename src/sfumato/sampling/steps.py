@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfumato.diffusion.denoiser import Prediction
@@ -110,10 +112,12 @@ class Churn:
 
     In :math:`\hat x = x / \alpha` and :math:`\hat\sigma = \sigma / \alpha`, the level rises to
     :math:`\hat\sigma' = (1 + \gamma) \hat\sigma`, :math:`\gamma = \min(S_{churn} / N, \sqrt 2 - 1)`, and
-    :math:`\hat x' = \hat x + S_{noise} \sqrt{\hat\sigma'^2 - \hat\sigma^2}\; z`, up to the end of the schedule.
+    :math:`\hat x' = \hat x + S_{noise} \sqrt{\hat\sigma'^2 - \hat\sigma^2}\; z`, but never above the end of the
+    schedule: the published first step, which begins at :math:`(1 + \gamma) \hat\sigma_{\max}`, has no churn here.
 
     Attributes:
-        churn: S_churn of EDM, the noise that is added and removed again, over all steps.
+        churn: S_churn of EDM, the noise that is added and removed again, over all steps. No level rises above the end
+            of the schedule, so that the first step has none, unlike that of EDM.
         churn_low: the least sigma / alpha with churn.
         churn_high: the greatest sigma / alpha with churn; everywhere when not given.
         churn_noise: S_noise of EDM, the scale of the added noise.
@@ -147,6 +151,24 @@ class Churn:
         raised = self.schedule.at(-2.0 * math.log(end))
         std = float(raised.alpha) * self.churn_noise * math.sqrt(end * end - start * start)
         return x.mul(float(raised.alpha / t.alpha)).add_(memory.noise(x), alpha=std), raised
+
+
+def gaussian_spread(levels: Level, step: Step, std: float) -> float:
+    """The standard deviation of samples of normal data of this ``std``, with their exact denoiser.
+
+    For steps that add noise and remember nothing: with a linear denoiser each is a factor and an independent noise.
+    """
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        signal = float(level.alpha) * std * std
+        return Prediction.of_x0(x, x * (signal / (float(level.alpha) * signal + float(level.sigma) ** 2)), level)
+
+    unit = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    spread = float(levels[0].sigma)
+    for index, (t, s) in enumerate(itertools.pairwise(levels)):
+        carried, added = step(denoise, unit, t, s, Memory(lambda x: 1.0 - unit, index)).flatten().tolist()
+        spread = math.hypot(carried * spread, added)
+    return spread
 
 
 def euler(denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory, *, churn: Churn | None = None) -> Tensor:
