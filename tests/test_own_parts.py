@@ -128,6 +128,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "weight": {"objective": {"weight": partial(softened, power=1.0)}},
     "times": {"objective": {"times": partial(Early, power=1.5)}},
+    "optimizer": {"optimizer": {"method": {"kind": "torch.optim:SGD", "momentum": 0.9}}},
     "condition": {"conditions": {"brightness": Brightness(scale=2.0, drop=0.2)}},
 }
 
@@ -196,6 +197,10 @@ class Logarithm(sfumato.Karras):
     def __init__(self, top: float = 20.0) -> None:
         super().__init__(sigma_max=top)
         self.top = math.log(top)
+
+
+class Lost(sfumato.ContinuousCosine):
+    """A schedule that does not keep its arguments."""
 
 
 class Inherited(Denoising):
@@ -342,7 +347,7 @@ def test_what_can_not_be_named_is_refused_in_words() -> None:
         with pytest.raises(InputError, match="define it in a module"):
             parse(Config, {"objective": {"weight": thing}})
     with pytest.raises(InputError, match="'s' of the schedule"):
-        settings_of(type("Lost", (sfumato.ContinuousCosine,), {"__module__": HERE})(), "schedule")
+        settings_of(Lost(), "schedule")
 
 
 class Fixed(Own):
@@ -373,7 +378,7 @@ class Needy(Own):
 def test_a_grid_of_ones_own_decides_the_steps() -> None:
     model = sfumato.Model(sfumato.Denoiser(Own(), sfumato.Karras(), edm(0.5), embed_log_sigma), (1, 8, 8))
     grid = sfumato.Karras()(torch.linspace(1.0, 0.0, 8, dtype=torch.float64))
-    expected = model.sample(2, grid=grid, solver=best_step(sfumato.Karras(), 7))
+    expected = model.sample(2, grid=grid, solver=best_step(sfumato.Karras(), grid))
     assert torch.equal(model.sample(2, grid=grid), expected)
     fitted = SamplingConfig().override({"sampler": "fitted", "grid": "fitted"})
     with pytest.raises(InputError, match="its own grid"):

@@ -138,7 +138,7 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         ("train --model.schedule.kind continuous_cosine --model.schedule.log-snr-min -1000", "log_snr_min"),
         ("train --sampling.grid.sigma-min 100", "sigma_min < sigma_max"),
         ("train --condition lable", "did you mean 'label'?"),
-        ("train --model.network.kind nowhere:Network", "no Python module"),
+        ("train --model.network.kind nowhere:Network", "Could not import nowhere"),
         ("train --model.network.blocksize 3", "no option --model.network.blocksize"),
         ("train --sampling.sampler.eta 1", "it belongs to --sampling.sampler.kind ddim"),
         ("train digits cats", "One DATA"),

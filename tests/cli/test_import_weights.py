@@ -143,7 +143,7 @@ def test_a_network_of_improved_diffusion(tmp_path: Path) -> None:
         (("FILE", "--origin", "edmm"), "did you mean 'edm'"),
         (("FILE", "--origin", "edm"), "with --flags"),
         (("FILE", "--flags", "iddpm-46"), "did you mean 'iddpm-64'"),
-        (("FILE", "--flags", "iddpm-64"), "tensors are missing"),
+        (("FILE", "--flags", "iddpm-64"), "settings that belong to these weights"),
         (("FILE", "--origin", "edm", "--flags", "--num_blocks"), "pairs of a name and a value"),
         (("FILE", "--origin", "edm", "--flags", "num_blocks 1"), "pairs of a name and a value"),
         (("FILE", "--origin", "edm", "--flags", "--num_blocks 'one"), "can't be read"),

@@ -45,7 +45,7 @@ def test_an_image_is_read_with_the_channels_of_the_data(tmp_path: Path) -> None:
         encoder(colour)
 
 
-@pytest.mark.parametrize("name", ["seed", "out", "clip", "count", "two words", "tokens"])
+@pytest.mark.parametrize("name", ["seed", "out", "clip", "count", "two words", "steps"])
 def test_a_name_that_means_something_else_is_refused(name: str) -> None:
     config = tiny(conditions={name: {"kind": "label"}}, model={"network": {"kind": "unet"}})
     with pytest.raises(InputError, match="can't be called"):
@@ -55,7 +55,7 @@ def test_a_name_that_means_something_else_is_refused(name: str) -> None:
 def test_conditions_are_given_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = torch.rand(40, 1, 8, 8) * 2 - 1
     data = {"image": images, "embedding": images.flatten(1).mean(1)}
-    conditions = {"embedding": {"kind": "embedding"}, "low": {"kind": "low_resolution", "factor": 2}}
+    conditions = {"embedding": {"kind": "embedding"}, "low": {"kind": "low_resolution", "factor": 2, "drop": 0.1}}
     settings = tiny(conditions=conditions, training={"steps": 2}, data={"holdout": 4})
     model = sfumato.train(settings, data=data, run=tmp_path / "run")
     Image.fromarray(np.full((4, 4), 200, np.uint8)).save(tmp_path / "low.png")

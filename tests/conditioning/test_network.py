@@ -322,7 +322,7 @@ def test_tokens_that_do_not_fit_are_refused(kind: str, slot: Any, labels: bool, 
 @pytest.mark.parametrize(
     ("conditions", "words"),
     [
-        ({"tokens": Label(names=NAMES)}, "can't be called 'tokens'"),
+        ({"clip": Label(names=NAMES)}, "can't be called 'clip'"),
         ({"two words": Label(names=NAMES)}, "can't be called"),
         ({"low": LowResolution(noise=0.1), "low_level": Label(names=NAMES)}, "tensor 'low_level'"),
         ({"low": LowResolution(), "other": LowResolution(), "third": LowResolution()}, "fill 3 channels"),

@@ -92,7 +92,7 @@ def test_clipping_schedulers(
         assert "where the next begins" in said
         return
     assert said == ""
-    assert rms(model, network, scheduler, monkeypatch, steps=6) < 2e-5
+    assert rms(model, network, scheduler, monkeypatch, steps=5) < 2e-5
 
 
 SPACINGS, OUTPUTS = ("leading", "linspace", "trailing"), ("epsilon", "sample", "v_prediction")

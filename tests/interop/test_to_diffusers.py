@@ -175,7 +175,7 @@ def test_what_cannot_be_expressed_is_said(tmp_path: Path, over: dict[str, Any], 
         ("text", {"kind": "tokens", "features": 4}, "attends to tokens"),
         ("label", {"kind": "label", "slot": "tokens", "names": ["a", "b"]}, "attends to tokens"),
         ("low", {"kind": "low_resolution"}, "takes channels of a condition"),
-        ("clip", {"kind": "embedding", "mean": [0.0], "std": [1.0]}, "condition 'clip'"),
+        ("style", {"kind": "embedding", "mean": [0.0], "std": [1.0]}, "condition 'style'"),
         ("label", {"kind": "embedding", "mean": [0.0], "std": [1.0]}, "condition 'label'"),
     ],
 )

@@ -110,6 +110,7 @@ def test_a_condition_without_its_column_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The run can't make its network")
 def test_a_condition_that_the_network_does_not_take_is_refused(tmp_path: Path) -> None:
     conditions = {"label": {**LABELLED["label"], "slot": "tokens"}}
     with pytest.raises(InputError, match="fill 'tokens', which this UNet does not take"):

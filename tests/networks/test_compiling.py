@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sfumato.networks.execution import compile_in_place, count
 from sfumato.networks.unet import UNet
 from sfumato.runs.reporting import Terminal
 from sfumato.runs.train import train
+from tests.runs.test_resume import losses
 from tests.training.tiny import command, flags, tiny
 
 
@@ -95,10 +95,7 @@ def test_compiled_runs_train_and_sample_like_others(tmp_path: Path) -> None:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
         assert "does not work here" not in errors, errors
-    plain, compiled = (
-        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("plain", "compiled")
-    )
+    plain, compiled = (list(losses(tmp_path / run).values()) for run in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-4)
     process = command("sample", "compiled", "--count", "4", cwd=tmp_path)
     _, errors = process.communicate()

@@ -183,7 +183,8 @@ def test_a_signal_before_the_first_step_says_so(tmp_path: Path) -> None:
 def test_damaged_notes_are_a_warning(run: Path) -> None:
     (run / "metrics.jsonl").write_bytes(b'\xff\xfe{"step": 1}\n{"step":\n')
     train(run=run, resume=True, training={"steps": 5})
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [5]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [5]
     for text in ("", "[1e400]", "[" * 100_000, '{"solvers": {"5": {}}, "step": 5}'):
         (run / "fitted.json").write_text(text)
         with pytest.warns(SfumatoWarning, match="fitted.json is damaged"):

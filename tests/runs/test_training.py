@@ -20,6 +20,7 @@ from sfumato.runs.setup import describe
 from sfumato.runs.train import train
 from sfumato.training.loop import Record
 from sfumato.training.precision import tf32
+from tests.runs.test_resume import losses
 from tests.training.tiny import LABELLED, flags, tiny
 
 
@@ -108,8 +109,7 @@ def test_bf16_trains_where_the_processor_has_it(tmp_path: Path) -> None:
         pytest.skip("no native bfloat16 here")
     for precision in ("bf16", "fp32"):
         train(tiny(training={"precision": precision}), run=tmp_path / precision)
-    lines = [(tmp_path / p / "metrics.jsonl").read_text().splitlines() for p in ("bf16", "fp32")]
-    a, b = (np.array([json.loads(line)["loss"] for line in part]) for part in lines)
+    a, b = (np.array(list(losses(tmp_path / p).values())) for p in ("bf16", "fp32"))
     assert np.abs(a - b).max() < 0.02 and np.abs(a - b).max() > 0.0
 
 

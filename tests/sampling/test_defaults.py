@@ -202,7 +202,7 @@ def test_best_takes_the_grid_that_is_in_use() -> None:
     model = Model.build(parse(Config, {"model": {"schedule": {"kind": "cosine"}}}), info)
     levels = karras(model.denoiser.schedule, 15)
     for grid, ours in ((levels, False), (best_grid(model.denoiser.schedule, 15, 0.5), True)):
-        _, used, step = model.sampler(levels=grid)
+        _, used, step = model.sampler(grid=grid)
         assert used is grid and isinstance(step, partial)
         assert (step.keywords == best_step(model.denoiser.schedule, grid, 0.5).keywords) and (  # type: ignore[attr-defined]
             isinstance(step.keywords["rule"], Unified) != ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -222,7 +223,7 @@ def settings_of(thing: Any, slot: str) -> dict[str, Any]:
         table: Any = thing
         return {"kind": "table", "betas": tuple(table.betas.tolist())}
     hint = "give its kind and its settings, such as {'kind': 'package.module:Class', 'width': 8}"
-    if maker.__module__ == "__main__" or "<" in maker.__qualname__:
+    if maker.__module__ == "__main__" or not _is_imported_as(maker):
         raise InputError(f"The {slot} {where} can't be imported again; define it in a module, or {hint}.")
     if isinstance(thing, functools.partial):
         try:
@@ -254,6 +255,14 @@ def settings_of(thing: Any, slot: str) -> dict[str, Any]:
 
 
 _UNKNOWN = object()
+
+
+def _is_imported_as(maker: Any) -> bool:
+    """Whether a function or class is what its module and name say."""
+    found: Any = sys.modules.get(maker.__module__)
+    for part in maker.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is maker
 
 
 def _require_the_same(thing: Any, maker: Any, given: Mapping[str, Any], error: InputError) -> None:

@@ -20,7 +20,7 @@ from sfumato.errors import InputError
 FACTS = frozenset({"inputs", "outputs", "sides", "shape", "dims", "tokens", "concatenated", "data_std"})
 """Parameters that the data decide: no options of this package's functions; those of other packages can set them."""
 
-CONTEXT = FACTS | {"schedule", "parameterization", "denoiser", "plan", "previous", "module", "conditions"}
+CONTEXT = FACTS | {"schedule", "parameterization", "denoiser", "plan", "previous", "module", "params", "conditions"}
 """Parameters that the surroundings fill, by name. :data:`UNLESS_GIVEN` are so too without a default."""
 
 UNLESS_GIVEN = frozenset({"steps", "levels", "gamma", "peak", "denoise", "x", "t", "s", "memory", "level"})

@@ -129,7 +129,7 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
     return Trainer(
         loss,
         loader,
-        optimizer=optimizer.method.build(module=denoiser),
+        optimizer=optimizer.method.build(module=denoiser, params=list(denoiser.parameters())),
         learning_rate=learning_rate_schedule(
             optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay
         ),

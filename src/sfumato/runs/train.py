@@ -136,16 +136,20 @@ def _resolved(
 
 def _described(network: Any) -> tuple[nn.Module | None, Mapping[str, Any]]:
     """A network as a module, if it has to be one, and the settings that make it again."""
+    if not callable(network):
+        raise InputError(f"A {type(network).__name__} is no network; give a torch module, or what makes one.")
     try:
         settings = settings_of(network, "network")
         return network if isinstance(network, nn.Module) else None, settings
     except InputError as error:
-        warnings.warn(
-            f"The run can't make its network again: to load or resume it, pass it again. {error}",
-            SfumatoWarning,
-            stacklevel=4,
-        )
-    return network if isinstance(network, nn.Module) else network(), {"kind": "given"}
+        why = error
+    try:
+        module: Any = network if isinstance(network, nn.Module) else network()
+    except TypeError:
+        raise why from None
+    sentence = f"The run can't make its network again: to load or resume it, pass it again. {why}"
+    warnings.warn(sentence, SfumatoWarning, stacklevel=4)
+    return module, {"kind": "given"}
 
 
 def default_name(source: str) -> str:

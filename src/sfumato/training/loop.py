@@ -210,9 +210,6 @@ class Trainer:
 
     def check(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """An error if this is not the whole state of a training like this one; nothing is touched."""
-        step, count = facts.get("step"), facts.get("tensors")
-        if type(step) is not int or step < 0 or not isinstance(facts.get("usual_loss"), float) or count != len(tensors):
-            raise InputError(f"The checkpoint is not whole: it has {len(tensors)} tensors and the facts {dict(facts)}.")
         expected = self._expected()
         for name, tensor in tensors.items():
             of = expected.get(name)
@@ -227,7 +224,11 @@ class Trainer:
                 raise InputError(f"The checkpoint is damaged: {name!r} is not finite.")
         # a weight that never had a gradient has no optimizer state
         if absent := sorted(name for name in expected.keys() - tensors.keys() if not name.startswith("optimizer/")):
-            raise InputError(f"The checkpoint is of another model or loss: it has no {absent[0]!r}.")
+            what = "loss or objective.times" if absent[0].startswith("loss/") else "model"
+            raise InputError(f"The checkpoint is of another {what}: it has no {absent[0]!r}.")
+        step, count = facts.get("step"), facts.get("tensors")
+        if type(step) is not int or step < 0 or not isinstance(facts.get("usual_loss"), float) or count != len(tensors):
+            raise InputError(f"The checkpoint is not whole: it has {len(tensors)} tensors and the facts {dict(facts)}.")
 
     def _expected(self) -> dict[str, Tensor]:
         """The tensors of :meth:`state` with their shapes and types, also before the first step."""
