@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import safetensors
 
 from sfumato.errors import InputError
@@ -76,8 +74,11 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_npy(path: Path) -> npt.NDArray[Any]:
-    """The array of an .npy file, which holds no objects."""
+def read_npy(path: Path) -> Any:
+    """The NumPy array of an .npy file, which holds no objects."""
+    # the help of commands reads no arrays
+    import numpy as np
+
     try:
         return np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged file makes NumPy raise errors of any kind
