@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from sfumato.cli.flags import flag_fields
 from sfumato.cli.flags import parse as parse_flags
-from sfumato.config import KINDS, Config, parse, walk
+from sfumato.config import KINDS, Config, SamplingConfig, component, parse, walk
 from sfumato.errors import SfumatoWarning
 from sfumato.recipes.published import PRESETS
 from tests.cli.command import run
@@ -267,3 +268,20 @@ def test_bash_completes_commands_and_the_options_of_a_kind() -> None:
     assert completed("sfumato", "train", "--objective.times.kind", "log_normal", "--objective.times.m") == [
         "--objective.times.mean"
     ]
+
+
+def test_usual_names_of_solvers_are_known_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    config = SamplingConfig().override({"sampler": "dpm++3m"})
+    assert config.sampler.kind == "dpm_solver" and config.sampler.order == 3
+    assert run("train", "--sampling.sampler", "dpm++2m-sde", "--print-config") == 0
+    assert json.loads(capsys.readouterr().out)["sampling"]["sampler"]["kind"] == "sde_dpm_solver"
+
+
+def test_helps_have_no_commands_of_latex() -> None:
+    for slot, kinds in KINDS.items():
+        for kind in kinds:
+            made = component(slot, kind)
+            for text in (made.__doc__, *(field.description for field in made.model_fields.values())):
+                assert not re.search(r"\\|[{}]|frac\d|mathcal|lfloor|\bhat\b|\bsim\b|propto\b|\bdots\b", text or ""), (
+                    text
+                )

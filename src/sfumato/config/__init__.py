@@ -155,13 +155,14 @@ def read_file(path: str | Path) -> dict[str, Any]:
     The ``config.json`` of a run is such a file too: its ``config`` part is taken.
     """
     path = Path(path)
-    try:
-        values: Any = read_json(path) if path.suffix != ".toml" else tomllib.loads(path.read_text("utf-8-sig"))
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is not valid TOML ({error})"
-        raise InputError(f"Could not read the configuration file {path}: {reason}.") from None
+    if path.suffix == ".toml":
+        try:
+            values: Any = tomllib.loads(path.read_text("utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else f"it is not valid TOML ({error})"
+            raise InputError(f"Could not read the configuration file {path}: {reason}.") from None
+    else:
+        values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"The configuration file {path} must hold groups of settings.")
     return values["config"] if "format" in values and "config" in values else values
