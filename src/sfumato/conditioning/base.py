@@ -197,8 +197,9 @@ def given_tensors(
     """The tensors of samples ``first ... first + count - 1`` of a seed, from what a person gives by name.
 
     A value is one for all samples or one per sample; a dict holds the parts of the condition with a row per sample, as
-    :meth:`Condition.example` gives them; None is the null, which a condition has that was dropped in training. Conditions not given have their default. The inputs of the network named in ``raw`` are passed on as they
-    are, tensors with a row per sample.
+    :meth:`Condition.example` gives them; None is the null, which a condition has that was dropped in training.
+    Conditions not given have their default. The inputs of the network named in ``raw`` are passed on as they are,
+    tensors with a row per sample.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in values.items():
