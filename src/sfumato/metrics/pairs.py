@@ -129,7 +129,8 @@ def consistency(
             f"scaled down, the outputs have shape {tuple(smaller.shape)}, and the low-resolution pictures"
             f" {tuple(low.shape)}; give the function that made these."
         )
-    return Consistency(psnr(smaller, low), _each(_mse, smaller, low, "rgb", 0, False) * 1e5)
+    error = _each(_mse, smaller, low, "rgb", 0, False)
+    return Consistency(-10.0 * error.log10(), error * 1e5)
 
 
 def colour_error(
