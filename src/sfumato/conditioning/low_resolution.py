@@ -23,6 +23,22 @@ from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.random import Draws
 
 
+def scale_down(
+    images: Float[Tensor, "batch channels height width"], factor: int, how: Literal["bicubic", "area"] = "bicubic"
+) -> Float[Tensor, "batch channels low_height low_width"]:
+    """Images whose sides are ``factor`` times smaller: by anti-aliased bicubic interpolation, or the mean of squares.
+
+    The interpolation is that of Pillow and of MATLAB's ``imresize`` (:math:`a = -0.5`), unrounded: near edges it can
+    exceed the range of the images.
+    """
+    sides = images.shape[2:]
+    if images.ndim != 4 or any(side % factor for side in sides):
+        shape = tuple(images.shape[1:])
+        raise InputError(f"A low resolution is that of images whose sides {factor} divides; got {shape}.")
+    size = [side // factor for side in sides]
+    return functional.interpolate(images, size, mode=how, antialias=how == "bicubic")
+
+
 @dataclass(frozen=True)
 class LowResolution(Condition):
     r"""The image at a lower resolution, scaled up and concatenated to the input (Saharia et al. 2021).
@@ -79,16 +95,7 @@ class LowResolution(Condition):
 
     def of(self, x0: Tensor, columns: Mapping[str, Tensor]) -> Float[Tensor, "batch channels h w"]:
         """The low-resolution images in [-1, 1] of clean ones, without noise."""
-        return self.scaled_down(x0) if self.column is None else _signed(take(columns, self.column))
-
-    def scaled_down(self, x0: Tensor) -> Tensor:
-        """Images at the low resolution."""
-        sides = x0.shape[2:]
-        if x0.ndim != 4 or any(side % self.factor for side in sides):
-            shape = tuple(x0.shape[1:])
-            raise InputError(f"A low resolution is that of images whose sides {self.factor} divides; got {shape}.")
-        size = [side // self.factor for side in sides]
-        return functional.interpolate(x0, size, mode=self.down, antialias=self.down == "bicubic")
+        return scale_down(x0, self.factor, self.down) if self.column is None else _signed(take(columns, self.column))
 
     def _noisy(self, low: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
         s = level[:, None, None, None]
