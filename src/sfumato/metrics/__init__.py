@@ -1,8 +1,11 @@
 """How good samples are, and whether they are copies: every number stands next to the real-vs-real reference."""
 
-from sfumato.metrics.distances import Moments, frechet_distance, nearest_distances, nearest_neighbour_ratio
+from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import ClassifierFeatures, train_classifier
+from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_error, frechet_infinity
+from sfumato.metrics.neighbours import nearest_distances, nearest_neighbour_ratio
 from sfumato.metrics.report import Evaluation, SpaceEvaluation, evaluate, table
 
-__all__ = ["ClassifierFeatures", "Evaluation", "Moments", "SpaceEvaluation", "evaluate", "frechet_distance"]
+__all__ = ["ClassifierFeatures", "Estimate", "Evaluation", "Moments", "SpaceEvaluation", "evaluate"]
+__all__ += ["frechet", "frechet_distance", "frechet_error", "frechet_infinity"]
 __all__ += ["nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]

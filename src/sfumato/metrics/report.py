@@ -10,8 +10,9 @@ from rich.table import Table
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.metrics.distances import Moments, nearest_distances, neighbour_ratio
 from sfumato.metrics.features import ClassifierFeatures, check_images, train_classifier
+from sfumato.metrics.frechet import Moments
+from sfumato.metrics.neighbours import nearest_distances, neighbour_ratio
 
 
 @dataclass(frozen=True)
