@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sfumato.errors import InputError
 from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
-from sfumato.metrics.distances import Moments, nearest_distances, neighbour_ratio
+from sfumato.metrics.frechet import Moments
+from sfumato.metrics.neighbours import nearest_distances, neighbour_ratio
 from sfumato.metrics.pictures import check_images
 
 
