@@ -23,6 +23,22 @@ from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.random import Draws
 
 
+def scale_down(
+    images: Float[Tensor, "batch channels height width"], factor: int, how: Literal["bicubic", "area"] = "bicubic"
+) -> Float[Tensor, "batch channels low_height low_width"]:
+    """Images whose sides are ``factor`` times smaller: by anti-aliased bicubic interpolation, or the mean of squares.
+
+    The interpolation is that of Pillow and of MATLAB's ``imresize`` (:math:`a = -0.5`), unrounded: near edges it can
+    exceed the range of the images.
+    """
+    sides = images.shape[2:]
+    if images.ndim != 4 or any(side % factor for side in sides):
+        shape = tuple(images.shape[1:])
+        raise InputError(f"A low resolution is that of images whose sides {factor} divides; got {shape}.")
+    size = [side // factor for side in sides]
+    return functional.interpolate(images, size, mode=how, antialias=how == "bicubic")
+
+
 @dataclass(frozen=True)
 class LowResolution(Condition):
     r"""The image at a lower resolution, scaled up and concatenated to the input (Saharia et al. 2021).
@@ -68,19 +84,18 @@ class LowResolution(Condition):
         return ("value", "level") if self.noise else ("value",)
 
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        low = self._scaled_down(x0) if self.column is None else _signed(take(columns, self.column))
+        low = self.of(x0, columns)
         if not self.noise:
             return {"value": low}
         level = (draws.uniform("level") * self.noise).to(low)
         return self._noisy(low, level, draws.normal("noise", low.shape[1:]))
 
-    def _scaled_down(self, x0: Tensor) -> Tensor:
-        sides = x0.shape[2:]
-        if x0.ndim != 4 or any(side % self.factor for side in sides):
-            shape = tuple(x0.shape[1:])
-            raise InputError(f"A low resolution is that of images whose sides {self.factor} divides; got {shape}.")
-        size = [side // self.factor for side in sides]
-        return functional.interpolate(x0, size, mode=self.down, antialias=self.down == "bicubic")
+    def example(self, x0: Tensor, columns: Mapping[str, Tensor], *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        return self.given(self.of(x0, columns), len(x0), seed=seed, first=first)
+
+    def of(self, x0: Tensor, columns: Mapping[str, Tensor]) -> Float[Tensor, "batch channels h w"]:
+        """The low-resolution images in [-1, 1] of clean ones, without noise."""
+        return scale_down(x0, self.factor, self.down) if self.column is None else _signed(take(columns, self.column))
 
     def _noisy(self, low: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
         s = level[:, None, None, None]

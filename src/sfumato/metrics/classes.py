@@ -1,0 +1,93 @@
+"""Samples of classes: whether they are what was asked for, and how different those of one class are."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sfumato.errors import InputError, SfumatoWarning
+from sfumato.metrics.estimate import Estimate
+
+_CHUNK = 1 << 22  # distances that are computed at once, in float64
+
+
+def label_accuracy(predicted: Int[Tensor, " batch"], labels: Int[Tensor, " batch"]) -> Estimate:
+    r"""The fraction of samples whose predicted class is the one asked for.
+
+    Its error is half the width of Wilson's interval (1927) at one standard deviation, which is above 0 also when all
+    :math:`n` or none are right:
+
+    .. math::
+        \sqrt{p (1 - p) / n + 1 / (4 n^2)} \,/\, (1 + 1 / n)
+    """
+    for what, values in (("predicted", predicted), ("labels", labels)):
+        _check(what, values)
+    if len(predicted) != len(labels):
+        raise InputError(f"there are {len(predicted)} predicted classes and {len(labels)} labels; give one for each.")
+    count = len(labels)
+    right = float((predicted == labels.to(predicted.device)).double().mean())
+    error = math.sqrt(right * (1.0 - right) / count + 0.25 / count**2) / (1.0 + 1.0 / count)
+    return Estimate(right, error, "half of Wilson's interval at one standard deviation")
+
+
+def diversity(features: Float[Tensor, "batch features"], labels: Int[Tensor, " batch"]) -> Estimate:
+    r"""The mean distance of two samples of one class, averaged over the classes, in the unit of the features.
+
+    .. math::
+        \frac{1}{C} \sum_c \frac{1}{n_c (n_c - 1)} \sum_{i \ne j \in c} \lVert f_i - f_j \rVert
+
+    It tells little by itself: divide it by that of real pictures. A ratio far below 1 shows few pictures per class,
+    as guidance by a large scale makes them. Its error is by the jackknife over the samples of each class, which needs
+    at least 3 of each. Classes of a single sample are left out, with a warning.
+    """
+    _check("labels", labels)
+    if features.ndim != 2 or len(features) != len(labels):
+        shape = tuple(features.shape)
+        raise InputError(f"features must be vectors, one for each of the {len(labels)} labels; their shape is {shape}.")
+    if not bool(torch.isfinite(features).all()):
+        raise InputError("features hold NaN or infinite values; the images they come from are broken.")
+    classes, places, counts = torch.unique(labels.to(features.device), return_inverse=True, return_counts=True)
+    if bool((single := counts < 2).all()):
+        raise InputError(f"diversity needs at least 2 samples of a class; {len(counts)} classes have one each.")
+    if bool(single.any()):
+        warnings.warn(
+            f"{int(single.sum())} of {len(classes)} classes have a single sample, and no distance within; they are"
+            " left out of the diversity. Draw more samples.",
+            SfumatoWarning,
+            stacklevel=2,
+        )
+    # Apple's GPUs have no float64
+    vectors = features.detach().to("cpu" if features.device.type == "mps" else None, torch.float64)
+    parts = [_mean_distance(vectors[places.to(vectors.device) == c]) for c in torch.nonzero(~single).flatten().tolist()]
+    value = sum(distance for distance, _ in parts) / len(parts)
+    if any(math.isnan(variance) for _, variance in parts):
+        return Estimate(value, None, "no error with 2 samples of a class")
+    error = math.sqrt(sum(variance for _, variance in parts)) / len(parts)
+    return Estimate(value, error, "jackknife over the samples of each class")
+
+
+def _mean_distance(vectors: Float[Tensor, "n features"]) -> tuple[float, float]:
+    r"""The mean distance of two vectors and its jackknife variance, NaN for two vectors.
+
+    Without vector :math:`i` the mean :math:`U` changes by :math:`2 (U - h_i) / (n - 2)`, where :math:`h_i` is the mean
+    distance of the others from it.
+    """
+    count = len(vectors)
+    vectors = vectors - vectors.mean(dim=0)  # copies are at 0 then, not at what rounding leaves
+    rows = vectors.split(max(1, _CHUNK // count))
+    from_each = torch.cat([torch.cdist(row, vectors).sum(dim=1) for row in rows]) / (count - 1)
+    value = from_each.mean()
+    if count == 2:
+        return float(value), math.nan
+    changes = 2.0 * (value - from_each) / (count - 2)
+    return float(value), float(changes.square().sum() * (count - 1) / count)
+
+
+def _check(what: str, labels: Tensor) -> None:
+    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
+        shape = tuple(labels.shape)
+        raise InputError(f"{what} must be integers, one for each sample, not {labels.dtype} of shape {shape}.")
