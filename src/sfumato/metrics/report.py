@@ -135,3 +135,25 @@ def table(evaluation: Evaluation) -> Table:
         notes.append("* fewer images than features: judge the Frechet distance by its ratio")
     result.caption = "\n".join(notes) or None
     return result
+
+
+# DRAFT
+@dataclass(frozen=True)
+class Row:
+    measure: str
+    features: str | None
+    value: float
+    error: float | None
+    method: str
+    floor: float | None
+    floor_error: float | None
+    better: str
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    name: str
+    counts: dict[str, int]
+    rows: tuple[Row, ...]
+    settings: dict[str, Any]
