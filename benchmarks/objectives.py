@@ -41,7 +41,7 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import decoded
 from sfumato.errors import InputError
 from sfumato.models.calibrate import tune
-from sfumato.models.evaluate import read_data, training_data
+from sfumato.models.data import read_data, training_data
 from sfumato.models.likelihood import bits_per_dim, default_levels
 from sfumato.models.model import Model
 from sfumato.recipes import digits

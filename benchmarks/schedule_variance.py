@@ -30,7 +30,7 @@ from sfumato.diffusion.bound import discretized_gaussian
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.gaussian import diffuse
 from sfumato.diffusion.learned_schedule import LearnedSchedule, prior_nats
-from sfumato.models.evaluate import read_data
+from sfumato.models.data import read_data
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model
 from sfumato.recipes import digits

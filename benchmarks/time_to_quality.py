@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from sfumato import metrics
 from sfumato.config import Config, merge, parse
 from sfumato.metrics import Moments
-from sfumato.models.evaluate import read_data, training_data
+from sfumato.models.data import read_data, training_data
 from sfumato.models.model import Model
 from sfumato.recipes import digits, small
 from sfumato.runs.setup import describe, make_trainer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sfumato
 from sfumato.interop import export, save_run
-from sfumato.models.evaluate import read_data
+from sfumato.models.data import read_data
 from tests.interop.engines.models import random_model
 from tests.training.tiny import LABELLED, tiny
 

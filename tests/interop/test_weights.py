@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sfumato.errors import InputError
-from sfumato.interop.weights import Transfer, by_projection, read_state
+from sfumato.interop.weights import Transfer, by_projection
+from sfumato.io.tensors import read_state
 
 
 class Harmful:

@@ -1,91 +1,153 @@
-"""The classifier whose features are used: accurate, deterministic, and alone with its randomness."""
+"""Features by name and of one's own: names, identities, batches, and what is refused."""
 
-import time
+from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
+from sfumato.data import Dataset
 from sfumato.errors import InputError
-from sfumato.metrics import ClassifierFeatures, train_classifier
-from sfumato.random import permutation
+from sfumato.metrics import Features, default_features, extract, features, train_classifier
+
+IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+LABELS = (IMAGES.mean(dim=(1, 2, 3)) > 0.0).long() * 3
 
 
-@pytest.fixture(scope="module")
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    found = load_digits()
-    order = torch.from_numpy(permutation(0, "split", 0, 1797))
-    images = torch.from_numpy(found.images).float()[:, None] / 8.0 - 1.0
-    return images[order], torch.from_numpy(found.target).long()[order]
+def halves(images: Tensor) -> Tensor:
+    return images.flatten(1)[:, :32] * 0.5
 
 
-@pytest.fixture(scope="module")
-def classifier(digits: tuple[torch.Tensor, torch.Tensor]) -> ClassifierFeatures:
-    images, labels = digits
-    return train_classifier(images[797:], labels[797:], seed=0)
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 5)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.drop(self.layer(images.flatten(1)))
 
 
-def test_digits(digits: tuple[torch.Tensor, torch.Tensor], classifier: ClassifierFeatures) -> None:
-    images, labels = digits
-    assert classifier.accuracy(images[:797], labels[:797]) > 0.97
-    features = classifier(images[797:])
-    assert features.shape == (1000, 64)
-    assert not features.requires_grad
-    assert float(features.double().var(dim=0, correction=0).mean()) == pytest.approx(1.0, rel=1e-4)
+def test_pixels_are_the_values() -> None:
+    pixels = features("pixels", device="cpu")
+    assert torch.equal(pixels(IMAGES), IMAGES.reshape(40, 64))
+    assert pixels.title("FD") == "FD (pixels)"
 
 
-def test_deterministic_and_leaves_global_state(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images, labels = digits[0][:200], digits[1][:200]
-    torch.manual_seed(123)
-    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    first = train_classifier(images, labels, seed=3, steps=20)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.get_num_threads() == threads
-    torch.manual_seed(456)
-    again = train_classifier(images, labels, seed=3, steps=20)
-    other = train_classifier(images, labels, seed=4, steps=20)
-    assert torch.equal(first(images), again(images))
-    assert not torch.equal(first(images), other(images))
+def test_the_classifier_is_the_datas_own() -> None:
+    own = features("classifier", train=(IMAGES, LABELS))
+    trained = train_classifier(IMAGES, LABELS)
+    assert torch.equal(own(IMAGES), trained(IMAGES))
+    assert own.classes is not None and own.classes.tolist() == [0, 3]
+    torch.testing.assert_close(own.logits(IMAGES), trained.head(trained.network(IMAGES)))
+    assert (
+        own.identity == features(trained).identity != features("classifier", train=(IMAGES[:30], LABELS[:30])).identity
+    )
+    with pytest.raises(InputError, match="train="):
+        features("classifier")
 
 
-def test_chunks(
-    digits: tuple[torch.Tensor, torch.Tensor],
-    classifier: ClassifierFeatures,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    images = digits[0][:50]
-    whole = classifier(images)
-    monkeypatch.setattr("sfumato.metrics.features._CHUNK", 7)
-    torch.testing.assert_close(classifier(images), whole)
+def test_a_module_and_a_function_of_ones_own() -> None:
+    module = Own()
+    own = features(module, name="mine")
+    expected = module.layer(IMAGES.flatten(1))
+    torch.testing.assert_close(own(IMAGES), expected)  # without dropout
+    assert module.training
+    assert own.name == "mine" and features(module).name == "Own" and features(halves).name == "halves"
+    assert torch.equal(features(halves, device="cpu")(IMAGES), halves(IMAGES))
+    assert features(own) is own
+    assert own.title("KD") == "KD (mine)"
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (3, 11), (3, 32, 32), (1, 8, 20), (2, 64, 64), (1, 1, 5)])
-def test_any_size(shape: tuple[int, ...]) -> None:
-    images = torch.randn(12, *shape, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([-4, 0, 7] * 4)
-    extractor = train_classifier(images, labels, steps=2)
-    assert extractor(images).shape == (12, 64)
-    assert sum(extractor.accuracy(images, torch.full((12,), label)) for label in (-4, 0, 7)) == pytest.approx(1.0)
+def test_identities_differ_with_what_decides_the_numbers() -> None:
+    module = Own()
+    first = features(module).identity
+    assert features(module).identity == first
+    assert features(module, name="other").identity != first
+    with torch.no_grad():
+        module.layer.weight[0, 0] += 1.0
+    assert features(module).identity != first
+    assert features(halves).identity != features(lambda images: images.flatten(1), name="halves").identity
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40, 100])
+def test_extract_of_data_sets_tensors_and_rows_of_them(batch: int) -> None:
+    stored = ((IMAGES + 1.0) * 127.5).round().to(torch.uint8).numpy()
+    data = Dataset(stored, name="noise")
+    seen = torch.from_numpy(stored).float() / 127.5 - 1.0
+    pixels = features("pixels", device="cpu")
+    torch.testing.assert_close(extract(pixels, data, batch=batch), seen.flatten(1))
+    rows = np.array([3, 3, 39, 0])
+    torch.testing.assert_close(extract(pixels, data, indices=rows, batch=batch), seen.flatten(1)[rows])
+    torch.testing.assert_close(extract(pixels, seen, indices=[5, 2], batch=batch), seen.flatten(1)[[5, 2]])
+
+
+def test_an_error_while_reading_is_said() -> None:
+    class Broken(torch.utils.data.Dataset[Tensor]):
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, index: int) -> Tensor:
+            if index == 60:
+                raise OSError("no such picture")
+            return IMAGES[index % 40]
+
+    with pytest.raises(OSError, match="no such picture"):
+        extract(features("pixels", device="cpu"), Dataset.of(Broken()), batch=8)
+
+
+def test_titles() -> None:
+    def named(name: str) -> Features:
+        return Features(name, "0" * 64, halves, torch.device("cpu"))
+
+    inception = named("inception (clean-fid)")
+    assert inception.title("FD") == inception.title("FID") == "FID (clean-fid)"
+    assert inception.title("KD") == "KID (clean-fid)"
+    assert inception.title("precision") == "precision (inception, clean-fid)"
+    assert named("dinov2").title("FD") == "FD (dinov2)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "labelled", "expected"),
+    [
+        ((3, 32, 32), True, "efficientnet-lite0"),
+        ((3, 64, 48), False, "efficientnet-lite0"),
+        ((3, 31, 64), True, "classifier"),
+        ((1, 64, 64), True, "classifier"),
+        ((1, 64, 64), False, "pixels"),
+        ((3, 500), False, "pixels"),
+        ((2,), False, "pixels"),
+    ],
+)
+def test_default(shape: tuple[int, ...], labelled: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfumato.metrics.efficientnet.PACKAGE", "torch")  # one that is installed
+    assert default_features(shape, labelled) == expected
+    monkeypatch.setattr("sfumato.metrics.efficientnet.PACKAGE", "no_such_package_here")
+    assert default_features(shape, labelled) == ("classifier" if labelled else "pixels")
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_input(classifier: ClassifierFeatures) -> None:
-    images, labels = torch.zeros(6, 1, 8, 8), torch.tensor([0, 1] * 3)
-    with pytest.raises(InputError, match="at least two classes"):
-        train_classifier(images, torch.zeros(6, dtype=torch.long))
-    with pytest.raises(InputError, match="6 integers"):
-        train_classifier(images, labels[:5])
+def test_bad_input() -> None:
+    with pytest.raises(InputError, match="did you mean 'efficientnet-lite0'"):
+        features("efficientnet")
+    with pytest.raises(InputError, match="known are"):
+        features("xyz")
+    with pytest.raises(InputError, match="not a int"):
+        features(3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"\(batch, features\)"):
+        features(lambda images: images, name="map")(IMAGES)
+    with pytest.raises(InputError, match=r"\(batch, features\)"):
+        features(lambda images: images.flatten(1)[:3], name="short")(IMAGES)
+    with pytest.raises(InputError, match="tuple"):
+        features(lambda images: (images, images), name="pair")(IMAGES)
     with pytest.raises(InputError, match="NaN"):
-        train_classifier(images * float("nan"), labels)
-    with pytest.raises(InputError, match="trained on images of shape"):
-        classifier(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(InputError, match="6 integers"):
-        classifier.accuracy(images, labels[:5])
-
-
-@pytest.mark.slow
-def test_digits_in_four_seconds(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images, labels = digits
-    start = time.perf_counter()
-    train_classifier(images[797:], labels[797:])
-    assert time.perf_counter() - start < 4.0
+        features(lambda images: images.flatten(1) / 0.0, name="division")(IMAGES)
+    with pytest.raises(InputError, match="no classes"):
+        features("pixels").logits(IMAGES)
+    with pytest.raises(InputError, match="of no images"):
+        extract(features("pixels"), IMAGES[:0])
+    with pytest.raises(InputError, match="batch=-1"):
+        extract(features("pixels"), IMAGES, batch=-1)
+    with pytest.raises(InputError, match="no option 'weights'"):
+        features("pixels", weights="x.pth")

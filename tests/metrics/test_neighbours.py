@@ -28,7 +28,7 @@ def test_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any chunking gives the same answer."""
     queries, train = draw(3, 20, 4), draw(4, 30, 4)
     whole = nearest_distances(queries, train)
-    monkeypatch.setattr("sfumato.metrics.distances._CHUNK", 7)
+    monkeypatch.setattr("sfumato.metrics.neighbours._CHUNK", 7)
     assert torch.equal(nearest_distances(queries, train), whole)
 
 

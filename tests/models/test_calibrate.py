@@ -17,7 +17,7 @@ from sfumato.cli import main
 from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.models.evaluate import read_data
+from sfumato.models.data import read_data
 from sfumato.models.model import Model
 from sfumato.runs.train import train
 from sfumato.sampling import fitting

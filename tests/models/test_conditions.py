@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 import sfumato
 from sfumato.config import Config, parse
 from sfumato.errors import InputError
+from sfumato.models.data import examples
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.networks.unet import UNet
@@ -116,3 +118,33 @@ def test_a_condition_that_the_network_does_not_take_is_refused(tmp_path: Path) -
     with pytest.raises(InputError, match="fill 'tokens', which this UNet does not take"):
         sfumato.train(tiny(conditions=conditions), network=UNet(1, 1, channels=(8, 8), groups=4), run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_previews_evaluation_and_tuning_are_like_the_data(tmp_path: Path) -> None:
+    """Conditions that nobody gives and that have no default come from held-out images, without a warning."""
+    images = torch.rand(40, 1, 8, 8) * 2 - 1
+    conditions = {
+        "low": {"kind": "low_resolution", "factor": 2, "noise": 0.5, "level": 0.1, "drop": 0.0},
+        "embedding": {"kind": "embedding", "drop": 0.0},
+    }
+    settings = tiny(
+        conditions=conditions,
+        training={"steps": 2, "sample_count": 3, "sample_every": 2},
+        data={"holdout": 4},
+        evaluation={"samples": 6},
+    )
+    data = {"image": images, "embedding": images.flatten(1)[:, :2]}
+    model = sfumato.train(settings, data=data, run=tmp_path / "run")
+    assert (tmp_path / "run/evaluation.json").exists()
+    sfumato.tune(model, steps=3, noises=16, coefficients=False)
+    parts, truth = examples(model, model.data[1], 6, seed=3)
+    assert truth is not None and parts["low"]["level"].tolist() == pytest.approx([0.1] * 6)
+    low = functional.interpolate(truth, (4, 4), mode="bicubic", antialias=True)
+    noise = (parts["low"]["value"] - 0.99**0.5 * low) / 0.1
+    assert 0.7 < float(noise.std()) < 1.3
+    # the same whatever the part of the samples
+    some, _ = examples(model, model.data[1], 2, seed=3, first=4)
+    torch.testing.assert_close(some["low"]["value"], parts["low"]["value"][4:])
+    assert examples(model, model.data[1], 2, given=("low",))[0].keys() == {"embedding"}
+    with pytest.raises(InputError, match="parts of the condition 'low' are value and level"):
+        model.sample(6, low={"value": low}, embedding=parts["embedding"])

@@ -23,7 +23,7 @@ from sfumato.diffusion.oracle import GaussianOracle, MixtureOracle
 from sfumato.diffusion.schedule import Schedule
 from sfumato.diffusion.variance import floor, learned
 from sfumato.errors import InputError
-from sfumato.models.evaluate import training_data
+from sfumato.models.data import training_data
 from sfumato.models.model import Model, load
 from sfumato.random import Draws
 from sfumato.sampling.grids import uniform

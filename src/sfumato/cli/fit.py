@@ -93,7 +93,7 @@ def likelihood(arguments: list[str]) -> int:
 
     from sfumato.diffusion.likelihood import dormand_prince, rk4
     from sfumato.io.files import write_json
-    from sfumato.models.evaluate import read_data
+    from sfumato.models.data import read_data
     from sfumato.models.likelihood import bits_per_dim
     from sfumato.runs.setup import accelerator_without_settings
 

@@ -87,6 +87,10 @@ class Condition(ABC):
         """The parts for samples of a training: from columns of the data, or from the clean images ``x0``."""
         return {"value": take(columns, self.columns[0])}
 
+    def example(self, x0: Tensor, columns: Mapping[str, Tensor], *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        """The parts of samples ``first ...`` of a seed that are to be like these of the data, as they are sampled."""
+        return self.training(x0, columns, Draws(seed, first, len(x0), len(x0)))
+
     @abstractmethod
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """The parts for ``count`` samples from what a person gives: one value for all, or one per sample.
@@ -192,9 +196,10 @@ def given_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of samples ``first ... first + count - 1`` of a seed, from what a person gives by name.
 
-    A value is one for all samples or one per sample; None is the null, which a condition has that was dropped in
-    training. Conditions not given have their default. The inputs of the network named in ``raw`` are passed on as they
-    are, tensors with a row per sample.
+    A value is one for all samples or one per sample; a dict holds the parts of the condition with a row per sample, as
+    :meth:`Condition.example` gives them; None is the null, which a condition has that was dropped in training.
+    Conditions not given have their default. The inputs of the network named in ``raw`` are passed on as they are,
+    tensors with a row per sample.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in values.items():
@@ -203,6 +208,8 @@ def given_tensors(
             condition = conditions[name]
             if value is None:
                 parts = null_parts(name, condition, count)
+            elif isinstance(value, Mapping):
+                parts = _checked(name, condition, value, count)
             else:
                 parts = condition.given(value, count, seed=seed, first=first)
             if condition.drop == 0.0 and bool(condition.null_rows(parts).any()):
@@ -223,6 +230,14 @@ def given_tensors(
         elif condition.drop == 0.0:
             warnings.warn(_no_null(name, "it"), SfumatoWarning, stacklevel=3)
     return tensors
+
+
+def _checked(name: str, condition: Condition, parts: Mapping[Any, Any], count: int) -> dict[str, Tensor]:
+    """Parts that are given as they are."""
+    if set(parts) != set(condition.parts) or any(not torch.is_tensor(p) or len(p) != count for p in parts.values()):
+        wanted = " and ".join(condition.parts)
+        raise InputError(f"The parts of the condition {name!r} are {wanted}, tensors with a row for each of {count}.")
+    return dict(parts)
 
 
 def null_parts(name: str, condition: Condition, count: int) -> dict[str, Tensor]:

@@ -84,11 +84,18 @@ class LowResolution(Condition):
         return ("value", "level") if self.noise else ("value",)
 
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        low = scale_down(x0, self.factor, self.down) if self.column is None else _signed(take(columns, self.column))
+        low = self.of(x0, columns)
         if not self.noise:
             return {"value": low}
         level = (draws.uniform("level") * self.noise).to(low)
         return self._noisy(low, level, draws.normal("noise", low.shape[1:]))
+
+    def example(self, x0: Tensor, columns: Mapping[str, Tensor], *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        return self.given(self.of(x0, columns), len(x0), seed=seed, first=first)
+
+    def of(self, x0: Tensor, columns: Mapping[str, Tensor]) -> Float[Tensor, "batch channels h w"]:
+        """The low-resolution images in [-1, 1] of clean ones, without noise."""
+        return scale_down(x0, self.factor, self.down) if self.column is None else _signed(take(columns, self.column))
 
     def _noisy(self, low: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
         s = level[:, None, None, None]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.interop.weights import read_state
+from sfumato.io.tensors import read_state
 
 _WHOLE = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>[\w-]+))?\.(?:safetensors|bin)")
 _INDEX = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json")

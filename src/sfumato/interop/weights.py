@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
+from sfumato.io.tensors import check_state, read_state
 from sfumato.networks.attention import Attention
 from sfumato.networks.unet import ResBlock
 
@@ -27,34 +25,9 @@ By q, k or v, then head, then channel; by head, then q, k or v; or by head and c
 """
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file: safetensors, or a state dict that torch saved, of which nothing but tensors is read."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"There is no file of weights {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        values: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # what is no pickle fails in ways that nobody lists
-        if not isinstance(error, UnpicklingError) or not zipfile.is_zipfile(path):
-            raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
-        raise InputError(
-            f"{path} holds more than tensors, and what else a pickle holds can run any code; save its state dict alone."
-        ) from None
-    return _checked(values, str(path))
-
-
 def read_weights(weights: Weights) -> dict[str, Tensor]:
     """The tensors of a file, or those that are given."""
-    return read_state(weights) if isinstance(weights, str | Path) else _checked(weights, "What was given")
-
-
-def _checked(values: Any, origin: str) -> dict[str, Tensor]:
-    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
-        raise InputError(f"{origin} is no state dict: a mapping from names to tensors is expected.")
-    return {str(name): value for name, value in values.items()}
+    return read_state(weights) if isinstance(weights, str | Path) else check_state(weights, "What was given")
 
 
 class Transfer:

@@ -1,15 +1,19 @@
-"""Tensors in safetensors files; pickles are never read."""
+"""Tensors in files: our own are safetensors; of those of others nothing but tensors is read."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
@@ -45,3 +49,47 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(meta, dict):
         raise InputError(f"{path} was not written by Sfumato: its metadata is no JSON object.")
     return tensors, meta
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file: safetensors, or a state dict that torch saved, of which nothing but tensors is read."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file of weights {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # what is no pickle fails in ways that nobody lists
+        if not isinstance(error, UnpicklingError) or not zipfile.is_zipfile(path):
+            raise InputError(f"{path} is truncated or no file of weights ({type(error).__name__}).") from None
+        raise InputError(
+            f"{path} holds more than tensors, and what else a pickle holds can run any code; save its state dict alone."
+        ) from None
+    return check_state(values, str(path))
+
+
+def check_state(values: Any, origin: str) -> dict[str, Tensor]:
+    """The values if they are a state dict, a mapping from names to tensors; ``origin`` is what they are called."""
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise InputError(f"{origin} is no state dict: a mapping from names to tensors is expected.")
+    return {str(name): value for name, value in values.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_sha256(path: Path, expected: str) -> str:
+    """The sha256 of a file, which is the expected one; else an InputError."""
+    if not path.is_file():
+        raise InputError(f"There is no file of weights {path}.")
+    if (found := sha256_of(path)) != expected:
+        raise InputError(
+            f"{path} does not hold the published weights: its sha256 is {found[:12]}... and not {expected[:12]}...; "
+            "delete it and fetch or install it again."
+        )
+    return found

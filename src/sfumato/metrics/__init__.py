@@ -1,8 +1,12 @@
 """How good samples are, and whether they are copies: every number stands next to the real-vs-real reference."""
 
-from sfumato.metrics.distances import Moments, frechet_distance, nearest_distances, nearest_neighbour_ratio
-from sfumato.metrics.features import ClassifierFeatures, train_classifier
-from sfumato.metrics.report import Evaluation, SpaceEvaluation, evaluate, table
+from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
+from sfumato.metrics.estimate import Estimate
+from sfumato.metrics.features import Features, default_features, extract, features
+from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_error, frechet_infinity
+from sfumato.metrics.neighbours import nearest_distances, nearest_neighbour_ratio
+from sfumato.metrics.sets import Evaluation, SpaceEvaluation, evaluate, table
 
-__all__ = ["ClassifierFeatures", "Evaluation", "Moments", "SpaceEvaluation", "evaluate", "frechet_distance"]
-__all__ += ["nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]
+__all__ = ["ClassifierFeatures", "Estimate", "Evaluation", "Features", "Moments", "SpaceEvaluation", "evaluate"]
+__all__ += ["default_features", "extract", "features", "frechet", "frechet_distance", "frechet_error"]
+__all__ += ["frechet_infinity", "nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]

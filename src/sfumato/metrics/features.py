@@ -1,145 +1,309 @@
-"""The features of a small classifier, by which images are compared."""
+"""Features of images by name: what the distances of an evaluation are measured in."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import contextlib
+import hashlib
+import inspect
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sfumato.errors import InputError
-from sfumato.random import permutation
+from sfumato.data import Dataset
+from sfumato.errors import InputError, nearest
+from sfumato.io.progress import Progress, progress_bar
+from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
+from sfumato.metrics.pictures import check_images, check_picture
+from sfumato.networks.execution import copy_sharing_weights
+from sfumato.random import sent
 
-_CHUNK = 512
-_BATCH = 64
-_WIDTH = 64  # the number of features
+VERSION = 1
+"""Of what is computed here; another one makes the identity of all features another."""
 
-
-def check_images(what: str, images: Tensor) -> None:
-    """An InputError unless ``images``, called ``what``, is a finite float batch ``(N, C, *space)``."""
-    if not images.is_floating_point() or images.ndim not in (2, 3, 4) or images.numel() == 0:
-        raise InputError(
-            f"{what} must be a floating-point tensor of shape (N, C), (N, C, length) or (N, C, height, width),"
-            f" not {images.dtype} of shape {tuple(images.shape)}."
-        )
-    if not bool(torch.isfinite(images).all()):
-        raise InputError(f"{what} holds NaN or infinite values; the model or file they come from is broken.")
+_INCEPTION = "inception"
+_INCEPTION_TITLES = {"FD": "FID", "KD": "KID"}
+_BATCHES = {"cpu": 32, "cuda": 256}
+_AHEAD = 2  # batches that are read while the network works
 
 
-def _check_labels(images: Tensor, labels: Tensor) -> None:
-    if labels.is_floating_point() or labels.shape != images.shape[:1]:
-        raise InputError(f"labels must be {len(images)} integers, not {labels.dtype} of shape {tuple(labels.shape)}.")
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A function from images to feature vectors, with a name that says which; made by :func:`features`."""
 
+    name: str  # "pixels", "classifier", "efficientnet-lite0", "inception (pytorch-fid)", ...
+    identity: str  # a sha256 over all that decides the numbers: name, weights, resizing and version
+    embed: Callable[[Tensor], Tensor]  # of images on the device
+    device: torch.device
+    head: Callable[[Tensor], Tensor] | None = None  # from features to the logits of classes
+    classes: Int[Tensor, " classes"] | None = None  # the label of each logit, where they are those of the data
+    pictures: bool = False  # whether it sees pictures of 1 or 3 channels only
 
-def _network(channels: int, space: tuple[int, ...]) -> nn.Sequential:
-    """Convolution, batch normalization and pooling until the sides are 2 or 3; then a hidden layer.
+    def title(self, measure: str) -> str:
+        """What a measure in these features is called.
 
-    Vectors have no sides: two linear layers with batch normalization.
-    """
-    layers: list[nn.Module] = []
-    inner, outer = channels, 32
-    if not space:
-        for inner in (channels, 64):
-            layers += [nn.Linear(inner, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU()]
-    else:
-        flat, side = len(space) == 1, max(space)
-        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if flat else (nn.Conv2d, nn.BatchNorm2d)
-        pool, last = (nn.MaxPool1d, nn.AdaptiveAvgPool1d) if flat else (nn.MaxPool2d, nn.AdaptiveAvgPool2d)
-        while not layers or side > 3:
-            layers += [conv(inner, outer, 3, padding=1, bias=False), norm(outer), nn.ReLU(), pool(2, ceil_mode=True)]
-            side, inner, outer = -(-side // 2), outer, min(2 * outer, 64)
-        layers += [last(2), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Dropout(0.25), nn.Linear(inner * 2 ** len(space), _WIDTH), nn.ReLU())
+        ``FD (efficientnet-lite0)`` for a Frechet distance, which is an FID in the features of Inception only, and bears
+        its resizing: ``FID (pytorch-fid)``.
+        """
+        network, _, resizing = self.name.partition(" (")
+        if network != _INCEPTION:
+            return f"{measure} ({self.name})"
+        resizing = resizing.rstrip(")")
+        if measure in (*_INCEPTION_TITLES, *_INCEPTION_TITLES.values()):
+            return f"{_INCEPTION_TITLES.get(measure, measure)} ({resizing})"
+        return f"{measure} ({network}, {resizing})"
 
-
-@dataclass(frozen=True)
-class ClassifierFeatures:
-    """The penultimate layer of a classifier; made by `train_classifier`, called with images ``(N, C, *space)``.
-
-    Features are divided by the root of their mean variance over the training images, so that the unit of a distance
-    does not depend on the data: the total variance of the training images is the number of features.
-    """
-
-    network: nn.Module  # images to unscaled features (N, features), in evaluation mode
-    head: nn.Module  # unscaled features to logits (N, classes)
-    classes: Int[Tensor, " classes"]  # the label of each logit, ascending
-    shape: tuple[int, ...]  # (C, *space) of the images that it was trained on
-    scale: float  # what features are divided by
+    def check(self, shape: tuple[int, ...]) -> None:
+        """An InputError where images of shape ``(C, *space)`` are none that these features are for."""
+        if self.pictures:
+            check_picture(self.name, shape)
 
     def __call__(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch features"]:
-        """The features ``(N, features)`` of ``images`` ``(N, C, *space)``, computed in chunks."""
-        return self._hidden(images) / self.scale
+        """The features of one batch of images in [-1, 1], on :attr:`device`, without gradients.
 
-    def accuracy(self, images: Float[Tensor, "batch channels *space"], labels: Int[Tensor, " batch"]) -> float:
-        """The fraction of ``images`` whose most probable label is the given one."""
-        _check_labels(images, labels)
-        with torch.no_grad():
-            likeliest = self.classes[self.head(self._hidden(images)).argmax(dim=1)]
-        return float((likeliest == labels).double().mean())
-
-    def _hidden(self, images: Tensor) -> Tensor:
+        Networks for colours see them as they would see them in a file: clipped, in 8 bits, grey as R = G = B.
+        Convolutions on a GPU are in full float32 and not in TF32, so that numbers do not depend on the machine.
+        """
         check_images("images", images)
-        if (shape := tuple(images.shape[1:])) != self.shape:
-            raise InputError(f"the classifier was trained on images of shape {self.shape}, not {shape}.")
+        self.check(tuple(images.shape[1:]))
+        with torch.no_grad(), _full_precision():
+            found: Any = self.embed(images.to(self.device))
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"the features {self.name} of {len(images)} images are {shape}; expected a tensor (batch, features): "
+                "flatten or pool what the network gives."
+            )
+        if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
+            raise InputError(f"the features {self.name} are NaN, infinite or no floats; check the network's weights.")
+        return found
+
+    def logits(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch classes"]:
+        """The logits of one batch of images, of networks that have classes: the :attr:`head` of its features."""
+        if self.head is None:
+            raise InputError(f"the features {self.name} have no classes; take 'classifier' or 'inception'.")
         with torch.no_grad():
-            return torch.cat([self.network(chunk.float()) for chunk in images.split(_CHUNK)])
+            return self.head(self(images))
 
 
-def train_classifier(
-    images: Float[Tensor, "batch channels *space"], labels: Int[Tensor, " batch"], *, seed: int = 0, steps: int = 300
-) -> ClassifierFeatures:
-    """Train the small classifier whose penultimate layer serves as features, on images in [-1, 1] and integer labels.
-
-    It belongs to the data and not to the model under evaluation, so give it the training split and a pinned seed: all
-    its randomness comes from ``seed``, none from the global generators. It runs on one thread, so that the features do
-    not depend on the number of cores. AdamW, with a cosine learning-rate schedule.
-    """
-    check_images("images", images)
-    _check_labels(images, labels)
-    classes, targets = torch.unique(labels, return_inverse=True)
-    if len(classes) < 2:
-        raise InputError("classifier features need at least two classes; leave the labels out to do without.")
-    images = images.detach().float()
-    with _one_thread(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        network = _network(images.shape[1], tuple(images.shape[2:])).to(images.device)
-        head = nn.Linear(_WIDTH, len(classes)).to(images.device)
-        optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], lr=3e-3, weight_decay=0.05)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        batches = _batches(seed, len(images))
-        for _ in range(steps):
-            chosen = next(batches).to(images.device)
-            loss = F.cross_entropy(head(network(images[chosen])), targets[chosen], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            decay.step()
-        network.eval().requires_grad_(False)
-        head.requires_grad_(False)
-        extractor = ClassifierFeatures(network, head, classes, tuple(images.shape[1:]), 1.0)
-        variance = float(extractor(images).double().var(dim=0, correction=0).mean())
-    return replace(extractor, scale=variance**0.5 if variance > 0 else 1.0)
-
-
-def _batches(seed: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
-    """Endless batches of indices: each epoch has a new order, and its last incomplete batch is left out."""
-    batch = min(_BATCH, size)
-    epoch = 0
-    while True:
-        order = torch.from_numpy(permutation(seed, "classifier", epoch, size))
-        yield from order[: size - size % batch].split(batch)
-        epoch += 1
-
-
-@contextmanager
-def _one_thread() -> Generator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+@contextlib.contextmanager
+def _full_precision() -> Generator[None]:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def identity_of(**parts: str | int | float | Sequence[int]) -> str:
+    """A sha256 over what decides features."""
+    return hashlib.sha256(json.dumps({"version": VERSION, **parts}, sort_keys=True).encode()).hexdigest()
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """A sha256 over tensors and their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What :func:`features` was asked for."""
+
+    device: torch.device
+    weights: Path | None
+    resize: str | None
+    train: tuple[Tensor, Tensor] | None
+
+
+def _pixels(request: _Request) -> Features:
+    return Features("pixels", identity_of(name="pixels"), lambda images: images.flatten(1), request.device)
+
+
+def _classifier(request: _Request) -> Features:
+    if request.train is None:
+        raise InputError("the features 'classifier' are those of the data: give train=(images, labels).")
+    return _of_classifier(train_classifier(*request.train))
+
+
+def _of_classifier(trained: ClassifierFeatures) -> Features:
+    state = {**trained.network.state_dict(), **{f"head.{k}": v for k, v in trained.head.state_dict().items()}}
+    identity = identity_of(name="classifier", weights=weights_hash(state), scale=trained.scale)
+    device = next(trained.head.parameters()).device
+    return Features(
+        "classifier", identity, trained, device, lambda found: trained.head(found * trained.scale), trained.classes
+    )
+
+
+def _efficientnet(request: _Request) -> Features:
+    from sfumato.metrics import efficientnet
+
+    network, digest = efficientnet.load(request.weights)
+    _place(network, request.device)
+    return Features(
+        "efficientnet-lite0",
+        identity_of(name="efficientnet-lite0", weights=digest, resize="bicubic"),
+        lambda images: network(efficientnet.prepare(images)),
+        request.device,
+        network.fc,
+        pictures=True,
+    )
+
+
+def _place(network: nn.Module, device: torch.device) -> None:
+    network.to(device)
+    if device.type == "cpu":
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # a fifth faster there
+
+
+_NAMED: dict[str, tuple[Callable[[_Request], Features], frozenset[str]]] = {
+    "pixels": (_pixels, frozenset()),
+    "classifier": (_classifier, frozenset({"train"})),
+    "efficientnet-lite0": (_efficientnet, frozenset({"weights"})),
+}
+"""Features by name, and which options they have."""
+
+
+def features(
+    which: str | Features | ClassifierFeatures | nn.Module | Callable[[Tensor], Tensor],
+    *,
+    device: torch.device | str | None = None,
+    weights: Path | str | None = None,
+    resize: str | None = None,
+    train: tuple[Float[Tensor, "batch channels *space"], Int[Tensor, " batch"]] | None = None,
+    name: str | None = None,
+) -> Features:
+    """Features by name, or of a network or function of one's own.
+
+    - ``pixels``: the values themselves.
+    - ``classifier``: a small classifier of the data, trained with a pinned seed (:func:`train_classifier`).
+    - ``efficientnet-lite0``: 1280 features of a network for photographs (``pip install "sfumato[efficientnet]"``).
+
+    Args:
+        which: one of these names; or a module or function from images in [-1, 1] ``(N, C, *space)`` to ``(N, d)``.
+        device: where to compute (default: on the GPU if there is one; a module stays where it is).
+        weights: a file of weights, of a network that has been published.
+        resize: which of the published resizings.
+        train: images and labels for the classifier.
+        name: what features of one's own are called.
+    """
+    at = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not isinstance(which, str):
+        if isinstance(which, Features):
+            return which
+        if isinstance(which, ClassifierFeatures):
+            return _of_classifier(which)
+        if not callable(which):
+            expected = f"a name ({', '.join(_NAMED)}), a module or a function"
+            raise InputError(f"features are {expected}, and not a {type(which).__name__}.")
+        return _of_module(which, device, name) if isinstance(which, nn.Module) else _of_function(which, at, name)
+    if which not in _NAMED:
+        raise InputError(f"there are no features {which!r}{nearest(which, _NAMED)}")
+    make, options = _NAMED[which]
+    for option, value in (("weights", weights), ("resize", resize), ("train", train), ("name", name)):
+        if value is not None and option not in options and option != "train":
+            raise InputError(f"the features {which} have no option {option!r}; leave it out.")
+    return make(_Request(at, None if weights is None else Path(weights).expanduser(), resize, train))
+
+
+def _of_module(module: nn.Module, device: torch.device | str | None, name: str | None) -> Features:
+    own = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+    at = own if device is None else torch.device(device)
+    # a copy: evaluation mode and another device are no business of the original
+    network = copy_sharing_weights(module) if at == own else deepcopy(module).to(at).eval()
+    name = name or type(module).__name__
+    identity = identity_of(name=name, source=_source(type(module)), weights=weights_hash(module.state_dict()))
+    return Features(name, identity, network, at)
+
+
+def _of_function(function: Callable[[Tensor], Tensor], device: torch.device, name: str | None) -> Features:
+    name = name or str(getattr(function, "__name__", type(function).__name__))
+    return Features(name, identity_of(name=name, source=_source(function)), function, device)
+
+
+def _source(thing: Any) -> str:
+    """The text of a function or class; what it refers to is not in it, so caches also compare a few features."""
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def default_features(shape: tuple[int, ...], labelled: bool) -> str:
+    """The features that images of shape ``(C, *space)`` are judged in unless others are named.
+
+    ``efficientnet-lite0`` for colour pictures of 32 pixels and more where its package is installed; else ``classifier``
+    for data with labels, else ``pixels``.
+    """
+    from sfumato.metrics.efficientnet import weights_file
+
+    if len(shape) == 3 and shape[0] == 3 and min(shape[1:]) >= 32 and weights_file() is not None:
+        return "efficientnet-lite0"
+    return "classifier" if labelled else "pixels"
+
+
+def extract(
+    features: Features,
+    data: Dataset | Float[Tensor, "count channels *space"],
+    *,
+    indices: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+    batch: int | None = None,
+    progress: Progress = None,
+) -> Float[Tensor, "rows features"]:
+    """The features of many images, ``(rows, features)`` float32 on the CPU, batch by batch.
+
+    The next batches are read, and decoded where they are in files, while the network works on one. The memory is that
+    of the result (410 MB for 50,000 images with 2048 features) and of a few batches.
+
+    Args:
+        features: which.
+        data: a data set, or images in [-1, 1].
+        indices: which images (default: all).
+        batch: images at once (default: 32 on a CPU, 256 on a GPU).
+        progress: what shows progress.
+    """
+    shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
+    features.check(shape)
+    rows = np.arange(len(data)) if indices is None else np.asarray(indices, dtype=np.int64)
+    size = batch or _BATCHES.get(features.device.type, 32)
+    if len(rows) == 0:
+        raise InputError("features of no images; give at least one.")
+    if size < 1:
+        raise InputError(f"batch={size}; expected at least 1 image at once.")
+
+    def read(start: int) -> Tensor:
+        chosen = rows[start : start + size]
+        if isinstance(data, Dataset):
+            return sent(data.batch(chosen), features.device)
+        return data[start : start + size] if indices is None else data[torch.from_numpy(chosen).to(data.device)]
+
+    starts = range(0, len(rows), size)
+    result: Tensor | None = None
+    with progress_bar(f"features {features.name}", len(rows), progress) as show, ThreadPoolExecutor(1) as reader:
+        ahead = deque(reader.submit(read, start) for start in starts[:_AHEAD])
+        for index, start in enumerate(starts):
+            images = ahead.popleft().result()
+            if index + _AHEAD < len(starts):
+                ahead.append(reader.submit(read, starts[index + _AHEAD]))
+            found = features(images)
+            if result is None:
+                result = torch.empty(len(rows), found.shape[1])
+            result[start : start + len(found)] = found
+            show(start + len(found))
+    assert result is not None
+    return result

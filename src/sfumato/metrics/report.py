@@ -1,139 +1,172 @@
-"""The evaluation: samples compared with the training set and the held-out set, in pixels and in features."""
+"""What an evaluation found: a row per measure, with its error and with what real pictures reach."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from jaxtyping import Float, Int
 from rich.table import Table
-from torch import Tensor
 
-from sfumato.errors import InputError
-from sfumato.metrics.distances import Moments, nearest_distances, neighbour_ratio
-from sfumato.metrics.features import ClassifierFeatures, check_images, train_classifier
+from sfumato.metrics.estimate import Estimate
+
+Better = Literal["lower", "higher", "floor"]
 
 
-@dataclass(frozen=True)
-class SpaceEvaluation:
-    """The measures in one feature space. Frechet distances are comparable only within one space."""
+def titled(measure: str, features: str | None) -> str:
+    """A measure with its features: ``FD (efficientnet-lite0)``.
 
-    space: str  # "pixels" or "classifier"
-    features: int  # their number
-    frechet_heldout: float  # of the samples to the held-out set: the number to judge a model by
-    frechet_train: float  # of the samples to the training set; far below `frechet_heldout`, it shows copies
-    frechet_reference: float  # real vs real: of the training set to the held-out set
-    frechet_biased: bool  # whether a set has no more images than features: only `frechet_ratio` has a meaning then
-    neighbour_samples: float  # the median distance of a sample to the nearest training image
-    neighbour_reference: float  # real vs real: the same of held-out images
-    neighbour_ratio: float  # of the two: 1 for real images, near 0 for copies
-
-    @property
-    def frechet_ratio(self) -> float:
-        """`frechet_heldout` over `frechet_reference`; about 1 for samples as good as real images."""
-        return self.frechet_heldout / self.frechet_reference if self.frechet_reference > 0 else float("inf")
+    A Frechet distance is a FID with the features of Inception only, and bears its resizing: ``FID (pytorch-fid)``.
+    """
+    if features is None:
+        return measure
+    network, _, resizing = features.partition(" (")
+    if network != "inception":
+        return f"{measure} ({features})"
+    return f"{measure.replace('FD', 'FID')} ({resizing.rstrip(')')})"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The result of `evaluate`."""
+class Row:
+    """One measure of one set of samples.
 
-    samples: int
-    train: int
-    heldout: int
-    seed: int | None  # of the classifier; None without labels or with a classifier trained before
-    accuracy: float | None  # of the classifier on the held-out set; None without its labels
-    spaces: tuple[SpaceEvaluation, ...]  # pixels, then classifier features when there are labels
+    Attributes:
+        measure: what was measured, such as ``"FD"`` or ``"precision"``.
+        features: the name of the features that it was measured in; None for what needs none.
+        value, error: the number and its standard error, with the ``method`` that found it.
+        floor, floor_error: the same of real pictures, at the same counts where there are as many.
+        better: which way is better; ``"floor"`` is as near to that of real pictures as can be.
+        note: what must be known to read the number.
+    """
+
+    measure: str
+    features: str | None
+    value: float
+    error: float | None = None
+    method: str = ""
+    floor: float | None = None
+    floor_error: float | None = None
+    better: Better = "lower"
+    note: str | None = None
 
     @property
-    def main(self) -> SpaceEvaluation:
-        """The entry that ranks models: classifier features where there are labels, else pixels."""
-        return self.spaces[-1]
+    def title(self) -> str:
+        """The measure with its features, such as ``"FD (pixels)"``."""
+        return titled(self.measure, self.features)
+
+    @property
+    def ratio(self) -> float | None:
+        """The value over its floor."""
+        return self.value / self.floor if self.floor is not None and self.floor > 0.0 else None
+
+
+def row(measure: str, features: str | None, value: Estimate, floor: Estimate | None = None, **more: Any) -> Row:
+    """A row of two estimates."""
+    low, low_error = (None, None) if floor is None else floor[:2]
+    return Row(measure, features, value.value, value.error, value.method, low, low_error, **more)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The measures of one set of samples.
+
+    ``report["FD"]`` is the first row of that measure, ``report["FD (pixels)"]`` that of these features.
+
+    Attributes:
+        name: what was judged.
+        counts: the number of pictures of each set, such as ``{"samples": 1000, "training": 1617, "held-out": 180}``.
+        rows: the measures; the first one ranks models.
+        settings: how the samples were made, and how they were judged.
+        notes: what was left out, and why.
+    """
+
+    name: str
+    counts: Mapping[str, int]
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Row:
+        for entry in self.rows:
+            if name in (entry.title, entry.measure):
+                return entry
+        raise KeyError(f"{name}; there are {', '.join(entry.title for entry in self.rows)}")
+
+    def __contains__(self, name: str) -> bool:
+        return any(name in (entry.title, entry.measure) for entry in self.rows)
+
+    @property
+    def main(self) -> Row:
+        """The measure that ranks models."""
+        return self.rows[0]
+
+    def numbers(self) -> dict[str, float]:
+        """The values by the titles of their measures."""
+        return {entry.title: entry.value for entry in self.rows}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as numbers, strings, lists and dictionaries, ready for JSON."""
-        spaces = {entry.space: {**asdict(entry), "frechet_ratio": entry.frechet_ratio} for entry in self.spaces}
-        return {**asdict(self), "spaces": spaces}
+        """All of it as numbers, strings, lists and dictionaries, ready for JSON, where infinity and NaN are None."""
+        rows = [{"title": entry.title, **asdict(entry), "ratio": entry.ratio} for entry in self.rows]
+        finite = [{key: _finite(value) for key, value in entry.items()} for entry in rows]
+        return {
+            "name": self.name,
+            "counts": dict(self.counts),
+            "rows": finite,
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+        }
 
 
-def evaluate(
-    samples: Float[Tensor, "samples channels *space"],
-    train: Float[Tensor, "train channels *space"],
-    heldout: Float[Tensor, "heldout channels *space"],
-    *,
-    train_labels: Int[Tensor, " train"] | None = None,
-    heldout_labels: Int[Tensor, " heldout"] | None = None,
-    classifier: ClassifierFeatures | None = None,
-) -> Evaluation:
-    """Compare samples with the training set and with held-out images, each number with its real-vs-real reference.
-
-    The bias of a Frechet distance depends on the numbers of images, so the reference is fair when there are as
-    many samples as training images.
-
-    Args:
-        samples: generated images in [-1, 1].
-        train: the images that the model was trained on.
-        heldout: images of the same kind that it has not seen.
-        train_labels: with them, a classifier is trained for its features.
-        heldout_labels: with them, the accuracy of the classifier is reported.
-        classifier: a classifier that was trained before, to be used instead of training one.
-    """
-    for what, images in (("samples", samples), ("train", train), ("heldout", heldout)):
-        check_images(what, images)
-        if len(images) < 2:
-            raise InputError(f"{what} holds {len(images)} image; an evaluation needs at least 2 of each set.")
-        if images.shape[1:] != train.shape[1:]:
-            shapes = f"{tuple(images.shape[1:])} in {what}, {tuple(train.shape[1:])} in train"
-            raise InputError(f"All sets must have one image shape; it is {shapes}.")
-    seed = accuracy = None
-    if classifier is None and train_labels is not None:
-        seed = 0  # of the measure and not of the model: always the same
-        classifier = train_classifier(train, train_labels, seed=seed)
-    if classifier is not None and heldout_labels is not None:
-        accuracy = classifier.accuracy(heldout, heldout_labels)
-    sets = (samples, train, heldout)
-    spaces = [_in_space("pixels", [images.flatten(1) for images in sets])]
-    if classifier is not None:
-        spaces.append(_in_space("classifier", [classifier(images) for images in sets]))
-    return Evaluation(len(samples), len(train), len(heldout), seed, accuracy, tuple(spaces))
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _in_space(name: str, features: list[Tensor]) -> SpaceEvaluation:
-    of_samples, of_train, of_heldout = (Moments.fit(vectors) for vectors in features)
-    near_samples, near_heldout = (nearest_distances(vectors, features[1]) for vectors in features[::2])
-    return SpaceEvaluation(
-        space=name,
-        features=features[0].shape[1],
-        frechet_heldout=of_samples.distance(of_heldout),
-        frechet_train=of_samples.distance(of_train),
-        frechet_reference=of_train.distance(of_heldout),
-        frechet_biased=of_samples.biased or of_train.biased or of_heldout.biased,
-        neighbour_samples=float(near_samples.median()),
-        neighbour_reference=float(near_heldout.median()),
-        neighbour_ratio=neighbour_ratio(near_samples, near_heldout),
-    )
+_ARROWS = {"lower": "↓", "higher": "↑", "floor": "→"}
 
 
-def table(evaluation: Evaluation) -> Table:
-    """An evaluation as one table for the terminal: a row per number, with its real-vs-real reference."""
-    counts = f"{evaluation.samples} samples, {evaluation.train} training"
-    result = Table("space", "measure", title=f"{counts} and {evaluation.heldout} held-out images")
-    for heading in ("samples", "real vs real", "ratio"):
-        result.add_column(heading, justify="right")
-    for entry in evaluation.spaces:
-        name = f"{entry.space} ({entry.features})" + (" *" if entry.frechet_biased else "")
-        frechet = f"{entry.frechet_heldout:.3g}", f"{entry.frechet_reference:.3g}", f"{entry.frechet_ratio:.2f}"
-        nearest = f"{entry.neighbour_samples:.3g}", f"{entry.neighbour_reference:.3g}", f"{entry.neighbour_ratio:.2f}"
-        result.add_row(name, "Frechet to held-out", *frechet)
-        result.add_row("", "Frechet to training", f"{entry.frechet_train:.3g}", "", "")
-        result.add_row("", "nearest training image", *nearest)
-        result.add_section()
-    notes: list[str] = []
-    if evaluation.accuracy is not None:
-        notes.append(f"held-out accuracy of the classifier: {evaluation.accuracy:.1%}")
-    if any(entry.frechet_biased for entry in evaluation.spaces):
-        notes.append("* fewer images than features: judge the Frechet distance by its ratio")
-    result.caption = "\n".join(notes) or None
+def number(value: float | None, error: float | None = None) -> str:
+    """A number to the digits that its error leaves it."""
+    if value is None:
+        return ""
+    if not math.isfinite(value) or error is None or not math.isfinite(error) or error <= 0.0:
+        return f"{value:.3g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    if digits > 6:
+        return f"{value:.2e} ± {error:.0e}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def table(*reports: Report) -> Table:
+    """Reports as one table for the terminal: a row per measure, a column per set, and what real pictures reach."""
+    first = reports[0]
+    counts = ", ".join(f"{count:,} {name}" for name, count in first.counts.items())
+    result = Table("measure", "", title=counts if len(reports) == 1 else None, title_justify="left")
+    for report in reports:
+        result.add_column(report.name if len(reports) > 1 else "samples", justify="right")
+    result.add_column("real", justify="right")
+    if len(reports) == 1:
+        result.add_column("ratio", justify="right")
+    titles = dict.fromkeys(entry.title for report in reports for entry in report.rows)
+    marks: dict[str, str] = {}
+    for title in titles:
+        entries = [report[title] if title in report else None for report in reports]
+        known = [entry for entry in entries if entry is not None]
+        notes = list(dict.fromkeys(entry.note for entry in known if entry.note))
+        for note in notes:
+            marks.setdefault(note, "*" * (len(marks) + 1))
+        values = [number(entry.value, entry.error) if entry is not None else "" for entry in entries]
+        floor = number(known[0].floor, known[0].floor_error)
+        ratio = known[0].ratio if known[0].better == "lower" or known[0].measure.startswith("nearest") else None
+        extra = [] if len(reports) > 1 else ["" if ratio is None else f"{ratio:.2f}"]
+        name = " ".join([title, *(marks[note] for note in notes)])
+        result.add_row(name, _ARROWS[known[0].better], *values, floor, *extra)
+    lines = [f"{mark} {note}" for note, mark in marks.items()]
+    if len(reports) > 1:
+        lines = [f"{r.name}: {', '.join(f'{c:,} {n}' for n, c in r.counts.items())}" for r in reports] + lines
+    lines += list(dict.fromkeys(note for report in reports for note in report.notes))
+    result.caption = "\n".join(lines) or None
+    result.caption_justify = "left"
     return result
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from sfumato import random
-from sfumato.data import Loader
+from sfumato.data import Dataset, Loader
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Batch, Estimator, estimate
 from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
-from sfumato.models.evaluate import data_of, given_data, training_data
+from sfumato.models.data import data_of, examples, given_data, training_data
 from sfumato.models.model import Model, load, save_fitted
 from sfumato.random import Draws
 from sfumato.sampling import fitting
@@ -80,7 +80,7 @@ def tune(
             raise InputError("A denoiser does not know its data; pass them: tune(denoiser, data).")
         model = Model(model, given[0].shape)
     if steps is not None:
-        return _tune_grid(model, steps, coefficients, noises, seed, progress)
+        return _tune_grid(model, steps, coefficients, noises, seed, progress, given)
     if images < 1 or levels < 2:
         raise InputError(f"Gamma needs at least 1 image and 2 levels; got {images} and {levels}.")
     loader, _ = training_data(model.config, given or data_of(model))
@@ -103,12 +103,16 @@ def _tune_grid(
     noises: int,
     seed: int,
     progress: Progress,
+    data: tuple[Dataset, Dataset] | None,
 ) -> Fitted:
     fitting.check(steps, noises)
     sampling = model.config.sampling
     denoise, _, _ = model.sampler(sampling.untuned())
     noise = random.normal(seed, "fitting", 0, noises, model.info.shape).to(model.device)
-    cond = {name: rows.to(model.device) for name, rows in model.given({}, seed, 0, noises).items()}
+    given: dict[str, Any] = {}
+    if any(condition.default(seed, 0, 1) is None for condition in model.conditions.values()):
+        given, _ = examples(model, (data or data_of(model))[0], noises, seed=seed)
+    cond = {name: rows.to(model.device) for name, rows in model.given(given, seed, 0, noises).items()}
     was_training = model.module.training
     model.module.eval()
     known = fitting.examples(denoise, model.denoiser.schedule, noise, cond=cond)

@@ -18,50 +18,11 @@ from sfumato.errors import InputError
 from sfumato.io.files import write_json
 from sfumato.io.progress import Progress
 from sfumato.metrics import Evaluation
+from sfumato.models.data import SPLIT_SEED, data_of, examples, given_data
 from sfumato.models.model import Model, as_model, load
 
 _MOST_VALUES = 1 << 28
 """The most pixel values of real images that an evaluation takes: 1 GiB of float32, 87,000 images of 3x32x32."""
-
-SPLIT_SEED = 0
-"""The split into training and held-out images belongs to the data, not to the run: every run has the same."""
-
-
-GIVEN = "python:"
-"""What the source of data begins with that were given in Python, and can't be read again."""
-
-
-def read_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The training and the held-out images of a configuration, with the columns that its conditions need."""
-    if config.data.source.startswith(GIVEN):
-        raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
-    columns = {column for condition in config.conditions.values() for column in condition.build().columns}
-    data: Dataset = config.data.build(columns=tuple(sorted(columns)))
-    return data.split(config.data.holdout, SPLIT_SEED)
-
-
-def data_of(model: Model) -> tuple[Dataset, Dataset]:
-    """The training and the held-out images of a model: those given in Python, or those that its run names."""
-    if model.data is None and not model.configured:
-        raise InputError("This model was made around a denoiser and does not know its data; pass them.")
-    return read_data(model.config) if model.data is None else model.data
-
-
-def given_data(data: Any, heldout: Any = None) -> tuple[Dataset, Dataset]:
-    """Training and held-out images of what a person passes; without held-out ones they are a tenth."""
-    train_set = Dataset.of(data)
-    return train_set.split(0.1, SPLIT_SEED) if heldout is None else (train_set, Dataset.of(heldout))
-
-
-def training_data(config: Config, data: tuple[Dataset, Dataset] | None = None) -> tuple[Loader, Dataset]:
-    """The stream of training samples of a configuration, and the held-out images.
-
-    Args:
-        config: the configuration.
-        data: the training and the held-out images, where they were given in Python.
-    """
-    train_set, heldout = read_data(config) if data is None else data
-    return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
 
 
 def sample_count(config: Config) -> int:
@@ -113,7 +74,8 @@ def evaluate(
             "sfumato import WEIGHTS --run RUN --data DATA."
         )
     seed = model.config.evaluation.seed if seed is None else seed
-    images = model.sample(count, seed=seed, progress=progress, **options)
+    conditions, _ = examples(model, rest, count, seed=seed, given=options)
+    images = model.sample(count, seed=seed, progress=progress, **options, **conditions)
     (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(rest, model)
     result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)
     if model.run is not None and data is None:

@@ -22,7 +22,8 @@ from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.images import save_grid
 from sfumato.models.calibrate import tune
-from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
+from sfumato.models.data import GIVEN, SPLIT_SEED, examples, training_data
+from sfumato.models.evaluate import evaluate
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import start_from, write_weights
@@ -250,8 +251,10 @@ class _Run:
                 self.directory.log(record.step, losses)
             if options.sample_count:
                 with trainer.ema.applied():
-                    sampling = config.sampling.untuned()
-                    images = model.sample(options.sample_count, sampling=sampling, progress=False)
+                    cond, _ = examples(model, heldout if len(heldout) else loader.dataset, options.sample_count)
+                    images = model.sample(
+                        options.sample_count, sampling=config.sampling.untuned(), progress=False, **cond
+                    )
                 path = self.folder / "samples" / f"step-{trainer.step:07d}.png"
                 save_grid(images, path)
                 self._track_image(path, record.step)

@@ -1,0 +1,74 @@
+"""The data of a model: those that its run names, or those that were given in Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+
+from sfumato.config import Config
+from sfumato.data import Dataset, Loader
+from sfumato.errors import InputError, require_memory
+from sfumato.models.model import Model
+
+SPLIT_SEED = 0
+"""The split into training and held-out images belongs to the data, not to the run: every run has the same."""
+
+
+GIVEN = "python:"
+"""What the source of data begins with that were given in Python, and can't be read again."""
+
+
+def read_data(config: Config) -> tuple[Dataset, Dataset]:
+    """The training and the held-out images of a configuration, with the columns that its conditions need."""
+    if config.data.source.startswith(GIVEN):
+        raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
+    columns = {column for condition in config.conditions.values() for column in condition.build().columns}
+    data: Dataset = config.data.build(columns=tuple(sorted(columns)))
+    return data.split(config.data.holdout, SPLIT_SEED)
+
+
+def data_of(model: Model) -> tuple[Dataset, Dataset]:
+    """The training and the held-out images of a model: those given in Python, or those that its run names."""
+    if model.data is None and not model.configured:
+        raise InputError("This model was made around a denoiser and does not know its data; pass them.")
+    return read_data(model.config) if model.data is None else model.data
+
+
+def given_data(data: Any, heldout: Any = None) -> tuple[Dataset, Dataset]:
+    """Training and held-out images of what a person passes; without held-out ones they are a tenth."""
+    train_set = Dataset.of(data)
+    return train_set.split(0.1, SPLIT_SEED) if heldout is None else (train_set, Dataset.of(heldout))
+
+
+def training_data(config: Config, data: tuple[Dataset, Dataset] | None = None) -> tuple[Loader, Dataset]:
+    """The stream of training samples of a configuration, and the held-out images.
+
+    Args:
+        config: the configuration.
+        data: the training and the held-out images, where they were given in Python.
+    """
+    train_set, heldout = read_data(config) if data is None else data
+    return Loader(train_set, config.training.seed, config.data.flip, config.data.random_crop), heldout
+
+
+def examples(
+    model: Model, data: Dataset, count: int, *, seed: int = 0, first: int = 0, given: Collection[str] = ()
+) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+    """The conditions of samples ``first ...`` of a seed, from data, where nobody gives them and they have no default.
+
+    Returns:
+        What :meth:`Model.sample` takes for them, by name; and the images that the samples are to be like, ``(count, C,
+        *space)``, if there are such conditions. Samples take the images in a fixed order, and from the start again
+        when all were taken.
+    """
+    wanted = {n: c for n, c in model.conditions.items() if n not in given and c.default(seed, first, 1) is None}
+    if not wanted or not len(data):
+        return {}, None
+    require_memory(count * math.prod(model.info.shape), f"{count} images", "the number of images")
+    batch = Loader(data, SPLIT_SEED, crop=model.config.data.random_crop).batch(first, count)
+    known = {n: c for n, c in wanted.items() if all(column in batch.cond for column in c.columns)}
+    parts = {n: c.example(batch.x0, batch.cond, seed=seed, first=first) for n, c in known.items()}
+    return parts, batch.x0 if parts else None
