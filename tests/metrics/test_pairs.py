@@ -19,8 +19,8 @@ from sfumato.errors import InputError, SfumatoWarning
 from sfumato.metrics import pairs
 
 
-def pictures(*shape: int, noise: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Smooth pictures in [-1, 1] and the same with noise of another strength in each."""
+def images(*shape: int, noise: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Smooth images in [-1, 1] and the same with noise of another strength in each."""
     rng = np.random.default_rng(seed)
     smooth = rng.normal(size=shape)
     for axis in range(2, len(shape)):
@@ -51,7 +51,7 @@ def test_psnr_of_a_constant_offset() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 1, 13, 17), (3, 3, 31, 12), (2, 2, 40), (5, 3, 1, 1), (6, 2)])
 def test_psnr_against_scikit_image(shape: tuple[int, ...]) -> None:
-    output, truth = pictures(*shape)
+    output, truth = images(*shape)
     expected = [
         peak_signal_noise_ratio(y.numpy(), x.numpy(), data_range=2.0) for x, y in zip(output, truth, strict=True)
     ]
@@ -60,17 +60,17 @@ def test_psnr_against_scikit_image(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 1, 13, 17), (2, 3, 31, 12), (2, 3, 11, 11), (2, 2, 40)])
 def test_ssim_against_scikit_image(shape: tuple[int, ...]) -> None:
-    output, truth = pictures(*shape)
+    output, truth = images(*shape)
     expected = [skimage_ssim(x, y) for x, y in zip(output, truth, strict=True)]
     found = pairs.ssim(output, truth)
     assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected, abs=1e-10)
     assert pairs.ssim(output.float(), truth.float()).tolist() == pytest.approx(expected, abs=1e-6)
-    assert min(expected) < 0.9, "pictures that differ"
+    assert min(expected) < 0.9, "images that differ"
 
 
 @pytest.mark.parametrize("measure", [pairs.psnr, pairs.ssim])
 def test_luma_border_and_rounding(measure: Callable[..., Tensor]) -> None:
-    output, truth = pictures(2, 3, 21, 24)
+    output, truth = images(2, 3, 21, 24)
     torch.testing.assert_close(
         measure(output, truth, channel="y"), measure(luma(output), luma(truth)), rtol=1e-12, atol=0
     )
@@ -92,7 +92,7 @@ def test_luma_of_white_and_black_is_235_and_16() -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 161, 167), (2, 1, 176, 200), (1, 2, 185)])
 def test_ms_ssim_against_scikit_image_at_each_scale(shape: tuple[int, ...]) -> None:
     """With a huge K1 the luminance of scikit-image's SSIM is 1, and what is left is contrast times structure."""
-    output, truth = pictures(*shape)
+    output, truth = images(*shape)
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
     weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
     for index, found in enumerate(pairs.ms_ssim(output, truth).tolist()):
@@ -112,7 +112,7 @@ def test_ms_ssim_against_scikit_image_at_each_scale(shape: tuple[int, ...]) -> N
 
 
 def test_identical_pictures_and_opposite_ones() -> None:
-    _, truth = pictures(2, 1, 161, 161)
+    _, truth = images(2, 1, 161, 161)
     assert pairs.psnr(truth, truth).tolist() == [math.inf, math.inf]
     assert pairs.ssim(truth, truth).tolist() == pytest.approx([1.0, 1.0], abs=1e-12)
     assert pairs.ms_ssim(truth, truth).tolist() == pytest.approx([1.0, 1.0], abs=1e-12)
@@ -124,16 +124,16 @@ def test_identical_pictures_and_opposite_ones() -> None:
 def test_a_picture_does_not_depend_on_the_others(
     measure: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, truth = pictures(5, 3, 14, 12)
+    output, truth = images(5, 3, 14, 12)
     whole = measure(output, truth)
     for index in range(5):
         assert torch.equal(measure(output[index : index + 1], truth[index : index + 1]), whole[index : index + 1])
-    monkeypatch.setattr(pairs, "_CHUNK", 1100)  # two pictures at a time
+    monkeypatch.setattr(pairs, "_CHUNK", 1100)  # two images at a time
     assert torch.equal(measure(output, truth), whole)
 
 
 def test_colour_error_is_the_distance_of_the_means() -> None:
-    _, truth = pictures(2, 3, 8, 8)
+    _, truth = images(2, 3, 8, 8)
     shift = torch.tensor([[3.0, 0.0, -4.0], [0.0, 0.0, 0.0]], dtype=torch.float64)[:, :, None, None] / 127.5
     ripple = torch.tensor([0.05, -0.05], dtype=torch.float64).repeat(4)
     found = pairs.colour_error(truth * 0.5 + shift + ripple, truth * 0.5)
@@ -141,8 +141,8 @@ def test_colour_error_is_the_distance_of_the_means() -> None:
 
 
 def test_consistency_against_pillow() -> None:
-    """The MSE on [0, 1] times 1e5 of pictures that Pillow scales down; its bicubic interpolation is ours."""
-    output, truth = (values.float() for values in pictures(3, 1, 32, 48, noise=0.05))
+    """The MSE on [0, 1] times 1e5 of images that Pillow scales down; its bicubic interpolation is ours."""
+    output, truth = (values.float() for values in images(3, 1, 32, 48, noise=0.05))
     low = np.stack(
         [Image.fromarray(x.numpy()).resize((12, 8), Image.Resampling.BICUBIC) for x in truth[:, 0]]  # type: ignore[misc]
     )[:, None]

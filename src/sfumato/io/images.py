@@ -151,8 +151,8 @@ def to_pillow(image: Bytes) -> Image.Image:
     return Image.fromarray(image[..., 0] if channels == 1 else image)
 
 
-def grid(images: Float[Tensor, "batch channels *space"]) -> Image.Image:
-    """A grid of images in [-1, 1], about as many columns as rows, small images enlarged.
+def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = None) -> Image.Image:
+    """A grid of images in [-1, 1], by default of about as many columns as rows, small images enlarged.
 
     Images of other than 1, 3 or 4 channels show them side by side in grey. Signals are shown as curves, vectors as
     points in the plane of their first two numbers, single numbers by their cumulative distribution.
@@ -168,7 +168,7 @@ def grid(images: Float[Tensor, "batch channels *space"]) -> Image.Image:
     factor = max(1, math.ceil(_TILE / height))
     tiles = tiles.repeat(factor, 1).repeat(factor, 2)
     height, width = height * factor, width * factor
-    across = math.ceil(math.sqrt(count))
+    across = columns or math.ceil(math.sqrt(count))
     rows, gap = math.ceil(count / across), max(1, factor // 3)
     paper = 0 if channels == 4 else 255
     sheet = np.full((rows * (height + gap) + gap, across * (width + gap) + gap, channels), paper, dtype=np.uint8)

@@ -40,7 +40,7 @@ def diversity(features: Float[Tensor, "batch features"], labels: Int[Tensor, " b
     .. math::
         \frac{1}{C} \sum_c \frac{1}{n_c (n_c - 1)} \sum_{i \ne j \in c} \lVert f_i - f_j \rVert
 
-    It tells little by itself: divide it by that of real pictures. A ratio far below 1 shows few pictures per class,
+    It tells little by itself: divide it by that of real images. A ratio far below 1 shows few images per class,
     as guidance by a large scale makes them. Its error is by the jackknife over the samples of each class, which needs
     at least 3 of each. Classes of a single sample are left out, with a warning.
     """

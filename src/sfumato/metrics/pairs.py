@@ -1,4 +1,4 @@
-"""Outputs compared with their truths, picture by picture: PSNR, SSIM, MS-SSIM, consistency and colour."""
+"""Outputs compared with their truths, image by image: PSNR, SSIM, MS-SSIM, consistency and colour."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def psnr(
     border: int = 0,
     rounded: bool = False,
 ) -> PerPicture:
-    r"""The peak signal-to-noise ratio of each picture, in dB, ``(batch,)`` in float64.
+    r"""The peak signal-to-noise ratio of each image, in dB, ``(batch,)`` in float64.
 
     .. math::
         10 \log_{10} \frac{R^2}{\operatorname{mean} (x - y)^2}
 
-    :math:`R = 2` is the range of values in [-1, 1], and the mean is over the pixels and channels of a picture.
-    Identical pictures give infinity; `mean` says what becomes of it.
+    :math:`R = 2` is the range of values in [-1, 1], and the mean is over the pixels and channels of an image.
+    Identical images give infinity; `mean` says what becomes of it.
 
     Args:
-        output: pictures, signals or vectors in [-1, 1].
+        output: images, signals or vectors in [-1, 1].
         truth: what each of them should be.
-        channel: all channels (``"rgb"``, grey too), or the luma Y of RGB pictures (``"y"``) by ITU-R BT.601, from 16 to
+        channel: all channels (``"rgb"``, grey too), or the luma Y of RGB images (``"y"``) by ITU-R BT.601, from 16 to
             235 of 255 as in MATLAB's ``rgb2ycbcr``. Papers on super-resolution report it; it is not rounded itself.
         border: how many pixels are cut from each side; those papers cut the factor of enlargement.
-        rounded: clip and round both to 8 bits first, as pictures read from PNG files are.
+        rounded: clip and round both to 8 bits first, as images read from PNG files are.
     """
     return _each(_psnr, output, truth, channel, border, rounded)
 
@@ -68,14 +68,14 @@ def ssim(
     border: int = 0,
     rounded: bool = False,
 ) -> PerPicture:
-    r"""The structural similarity of each picture (Wang et al. 2004), 1 for identical ones, ``(batch,)`` in float64.
+    r"""The structural similarity of each image (Wang et al. 2004), 1 for identical ones, ``(batch,)`` in float64.
 
     .. math::
         \operatorname{mean} \frac{2 \mu_x \mu_y + C_1}{\mu_x^2 + \mu_y^2 + C_1}
         \cdot \frac{2 \sigma_{xy} + C_2}{\sigma_x^2 + \sigma_y^2 + C_2}
 
     The moments are those under a Gaussian window of 11 pixels a side and :math:`\sigma = 1.5` that lies wholly in the
-    picture; :math:`C_1 = (0.01 R)^2` and :math:`C_2 = (0.03 R)^2` for the range :math:`R`. The values are moved to
+    image; :math:`C_1 = (0.01 R)^2` and :math:`C_2 = (0.03 R)^2` for the range :math:`R`. The values are moved to
     [0, :math:`R`] first, on which the first factor depends. It is the mean over the channels. The options are those of
     `psnr`; signals are compared along their length.
     """
@@ -91,12 +91,12 @@ def ms_ssim(
     border: int = 0,
     rounded: bool = False,
 ) -> PerPicture:
-    r"""The multi-scale structural similarity of each picture (Wang et al. 2003), ``(batch,)`` in float64.
+    r"""The multi-scale structural similarity of each image (Wang et al. 2003), ``(batch,)`` in float64.
 
     .. math::
         l_5^{w_5} \prod_{j=1}^5 c_j^{w_j}, \qquad w = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
-    :math:`c_j` is the mean of the second factor of `ssim` on a picture that was halved :math:`j - 1` times by the
+    :math:`c_j` is the mean of the second factor of `ssim` on an image that was halved :math:`j - 1` times by the
     means of 2 x 2 pixels; at the last scale, the mean of both factors' product is taken. A negative mean counts as 0.
     Sides must have 161 pixels for the window to fit the last scale. The options are those of `psnr`.
     """
@@ -110,15 +110,15 @@ def consistency(
     low: Float[Tensor, "batch channels low_height low_width"],
     down: Callable[[Tensor], Tensor],
 ) -> Consistency:
-    """How well enlarged pictures, scaled down again, agree with their low-resolution inputs.
+    """How well enlarged images, scaled down again, agree with their low-resolution inputs.
 
     The mean squared error times 1e5 is the consistency that SR3 reports (Saharia et al. 2021, table 1: 2.68). Their
     paper does not state the range of values; here it is [0, 1].
 
     Args:
-        output: enlarged pictures in [-1, 1].
-        low: the pictures that they were made from, in [-1, 1].
-        down: how ``low`` comes from a picture; for anti-aliased bicubic interpolation,
+        output: enlarged images in [-1, 1].
+        low: the images that they were made from, in [-1, 1].
+        down: how ``low`` comes from an image; for anti-aliased bicubic interpolation,
             ``lambda x: sfumato.conditioning.low_resolution.scale_down(x, 4)``.
     """
     check_images("output", output)
@@ -126,7 +126,7 @@ def consistency(
     smaller = torch.cat([down(chunk.detach()) for chunk in output.split(_together(output))])
     if smaller.shape != low.shape:
         raise InputError(
-            f"scaled down, the outputs have shape {tuple(smaller.shape)}, and the low-resolution pictures"
+            f"scaled down, the outputs have shape {tuple(smaller.shape)}, and the low-resolution images"
             f" {tuple(low.shape)}; give the function that made these."
         )
     error = _each(_mse, smaller, low, "rgb", 0, False)
@@ -144,14 +144,14 @@ def colour_error(
 
 
 def mean(values: Float[Tensor, " batch"]) -> Estimate:
-    """The mean of one value per picture, with its standard error.
+    """The mean of one value per image, with its standard error.
 
-    With infinite values (the PSNR of identical pictures) the mean is infinite and has no error; its method tells how
+    With infinite values (the PSNR of identical images) the mean is infinite and has no error; its method tells how
     many they are.
     """
     values = values.detach().double().cpu()
     if values.ndim != 1 or len(values) == 0 or bool(values.isnan().any()):
-        raise InputError(f"a mean needs one number per picture, none of them NaN; got shape {tuple(values.shape)}.")
+        raise InputError(f"a mean needs one number per image, none of them NaN; got shape {tuple(values.shape)}.")
     count, method = len(values), "standard error of the mean"
     if infinite := int(values.isinf().sum()):
         return Estimate(float(values.mean()), None, f"{infinite} of {count} values are infinite")
@@ -168,7 +168,7 @@ def _each(
     border: int,
     rounded: bool,
 ) -> PerPicture:
-    """The measure of values in [0, 1], in float64, of a chunk of pictures at a time."""
+    """The measure of values in [0, 1], in float64, of a chunk of images at a time."""
     for what, images in (("output", output), ("truth", truth)):
         check_images(what, images)
         largest = float(images.detach().abs().max())
@@ -186,11 +186,11 @@ def _each(
         )
     if channel not in ("rgb", "y") or (channel == "y" and (output.ndim != 4 or output.shape[1] != 3)):
         raise InputError(
-            f"channel={channel!r} of pictures of shape {tuple(output.shape[1:])}: 'y' is the luma of RGB pictures"
+            f"channel={channel!r} of images of shape {tuple(output.shape[1:])}: 'y' is the luma of RGB images"
             " (3, height, width); use 'rgb' for all channels of any kind."
         )
     if border < 0 or any(side <= 2 * border for side in output.shape[2:]):
-        raise InputError(f"a border of {border} leaves nothing of pictures of shape {tuple(output.shape[1:])}.")
+        raise InputError(f"a border of {border} leaves nothing of images of shape {tuple(output.shape[1:])}.")
 
     def prepared(images: Tensor) -> Tensor:
         # Apple's GPUs have no float64
@@ -210,7 +210,7 @@ def _each(
 
 
 def _together(images: Tensor) -> int:
-    """How many pictures are compared at once."""
+    """How many images are compared at once."""
     return max(1, (_GPU_CHUNK if images.device.type == "cuda" else _CHUNK) // images[0].numel())
 
 
@@ -237,7 +237,7 @@ def _colour_error(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance, and contrast times structure, where the window lies in the picture."""
+    """Luminance, and contrast times structure, where the window lies in the image."""
     mean_x, mean_y = _windowed(x), _windowed(y)
     variances = _windowed(x * x) - mean_x.square() + _windowed(y * y) - mean_y.square()
     covariance = _windowed(x * y) - mean_x * mean_y
