@@ -3,10 +3,20 @@
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import ClassifierFeatures, train_classifier
 from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_error, frechet_infinity
+from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import cmmd, kid, kid_subsets
 from sfumato.metrics.neighbours import nearest_distances, nearest_neighbour_ratio
 from sfumato.metrics.report import Evaluation, SpaceEvaluation, evaluate, table
 
 __all__ = ["ClassifierFeatures", "Estimate", "Evaluation", "Moments", "SpaceEvaluation", "evaluate"]
-__all__ += ["cmmd", "frechet", "frechet_distance", "frechet_error", "frechet_infinity", "kid", "kid_subsets"]
+__all__ += [
+    "cmmd",
+    "frechet",
+    "frechet_distance",
+    "frechet_error",
+    "frechet_infinity",
+    "inception_score",
+    "kid",
+    "kid_subsets",
+]
 __all__ += ["nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]
