@@ -1,5 +1,6 @@
 """How good samples are, and whether they are copies: every number stands next to the real-vs-real reference."""
 
+from sfumato.metrics.cache import cached_features, read_statistics, write_statistics
 from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import Features, default_features, extract, features
@@ -7,6 +8,7 @@ from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_
 from sfumato.metrics.neighbours import nearest_distances, nearest_neighbour_ratio
 from sfumato.metrics.sets import Evaluation, SpaceEvaluation, evaluate, table
 
-__all__ = ["ClassifierFeatures", "Estimate", "Evaluation", "Features", "Moments", "SpaceEvaluation", "evaluate"]
-__all__ += ["default_features", "extract", "features", "frechet", "frechet_distance", "frechet_error"]
-__all__ += ["frechet_infinity", "nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]
+__all__ = ["ClassifierFeatures", "Estimate", "Evaluation", "Features", "Moments", "SpaceEvaluation", "cached_features"]
+__all__ += ["default_features", "evaluate", "extract", "features", "frechet", "frechet_distance", "frechet_error"]
+__all__ += ["frechet_infinity", "nearest_distances", "nearest_neighbour_ratio", "read_statistics", "table"]
+__all__ += ["train_classifier", "write_statistics"]
