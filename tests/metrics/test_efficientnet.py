@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.metrics.photographs import photograph, square
 from torch import nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.metrics import Features, extract, features
 from sfumato.metrics.efficientnet import EfficientNetLite0, _SameConv2d, prepare, weights_file
+from tests.metrics.photographs import photograph, square
 
 needs_weights = pytest.mark.skipif(weights_file() is None, reason="the package of the weights is not installed")
 

@@ -36,16 +36,19 @@ def test_pixels_are_the_values() -> None:
 
 
 def test_the_classifier_is_the_datas_own() -> None:
-    own = features("classifier", train=(IMAGES, LABELS))
-    trained = train_classifier(IMAGES, LABELS)
-    assert torch.equal(own(IMAGES), trained(IMAGES))
+    own = features("classifier", train=(IMAGES, LABELS), device="cpu")
     assert own.classes is not None and own.classes.tolist() == [0, 3]
-    torch.testing.assert_close(own.logits(IMAGES), trained.head(trained.network(IMAGES)))
-    assert (
-        own.identity == features(trained).identity != features("classifier", train=(IMAGES[:30], LABELS[:30])).identity
-    )
+    assert bool((own.classes[own.logits(IMAGES).argmax(1)] == LABELS).float().mean() > 0.9)
     with pytest.raises(InputError, match="train="):
         features("classifier")
+
+
+def test_a_trained_classifier_is_features() -> None:
+    trained, other = (train_classifier(IMAGES, LABELS, seed=seed, steps=2) for seed in (0, 1))
+    own = features(trained)
+    assert torch.equal(own(IMAGES), trained(IMAGES))
+    torch.testing.assert_close(own.logits(IMAGES), trained.head(trained.network(IMAGES)))
+    assert own.identity == features(trained).identity != features(other).identity
 
 
 def test_a_module_and_a_function_of_ones_own() -> None:
@@ -102,9 +105,7 @@ def test_titles() -> None:
         return Features(name, "0" * 64, halves, torch.device("cpu"))
 
     inception = named("inception (clean-fid)")
-    assert inception.title("FD") == inception.title("FID") == "FID (clean-fid)"
-    assert inception.title("KD") == "KID (clean-fid)"
-    assert inception.title("precision") == "precision (inception, clean-fid)"
+    assert inception.title("FD") == "FID (clean-fid)"
     assert named("dinov2").title("FD") == "FD (dinov2)"
 
 

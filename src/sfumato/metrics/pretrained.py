@@ -69,7 +69,7 @@ def clip(source: str | Path | None = None) -> Pretrained:
     normalize = _Normalize(*_CLIP_COLOURS)
     if hasattr(network, "text_model"):
         # half of the memory, which pictures have no use for
-        del network.text_model, network.text_projection
+        del network.text_model, network.text_projection, network.logit_scale
 
     def embed(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
         pixels = functional.interpolate(colours(images), size=(side, side), mode="bicubic", align_corners=False)
@@ -113,7 +113,7 @@ def _load(source: str | Path, kinds: dict[str, str]) -> nn.Module:
     except Exception as error:  # no network, no such model, a damaged file: each has its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{source} cannot be loaded ({reason}); give a folder with config.json and model.safetensors as weights=PATH."
+            f"{source} cannot be loaded ({reason}); give a folder with config.json and model.safetensors: weights=PATH."
         ) from None
     if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise InputError(f"{source} lacks weights, such as {lost[0]}; it is damaged or of another network.")
