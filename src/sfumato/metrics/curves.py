@@ -29,7 +29,7 @@ def read_curves(path: Path) -> dict[str, Points]:
             continue
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                curves.setdefault(name, []).append((step, float(value)))
+                curves.setdefault(name, []).append((float(step), float(value)))
     return curves
 
 

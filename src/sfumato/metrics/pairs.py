@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.metrics.estimate import Estimate
-from sfumato.metrics.features import check_images
+from sfumato.metrics.pictures import check_images
 
 Channel = Literal["rgb", "y"]
 PerPicture = Float64[Tensor, " batch"]
