@@ -61,7 +61,7 @@ def diversity(features: Float[Tensor, "batch features"], labels: Int[Tensor, " b
             stacklevel=2,
         )
     # Apple's GPUs have no float64
-    vectors = features.detach().to("cpu" if features.device.type == "mps" else None, torch.float64)
+    vectors = features.detach().to("cpu" if features.device.type == "mps" else None).double()
     parts = [_mean_distance(vectors[places.to(vectors.device) == c]) for c in torch.nonzero(~single).flatten().tolist()]
     value = sum(distance for distance, _ in parts) / len(parts)
     if any(math.isnan(variance) for _, variance in parts):

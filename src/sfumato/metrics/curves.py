@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -29,23 +30,26 @@ def read_curves(path: Path) -> dict[str, Points]:
             continue
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                curves.setdefault(name, []).append((step, float(value)))
+                curves.setdefault(name, []).append((float(step), float(value)))
     return curves
 
 
 def panels(curves: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
     """What is plotted together: the losses, the held-out loss by noise level, and each measure of evaluations.
 
-    Measures are named ``features/measure``. Curves of a single step are left out.
+    Curves of a single step are left out, and what a training counts beside its loss.
     """
+    from sfumato.training.loop import Record
+
     lines = {name: _averaged(points) for name, points in curves.items() if len(points) > 1}
     losses = {"training": "loss", "held out": "heldout_loss"}
     levels = sorted((name for name in lines if name.startswith(_LEVEL)), key=lambda name: float(name[len(_LEVEL) :]))
     found = {
         "Loss": {shown: lines[name] for shown, name in losses.items() if name in lines},
         "Held-out loss by log-SNR": {name[len(_LEVEL) :]: lines[name] for name in levels},
-        **{name.replace("/", ": ").replace("_", " "): {"": lines[name]} for name in lines if "/" in name},
     }
+    known = {"heldout_loss", *levels, *(entry.name for entry in fields(Record))}
+    found |= {name.replace("_", " "): {"": points} for name, points in lines.items() if name not in known}
     return {title: drawn for title, drawn in found.items() if drawn}
 
 
@@ -101,7 +105,7 @@ def _inline(svg: str, title: str) -> str:
 
 def _colours(count: int) -> Sequence[tuple[float, float, float]]:
     """From blue by violet and red to orange at one lightness, so that they show on a light and on a dark page."""
-    return [colorsys.hls_to_rgb((0.55 + 0.55 * k / max(1, count - 1)) % 1.0, 0.52, 0.75) for k in range(count)]
+    return [colorsys.hls_to_rgb((0.55 + 0.55 * k / max(1, count - 1)) % 1.0, 0.56, 0.75) for k in range(count)]
 
 
 def _averaged(points: Points) -> Points:

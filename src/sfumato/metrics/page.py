@@ -21,8 +21,8 @@ from sfumato.errors import InputError
 from sfumato.io.files import atomic_write
 from sfumato.io.images import CHANNELS, grid
 from sfumato.metrics.curves import draw, panels, read_curves
-from sfumato.metrics.features import check_images
-from sfumato.metrics.report import Report, Row
+from sfumato.metrics.pictures import check_images
+from sfumato.metrics.report import Report, number
 
 _SAMPLES, _PAIRS, _EXTREMES = 64, 12, 16  # images shown of each kind
 _CLASSES, _PER_CLASS = 20, 6
@@ -81,7 +81,7 @@ def write_page(path: Path, report: Report, gallery: Gallery | None = None, *, me
     """
     body = [
         _heading(report),
-        _table(report.rows),
+        _table(report),
         *([] if gallery is None else _sections(gallery)),
         *_curves(metrics),
         _settings(report.settings),
@@ -110,37 +110,21 @@ def _heading(report: Report) -> str:
     return f"<header><h1>{escape(report.name)}</h1><p>{counts}</p></header>"
 
 
-def _table(rows: Sequence[Row]) -> str:
-    if not rows:
+def _table(report: Report) -> str:
+    if not report.rows:
         return ""
-    lines = [
-        "<tr>"
-        f'<th scope="row">{escape(row.measure)}</th><td>{escape(row.features or "")}</td>'
-        f'<td class="number">{_number(row.value, row.error)}</td>'
-        f'<td class="number">{"" if row.floor is None else _number(row.floor, row.floor_error)}</td>'
-        f'<td>{_BETTER[row.better]}</td><td class="note">{escape("; ".join(filter(None, (row.method, row.note))))}</td>'
-        "</tr>"
-        for row in rows
-    ]
-    heads = ("Measure", "Features", "Value", "Floor", "Better", "Error and notes")
+    heads = ("Measure", "Value", "Floor", "Better", "Error and notes")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    note = "A value stands with one standard error. The floor is the same measure of real images against real ones."
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return _section("Measures", f'<div class="wide">{table}</div>', note)
-
-
-def _number(value: float, error: float | None) -> str:
-    """A value to the digits that its error leaves, and the error to two."""
-    if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    if error is None or not math.isfinite(error):
-        return f"{value:.4g}"
-    if error == 0.0:
-        return f"{value:.4g} ± 0"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    if digits > 6:
-        return f"{value:.3g} ± {error:.1g}"
-    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
+    lines: list[str] = []
+    for row in report.rows:
+        cells = (number(row.value, row.error), number(row.floor, row.floor_error), _BETTER[row.better])
+        said = "".join(f"<td>{cell}</td>" for cell in cells)
+        notes = "; ".join(filter(None, (row.method, row.note)))
+        lines.append(f'<tr><th scope="row">{escape(row.title)}</th>{said}<td class="note">{escape(notes)}</td></tr>')
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    more = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
+    note = "A value stands with one standard error; the floor is what real images reach."
+    return _section("Measures", table + more, note)
 
 
 def _sections(gallery: Gallery) -> Iterator[str]:
@@ -267,7 +251,7 @@ table { border-collapse: collapse; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; }
 thead th, .note, figcaption, dt { color: var(--faint); font-size: .85rem; }
-.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:not(.note) { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { break-inside: avoid; margin: 0; max-width: 100%; }
 figcaption { overflow-wrap: anywhere; text-align: center; }

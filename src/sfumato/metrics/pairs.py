@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.metrics.estimate import Estimate
-from sfumato.metrics.features import check_images
+from sfumato.metrics.pictures import check_images
 
 Channel = Literal["rgb", "y"]
 PerPicture = Float64[Tensor, " batch"]
@@ -195,7 +195,7 @@ def _each(
     def prepared(images: Tensor) -> Tensor:
         # Apple's GPUs have no float64
         device = torch.device("cpu") if output.device.type == "mps" else output.device
-        values = (images.detach().to(device, torch.float64) + 1.0) / 2.0
+        values = (images.detach().to(device).double() + 1.0) / 2.0
         if rounded:
             values = (values.clamp(0.0, 1.0) * 255.0).round() / 255.0
         if channel == "y":

@@ -168,25 +168,3 @@ def table(*reports: Report) -> Table:
     result.caption = "\n".join(lines) or None
     result.caption_justify = "left"
     return result
-
-
-# DRAFT
-@dataclass(frozen=True)
-class Row:
-    measure: str
-    features: str | None
-    value: float
-    error: float | None
-    method: str
-    floor: float | None
-    floor_error: float | None
-    better: str
-    note: str | None
-
-
-@dataclass(frozen=True)
-class Report:
-    name: str
-    counts: dict[str, int]
-    rows: tuple[Row, ...]
-    settings: dict[str, Any]
