@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -125,6 +127,40 @@ def test_an_error_while_reading_is_said() -> None:
 
     with pytest.raises(OSError, match="no such picture"):
         extract(features("pixels", device="cpu"), Dataset.of(Broken()), batch=8)
+
+
+SWITCHES = ["torch.set_float32_matmul_precision('high')", "torch.backends.fp32_precision = 'tf32'"]
+
+
+@pytest.mark.parametrize("setting", SWITCHES)
+def test_published_networks_compute_in_full_float32_and_leave_the_switches(setting: str) -> None:
+    """In a process of its own for each way to set them, of which torch forbids mixtures."""
+    program = f"""
+import torch
+from sfumato.metrics.features import full_precision
+if "fp32_precision" not in {setting!r} or hasattr(torch.backends, "fp32_precision"):
+    {setting}
+def state():
+    found = []
+    for read in (lambda: torch.backends.cuda.matmul.allow_tf32, lambda: torch.backends.cudnn.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError as error:
+            found.append("mixture")
+    return found
+before = state()
+try:
+    with full_precision():
+        if hasattr(torch.backends.cudnn, "conv"):
+            assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+        else:
+            assert state() == [False, False]
+        raise KeyError
+except KeyError:
+    pass
+assert state() == before, (before, state())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
 
 
 def test_titles() -> None:

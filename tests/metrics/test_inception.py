@@ -229,7 +229,10 @@ def test_weights_are_fetched_once_and_checked(
     monkeypatch.setattr(inception, "URL", "http://127.0.0.1:9/none")
     with pytest.raises(InputError, match=r"cannot be fetched.*refused.*weights=PATH"):
         features("inception", device="cpu")
-    # what pytorch-fid has fetched serves as well
+    # what pytorch-fid or torch-fidelity has fetched serves as well
     (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
-    (tmp_path / "torch/hub/checkpoints" / inception.FILE).write_bytes(content)
-    assert features("inception", device="cpu").identity == first.identity
+    for name in (inception.FILE, "weights-inception-2015-12-05-6726825d.pth"):
+        theirs = tmp_path / "torch/hub/checkpoints" / name
+        theirs.write_bytes(content)
+        assert features("inception", device="cpu").identity == first.identity
+        theirs.unlink()

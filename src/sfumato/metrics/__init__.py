@@ -1,5 +1,6 @@
 """How good samples are, and whether they are copies: every number stands next to the real-vs-real reference."""
 
+from sfumato.metrics.cache import cached_features, cached_moments, read_statistics, write_statistics
 from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import Features, default_features, extract, features
@@ -12,3 +13,4 @@ __all__ = ["ClassifierFeatures", "Estimate", "Evaluation", "Features", "Moments"
 __all__ += ["default_features", "extract", "features", "frechet", "frechet_distance", "frechet_error"]
 __all__ += ["frechet_infinity", "nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]
 __all__ += ["cmmd", "kid", "kid_subsets"]
+__all__ += ["cached_features", "cached_moments", "read_statistics", "write_statistics"]

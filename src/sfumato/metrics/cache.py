@@ -97,6 +97,41 @@ def cached_features(
     return _kept(path, meta, compute, check)
 
 
+def cached_moments(
+    features: Features,
+    data: Dataset | Float[Tensor, "count channels *space"],
+    vectors: Float[Tensor, "rows features"],
+    *,
+    indices: Rows | None = None,
+    folder: Path | None = None,
+) -> Moments:
+    """The moments of features that are known, or what they were before: the covariance of 2048 features takes a while.
+
+    They are kept and checked as those of :func:`cached_features` are; the mean is that of the features.
+
+    Args:
+        features, data, indices, folder: as for :func:`cached_features`.
+        vectors: what it gave.
+    """
+    content = content_hash(data, indices)
+    meta = {"moments": features.name, "identity": features.identity, "content": content, "count": len(vectors)}
+
+    def compute() -> Tensor:
+        moments = Moments.fit(vectors)
+        return torch.cat([moments.mean[None], moments.root]).cpu()
+
+    def check(found: Tensor) -> str | None:
+        if found.ndim != 2 or found.dtype != torch.float64 or found.shape[1] != vectors.shape[1] or len(found) < 2:
+            return f"they are {found.dtype} of shape {tuple(found.shape)}"
+        mean = vectors.mean(dim=0, dtype=torch.float64)
+        if not float((found[0] - mean).abs().max()) <= _TOLERANCE * float(vectors.abs().max()):
+            return "their mean is not that of the features"
+        return None if bool(torch.isfinite(found).all()) else "they hold NaN or infinite values"
+
+    found = _kept(_path(folder, meta), meta, compute, check)
+    return Moments(found[0], found[1:], len(vectors))
+
+
 def _path(folder: Path | None, meta: dict[str, Any]) -> Path:
     key = hashlib.sha256(repr(sorted(meta.items())).encode()).hexdigest()
     return (folder or decoding.default_folder() / "features") / f"{key[:32]}.safetensors"
@@ -105,11 +140,11 @@ def _path(folder: Path | None, meta: dict[str, Any]) -> Path:
 def _kept(
     path: Path, meta: dict[str, Any], compute: Callable[[], Tensor], check: Callable[[Tensor], str | None]
 ) -> Tensor:
-    """The tensor of a file, if it is sound; else a computed one, which is kept there."""
+    """The tensor ``values`` of a file, if it is sound; else a computed one, which is kept there."""
     if path.is_file():
         try:
             tensors, known = read_tensors(path)
-            found = tensors.get("features", torch.empty(0))
+            found = tensors.get("values", torch.empty(0))
             if any(known.get(name) != value for name, value in meta.items()):
                 trouble = "they are of other pictures or features"
             elif known.get("sha256") != _sha256(found):
@@ -120,13 +155,15 @@ def _kept(
                 return found
         except InputError as error:
             trouble = str(error)
-        text = f"the features kept in {path} are computed again: {trouble.rstrip('.')}."
+        text = f"what is kept in {path} is computed again: {trouble.rstrip('.')}."
         warnings.warn(text, SfumatoWarning, stacklevel=3)
     result = compute()
     try:
-        write_tensors(path, {"features": result}, {**meta, "sha256": _sha256(result)})
+        write_tensors(path, {"values": result}, {**meta, "sha256": _sha256(result)})
     except SaveError as error:
-        warnings.warn(f"the features are not kept for the next time. {error}", SfumatoWarning, stacklevel=3)
+        warnings.warn(
+            f"{meta['count']:,} features are not kept for the next time. {error}", SfumatoWarning, stacklevel=3
+        )
     return result
 
 

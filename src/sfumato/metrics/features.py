@@ -46,7 +46,7 @@ class Features:
     device: torch.device
     head: Callable[[Tensor], Tensor] | None = None  # from features to the logits of classes
     classes: Int[Tensor, " classes"] | None = None  # the label of each logit, where they are those of the data
-    pictures: bool = False  # whether it sees pictures of 1 or 3 channels only
+    pictures: bool = False  # whether it is a published network, for pictures of 1 or 3 channels
 
     def title(self, measure: str) -> str:
         """A measure in these features, as reports call it: ``FD (efficientnet-lite0)``, ``FID (pytorch-fid)``."""
@@ -60,12 +60,12 @@ class Features:
     def __call__(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch features"]:
         """The features of one batch of images in [-1, 1], on :attr:`device`, without gradients.
 
-        Networks for colours see them as they would see them in a file: clipped, in 8 bits, grey as R = G = B.
-        Convolutions on a GPU are in full float32 and not in TF32, so that numbers do not depend on the machine.
+        Published networks see them as they would see them in a file: clipped, in 8 bits, grey as R = G = B. They
+        compute in full float32 on a GPU too, so that numbers do not depend on the machine.
         """
         check_images("images", images)
         self.check(tuple(images.shape[1:]))
-        with torch.no_grad(), _full_precision():
+        with torch.no_grad(), full_precision() if self.pictures else contextlib.nullcontext():
             found: Any = self.embed(images.to(self.device))
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -86,13 +86,22 @@ class Features:
 
 
 @contextlib.contextmanager
-def _full_precision() -> Generator[None]:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+def full_precision() -> Generator[None]:
+    """Products and convolutions of a GPU in float32 and not in TF32, whatever it does elsewhere."""
+    # since torch 2.9 these two switches have other names, and reading the old ones may fail
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    new = hasattr(cudnn, "conv")
+    places = (matmul, cudnn.conv if new else cudnn)
+    switch, off = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = [getattr(place, switch) for place in places]
     try:
+        for place in places:
+            setattr(place, switch, off)
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        for place, value in zip(places, before, strict=True):
+            setattr(place, switch, value)
 
 
 def identity_of(**parts: str | int | float | Sequence[int]) -> str:

@@ -213,8 +213,9 @@ def load(weights: Path | None = None) -> tuple[Inception, str]:
     """
     if weights is None:
         ours = decoding.default_folder() / "weights" / FILE
-        theirs = Path(torch.hub.get_dir()) / "checkpoints" / FILE  # where pytorch-fid leaves it
-        weights = next((path for path in (ours, theirs) if path.is_file()), ours)
+        theirs = Path(torch.hub.get_dir()) / "checkpoints"  # where pytorch-fid and torch-fidelity leave it
+        known = (ours, theirs / FILE, theirs / FILE.replace("pt_", "weights-"))
+        weights = next((path for path in known if path.is_file()), ours)
         if not weights.is_file():
             advice = f"fetch it on a machine with a network, and give its path as weights=PATH or put it at {ours}"
             fetch(URL, ours, SHA256, advice)
