@@ -218,7 +218,7 @@ def test_a_training_that_samples_with_it_estimates_it(tmp_path: Path) -> None:
     assert model.fitted.gamma is not None
     assert json.loads((tmp_path / "run" / "fitted.json").read_text())["step"] == 12
     assert (
-        json.loads((tmp_path / "run" / "evaluation.json").read_text())["sampling"]["sampler"]["variance"] == "analytic"
+        json.loads((tmp_path / "run" / "evaluation.json").read_text())["settings"]["sampling"]["sampler"]["variance"] == "analytic"
     )
 
 
