@@ -5,7 +5,15 @@ from sfumato.metrics.features import ClassifierFeatures, train_classifier
 from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_error, frechet_infinity
 from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import cmmd, kid, kid_subsets
-from sfumato.metrics.neighbours import nearest_distances, nearest_neighbour_ratio
+from sfumato.metrics.neighbours import (
+    PRDC,
+    copies,
+    density_coverage,
+    improved_precision_recall,
+    nearest_distances,
+    nearest_neighbour_ratio,
+    prdc,
+)
 from sfumato.metrics.report import Evaluation, SpaceEvaluation, evaluate, table
 
 __all__ = ["ClassifierFeatures", "Estimate", "Evaluation", "Moments", "SpaceEvaluation", "evaluate"]
@@ -19,4 +27,5 @@ __all__ += [
     "kid",
     "kid_subsets",
 ]
+__all__ += ["PRDC", "copies", "density_coverage", "improved_precision_recall", "prdc"]
 __all__ += ["nearest_distances", "nearest_neighbour_ratio", "table", "train_classifier"]

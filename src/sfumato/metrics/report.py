@@ -111,7 +111,7 @@ def _in_space(name: str, features: list[Tensor]) -> SpaceEvaluation:
         frechet_biased=of_samples.biased or of_train.biased or of_heldout.biased,
         neighbour_samples=float(near_samples.median()),
         neighbour_reference=float(near_heldout.median()),
-        neighbour_ratio=neighbour_ratio(near_samples, near_heldout),
+        neighbour_ratio=neighbour_ratio(near_samples, near_heldout).value,
     )
 
 
