@@ -57,7 +57,9 @@ def test_real_pictures_are_at_the_floor(real: Report) -> None:
     assert real["accuracy"].value > 0.95
 
 
-def test_numbers_are_those_of_the_functions(real: Report, judge: Evaluator, sets: tuple[Dataset, Dataset, Dataset]) -> None:
+def test_numbers_are_those_of_the_functions(
+    real: Report, judge: Evaluator, sets: tuple[Dataset, Dataset, Dataset]
+) -> None:
     space = judge._network("classifier")
     samples, train, heldout = (space(part(data, 0, len(data))) for data in sets)
     known = frechet(samples, heldout)
@@ -129,7 +131,7 @@ def test_report_and_table(real: Report) -> None:
     console.print(table(real, real))
     text = console.export_text()
     assert "FD ↓" in text and "classifier" in text and "FID" not in text and "600 samples" in text
-    with pytest.raises(InputError, match="no measure 'KIT'.*KID"):
+    with pytest.raises(InputError, match=r"no measure 'KIT'.*KID"):
         real["KIT"]
     infinite = Report("x", {}, (row("PSNR", None, Estimate(math.inf), better="higher"),))
     assert infinite.to_dict()["rows"][0]["value"] is None
@@ -168,7 +170,7 @@ def test_bad_input(sets: tuple[Dataset, Dataset, Dataset], judge: Evaluator) -> 
             judge(wrong)
     with pytest.raises(InputError, match="at least 2"):
         Evaluator(sets[1].subset([0]))
-    with pytest.raises(InputError, match="no measure 'kit'.*kid"):
+    with pytest.raises(InputError, match=r"no measure 'kit'.*kid"):
         Evaluator(sets[1], measures=("kit",))
     with pytest.raises(InputError, match="kid-subsets needs at least 1000 samples"):
         Evaluator(sets[1], sets[2], measures=("kid-subsets",), spaces=("pixels",), progress=False)(good)

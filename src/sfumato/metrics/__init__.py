@@ -8,7 +8,14 @@ from sfumato.metrics.features import Features, default_features, extract, featur
 from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_error, frechet_infinity
 from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import cmmd, kid, kid_subsets
-from sfumato.metrics.neighbours import nearest_distances, nearest_neighbour_ratio
+from sfumato.metrics.neighbours import (
+    copies,
+    density_coverage,
+    improved_precision_recall,
+    nearest_distances,
+    nearest_neighbour_ratio,
+    prdc,
+)
 from sfumato.metrics.page import Gallery, write_page
 from sfumato.metrics.pairs import colour_error, consistency, ms_ssim, psnr, ssim
 from sfumato.metrics.report import Report, Row, table
@@ -17,4 +24,4 @@ __all__ = ["ClassifierFeatures", "Estimate", "Evaluator", "Features", "Gallery",
 __all__ += ["colour_error", "consistency", "default_features", "diversity", "extract", "features", "frechet"]
 __all__ += ["frechet_distance", "frechet_error", "frechet_infinity", "inception_score", "kid", "kid_subsets"]
 __all__ += ["label_accuracy", "ms_ssim", "nearest_distances", "nearest_neighbour_ratio", "psnr", "ssim", "table"]
-__all__ += ["train_classifier", "write_page"]
+__all__ += ["copies", "density_coverage", "improved_precision_recall", "prdc", "train_classifier", "write_page"]

@@ -15,7 +15,7 @@ from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.frechet import Moments, frechet, frechet_infinity
 from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import cmmd, kid, kid_subsets
-from sfumato.metrics.neighbours import prdc
+from sfumato.metrics.neighbours import copied_share, nearest_distances, neighbour_ratio, prdc
 from sfumato.metrics.report import Better
 from sfumato.random import permutation
 
