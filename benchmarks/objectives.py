@@ -33,13 +33,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import metrics
 from sfumato.config import Config, merge, parse, reverse_variance
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.likelihood import rk4
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import decoded
 from sfumato.errors import InputError
+from sfumato.metrics import Evaluator
 from sfumato.models.calibrate import tune
 from sfumato.models.data import read_data, training_data
 from sfumato.models.likelihood import bits_per_dim, default_levels
@@ -194,8 +194,8 @@ class Bench:
     def __init__(self, effort: Effort) -> None:
         self.effort = effort
         train_set, heldout = read_data(parse(Config, digits()))
-        self.train, self.heldout = train_set.batch(range(len(train_set))), heldout.batch(range(len(heldout)))
-        self.classifier = metrics.train_classifier(self.train, train_set.rows(range(len(train_set)))["label"], seed=0)
+        self.heldout = heldout.batch(range(len(heldout)))
+        self.judge = Evaluator(train_set, heldout, measures=("fd", "neighbours"))
         self.models: dict[str, tuple[Model, float, float]] = {}
         self.rows: dict[tuple[str, str, bool], dict[str, Any]] = {}
 
@@ -252,7 +252,7 @@ class Bench:
         common, common_error = self.bound(model, row.variance, common_levels(schedule), draws)
         # the flow knows no reverse variance
         flow, flow_error = (None, None) if row.ancestral else self.flow(model)
-        scores = metrics.evaluate(self.draw(model, row), self.train, self.heldout, classifier=self.classifier).main
+        scores = self.judge(self.draw(model, row))
         return {
             "bound": bound,
             "bound_error": bound_error,
@@ -261,10 +261,10 @@ class Bench:
             "untrained": untrained,
             "flow": flow,
             "flow_error": flow_error,
-            "frechet": scores.frechet_heldout,
-            "frechet_reference": scores.frechet_reference,
-            "frechet_over_floor": scores.frechet_ratio,
-            "neighbour_ratio": scores.neighbour_ratio,
+            "frechet": scores["FD"].value,
+            "frechet_reference": scores["FD"].floor,
+            "frechet_over_floor": scores["FD"].ratio,
+            "neighbour_ratio": scores["nearest / real (classifier)"].value,
             "seconds": round(seconds, 1),
         }
 

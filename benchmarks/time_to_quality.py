@@ -310,7 +310,7 @@ class Evaluator:
 
     def __call__(self, images: Tensor) -> tuple[float, float]:
         ratio = Moments.fit(self.classifier(images)).distance(self.real) / self.floor
-        return ratio, metrics.nearest_neighbour_ratio(images, self.train, self.heldout)
+        return ratio, metrics.nearest_neighbour_ratio(images, self.train, self.heldout).value
 
 
 def speed(contender: Contender) -> float:

@@ -149,14 +149,16 @@ def test_progress(model: sfumato.Model, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_evaluate(model: sfumato.Model) -> None:
     result = sfumato.evaluate(model, samples=60)
-    assert result.train == 1000 and result.heldout == 797 and result.accuracy is not None and result.accuracy > 0.95
+    assert result.counts == {"samples": 60, "training": 1000, "held-out": 797}
+    assert (result["accuracy"].floor or 0.0) > 0.95 and result.main.title == "FD (classifier)"
 
 
 def test_of_many_images_a_part_is_evaluated(model: sfumato.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.models.evaluate._MOST_VALUES", 300 * 64)
+    monkeypatch.setattr("sfumato.metrics.evaluator.MOST_VALUES", 300 * 64)
     result = sfumato.evaluate(model, samples=60)
-    assert (result.train, result.heldout) == (300, 300)
-    assert result == sfumato.evaluate(model, samples=60)
+    whole = sfumato.evaluate(model, samples=60, measures="neighbours", features="pixels")
+    assert result["nearest / real (pixels)"] == whole["nearest / real (pixels)"]
+    assert result.counts["training"] == 1000
 
 
 def test_any_denoiser_is_sampled_edited_and_evaluated(tmp_path: Path) -> None:
@@ -179,7 +181,9 @@ def test_any_denoiser_is_sampled_edited_and_evaluated(tmp_path: Path) -> None:
         assert sfumato.sdedit(denoiser, image, 0.5, 3, steps=4).shape == (3, 1, 8, 8)
         noise = sfumato.invert(denoiser, images(2), steps=8, solver="ddim").noise
         assert sfumato.interpolate(denoiser, noise[0], noise[1], 4, steps=4).shape == (4, 1, 8, 8)
-        assert sfumato.evaluate(denoiser, images(), samples=10, steps=3).heldout == 6
+        report = sfumato.evaluate(denoiser, images(), samples=10, steps=3)
+        assert report.counts == {"samples": 10, "real": 60}
+        assert sfumato.evaluate(denoiser, images(), heldout=images(8), samples=10, steps=3).counts["held-out"] == 8
         found = sfumato.bits_per_dim(denoiser, images(2), bins=256, steps=3, probes=1)
         assert found.bound is not None and found.flow is not None
 
@@ -208,8 +212,8 @@ def test_own_data_and_an_own_network_train_resume_and_load(kind: str, tmp_path: 
     assert torch.equal(loaded.sample(3, steps=3), whole.sample(3, steps=3))
     given = sfumato.load(tmp_path / "whole", network=Own(width=4))
     assert torch.equal(given.sample(3, steps=3), whole.sample(3, steps=3))
-    assert sfumato.evaluate(whole, samples=10, steps=3).heldout == 6
-    assert json.loads((tmp_path / "whole/evaluation.json").read_text())["sampling"]["steps"] == 3
+    assert sfumato.evaluate(whole, samples=10, steps=3).counts["held-out"] == 6
+    assert json.loads((tmp_path / "whole/evaluation.json").read_text())["settings"]["sampling"]["steps"] == 3
     with pytest.raises(InputError, match="given in Python"):
         sfumato.evaluate(given, samples=10, steps=3)
 

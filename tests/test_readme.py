@@ -161,8 +161,9 @@ def test_the_main_job_keeps_its_word(tmp_path: Path) -> None:
     run = tmp_path / "runs/digits"
     found = json.loads((run / "evaluation.json").read_text())
     assert found["samples"] == 1000 and found["train"] == 1000 and found["heldout"] == 797
-    assert found["spaces"]["classifier"]["frechet_ratio"] < 2.0
-    assert found["spaces"]["pixels"]["neighbour_ratio"] > 0.95
-    assert found["spaces"]["classifier"]["neighbour_ratio"] > 0.95
+    rows = {row["title"]: row for row in found["rows"]}
+    assert rows["FD (classifier)"]["ratio"] < 2.0
+    assert rows["nearest / real (pixels)"]["value"] > 0.95
+    assert rows["nearest / real (classifier)"]["value"] > 0.95
     assert len(list((run / "samples").glob("*.png"))) == 3
     assert sfumato.load(run).sample(2).shape == (2, 1, 8, 8)

@@ -48,7 +48,7 @@ def test_a_folder_of_diffusers(pipeline: Path, tmp_path: Path, capsys: pytest.Ca
     assert run("info", made) == 0
     assert "1x8x8" in capsys.readouterr().out
     assert run("evaluate", made, "--samples", "8", *few, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["spaces"]
+    assert json.loads(capsys.readouterr().out)["rows"]
     assert run("export", made, str(tmp_path / "back"), "--to", "diffusers") == 0
     name = "unet/diffusion_pytorch_model.safetensors"
     theirs, back = load_file(pipeline / name), load_file(tmp_path / "back" / name)

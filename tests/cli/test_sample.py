@@ -167,11 +167,12 @@ def test_lists_of_levels(trained: str, tmp_path: Path, capsys: pytest.CaptureFix
 def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", trained, "--samples", "100", "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert set(said["spaces"]) == {"pixels", "classifier"} and said["samples"] == 100
+    assert {row["features"] for row in said["rows"]} == {"classifier", "pixels", None}
+    assert said["counts"] == {"samples": 100, "training": 1000, "held-out": 797}
     assert (Path(trained) / "evaluation.json").exists()
     assert run("evaluate", trained, "--samples", "50") == 0
     table = capsys.readouterr().out
-    assert "Frechet to held-out" in table and "real vs real" in table and "FID" not in table
+    assert "FD" in table and "real pictures" in table and "FID" not in table
     assert run("info", trained) == 0
     said_info = capsys.readouterr().out
     assert "1000 images of 1x8x8, 797 held out" in said_info and "parameters" in said_info
@@ -184,7 +185,7 @@ def test_evaluating_a_run_that_was_not_evaluated(trained: str, capsys: pytest.Ca
     """A run that asked for no evaluation gets the usual one when it is asked for now."""
     assert json.loads((Path(trained) / "config.json").read_text())["config"]["evaluation"]["samples"] == 0
     assert run("evaluate", trained, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["samples"] == EvaluationConfig().samples
+    assert json.loads(capsys.readouterr().out)["counts"]["samples"] == EvaluationConfig().samples
     assert run("evaluate", trained, "--samples", "0") == 2
     assert "at least" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ commands:
   train [DATA]   train a model on data by name or path (default: digits, nothing to download)
   sample RUN     sample images from a trained model
   edit RUN HOW   inpainting, SDEdit, DDIM inversion, interpolation
-  evaluate RUN   compare samples with training and held-out images
+  evaluate SET   judge a run, pictures or arrays against real pictures: FD, KID, precision, copies ...
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
   tune RUN       fit a few-step solver, or the optimal reverse variance, to a trained model
   export RUN OUT write the model for diffusers, ONNX or OpenVINO, or its weights alone
@@ -45,7 +45,7 @@ _LESS = (
 COMMANDS = {
     "train": "train:train",
     "sample": "commands:sample",
-    "evaluate": "commands:evaluate",
+    "evaluate": "evaluate:evaluate",
     "edit": "edit:edit",
     "likelihood": "fit:likelihood",
     "tune": "fit:tune",

@@ -46,15 +46,19 @@ def with_sampling(
 ) -> tuple[Any, SamplingConfig, dict[str, Any]]:
     """The options of a command that samples, the settings of sampling, and the conditions that are given.
 
-    The run comes first or after options: it decides the defaults of the others, and which conditions there are.
+    The run comes first or after options: it decides the defaults of the others, and which conditions there are. What
+    is no run, where ``fields`` allow it, leaves the defaults.
     """
+    only_runs = "run" not in fields
     fields = {"run": RUN, **fields, "trust": TRUST, "print_config": PRINT}
     scanned = flags.scan(arguments, fields, SamplingConfig)
     run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
     base, conditions = SamplingConfig(), dict[str, Any]()
     if run is None and not scanned.helping:
-        raise InputError(f"Say which run: {prog} RUN. See {prog} --help.")
-    if run is not None and (Path(run).is_dir() or not scanned.helping):
+        what = "run" if only_runs else "run or which pictures"
+        raise InputError(f"Say which {what}: {prog} {'RUN' if only_runs else 'SET'}. See {prog} --help.")
+    is_run = run is not None and (only_runs or (Path(run) / "config.json").exists())
+    if run is not None and is_run and (Path(run).is_dir() or not scanned.helping):
         from sfumato.models.storage import read_config
 
         config, info = read_config(run, trust="trust" in scanned.values)
@@ -192,27 +196,3 @@ def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
     deviation = engines.deviation(model, fast, 4, sampling)
     print(f"{engine} in {precision}, against fp32 in torch: {deviation}", file=sys.stderr)
     return fast
-
-
-def evaluate(arguments: list[str]) -> int:
-    fields: Fields = {
-        "samples": option(int | None, "Number of images to sample (default: as the run says; 1000 if none)."),
-        "seed": option(int | None, "The seed of those images (default: as the run says)."),
-        "device": DEVICE,
-        "json": option(bool, "Print JSON instead of a table.", False),
-        **ENGINE,
-    }
-    text = "Compare samples with the training images and with images that were held out."
-    options, sampling, given = with_sampling("sfumato evaluate", arguments, fields, text)
-    from rich.console import Console
-
-    from sfumato import metrics
-    from sfumato.models.evaluate import evaluate as evaluate_model
-
-    model = load_model(options, sampling)
-    result = evaluate_model(model, samples=options.samples, seed=options.seed, sampling=sampling, **given)
-    if options.json:
-        print(json.dumps(result.to_dict(), indent=2))
-    else:
-        Console().print(metrics.table(result))
-    return 0

@@ -14,6 +14,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from sfumato.config import KINDS, SOLVERS, Component, component, merge, nested, slot_of, walk
+from sfumato.config.groups import FEATURES, MEASURES
 from sfumato.config.signature import signature
 from sfumato.errors import InputError, nearest
 
@@ -159,7 +160,7 @@ def _takes(kind: Any, before: list[str], argument: str) -> bool:
     if not before:
         return True
     if kind == tuple[str, ...]:
-        return argument in KINDS["condition"] or argument == "none"
+        return argument in (*KINDS["condition"], "none", *FEATURES, *MEASURES)
     several = any(part is tuple or str(part).startswith("tuple") for part in (kind, *get_args(kind)))
     return several and re.fullmatch(r"-?[\d.]+(e-?\d+)?", argument) is not None
 

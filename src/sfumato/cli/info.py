@@ -82,11 +82,10 @@ def _run(model: Model, everything: bool) -> Group:
             rows["loss"] = f"{sum(losses) / len(losses):.4f}, the mean of the last {len(losses)} in metrics.jsonl"
     evaluated = run / "evaluation.json" if run is not None else None
     if evaluated is not None and evaluated.is_file():
-        for space, entry in _spaces(evaluated).items():
-            rows[f"Frechet, {space}"] = (
-                f"{entry['frechet_heldout']:.3g} to held-out ({entry['frechet_ratio']:.2f} x real against real), "
-                f"nearest-neighbour ratio {entry['neighbour_ratio']:.2f}"
-            )
+        for entry in _measured(evaluated):
+            error = f" ± {entry['error']:.2g}" if entry["error"] is not None else ""
+            floor = f", real pictures {entry['floor']:.3g}" if entry["floor"] is not None else ""
+            rows[entry["title"]] = f"{entry['value']:.3g}{error}{floor}"
     return _tables(rows, config, everything)
 
 
@@ -145,15 +144,18 @@ def _loss(line: str) -> float | None:
         return None
 
 
-def _spaces(path: Path) -> dict[str, Any]:
-    """The entries of evaluation.json that have all that is shown."""
+def _measured(path: Path) -> list[dict[str, Any]]:
+    """The rows of evaluation.json that rank models and that show copies."""
     try:
-        spaces = read_json(path)["spaces"].items()
+        rows = [row for row in read_json(path)["rows"] if {"title", "value", "error", "floor"} <= row.keys()]
+        numbers = [row[key] for row in rows for key in ("value", "error", "floor")]
+        if not rows or not all(value is None or isinstance(value, int | float) for value in numbers):
+            raise InputError("it lacks the measures")
     except (InputError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{path} is damaged and passed over ({error}).", SfumatoWarning, stacklevel=2)
-        return {}
-    needed = {"frechet_heldout", "frechet_ratio", "neighbour_ratio"}
-    return {name: entry for name, entry in spaces if isinstance(entry, dict) and needed <= entry.keys()}
+        return []
+    shown = [rows[0], *(row for row in rows[1:] if str(row["title"]).startswith(("nearest", "copies")))]
+    return [row for row in shown if row["value"] is not None]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

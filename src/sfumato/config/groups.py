@@ -217,6 +217,25 @@ class TrainingConfig(Component):
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads (default: torch's choice).")
 
 
+FEATURES = ("pixels", "classifier", "efficientnet-lite0", "inception", "dinov2", "clip")
+"""The features of an evaluation, by name."""
+
+MEASURES = (
+    "fd",
+    "fd-infinity",
+    "kid",
+    "kid-subsets",
+    "prdc",
+    "neighbours",
+    "is",
+    "diversity",
+    "cmmd",
+    "accuracy",
+    "pairs",
+)
+"""The measures of an evaluation, by name."""
+
+
 class EvaluationConfig(Component):
     """The evaluation at the end of the training."""
 
@@ -224,6 +243,15 @@ class EvaluationConfig(Component):
         default=1000, ge=0, le=10**9, description="Images that are sampled for it; 0 for no evaluation."
     )
     seed: int = Field(default=1, ge=0, le=2**63 - 1, description="The seed of those images.")
+    every: int | None = Field(default=None, ge=1, description="Also evaluate while training, after so many steps each.")
+    against: Literal["heldout", "training"] = Field(
+        default="heldout", description="The real images that samples are compared with."
+    )
+    features: tuple[str, ...] = Field(default=(), description="In which features (default: those that suit the data).")
+    measures: tuple[str, ...] = Field(default=(), description="Which measures (default: those that suit the data).")
+    best: str | None = Field(
+        default=None, description="Keep the weights that are best by this measure, such as FD, in the folder best."
+    )
 
     @field_validator("samples")
     @classmethod

@@ -200,7 +200,7 @@ def _place(network: nn.Module, device: torch.device) -> None:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # a fifth faster there
 
 
-_NAMED: dict[str, tuple[Callable[[_Request], Features], frozenset[str]]] = {
+NAMED: dict[str, tuple[Callable[[_Request], Features], frozenset[str]]] = {
     "pixels": (_pixels, frozenset()),
     "classifier": (_classifier, frozenset({"train"})),
     "efficientnet-lite0": (_efficientnet, frozenset({"weights"})),
@@ -245,12 +245,12 @@ def features(
         if isinstance(which, ClassifierFeatures):
             return _of_classifier(which)
         if not callable(which):
-            expected = f"a name ({', '.join(_NAMED)}), a module or a function"
+            expected = f"a name ({', '.join(NAMED)}), a module or a function"
             raise InputError(f"features are {expected}, and not a {type(which).__name__}.")
         return _of_module(which, device, name) if isinstance(which, nn.Module) else _of_function(which, at, name)
-    if which not in _NAMED:
-        raise InputError(f"there are no features {which!r}{nearest(which, _NAMED)}")
-    make, options = _NAMED[which]
+    if which not in NAMED:
+        raise InputError(f"there are no features {which!r}{nearest(which, NAMED)}")
+    make, options = NAMED[which]
     for option, value in (("weights", weights), ("resize", resize), ("train", train), ("name", name)):
         if value is not None and option not in options and option != "train":
             raise InputError(f"the features {which} have no option {option!r}; leave it out.")

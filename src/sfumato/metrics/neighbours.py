@@ -1,43 +1,75 @@
-"""Nearest neighbours: are samples copies of training images, and do two sets cover each other?"""
+"""Nearest neighbours: are samples copies of training images, and do two sets of vectors cover each other?"""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.metrics import blocks
+from sfumato.metrics.estimate import Estimate
 
 _CHUNK = 4096  # vectors whose distances are computed in float64 at once
 
 
 def nearest_distances(
-    queries: Float[Tensor, "batch channels *space"], train: Float[Tensor, "train channels *space"]
+    queries: Float[Tensor, "batch channels *space"],
+    train: Float[Tensor, "train channels *space"],
+    leave_one_out: bool = False,
 ) -> Float[Tensor, " batch"]:
     """The Euclidean distance of each query to its nearest training image, ``(batch,)`` in float64.
 
     Feature vectors serve as well. The distance to the neighbour is computed from the difference, so that a copy is at
     exactly 0.
+
+    Args:
+        queries: the images or vectors.
+        train: those that are searched.
+        leave_one_out: the queries are the training set itself, and the neighbour of each is one of the others.
     """
     from sklearn.metrics import pairwise_distances_argmin
+    from sklearn.neighbors import NearestNeighbors
 
     queries, train = queries.detach().flatten(1), train.detach().flatten(1)
     if len(queries) == 0 or len(train) == 0:
         raise InputError("nearest neighbours need at least one vector in each set, and one is empty.")
-    if queries.shape[1] != train.shape[1]:
-        raise InputError(f"the sets have {queries.shape[1]} and {train.shape[1]} features; images need one shape.")
-    if not bool(torch.isfinite(queries).all()) or not bool(torch.isfinite(train).all()):
-        raise InputError("nearest neighbours of NaN or infinite values are not defined; check both sets.")
-    nearest = torch.from_numpy(pairwise_distances_argmin(queries.cpu().numpy(), train.cpu().numpy())).to(train.device)
+    _check(queries, train)
+    if leave_one_out:
+        if len(train) < 2 or not torch.equal(queries, train):
+            raise InputError("leave_one_out needs the same set twice, of 2 vectors or more.")
+        search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_numpy(train))
+        found = search.kneighbors(return_distance=False)[:, 0]
+    else:
+        found = pairwise_distances_argmin(_numpy(queries), _numpy(train))
+    if train.device.type == "mps":
+        queries, train = queries.cpu(), train.cpu()
+    nearest = torch.from_numpy(found).to(train.device)
     pairs = zip(queries.split(_CHUNK), nearest.split(_CHUNK), strict=True)
     return torch.cat([(chunk.double() - train[index].double()).square().sum(dim=1).sqrt() for chunk, index in pairs])
+
+
+def _numpy(vectors: Tensor) -> npt.NDArray[np.floating]:
+    return (vectors if vectors.dtype == torch.float64 else vectors.float()).cpu().numpy()
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise InputError(f"the sets have {a.shape[1]} and {b.shape[1]} features; images need one shape.")
+    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        raise InputError("nearest neighbours of NaN or infinite values are not defined; check both sets.")
 
 
 def nearest_neighbour_ratio(
     samples: Float[Tensor, "samples channels *space"],
     train: Float[Tensor, "train channels *space"],
     heldout: Float[Tensor, "heldout channels *space"],
-) -> float:
+) -> Estimate:
     r"""How far samples lie from the training set, relative to unseen real images; all are images or feature vectors.
 
     .. math::
@@ -50,9 +82,138 @@ def nearest_neighbour_ratio(
     return neighbour_ratio(nearest_distances(samples, train), nearest_distances(heldout, train))
 
 
-def neighbour_ratio(samples: Float[Tensor, " samples"], heldout: Float[Tensor, " heldout"]) -> float:
-    """The ratio of the medians of two sets of `nearest_distances`."""
-    reference = float(heldout.median())
+def neighbour_ratio(samples: Float[Tensor, " samples"], heldout: Float[Tensor, " heldout"]) -> Estimate:
+    """The ratio of the medians of two sets of `nearest_distances`.
+
+    The error is that of Maritz and Jarrett (1978) for medians: what a bootstrap gives with endlessly many draws.
+    """
+    from scipy.stats.mstats import mjci
+
+    median, reference = float(samples.median()), float(heldout.median())
     if reference == 0.0:
         raise InputError("most held-out images are copies of training images; remove duplicates before the split.")
-    return float(samples.median()) / reference
+    with np.errstate(invalid="ignore"):  # the root of a negative number of rounding, where all distances are equal
+        errors = [float(np.nan_to_num(mjci(each.cpu().numpy(), prob=[0.5])[0])) for each in (samples, heldout)]
+    ratio = median / reference
+    return Estimate(ratio, math.hypot(errors[0], ratio * errors[1]) / reference, "bootstrap of the medians")
+
+
+def copies(
+    generated: Float[Tensor, "n channels *space"],
+    train: Float[Tensor, "train channels *space"],
+    heldout: Float[Tensor, "heldout channels *space"],
+) -> Estimate:
+    """The share of samples that lie as near to the training set as only 1 of 100 held-out images does.
+
+    Samples as new as real images have 0.01, and a model that repeats its training images up to 1.
+    """
+    return copied_share(nearest_distances(generated, train), nearest_distances(heldout, train))
+
+
+def copied_share(
+    samples: Float[Tensor, " samples"], heldout: Float[Tensor, " heldout"], rank: float = 0.01
+) -> Estimate:
+    """The share of `nearest_distances` that are at most the quantile ``rank`` of those of held-out images.
+
+    The error is the binomial one, with that of the quantile: few held-out images do not know it well.
+    """
+    share = _share(samples.double() <= heldout.double().quantile(rank), "")
+    error = math.hypot(share.error or 0.0, math.sqrt(rank * (1.0 - rank) / len(heldout)))
+    return Estimate(share.value, error, "binomial, and that of the percentile")
+
+
+def _share(hits: Tensor, of: str) -> Estimate:
+    """The error is that of (hits + 1) of (n + 2), so that it is never 0."""
+    count, n = int(hits.sum()), len(hits)
+    likely = (count + 1) / (n + 2)
+    return Estimate(count / n, math.sqrt(likely * (1.0 - likely) / n), f"binomial{of}")
+
+
+class PRDC(NamedTuple):
+    """The result of `prdc`."""
+
+    precision: Estimate
+    recall: Estimate
+    density: Estimate
+    coverage: Estimate
+
+
+def prdc(generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], k_pr: int = 3, k_dc: int = 5) -> PRDC:
+    """Improved precision and recall (Kynkaanniemi et al., 2019), density and coverage (Naeem et al., 2020) at once.
+
+    The ball of a vector reaches to its k-th nearest other of the same set.
+
+    - precision: the share of generated vectors that lie in the ball (k = ``k_pr``) of any real one;
+    - recall: the share of real vectors that lie in the ball (k = ``k_pr``) of any generated one;
+    - density: how many balls of real vectors (k = ``k_dc``) a generated one lies in, on average, over k;
+    - coverage: the share of real vectors whose ball (k = ``k_dc``) holds a generated one.
+
+    As in the published codes, the edge of a ball belongs to it for the first two (<=) and not for the others (<). Where
+    float32 cannot decide, float64 does. The sets are compared in blocks, in memory for both once more in float32.
+
+    The errors are those of the vectors that are asked about, with the balls as given: binomial, and for the density
+    that of a mean. All four depend on the numbers of vectors; compare only at equal ones.
+    """
+    hits = _hits(generated, real, k_pr, k_dc)
+    return PRDC(*_precision_recall(hits), *_density_coverage(hits, k_dc))
+
+
+def improved_precision_recall(
+    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], k: int = 3
+) -> tuple[Estimate, Estimate]:
+    """Precision and recall of `prdc` alone."""
+    return _precision_recall(_hits(generated, real, k, None))
+
+
+def density_coverage(
+    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], k: int = 5
+) -> tuple[Estimate, Estimate]:
+    """Density and coverage of `prdc` alone, which need no neighbours among the generated."""
+    return _density_coverage(_hits(generated, real, None, k), k)
+
+
+class _Hits(NamedTuple):
+    precise: Tensor  # per generated vector: in the ball of a real one?
+    recalled: Tensor  # per real vector: in the ball of a generated one?
+    balls: Tensor  # per generated vector: the number of real ones in whose balls it is
+    covered: Tensor  # per real vector: is a generated one in its ball?
+
+
+def _precision_recall(hits: _Hits) -> tuple[Estimate, Estimate]:
+    return _share(hits.precise, " over the generated"), _share(hits.recalled, " over the real")
+
+
+def _density_coverage(hits: _Hits, k: int) -> tuple[Estimate, Estimate]:
+    balls = hits.balls.double() / k
+    error = float(balls.std()) / math.sqrt(len(balls))
+    density = Estimate(float(balls.mean()), error, "standard error of the mean over the generated")
+    return density, _share(hits.covered, " over the real")
+
+
+def _hits(generated: Tensor, real: Tensor, k_pr: int | None, k_dc: int | None) -> _Hits:
+    """Without a k, its balls are empty."""
+    if generated.shape[1:] != real.shape[1:] or generated.ndim != 2:
+        raise InputError(f"two matrices (n, d) and (m, d) are needed, not {generated.shape} and {real.shape}.")
+    _check(generated, real)
+    ranks = tuple(k for k in (k_pr, k_dc) if k is not None)
+    if min(ranks) < 1 or min(len(generated), len(real)) <= max(ranks):
+        raise InputError(
+            f"{max(ranks)} nearest others need more vectors than that in each set, and k at least 1; there are"
+            f" {len(generated)} generated and {len(real)} real ones."
+        )
+    a, b = blocks.prepared(generated, real)
+    of_real = dict(zip(ranks, blocks.radii(b, ranks), strict=True))
+    nothing = torch.full((max(len(a), len(b)),), -math.inf, dtype=torch.float64, device=a.squares.device)
+    near, far = (nothing[: len(b)] if k is None else of_real[k] for k in (k_pr, k_dc))
+    of_generated = nothing[: len(a)] if k_pr is None else blocks.radii(a, (k_pr,))[0]
+    balls = torch.zeros(len(a), dtype=torch.long, device=a.squares.device)
+    precise, (recalled, covered) = balls.bool(), torch.zeros(2, len(b), dtype=torch.bool, device=balls.device)
+    for pairs in blocks.pairs_within(b, a, torch.maximum(near, far), of_generated):
+        i, j = pairs.first, pairs.second
+        squares = blocks.decided(b, a, pairs, (near[i], far[i], of_generated[j]))
+        precise[j[squares <= near[i] * blocks.ABOVE]] = True
+        recalled[i[squares <= of_generated[j] * blocks.ABOVE]] = True
+        within = squares < far[i] * blocks.BELOW
+        covered[i[within]] = True
+        balls += j[within].bincount(minlength=len(a))
+    return _Hits(precise, recalled, balls, covered)

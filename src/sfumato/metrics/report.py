@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rich.table import Table
 
+from sfumato.errors import InputError, nearest
 from sfumato.metrics.estimate import Estimate
 
 Better = Literal["lower", "higher", "floor"]
@@ -24,7 +25,7 @@ def titled(measure: str, features: str | None) -> str:
     network, _, resizing = features.partition(" (")
     if network != "inception":
         return f"{measure} ({features})"
-    return f"{measure.replace('FD', 'FID')} ({resizing.rstrip(')')})"
+    return f"{measure.replace('FD', 'FID')} ({resizing.rstrip(')') or network})"
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,23 @@ class Row:
         return titled(self.measure, self.features)
 
     @property
+    def name(self) -> str:
+        """The measure without its features: ``"FD"``, or ``"FID"`` with those of Inception."""
+        return self.title.partition(" (")[0] if self.features is not None else self.measure
+
+    @property
     def ratio(self) -> float | None:
         """The value over its floor."""
         return self.value / self.floor if self.floor is not None and self.floor > 0.0 else None
+
+    def is_better_than(self, value: float | None) -> bool:
+        """Whether it is strictly better than another value of the measure, or there is none."""
+        if value is None or math.isnan(value):
+            return True
+        if self.better == "floor":
+            target = 1.0 if self.floor is None else self.floor
+            return abs(self.value - target) < abs(value - target)
+        return self.value < value if self.better == "lower" else self.value > value
 
 
 def row(measure: str, features: str | None, value: Estimate, floor: Estimate | None = None, **more: Any) -> Row:
@@ -91,7 +106,7 @@ class Report:
         for entry in self.rows:
             if name in (entry.title, entry.measure):
                 return entry
-        raise KeyError(f"{name}; there are {', '.join(entry.title for entry in self.rows)}")
+        raise InputError(f"The evaluation has no measure {name!r}{nearest(name, [e.title for e in self.rows])}")
 
     def __contains__(self, name: str) -> bool:
         return any(name in (entry.title, entry.measure) for entry in self.rows)
@@ -100,6 +115,10 @@ class Report:
     def main(self) -> Row:
         """The measure that ranks models."""
         return self.rows[0]
+
+    def with_settings(self, **more: Any) -> Report:
+        """A copy that says more of how the samples were made."""
+        return replace(self, settings={**self.settings, **more})
 
     def numbers(self) -> dict[str, float]:
         """The values by the titles of their measures."""
@@ -132,39 +151,44 @@ def number(value: float | None, error: float | None = None) -> str:
     if not math.isfinite(value) or error is None or not math.isfinite(error) or error <= 0.0:
         return f"{value:.3g}"
     digits = max(0, 1 - math.floor(math.log10(error)))
-    if digits > 6:
+    if digits > 5:
         return f"{value:.2e} ± {error:.0e}"
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def table(*reports: Report) -> Table:
     """Reports as one table for the terminal: a row per measure, a column per set, and what real pictures reach."""
-    first = reports[0]
-    counts = ", ".join(f"{count:,} {name}" for name, count in first.counts.items())
-    result = Table("measure", "", title=counts if len(reports) == 1 else None, title_justify="left")
+    first, single = reports[0], len(reports) == 1
+    result = Table(title=_counts(first) if single else None, title_justify="left", caption_justify="left")
+    result.add_column("measure")
+    result.add_column("features")
     for report in reports:
-        result.add_column(report.name if len(reports) > 1 else "samples", justify="right")
-    result.add_column("real", justify="right")
-    if len(reports) == 1:
+        result.add_column("samples" if single else report.name, justify="right")
+    result.add_column("real pictures", justify="right")
+    if single:
         result.add_column("ratio", justify="right")
-    titles = dict.fromkeys(entry.title for report in reports for entry in report.rows)
     marks: dict[str, str] = {}
-    for title in titles:
-        entries = [report[title] if title in report else None for report in reports]
-        known = [entry for entry in entries if entry is not None]
-        notes = list(dict.fromkeys(entry.note for entry in known if entry.note))
-        for note in notes:
-            marks.setdefault(note, "*" * (len(marks) + 1))
+    last = None
+    for title in dict.fromkeys(entry.title for report in reports for entry in report.rows):
+        entries = [next((entry for entry in report.rows if entry.title == title), None) for report in reports]
+        known = next(entry for entry in entries if entry is not None)
+        for entry in entries:
+            if entry is not None and entry.note is not None:
+                marks.setdefault(entry.note, "*" * (len(marks) + 1))
+        star = marks.get(known.note or "", "")
         values = [number(entry.value, entry.error) if entry is not None else "" for entry in entries]
-        floor = number(known[0].floor, known[0].floor_error)
-        ratio = known[0].ratio if known[0].better == "lower" or known[0].measure.startswith("nearest") else None
-        extra = [] if len(reports) > 1 else ["" if ratio is None else f"{ratio:.2f}"]
-        name = " ".join([title, *(marks[note] for note in notes)])
-        result.add_row(name, _ARROWS[known[0].better], *values, floor, *extra)
-    lines = [f"{mark} {note}" for note, mark in marks.items()]
-    if len(reports) > 1:
-        lines = [f"{r.name}: {', '.join(f'{c:,} {n}' for n, c in r.counts.items())}" for r in reports] + lines
+        ratio = f"{known.ratio:.2f}" if known.ratio is not None and known.measure in ("FD", "diversity") else ""
+        if known.features != last:
+            result.add_section()
+        cells = [f"{known.name}{star} {_ARROWS[known.better]}", "" if known.features == last else known.features or ""]
+        result.add_row(*cells, *values, number(known.floor, known.floor_error), *([ratio] if single else []))
+        last = known.features
+    lines = [] if single else [f"{report.name}: {_counts(report)}" for report in reports]
+    lines += [f"{mark} {note}" for note, mark in marks.items()]
     lines += list(dict.fromkeys(note for report in reports for note in report.notes))
     result.caption = "\n".join(lines) or None
-    result.caption_justify = "left"
     return result
+
+
+def _counts(report: Report) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in report.counts.items())

@@ -56,7 +56,7 @@ def training_data(config: Config, data: tuple[Dataset, Dataset] | None = None) -
 
 def examples(
     model: Model, data: Dataset, count: int, *, seed: int = 0, first: int = 0, given: Collection[str] = ()
-) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+) -> tuple[dict[str, Any], Tensor | None]:
     """The conditions of samples ``first ...`` of a seed, from data, where nobody gives them and they have no default.
 
     Returns:

@@ -1,28 +1,32 @@
-"""Evaluating a model on its data."""
+"""Judging models, pictures and arrays against real pictures."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
-from sfumato import metrics, random
+from sfumato.conditioning import Label, LowResolution
 from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
+from sfumato.data import load as load_data
+from sfumato.data.dataset import Column
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.errors import InputError
 from sfumato.io.files import write_json
 from sfumato.io.progress import Progress
-from sfumato.metrics import Evaluation
-from sfumato.models.data import SPLIT_SEED, data_of, examples, given_data
+from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator, classes_of, labels_of
+from sfumato.metrics.frechet import Moments
+from sfumato.metrics.page import write_page
+from sfumato.metrics.report import Report
+from sfumato.models.data import SPLIT_SEED, data_of, examples, read_data
 from sfumato.models.model import Model, as_model, load
-
-_MOST_VALUES = 1 << 28
-"""The most pixel values of real images that an evaluation takes: 1 GiB of float32, 87,000 images of 3x32x32."""
+from sfumato.models.storage import read_config
 
 
 def sample_count(config: Config) -> int:
@@ -31,74 +35,261 @@ def sample_count(config: Config) -> int:
 
 
 def evaluate(
-    model: Model | Denoise | str | Path,
-    data: Any = None,
+    generated: Any,
+    real: Any = None,
     *,
     heldout: Any = None,
+    against: Literal["heldout", "training"] | None = None,
+    features: str | Callable[[Tensor], Tensor] | Sequence[str | Callable[[Tensor], Tensor]] = (),
+    measures: str | Sequence[str] = (),
     samples: int | None = None,
     seed: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    channels: str | None = None,
+    most: int = MOST,
+    weights: str | Path | None = None,
+    resize: str | None = None,
+    device: str | torch.device | None = None,
+    cache: str | Path | None = None,
+    page: str | Path | None = None,
     trust: bool = False,
     progress: Progress = None,
     **options: Any,
-) -> Evaluation:
-    """Sample, and compare the samples with the training and the held-out images; as ``sfumato evaluate``.
+) -> Report:
+    """Judge samples against real pictures; as ``sfumato evaluate``.
 
-    For a model with a run directory the result is also written to its ``evaluation.json``. Of more than 1 GiB of images
-    (in float32) a random part is compared with.
+    Each measure stands with its standard error and with its floor: what real pictures reach at the same counts. A model
+    is judged against the held-out pictures of its run, and copies of its training pictures are counted; any other set
+    against ``real``. For a model with a run directory the result is also written to its ``evaluation.json``.
+
+    ::
+
+        print(sfumato.evaluate("runs/digits")["FD"].value)
+        report = sfumato.evaluate("pictures/", "photos/", size=64, features="efficientnet-lite0")
 
     Args:
-        model: a model, its run directory, or any denoiser with a schedule.
-        data: the training images, anything that :meth:`sfumato.data.Dataset.of` takes; by default those of the run.
-        heldout: images that were not trained on; by default those of the run, or a tenth of ``data``.
+        generated: what is judged: a model, its run directory, any denoiser with a schedule; a folder of pictures, an
+            array, a file of them, a name of data; an ``.npz`` of published statistics.
+        real: the same, of real pictures; of a run its data. By default those that a model was trained on.
+        heldout: real pictures that were not trained on, where ``real`` were.
+        against: whether samples are compared with the ``heldout`` pictures or, as published numbers are, with the
+            ``training`` pictures; by default as the run says.
+        features: in which features, by name or as modules or functions from pictures to vectors.
+        measures: which of :data:`sfumato.config.groups.MEASURES`.
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
         seed: the seed of those images.
+        size, channels: what pictures of folders are brought to, as :func:`sfumato.data.load` takes them.
+        most: the most pictures of a real set that are looked at with a large network; 0 for all.
+        weights, resize: of the features, as :func:`sfumato.metrics.features` takes them.
+        device: where features are computed.
+        cache: the folder that keeps the features of real pictures.
+        page: a file ``.html`` for a page with the measures, samples, their neighbours, and curves over training.
         trust: for a run directory, as for :func:`sfumato.load`.
         progress, options: as for :meth:`sfumato.Model.sample`.
     """
-    if isinstance(model, str | Path):
-        model = load(model, trust=trust)
-    if data is not None:
-        train_set, rest = given_data(data, heldout)
-        model = as_model(model, train_set.shape)
-    elif isinstance(model, Model):
-        train_set, rest = data_of(model)
+    reading = {name: value for name, value in (("size", size), ("channels", channels)) if value is not None}
+    subject = _subject(generated, reading, trust)
+    settings: dict[str, Any] = {
+        "against": against,
+        "spaces": _several(features),
+        "measures": _several(measures),
+        "weights": None if weights is None else Path(weights),
+        "resize": resize,
+        "device": device,
+        "cache": None if cache is None else Path(cache),
+    }
+    if isinstance(subject, Model) and real is None:
+        judge = judge_of(subject, data_of(subject), most=most, progress=progress, **settings)
+    elif real is None:
+        what = "A denoiser does not know its data" if callable(generated) else "Pictures are judged against others"
+        raise InputError(f"{what}; pass them: evaluate(..., real), or on the command line --against REAL.")
     else:
-        raise InputError("A denoiser does not know its data; pass them: evaluate(denoiser, data).")
-    count = sample_count(model.config) if samples is None else samples
-    if len(rest) < 2:
+        sets = _real(real, reading, trust)
+        sets = sets if heldout is None else (sets[0], _real(heldout, reading, trust)[0])
+        known = {name: value for name, value in settings.items() if value}
+        judge = Evaluator(*sets, most=most, progress=progress, **known)
+    return judged(
+        judge, subject, samples=samples, seed=seed, page=page, keep=real is None, progress=progress, **options
+    )
+
+
+def judge_of(model: Model, data: tuple[Dataset, Dataset], **options: Any) -> Evaluator:
+    """The judge of a model by its training and held-out pictures, as its configuration says where no options do."""
+    if len(data[1]) < 2:
         raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
-    if model.config.data.random_crop is None and train_set.shape != model.info.shape:
-        theirs, ours = ("x".join(map(str, shape)) for shape in (train_set.shape, model.info.shape))
+    usual = model.config.evaluation
+    settings: dict[str, Any] = {"against": usual.against, "spaces": usual.features, "measures": usual.measures}
+    settings |= {name: value for name, value in options.items() if value}
+    return Evaluator(_windows(data[0], model), _windows(data[1], model), **settings)
+
+
+def judged(
+    judge: Evaluator,
+    subject: Model | Dataset | Moments | Path | Denoise,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    page: str | Path | None = None,
+    keep: bool = False,
+    progress: Progress = None,
+    **options: Any,
+) -> Report:
+    """The report of one set; see :func:`evaluate`.
+
+    Args:
+        judge: with the real pictures.
+        subject: what is judged.
+        samples, seed, page, progress, options: as for :func:`evaluate`.
+        keep: whether the report is kept in the run directory of a model.
+    """
+    if isinstance(subject, Moments | Path):
+        return judge.of_statistics(subject)
+    if isinstance(subject, Dataset):
+        known = classes_of(judge.real) if isinstance(judge.real, Dataset) else ()
+        report = judge(subject, labels=_matched(subject, known), name=subject.name)
+        if page is not None:
+            write_page(Path(page), report, judge.gallery(subject))
+        return report
+    shape = judge.real.shape if isinstance(judge.real, Dataset) else ()
+    model = as_model(subject, shape)
+    config = model.config.evaluation
+    count = sample_count(model.config) if samples is None else samples
+    seed = config.seed if seed is None else seed
+    made = _sampled(model, judge, count, seed, progress, options)
+    report = judge(made.images, labels=made.labels, truths=made.truths, name=made.name)
+    sampling = model.settings(options)[0].model_dump(mode="json")
+    report = report.with_settings(step=model.step, seed=seed, sampling=sampling)
+    log = None if model.run is None else model.run / "metrics.jsonl"
+    if keep and model.run is not None and _is_main():
+        write_json(model.run / "evaluation.json", report.to_dict())
+    if page is not None and _is_main():
+        log = log if log is not None and log.exists() else None
+        write_page(Path(page), report, judge.gallery(made.images, made.labels), metrics=log)
+    return report
+
+
+class _Made(NamedTuple):
+    images: Tensor
+    labels: Tensor | None
+    truths: Tensor | None
+    name: str
+
+
+def _sampled(
+    model: Model, judge: Evaluator, count: int, seed: int, progress: Progress, options: Mapping[str, Any]
+) -> _Made:
+    """Samples of a model, each process a part of them; with conditions from the data where nobody gives them."""
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _together() else (0, 1)
+    begin, end = count * rank // world, count * (rank + 1) // world
+    like = judge.heldout if judge.heldout is not None else judge.real
+    parts, truths = ({}, None)
+    if isinstance(like, Dataset):
+        parts, truths = examples(model, like, count, seed=seed, given=options)
+    more: dict[str, Any] = {name: _rows(value, count, begin, end) for name, value in options.items()}
+    more |= {name: {k: v[begin:end] for k, v in part.items()} for name, part in parts.items()}
+    images = model.sample(end - begin, seed=seed, first=begin, progress=progress, **more)
+    if world > 1:
+        gathered: list[Any] = [None] * world
+        distributed.all_gather_object(gathered, images)
+        images = torch.cat(gathered)
+    labels = None
+    conditions = {n: c for n, c in model.conditions.items() if isinstance(c, Label) and c.names}
+    if len(conditions) == 1 and isinstance(judge.real, Dataset):
+        ((name, condition),) = conditions.items()
+        if tuple(condition.names) == classes_of(judge.real):
+            given = model.settings(dict(options))[3]
+            labels = model.given(given, seed, 0, count)[name]
+    paired = any(isinstance(condition, LowResolution) for condition in model.conditions.values())
+    return _Made(images, labels, truths if paired else None, "samples" if model.run is None else str(model.run))
+
+
+def _rows(value: Any, count: int, begin: int, end: int) -> Any:
+    """The part of a process of what is given for each sample."""
+    return value[begin:end] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _is_main() -> bool:
+    return not _together() or distributed.get_rank() == 0
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, str) or callable(value) else tuple(value)
+
+
+def is_run(source: Any) -> bool:
+    """Whether it is a run directory."""
+    return isinstance(source, str | Path) and (Path(source) / "config.json").is_file()
+
+
+def _subject(source: Any, reading: Mapping[str, Any], trust: bool) -> Any:
+    """What is judged: a model, a denoiser, a data set or statistics."""
+    if isinstance(source, Model | Dataset | Moments) or (callable(source) and hasattr(source, "schedule")):
+        return source  # pyright: ignore[reportUnknownVariableType]
+    return load(str(source), trust=trust) if is_run(source) else _pictures(source, reading)
+
+
+def _real(source: Any, reading: Mapping[str, Any], trust: bool) -> tuple[Any, Any]:
+    """Real pictures, with those held out where they are the data of a run."""
+    if isinstance(source, Model):
+        return data_of(source)
+    return read_data(read_config(str(source), trust=trust)[0]) if is_run(source) else (_pictures(source, reading), None)
+
+
+def _pictures(source: Any, reading: Mapping[str, Any]) -> Dataset | Moments | Path:
+    """A data set of what a person names or passes, with classes if it has some; or statistics, or a file of them."""
+    if isinstance(source, Moments):
+        return source
+    if not isinstance(source, str | Path):
+        return Dataset.of(source)
+    path = Path(source).expanduser()
+    if path.suffix == ".npz" and path.is_file() and _holds_statistics(path):
+        return path
+    folders = path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+    if folders:
+        try:
+            return load_data(str(source), columns=("label",), **reading)
+        except InputError:
+            # pictures outside of sub-folders have no class
+            pass
+    return load_data(str(source), **reading)
+
+
+def _holds_statistics(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {"mu", "sigma"} <= set(file.files)
+    except (OSError, ValueError):
+        return False
+
+
+def _matched(data: Dataset, names: tuple[str, ...]) -> Tensor | None:
+    """The classes of pictures as numbers of those of the real ones."""
+    own = classes_of(data)
+    if not own or not names:
+        return None
+    if unknown := [name for name in own if name not in names]:
         raise InputError(
-            f"The data {train_set.name} are {theirs} and the model samples {ours}; name the data of an imported model: "
+            f"{data.name} has a class {unknown[0]!r} that the real pictures lack; they are {', '.join(names)}."
+        )
+    return torch.tensor([names.index(name) for name in own])[labels_of(data)]
+
+
+def _windows(data: Dataset, model: Model) -> Dataset:
+    """The pictures in windows as the model was trained on; others as they are."""
+    crop = model.config.data.random_crop
+    if crop is not None and len(data):
+        most = max(2, MOST_VALUES // math.prod(model.info.shape))
+        batch = Loader(data, SPLIT_SEED, crop=crop).batch(0, min(len(data), most))
+        columns = {name: Column(batch.cond[name].numpy(), column.names) for name, column in data.columns.items()}
+        return Dataset(batch.x0.numpy(), columns, data.name)
+    if data.shape != model.info.shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (data.shape, model.info.shape))
+        raise InputError(
+            f"The data {data.name} are {theirs} and the model samples {ours}; name the data of an imported model: "
             "sfumato import WEIGHTS --run RUN --data DATA."
         )
-    seed = model.config.evaluation.seed if seed is None else seed
-    conditions, _ = examples(model, rest, count, seed=seed, given=options)
-    images = model.sample(count, seed=seed, progress=progress, **options, **conditions)
-    (known, train_labels), (fresh, heldout_labels) = _images(train_set, model), _images(rest, model)
-    result = metrics.evaluate(images, known, fresh, train_labels=train_labels, heldout_labels=heldout_labels)
-    if model.run is not None and data is None:
-        sampling = model.settings(options)[0]
-        value = {"step": model.step, "seed": seed, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
-        write_json(model.run / "evaluation.json", value)
-    return result
-
-
-def _images(data: Dataset, model: Model) -> tuple[Tensor, Tensor | None]:
-    """The images of a data set, in the windows that the model was trained on, with their classes.
-
-    Of a data set of more than :data:`_MOST_VALUES` values it is a random part, the same for every model.
-    """
-    crop = model.config.data.random_crop
-    most = max(2, _MOST_VALUES // math.prod(model.info.shape))
-    if crop is None:
-        if len(data) > most:
-            data = data.subset(np.sort(random.permutation(SPLIT_SEED, "evaluation", 0, len(data))[:most]))
-        images, columns = data.batch(range(len(data))), data.rows(range(len(data)))
-    else:
-        batch = Loader(data, SPLIT_SEED, crop=crop).batch(0, min(len(data), most))
-        images, columns = batch.x0, batch.cond
-    # the classifier whose features are compared is trained on the first column of classes
-    named = [name for name, column in data.columns.items() if column.names]
-    return images, torch.as_tensor(columns[named[0]]) if named else None
+    return data

@@ -196,6 +196,12 @@ class RunDirectory:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.track(step, values)
 
+    def log_once(self, step: int, values: Mapping[str, Any]) -> None:
+        """As :meth:`log`, unless the line is there: a run that was complete and is resumed evaluates again."""
+        text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
+        if json.dumps({"step": step, **values}) not in text.splitlines():
+            self.log(step, values)
+
     def track(self, step: int, values: Mapping[str, Any]) -> None:
         """Send the numbers to the tracker of the processes, if they have one."""
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 from sfumato.config import Config
 from sfumato.io.progress import Progress
-from sfumato.metrics import Evaluation, table
+from sfumato.metrics.report import Report, number, table
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.networks.execution import count
@@ -34,7 +34,7 @@ class Reporter:
     def start(self, model: Model, trainer: Trainer) -> None: ...
     def step(self, record: Record) -> None: ...
     def evaluating(self, samples: int) -> None: ...
-    def evaluated(self, evaluation: Evaluation) -> None: ...
+    def evaluated(self, report: Report, step: int) -> None: ...
     def finish(self, model: Model, training: float, total: float) -> None: ...
 
 
@@ -139,8 +139,13 @@ class Terminal(Reporter):
         self.close()
         self.say(f"evaluation: {samples} samples against the training and the held-out images ...")
 
-    def evaluated(self, evaluation: Evaluation) -> None:
-        self.console.print(table(evaluation))
+    def evaluated(self, report: Report, step: int) -> None:
+        if self._progress is None:
+            self.console.print(table(report))
+            return
+        entry = report.main
+        floor = "" if entry.floor is None else f", real pictures {number(entry.floor)}"
+        self.say(f"step {step}  {entry.title} {number(entry.value, entry.error)}{floor}")
 
     def finish(self, model: Model, training: float, total: float) -> None:
         self.close()

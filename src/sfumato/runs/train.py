@@ -20,10 +20,12 @@ from sfumato.config import Config, merge, parse
 from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.io.files import read_json, write_json
 from sfumato.io.images import save_grid
+from sfumato.metrics.evaluator import Evaluator
 from sfumato.models.calibrate import tune
 from sfumato.models.data import GIVEN, SPLIT_SEED, examples, training_data
-from sfumato.models.evaluate import evaluate
+from sfumato.models.evaluate import judge_of, judged
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import start_from, write_weights
@@ -32,7 +34,7 @@ from sfumato.runs.budget import has_gpu, seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
 from sfumato.runs.setup import accelerator_without_settings, describe, heldout_losses, make_trainer
-from sfumato.training.loop import Record
+from sfumato.training.loop import Record, Trainer
 from sfumato.training.precision import supports_bf16, tf32
 
 
@@ -172,6 +174,15 @@ def _check_same(stored: Config, wanted: Config, model: set[str]) -> None:
             )
 
 
+def _value(path: Path, measure: str) -> float | None:
+    """The value of a measure in an evaluation.json; None if it has none."""
+    try:
+        rows = read_json(path)["rows"]
+        return next(row["value"] for row in rows if measure in (row["title"], row["measure"]))
+    except (InputError, KeyError, TypeError, StopIteration):
+        return None
+
+
 class _Run:
     """The training of one denoiser into one directory."""
 
@@ -242,8 +253,14 @@ class _Run:
         self.accelerator.init_trackers("sfumato", init_kwargs={"wandb": {"name": self.folder.name}})
         self.accelerator.wait_for_everyone()
 
+        judged_every = self.config.evaluation.every
+        judge = self._judge(model, loader.dataset, heldout) if judged_every is not None else None
+
         def after(record: Record) -> None:
             self.reporter.step(record)
+            if judge is not None and judged_every and record.step % judged_every == 0 and record.step < options.steps:
+                with trainer.ema.applied():
+                    self._evaluate(model, judge, trainer)
             due = record.step % options.sample_every == 0 or record.step == options.steps
             if not due or not self.main:
                 return
@@ -251,10 +268,9 @@ class _Run:
                 self.directory.log(record.step, losses)
             if options.sample_count:
                 with trainer.ema.applied():
+                    more: dict[str, Any] = {"sampling": config.sampling.untuned(), "progress": False}
                     cond, _ = examples(model, heldout if len(heldout) else loader.dataset, options.sample_count)
-                    images = model.sample(
-                        options.sample_count, sampling=config.sampling.untuned(), progress=False, **cond
-                    )
+                    images = model.sample(options.sample_count, **more, **cond)
                 path = self.folder / "samples" / f"step-{trainer.step:07d}.png"
                 save_grid(images, path)
                 self._track_image(path, record.step)
@@ -274,8 +290,7 @@ class _Run:
                 parameter.copy_(trainer.ema.average[name])
         model.denoiser.eval()
         self.accelerator.wait_for_everyone()
-        if self.main:
-            self._finish(model, len(heldout))
+        self._finish(model, trainer, judge or self._judge(model, loader.dataset, heldout))
         self.accelerator.wait_for_everyone()
         self.reporter.finish(model, seconds, time.perf_counter() - began)
         return model
@@ -318,26 +333,51 @@ class _Run:
         model.data = self.data
         return model
 
-    def _finish(self, model: Model, heldout: int) -> None:
+    def _judge(self, model: Model, train: Dataset, heldout: Dataset) -> Evaluator | None:
+        """The evaluation, if there is to be one."""
+        if not self.config.evaluation.samples:
+            return None
+        if len(heldout) < 2:
+            self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
+            return None
+        return judge_of(model, (train, heldout), progress=self.reporter.progress)
+
+    def _evaluate(self, model: Model, judge: Evaluator, trainer: Trainer) -> None:
+        """Judge samples of the model as it is, log the numbers, and keep the best weights."""
+        model.step, best = trainer.step, self.config.evaluation.best
+        report = judged(judge, model, keep=True, progress=self.reporter.progress)
+        self.reporter.evaluated(report, model.step)
+        if not self.main:
+            return
+        self.directory.log_once(model.step, report.numbers())
+        if best is None:
+            return
+        folder = self.folder / "best"
+        if report[best].is_better_than(_value(folder / "evaluation.json", best)):
+            folder.mkdir(exist_ok=True)
+            write_config(folder, self.config, model.info)
+            write_weights(folder, model.module, trainer.step, trainer.ema.average)
+            write_json(folder / "evaluation.json", report.to_dict())
+
+    def _finish(self, model: Model, trainer: Trainer, judge: Evaluator | None) -> None:
         """Fit what the sampling needs, and evaluate."""
-        sampling, samples = self.config.sampling, self.config.evaluation.samples
-        if sampling.needs_gamma:
+        sampling = self.config.sampling
+        if sampling.needs_gamma and self.main:
             self.reporter.say("estimating Gamma for the analytic variance ...")
             tune(model, progress=False)
-        if sampling.needs_plan:
+        if sampling.needs_plan and self.main:
             self.reporter.say(f"fitting a grid of {sampling.steps} steps ...")
             tune(model, steps=sampling.steps, progress=False)
-        if samples and heldout < 2:
-            self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
-        elif samples:
-            self.reporter.evaluating(samples)
-            try:
-                evaluation = evaluate(model, progress=self.reporter.progress)
-                self.reporter.evaluated(evaluation)
-                for space, values in evaluation.to_dict()["spaces"].items():
-                    self.directory.track(model.step, {f"{space}/{name}": value for name, value in values.items()})
-            except InputError as error:
-                self.reporter.say(f"No evaluation: {error}")
+        fitted = [model.fitted]
+        broadcast_object_list(fitted)
+        model.fitted = fitted[0]
+        if judge is None:
+            return
+        self.reporter.evaluating(self.config.evaluation.samples)
+        try:
+            self._evaluate(model, judge, trainer)
+        except InputError as error:
+            self.reporter.say(f"No evaluation: {error}")
 
     def _bf16(self) -> bool:
         wanted, device = self.config.training.precision, self.accelerator.device

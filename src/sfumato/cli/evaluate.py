@@ -1,0 +1,96 @@
+"""``sfumato evaluate``: runs, pictures and arrays against real pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sfumato.cli import flags
+from sfumato.cli.commands import DEVICE, ENGINE, load_model, with_sampling
+from sfumato.cli.flags import Fields, option
+from sfumato.cli.output import check_free
+from sfumato.config import SamplingConfig
+from sfumato.config.groups import FEATURES, MEASURES
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from sfumato.metrics.report import Report
+
+_TEXT = f"""\
+Judge samples against real pictures: each measure with its standard error, beside what real pictures reach.
+
+A SET is a run, which is sampled from and compared with the held-out pictures of its data; or a folder of pictures, an
+.npy or .npz file, data by name, or an .npz of published statistics (mu and sigma), compared with --against REAL.
+Several sets make one table. Options of sampling are for runs.
+
+features  {", ".join(FEATURES)}
+measures  {", ".join(MEASURES)}
+"""
+
+
+def evaluate(arguments: list[str]) -> int:
+    fields: Fields = {
+        "run": option(str, "A run directory, a folder of pictures, an array, or data by name.", ..., positional="SET"),
+        "against": option(
+            str | None, "Real pictures, as a SET; or heldout or training, those of the run (default: heldout)."
+        ),
+        "size": option(int | None, "The side that pictures of folders are resized to (default: as they are)."),
+        "channels": option(Literal["grey", "rgb", "rgba"] | None, "The channels that pictures are converted to."),
+        **flags.options_of("sfumato.models.evaluate:evaluate", "most"),
+        "weights": option(Path | None, "The file of the weights of the features, where they do not come along."),
+        "resize": option(str | None, "How pictures are resized for Inception: pytorch-fid, clean-fid, torch-fidelity."),
+        "cache": option(Path | None, "The folder that keeps features of real pictures (default: that of the user)."),
+        "page": option(Path | None, "Also write a page with samples, their neighbours and curves, such as page.html."),
+        "features": option(tuple[str, ...], "In which features (default: those that suit the data).", ()),
+        "measures": option(tuple[str, ...], "Which measures (default: those that suit the data).", ()),
+        "samples": option(int | None, "Number of images to sample (default: as the run says; 1000 if none)."),
+        "seed": option(int | None, "The seed of those images (default: as the run says)."),
+        "overwrite": option(bool, "Replace the page if it is there.", False),
+        "device": DEVICE,
+        "json": option(bool, "Print JSON instead of a table.", False),
+        **ENGINE,
+    }
+    scanned = flags.scan(arguments, fields, SamplingConfig)
+    sets = scanned.words or [""]
+    if len(sets) > 1 and "page" in scanned.values:
+        raise InputError("A page shows one set; leave the others or --page out.")
+    lines = [[*scanned.options, word] if word else scanned.options for word in sets]
+    parsed = [with_sampling("sfumato evaluate", line, fields, _TEXT) for line in lines]
+    check_free(parsed[0][0].page, parsed[0][0].overwrite)
+    from rich.console import Console
+
+    from sfumato.metrics.report import table
+    from sfumato.models.evaluate import evaluate as judge
+    from sfumato.models.evaluate import is_run
+
+    reports: list[Report] = []
+    options = parsed[0][0]
+    for options, sampling, given in parsed:
+        subject: Any = options.run
+        more = {name: getattr(options, name) for name in ("size", "channels", "most", "weights", "resize", "cache")}
+        if is_run(subject):
+            options.run = Path(subject)
+            subject = load_model(options, sampling)
+            more |= {"sampling": sampling, "samples": options.samples, "seed": options.seed, **given}
+        own = options.against in (None, "heldout", "training")
+        report = judge(
+            subject,
+            None if own else options.against,
+            against=options.against if own else None,
+            features=options.features,
+            measures=options.measures,
+            page=options.page,
+            device=options.device,
+            trust=options.trust,
+            **more,
+        )
+        reports.append(report)
+    if options.json:
+        values = [report.to_dict() for report in reports]
+        print(json.dumps(values[0] if len(values) == 1 else values, indent=2))
+    else:
+        Console().print(table(*reports))
+    if options.page is not None:
+        print(f"page: {options.page}")
+    return 0

@@ -1,0 +1,139 @@
+"""The measures by name: what each needs, which rows it gives, and what is asked of the number of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import InputError, nearest
+from sfumato.metrics.classes import diversity
+from sfumato.metrics.estimate import Estimate
+from sfumato.metrics.frechet import Moments, frechet, frechet_infinity
+from sfumato.metrics.inception_score import inception_score
+from sfumato.metrics.kernel import cmmd, kid, kid_subsets
+from sfumato.metrics.neighbours import copied_share, nearest_distances, neighbour_ratio, prdc
+from sfumato.metrics.report import Better
+from sfumato.random import permutation
+
+_QUERIES = 2000
+"""Real pictures whose neighbours among the others are looked for, where none are held out."""
+
+
+class Vectors(NamedTuple):
+    """Sets in one space of features."""
+
+    samples: Tensor  # what is judged
+    reference: Tensor | Moments  # the real pictures that they are compared with
+    train: Tensor | None = None  # what the model was trained on
+    heldout: Tensor | None = None  # real pictures that it has not seen; None where they are those of `train`
+    labels: Tensor | None = None  # the classes of the samples
+    logits: Tensor | None = None  # of the network with those features, for the samples
+
+
+Values = Sequence[tuple[str, Estimate, Better]]
+"""Rows: what was measured, the number, and which way is better."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure, by the function that gives its rows.
+
+    Attributes:
+        compute: the rows of sets in a space.
+        needs: the fields of :class:`Vectors` that it needs, besides ``samples`` and ``reference``.
+        least: the fewest samples that give it a meaning.
+        only: the one kind of features that it is defined in.
+        usual: whether it is taken where no measures are named.
+        floor: whether the same of real pictures is its floor; else that is part of its definition.
+    """
+
+    compute: Callable[[Vectors], Values]
+    needs: tuple[str, ...] = ()
+    least: int = 2
+    only: str | None = None
+    usual: bool = True
+    floor: bool = True
+
+
+def _tensor(reference: Tensor | Moments, name: str) -> Tensor:
+    if isinstance(reference, Moments):
+        raise InputError(
+            f"{name} needs the pictures themselves: a file of statistics holds a mean and a covariance only."
+        )
+    return reference
+
+
+def _fd(sets: Vectors) -> Values:
+    return [("FD", frechet(sets.samples, sets.reference), "lower")]
+
+
+def _fd_infinity(sets: Vectors) -> Values:
+    return [("FD∞", frechet_infinity(sets.samples, sets.reference), "lower")]
+
+
+def _kid(sets: Vectors) -> Values:
+    return [("KID", kid(sets.samples, _tensor(sets.reference, "KID")), "lower")]
+
+
+def _kid_subsets(sets: Vectors) -> Values:
+    return [("KID 100 x 1000", kid_subsets(sets.samples, _tensor(sets.reference, "KID")), "lower")]
+
+
+def _cmmd(sets: Vectors) -> Values:
+    return [("CMMD", cmmd(sets.samples, _tensor(sets.reference, "CMMD")), "lower")]
+
+
+def _prdc(sets: Vectors) -> Values:
+    names = ("precision k=3", "recall k=3", "density k=5", "coverage k=5")
+    values = prdc(sets.samples, _tensor(sets.reference, "precision and recall"))
+    return [(name, value, "higher") for name, value in zip(names, values, strict=True)]
+
+
+def _neighbours(sets: Vectors) -> Values:
+    train, heldout = sets.train, sets.heldout
+    assert train is not None
+    near = nearest_distances(sets.samples, train)
+    if heldout is None:
+        # of one set a random part stands for those held out
+        order = torch.from_numpy(permutation(0, "neighbours", 0, len(train)))
+        count = min(_QUERIES, max(1, len(train) // 10))
+        train, heldout = train[order[count:]], train[order[:count]]
+    real = nearest_distances(heldout, train)
+    return [
+        ("nearest / real", neighbour_ratio(near, real), "floor"),
+        ("copies", copied_share(near, real), "floor"),
+    ]
+
+
+def _score(sets: Vectors) -> Values:
+    assert sets.logits is not None
+    return [("inception score", inception_score(sets.logits), "higher")]
+
+
+def _diversity(sets: Vectors) -> Values:
+    assert sets.labels is not None
+    return [("diversity", diversity(sets.samples, sets.labels), "floor")]
+
+
+MEASURES: dict[str, Measure] = {
+    "fd": Measure(_fd),
+    "fd-infinity": Measure(_fd_infinity, least=50),
+    "kid": Measure(_kid),
+    "kid-subsets": Measure(_kid_subsets, least=1000, usual=False),
+    "prdc": Measure(_prdc, least=10),
+    "neighbours": Measure(_neighbours, needs=("train",), floor=False),
+    "is": Measure(_score, needs=("logits",), least=100, usual=False),
+    "diversity": Measure(_diversity, needs=("labels",)),
+    "cmmd": Measure(_cmmd, only="clip"),
+}
+"""The measures of sets of samples, by the names that ``--measures`` takes."""
+
+
+def require_measure(name: str, more: Sequence[str] = ()) -> None:
+    """Check that there is a measure of that name, here or among ``more``."""
+    if name not in MEASURES and name not in more:
+        raise InputError(f"There is no measure {name!r}{nearest(name, [*MEASURES, *more])}")
