@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from sfumato.errors import InputError
+from sfumato.io.tensors import read_state
 from sfumato.metrics import Features, Moments, extract, features
-from sfumato.metrics.efficientnet import EfficientNetLite0, _SameConv2d, prepare, weights_file
+from sfumato.metrics.efficientnet import EfficientNetLite0, _SameConv2d, load, prepare, renamed, weights_file
 from tests.metrics.photographs import photograph, square
 
 needs_weights = pytest.mark.skipif(weights_file() is None, reason="the package of the weights is not installed")
@@ -92,6 +93,20 @@ def test_padding_is_tensorflows_same(size: tuple[int, int], kernel: int, stride:
 def test_it_has_the_published_size() -> None:
     """4.7 million parameters (Google's table of the lite models)."""
     assert sum(p.numel() for p in EfficientNetLite0().parameters()) == pytest.approx(4.7e6, rel=0.02)
+
+
+@needs_weights
+def test_folded_normalizations_change_nothing() -> None:
+    path = weights_file()
+    assert path is not None
+    plain = EfficientNetLite0()
+    plain.load_state_dict({renamed(name): tensor for name, tensor in read_state(path).items()})
+    folded, _ = load()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    seen = prepare(square(photograph("coffee")))
+    with torch.no_grad():
+        expected = plain.eval()(seen)
+        torch.testing.assert_close(folded(seen), expected, rtol=0, atol=1e-5 * float(expected.max()))
 
 
 @needs_weights

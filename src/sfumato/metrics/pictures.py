@@ -43,7 +43,7 @@ def colours(images: Float[Tensor, "batch channels height width"]) -> Float[Tenso
 
     Published distances are of files of 8 bits. So samples have the same features before and after they were saved.
     """
-    rounded = images.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
+    rounded = images.float().clamp(-1.0, 1.0).add_(1.0).mul_(127.5).round_()
     return rounded.expand(-1, 3, -1, -1) if images.shape[1] == 1 else rounded
 
 
@@ -55,7 +55,7 @@ def bicubic(pixels: Float[Tensor, "batch 3 height width"], side: int) -> Float[T
     if pixels.shape[2:] == (side, side):
         return pixels
     resized = functional.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
-    return resized.clamp(0.0, 255.0)
+    return resized.clamp_(0.0, 255.0)
 
 
 def bilinear(pixels: Float[Tensor, "batch 3 height width"], side: int) -> Float[Tensor, "batch 3 side side"]:

@@ -102,12 +102,12 @@ def _load(source: str | Path, kinds: dict[str, str]) -> nn.Module:
         source = Path(source).expanduser()
     try:
         with _silent(library):
-            config = library.AutoConfig.from_pretrained(source, trust_remote_code=False)
+            config = library.AutoConfig.from_pretrained(str(source), trust_remote_code=False)
             if config.model_type not in kinds:
                 known = " or ".join(kinds)
                 raise InputError(f"{source} is a network of the kind {config.model_type!r}; expected {known}.")
             maker = getattr(library, kinds[config.model_type])
-            network, report = maker.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+            network, report = maker.from_pretrained(str(source), use_safetensors=True, output_loading_info=True)
     except InputError:
         raise
     except Exception as error:  # no network, no such model, a damaged file: each has its own
