@@ -13,6 +13,7 @@ from sfumato.cli.output import check_free
 from sfumato.config import SamplingConfig
 from sfumato.config.groups import FEATURES, MEASURES
 from sfumato.errors import InputError
+from sfumato.io.ranges import FLAG
 
 if TYPE_CHECKING:
     from sfumato.metrics.report import Report
@@ -29,6 +30,9 @@ measures  {", ".join(MEASURES)}
 """
 
 
+_READING = ("size", "channels", "value_range", "most", "weights", "resize", "cache")
+
+
 def evaluate(arguments: list[str]) -> int:
     fields: Fields = {
         "run": option(str, "A run directory, a folder of pictures, an array, or data by name.", ..., positional="SET"),
@@ -37,6 +41,7 @@ def evaluate(arguments: list[str]) -> int:
         ),
         "size": option(int | None, "The side that pictures of folders are resized to (default: as they are)."),
         "channels": option(Literal["grey", "rgb", "rgba"] | None, "The channels that pictures are converted to."),
+        **flags.options_of("sfumato.data.sources:load", "value_range"),
         **flags.options_of("sfumato.models.evaluate:evaluate", "most"),
         "weights": option(Path | None, "The file of the weights of the features, where they do not come along."),
         "resize": option(str | None, "How pictures are resized for Inception: pytorch-fid, clean-fid, torch-fidelity."),
@@ -68,23 +73,26 @@ def evaluate(arguments: list[str]) -> int:
     options = parsed[0][0]
     for options, sampling, given in parsed:
         subject: Any = options.run
-        more = {name: getattr(options, name) for name in ("size", "channels", "most", "weights", "resize", "cache")}
+        more = {name: getattr(options, name) for name in _READING}
         if is_run(subject):
             options.run = Path(subject)
             subject = load_model(options, sampling)
             more |= {"sampling": sampling, "samples": options.samples, "seed": options.seed, **given}
         own = options.against in (None, "heldout", "training")
-        report = judge(
-            subject,
-            None if own else options.against,
-            against=options.against if own else None,
-            features=options.features,
-            measures=options.measures,
-            page=options.page,
-            device=options.device,
-            trust=options.trust,
-            **more,
-        )
+        try:
+            report = judge(
+                subject,
+                None if own else options.against,
+                against=options.against if own else None,
+                features=options.features,
+                measures=options.measures,
+                page=options.page,
+                device=options.device,
+                trust=options.trust,
+                **more,
+            )
+        except InputError as error:
+            raise InputError(str(error).replace(FLAG, "--value-range")) from error
         reports.append(report)
     if options.json:
         values = [report.to_dict() for report in reports]

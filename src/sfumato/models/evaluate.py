@@ -46,6 +46,7 @@ def evaluate(
     seed: int | None = None,
     size: int | tuple[int, int] | None = None,
     channels: str | None = None,
+    value_range: tuple[float, float] | None = None,
     most: int = MOST,
     weights: str | Path | None = None,
     resize: str | None = None,
@@ -78,7 +79,7 @@ def evaluate(
         measures: which of :data:`sfumato.config.groups.MEASURES`.
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
         seed: the seed of those images.
-        size, channels: what pictures of folders are brought to, as :func:`sfumato.data.load` takes them.
+        size, channels, value_range: of pictures in folders and arrays, as :func:`sfumato.data.load` takes them.
         most: the most pictures of a real set that are looked at with a large network; 0 for all.
         weights, resize: of the features, as :func:`sfumato.metrics.features` takes them.
         device: where features are computed.
@@ -87,7 +88,8 @@ def evaluate(
         trust: for a run directory, as for :func:`sfumato.load`.
         progress, options: as for :meth:`sfumato.Model.sample`.
     """
-    reading = {name: value for name, value in (("size", size), ("channels", channels)) if value is not None}
+    reading = {"size": size, "channels": channels, "value_range": value_range}
+    reading = {name: value for name, value in reading.items() if value is not None}
     subject = _subject(generated, reading, trust)
     settings: dict[str, Any] = {
         "against": against,
