@@ -18,15 +18,13 @@ from sfumato.io.ranges import FLAG
 if TYPE_CHECKING:
     from sfumato.metrics.report import Report
 
-_TEXT = f"""\
+_TEXT = """\
 Judge samples against real pictures: each measure with its standard error, beside what real pictures reach.
 
 A SET is a run, which is sampled from and compared with the held-out pictures of its data; or a folder of pictures, an
 .npy or .npz file, data by name, or an .npz of published statistics (mu and sigma), compared with --against REAL.
-Several sets make one table. Options of sampling are for runs.
 
-features  {", ".join(FEATURES)}
-measures  {", ".join(MEASURES)}
+Several sets make one table: sfumato evaluate A B --against REAL. Options of sampling are for runs.
 """
 
 
@@ -47,8 +45,12 @@ def evaluate(arguments: list[str]) -> int:
         "resize": option(str | None, "How pictures are resized for Inception: pytorch-fid, clean-fid, torch-fidelity."),
         "cache": option(Path | None, "The folder that keeps features of real pictures (default: that of the user)."),
         "page": option(Path | None, "Also write a page with samples, their neighbours and curves, such as page.html."),
-        "features": option(tuple[str, ...], "In which features (default: those that suit the data).", ()),
-        "measures": option(tuple[str, ...], "Which measures (default: those that suit the data).", ()),
+        "features": option(
+            tuple[str, ...], f"In which features: {', '.join(FEATURES)} (default: what suits the data).", ()
+        ),
+        "measures": option(
+            tuple[str, ...], f"Which measures: {', '.join(MEASURES)} (default: what suits the data).", ()
+        ),
         "samples": option(int | None, "Number of images to sample (default: as the run says; 1000 if none)."),
         "seed": option(int | None, "The seed of those images (default: as the run says)."),
         "overwrite": option(bool, "Replace the page if it is there.", False),

@@ -252,8 +252,12 @@ class EvaluationConfig(Component):
     against: Literal["heldout", "training"] = Field(
         default="heldout", description="The real images that samples are compared with."
     )
-    features: tuple[str, ...] = Field(default=(), description="In which features (default: those that suit the data).")
-    measures: tuple[str, ...] = Field(default=(), description="Which measures (default: those that suit the data).")
+    features: tuple[str, ...] = Field(
+        default=(), description=f"In which features: {', '.join(FEATURES)} (default: what suits the data)."
+    )
+    measures: tuple[str, ...] = Field(
+        default=(), description=f"Which measures: {', '.join(MEASURES)} (default: what suits the data)."
+    )
     best: str | None = Field(
         default=None, description="Keep the weights that are best by this measure, such as FD, in the folder best."
     )
