@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
 from sfumato.cli.flags import Fields, option
-from sfumato.cli.output import OUT, check_free, check_out, write_images
+from sfumato.cli.output import OUT, check_free, check_out, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
 from sfumato.errors import InputError
@@ -125,8 +125,7 @@ def sample(arguments: list[str]) -> int:
             images, shown = _animation(model, options.count, settings, options.animation_x0, advance)
         image_files.save_animation(shown, options.animation)
         print(f"{len(shown)} frames: {options.animation}")
-    name = f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}.png"
-    out = options.out or options.run / "samples" / name
+    out = out_of(options, f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}")
     write_images(images, out, options.first, info=model.info, overwrite=options.overwrite)
     return 0
 
@@ -200,6 +199,7 @@ def evaluate(arguments: list[str]) -> int:
         "seed": option(int | None, "The seed of those images (default: as the run says)."),
         "device": DEVICE,
         "json": option(bool, "Print JSON instead of a table.", False),
+        "overwrite": option(bool, "Replace the evaluation.json of more samples of the same weights.", False),
         **ENGINE,
     }
     text = "Compare samples with the training images and with images that were held out."
@@ -210,7 +210,8 @@ def evaluate(arguments: list[str]) -> int:
     from sfumato.models.evaluate import evaluate as evaluate_model
 
     model = load_model(options, sampling)
-    result = evaluate_model(model, samples=options.samples, seed=options.seed, sampling=sampling, **given)
+    more = {"samples": options.samples, "seed": options.seed, "overwrite": options.overwrite}
+    result = evaluate_model(model, sampling=sampling, **more, **given)
     if options.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:

@@ -15,10 +15,10 @@ from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.errors import InputError
-from sfumato.io.files import write_json
 from sfumato.io.progress import Progress
 from sfumato.metrics import Evaluation
 from sfumato.models.model import Model, as_model, load
+from sfumato.models.storage import write_record
 
 _MOST_VALUES = 1 << 28
 """The most pixel values of real images that an evaluation takes: 1 GiB of float32, 87,000 images of 3x32x32."""
@@ -77,6 +77,7 @@ def evaluate(
     samples: int | None = None,
     seed: int | None = None,
     trust: bool = False,
+    overwrite: bool = False,
     progress: Progress = None,
     **options: Any,
 ) -> Evaluation:
@@ -92,6 +93,7 @@ def evaluate(
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
         seed: the seed of those images.
         trust: for a run directory, as for :func:`sfumato.load`.
+        overwrite: replace an ``evaluation.json`` of the same weights that rests on more samples; else it is kept.
         progress, options: as for :meth:`sfumato.Model.sample`.
     """
     if isinstance(model, str | Path):
@@ -119,7 +121,7 @@ def evaluate(
     if model.run is not None and data is None:
         sampling = model.settings(options)[0]
         value = {"step": model.step, "seed": seed, "sampling": sampling.model_dump(mode="json"), **result.to_dict()}
-        write_json(model.run / "evaluation.json", value)
+        write_record(model.run / "evaluation.json", value, "samples", overwrite=overwrite)
     return result
 
 

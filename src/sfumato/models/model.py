@@ -364,9 +364,17 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = F
     return model.to(device)
 
 
-def save(model: Model, run: str | Path) -> None:
-    """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``."""
+def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
+    """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``.
+
+    Args:
+        model: the model.
+        run: the folder.
+        overwrite: replace the model that is there.
+    """
     run = Path(run)
+    if (run / "config.json").exists() and not overwrite:
+        raise InputError(f"{run} holds a model already; replace it with overwrite=True, or choose another folder.")
     if not model.configured:
         raise InputError(
             "This model was made around a denoiser, and does not know how it is made again; train or build it from a "
