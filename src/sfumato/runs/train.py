@@ -238,7 +238,7 @@ class _Run:
         if self.main:
             write_config(self.folder, config, info)
             self.reporter.log(self.folder / "train.log")
-        self.accelerator.init_trackers("sfumato", init_kwargs={"wandb": {"name": self.folder.name}})
+        self._start_tracker()
         self.accelerator.wait_for_everyone()
 
         def after(record: Record) -> None:
@@ -276,6 +276,19 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.reporter.finish(model, seconds, time.perf_counter() - began)
         return model
+
+    def _start_tracker(self) -> None:
+        try:
+            # wandb would otherwise leave its files where the command is typed
+            more = {"name": self.folder.name, "dir": str(self.folder)}
+            self.accelerator.init_trackers("sfumato", init_kwargs={"wandb": more})
+        except Exception as error:  # of a program of others, such as for a key that is missing
+            tracker = self.config.training.tracker
+            self.accelerator.trackers.clear()  # what has not begun can't be finished
+            raise InputError(
+                f"training.tracker {tracker} does not start ({type(error).__name__}: {error}). Mend that, or leave it "
+                "out; wandb without a network: WANDB_MODE=offline."
+            ) from error
 
     def _track_image(self, path: Path, step: int) -> None:
         for tracker in self.accelerator.trackers:
