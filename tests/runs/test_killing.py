@@ -51,7 +51,8 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The whole life of a run: its first write, steps, checkpoints, sample grids, the evaluation."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([work.__module__, "sfumato.cli.train", "sfumato.runs.train", "sklearn.datasets"])
+    late = ["sfumato.cli.train", "sfumato.runs.train", "sklearn.datasets", "sklearn.linear_model", "torch._dynamo"]
+    server.set_forkserver_preload([work.__module__, *late])
     settings = [*flags("label", steps=60, checkpoint_every=5, sample_every=20, sample_count=4)]
     settings[settings.index("--evaluation.samples") + 1] = "20"
 

@@ -199,7 +199,9 @@ def test_wandb_has_losses_samples_and_the_evaluation(tmp_path: Path, monkeypatch
         assert "sfumato[wandb]" in process.communicate()[1] and process.returncode == 2
     (package / "__init__.py").write_text(WANDB)
     (package.parent / "wandb-1.0.dist-info").mkdir()
-    (package.parent / "wandb-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 1.0\n")
+    (package.parent / "wandb-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: wandb\nVersion: 1.0\n"
+    )
     process = command("train", "digits", "--run", "run", *options, cwd=tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
