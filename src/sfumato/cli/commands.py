@@ -13,7 +13,7 @@ from sfumato.cli.flags import Fields, option
 from sfumato.cli.output import OUT, check_free, check_out, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
-from sfumato.errors import InputError
+from sfumato.errors import InputError, require_device
 from sfumato.io.files import read_json
 
 if TYPE_CHECKING:
@@ -175,10 +175,7 @@ def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
         device, precision = "cpu", precision or ("bf16" if engine == "openvino" else "fp32")
         engines.check(engine, precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"There is no device {device!r} here that torch can use; cpu always works.") from None
+    require_device(device)
     model = load(options.run, device, trust=getattr(options, "trust", False))
     if engine is None:
         return model

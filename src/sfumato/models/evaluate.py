@@ -14,7 +14,7 @@ from sfumato import metrics, random
 from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
 from sfumato.diffusion.denoiser import Denoise
-from sfumato.errors import InputError
+from sfumato.errors import InputError, check_arguments
 from sfumato.io.progress import Progress
 from sfumato.metrics import Evaluation
 from sfumato.models.model import Model, as_model, load
@@ -96,6 +96,7 @@ def evaluate(
         overwrite: replace an ``evaluation.json`` of the same weights that rests on more samples; else it is kept.
         progress, options: as for :meth:`sfumato.Model.sample`.
     """
+    check_arguments(evaluate, locals())
     if isinstance(model, str | Path):
         model = load(model, trust=trust)
     if data is not None:

@@ -104,8 +104,8 @@ def write_record(path: Path, value: dict[str, Any], counted: str, *, overwrite: 
     """
     old = _read(path) if path.is_file() and not overwrite else None
     count = value[counted]
-    same = isinstance(old, dict) and old.get("step") == value["step"]
-    if same and isinstance(many := old.get(counted), int) and many > count:
+    known: dict[str, Any] = old if isinstance(old, dict) and old.get("step") == value["step"] else {}
+    if isinstance(many := known.get(counted), int) and many > count:
         sentence = f"{path} rests on {many} {counted} and is kept; these are {count}. Replace it with --overwrite."
         warnings.warn(sentence, SfumatoWarning, stacklevel=3)
         return

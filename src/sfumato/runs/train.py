@@ -19,7 +19,7 @@ from sfumato import random
 from sfumato.config import Config, merge, parse
 from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError, SfumatoWarning, check_arguments
 from sfumato.io.images import save_grid
 from sfumato.models.calibrate import tune
 from sfumato.models.evaluate import GIVEN, SPLIT_SEED, evaluate, training_data
@@ -85,6 +85,7 @@ def train(
         Diverged: if the loss is not finite or explodes; the last checkpoint is whole.
         Interrupted: after SIGINT or SIGTERM, when the state is saved.
     """
+    check_arguments(train, locals())
     given = None if data is None else Dataset.of(data)
     stored: Config | None = None
     if resume:
