@@ -77,9 +77,9 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         moment = moments.uniform(0.0, life) if kills < KILLS else float("inf")
         while computed(process) < moment:
             time.sleep(0.003)
-        finished = not process.is_alive()
         process.kill()
         process.join()
+        finished = process.exitcode != -signal.SIGKILL  # it may have ended just before
         assert "Traceback" not in said()
         if finished:
             assert process.exitcode == 0, said()
@@ -90,6 +90,5 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                 break
             shutil.rmtree(run)
         else:
-            assert process.exitcode == -signal.SIGKILL
             kills, begun = kills + 1, begun + run.exists()
     assert begun >= KILLS / 4, f"only {begun} of {KILLS} kills hit what was written"
