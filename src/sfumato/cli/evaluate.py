@@ -53,7 +53,9 @@ def evaluate(arguments: list[str]) -> int:
         ),
         "samples": option(int | None, "Number of images to sample (default: as the run says; 1000 if none)."),
         "seed": option(int | None, "The seed of those images (default: as the run says)."),
-        "overwrite": option(bool, "Replace the page if it is there.", False),
+        "overwrite": option(
+            bool, "Replace the page, and the evaluation.json of more samples of the same weights.", False
+        ),
         "device": DEVICE,
         "json": option(bool, "Print JSON instead of a table.", False),
         **ENGINE,
@@ -91,6 +93,7 @@ def evaluate(arguments: list[str]) -> int:
                 page=options.page,
                 device=options.device,
                 trust=options.trust,
+                overwrite=options.overwrite,
                 **more,
             )
         except InputError as error:

@@ -221,23 +221,16 @@ FEATURES = ("pixels", "classifier", "efficientnet-lite0", "inception", "dinov2",
 """The features of an evaluation, by name."""
 
 MEASURES = (
-    "fd",
-    "fd-infinity",
-    "kid",
-    "kid-subsets",
-    "prdc",
-    "neighbours",
-    "is",
-    "diversity",
-    "cmmd",
-    "accuracy",
-    "pairs",
+    *("fd", "fd-infinity", "kid", "kid-subsets", "prdc", "neighbours", "is", "diversity", "cmmd"),
+    *("accuracy", "pairs"),
 )
 """The measures of an evaluation, by name."""
 
 
-RANKING = ("FD", "FID", "FD∞", "FID∞", "KID", "CMMD", "precision k=3", "recall k=3", "density k=5", "coverage k=5")
-RANKING += ("inception score", "diversity", "accuracy", "PSNR", "SSIM", "colour error")
+RANKING = (
+    *("FD", "FID", "FD∞", "FID∞", "KID", "CMMD", "precision k=3", "recall k=3", "density k=5", "coverage k=5"),
+    *("inception score", "diversity", "accuracy", "PSNR", "SSIM", "colour error"),
+)
 """The rows of an evaluation by which weights can be the best."""
 
 
