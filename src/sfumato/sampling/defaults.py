@@ -53,9 +53,9 @@ CHOICES = (
 """Found by random searches on the targets of ``benchmarks/solvers.py`` and three clusters, then rounded.
 
 Those of 13 and 30 evaluations have the least ratios of the error to that of the best configuration of diffusers and
-k-diffusion, under the linear and the EDM schedule. Those of 2 to 12 have the least errors among the chains of rows whose
-error falls from each to the next, under the linear, the cosine and the EDM schedule; that the error falls holds for the
-searched noise (seeds 1 and 2; the benchmark uses seed 0), and elsewhere within the spread of the noise. The scale of the
+k-diffusion, under the linear and the EDM schedule. Those of 4 to 12 have the least errors among the chains of rows
+whose error falls from each to the next, under the linear, the cosine and the EDM schedule; it does for the searched
+noise (seeds 1 and 2; the benchmark uses seed 0), and elsewhere within the spread of the noise. The scale of the
 coordinate is several times that of the data, as the main directions of images are."""
 
 
