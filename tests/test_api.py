@@ -254,6 +254,9 @@ def test_what_can_not_be_made_again_is_not_saved(tmp_path: Path) -> None:
 def test_a_model_is_saved_and_loaded(model: sfumato.Model, tmp_path: Path) -> None:
     sfumato.save(model, tmp_path / "copy")
     assert torch.equal(sfumato.load(tmp_path / "copy").sample(3), model.sample(3))
+    with pytest.raises(InputError, match="holds a model already"):
+        sfumato.save(model, tmp_path / "copy")
+    sfumato.save(model, tmp_path / "copy", overwrite=True)
 
 
 def test_a_trainer_of_ones_own() -> None:

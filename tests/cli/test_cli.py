@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,16 +11,18 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sfumato.cli import COMMANDS
 from sfumato.cli.flags import flag_fields
 from sfumato.cli.flags import parse as parse_flags
 from sfumato.config import KINDS, Config, SamplingConfig, component, parse, walk
 from sfumato.errors import SfumatoWarning
 from sfumato.recipes.published import PRESETS
 from tests.cli.command import run
-from tests.training.tiny import flags, tiny
+from tests.training.tiny import command, flags, tiny
 
 
 @pytest.mark.parametrize(
@@ -285,3 +288,40 @@ def test_helps_have_no_commands_of_latex() -> None:
                 assert not re.search(r"\\|[{}]|frac\d|mathcal|lfloor|\bhat\b|\bsim\b|propto\b|\bdots\b", text or ""), (
                     text
                 )
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("launcher", ["", "OMPI_COMM_WORLD_"])
+def test_of_several_processes_one_works(
+    name: str, launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command whose work is not shared is done once, and told to be started once."""
+    if name in ("train", "likelihood"):
+        return
+    monkeypatch.setenv(f"{launcher}SIZE" if launcher else "WORLD_SIZE", "2")
+    rank = f"{launcher}RANK"
+    monkeypatch.setenv(rank, "1")
+    assert run(name, "--wrong") == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv(rank, "0")
+    assert run(name, "--wrong") == 2
+    said = capsys.readouterr().err
+    assert f"2 processes were started, and {name} takes one" in said
+    assert rank not in os.environ and "LOCAL_RANK" not in os.environ
+
+
+def test_torchrun_of_a_command_that_takes_one_process(trained: str, tmp_path: Path) -> None:
+    """As it is typed: one process samples, the other ends; the likelihood is shared, and the same as by one."""
+    process = command("sample", trained, "--count", "2", "--out", "x.npz", cwd=tmp_path, processes=2)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert said.count("2 images: x.npz") == 1 and errors.count("sample takes one") == 1
+    found: list[dict[str, Any]] = []
+    for processes in (1, 2):
+        asked = ("likelihood", trained, "--images", "4", "--steps", "4", "--what", "bound", "--json")
+        process = command(*asked, cwd=tmp_path, processes=processes)
+        said, errors = process.communicate()
+        assert process.returncode == 0, errors
+        found.append(json.loads(said))
+    assert found[0]["bound"] == pytest.approx(found[1]["bound"])

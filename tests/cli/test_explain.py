@@ -118,10 +118,29 @@ def test_colour_that_is_not_square_and_signals(
 def test_figures_are_written_into_the_run_and_are_reproducible(trained: str) -> None:
     written: list[bytes] = []
     for _ in range(2):
-        assert run("explain", "schedules", trained) == 0
+        assert run("explain", "schedules", trained, "--overwrite") == 0
         written.append((Path(trained) / "explain" / "schedules.png").read_bytes())
         written.append((Path(trained) / "explain" / "schedules.svg").read_bytes())
     assert written[:2] == written[2:]
+
+
+def test_no_figure_is_replaced_unasked(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that was chosen is refused before any work; in the run a figure of the same name gets a number."""
+    out = tmp_path / "figures"
+    asked = ("explain", "schedules", "--out", str(out))
+    assert run(*asked) == 0
+    (out / "schedules.png").unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run(*asked) == 2
+    assert "schedules.svg is there already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run(*asked, "--overwrite") == 0 and len(list(out.iterdir())) == 2
+    for _ in range(2):
+        assert run("explain", "loss", trained, "--count", "8") == 0
+    figures = {path.name for path in (Path(trained) / "explain").glob("loss*")}
+    assert figures == {"loss.png", "loss.svg", "loss-2.png", "loss-2.svg"}
+    assert run("explain", "schedules", "--out", str(tmp_path / "x.png")) == 2
+    assert "--out is the folder" in capsys.readouterr().err
 
 
 def test_plotting_leaves_the_settings_of_matplotlib_alone(tmp_path: Path) -> None:

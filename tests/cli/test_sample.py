@@ -170,7 +170,7 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
     assert {row["features"] for row in said["rows"]} == {"classifier", "pixels", None}
     assert said["counts"] == {"samples": 100, "training": 1000, "held-out": 797}
     assert (Path(trained) / "evaluation.json").exists()
-    assert run("evaluate", trained, "--samples", "50") == 0
+    assert run("evaluate", trained, "--samples", "50", "--overwrite") == 0
     table = capsys.readouterr().out
     assert "FD" in table and "real pictures" in table and "FID" not in table
     assert run("info", trained) == 0
@@ -179,6 +179,42 @@ def test_evaluate_and_info(trained: str, capsys: pytest.CaptureFixture[str]) -> 
     assert run("info", trained, "--settings", "all") == 0
     assert "optimizer.method.weight_decay" in capsys.readouterr().out
     assert run("evaluate", trained, "--samples", "1") == 2
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_rests_on_more_images_is_kept(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An evaluation or a likelihood of few images does not replace one of many of the same weights, unless told to."""
+    for command, file, many in (
+        ("evaluate", "evaluation.json", ("--samples",)),
+        ("likelihood", "likelihood.json", ("--steps", "4", "--what", "bound", "--images")),
+    ):
+        record = Path(trained) / file
+        record.unlink(missing_ok=True)
+        assert run(command, trained, *many, "12") == 0
+        before = record.read_bytes()
+        capsys.readouterr()
+        assert run(command, trained, *many, "8") == 0
+        said = capsys.readouterr()
+        assert record.read_bytes() == before and said.out
+        assert "rests on 12" in said.err and "these are 8" in said.err and "--overwrite" in said.err
+        assert run(command, trained, *many, "8", "--overwrite") == 0 and record.read_bytes() != before
+        assert not capsys.readouterr().err
+        # of other weights it says nothing any more
+        record.write_text(before.decode().replace('"step": 4', '"step": 3'))
+        assert run(command, trained, *many, "8") == 0 and b'"step": 4' in record.read_bytes()
+
+
+def test_no_grid_is_replaced_unasked(trained: str) -> None:
+    """Two samplings that nobody named are two files, and the first is as it was."""
+    folder = Path(trained) / "samples"
+    asked = ("sample", trained, "--count", "2", "--seed", "77", "--steps", "2")
+    assert run(*asked) == 0
+    before = (folder / "seed-77-0-1.png").read_bytes()
+    assert run(*asked, "--label", "3") == 0
+    assert (folder / "seed-77-0-1.png").read_bytes() == before != (folder / "seed-77-0-1-2.png").read_bytes()
+    assert run(*asked, "--label", "3", "--overwrite") == 0
+    assert (folder / "seed-77-0-1.png").read_bytes() == (folder / "seed-77-0-1-2.png").read_bytes()
+    assert len(list(folder.glob("seed-77-*"))) == 2
 
 
 def test_evaluating_a_run_that_was_not_evaluated(trained: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,6 +221,11 @@ def test_the_grid_of_ddim_with_linspace_is_that_of_consistent_steps(
         ("UniPCMultistepScheduler", {"disable_corrector": [0]}, "disable_corrector"),
         ("UniPCMultistepScheduler", {"predict_x0": False}, "predict_x0"),
         ("UniPCMultistepScheduler", {"solver_order": 3}, "lower_order_final"),
+        ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type bh1.*not a number there"),
+        *(
+            (kind, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "starts without signal")
+            for kind in (DPM, UNIPC)
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -233,6 +238,18 @@ def test_what_is_not_carried_over_is_named(
         load_diffusers(tmp_path)
     # what is taken in its place samples, and not at all like the scheduler only where it is another solver
     assert model.sample(COUNT, steps=10).isfinite().all()
+
+
+@pytest.mark.parametrize(("order", "b"), [(1, "bh2"), (2, "bh1")])
+def test_nothing_is_said_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Any, order: int, b: str
+) -> None:
+    """Samples of bh1 are no numbers there, and those of other solvers are ours where nothing is said."""
+    scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, solver_type=b)
+    model, said = loaded(tmp_path, network, scheduler)
+    (batch,) = model.batches(COUNT, seed=SEED, steps=6)
+    finite = bool(theirs(network, scheduler, batch.x.clone(), 6, monkeypatch).isfinite().all())
+    assert finite == ("bh1" not in said)
 
 
 def test_settings_that_nobody_knows_are_named(tmp_path: Path, network: Any) -> None:

@@ -122,6 +122,61 @@ def drawn_alike(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return float((torch.from_numpy(images).movedim(3, 1) * 2.0 - 1.0 - expected).abs().max())
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize(
+    "grid", [{"kind": "uniform"}, {"kind": "timesteps", "spacing": "linspace", "before_last": True}]
+)
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        ({"kind": "dpm_solver", "final_order": 1}, "DPMSolverMultistepScheduler"),
+        ({"kind": "dpm_solver", "order": 1}, "DPMSolverMultistepScheduler"),
+        ({"kind": "unipc", "order": 2, "final_order": 1}, "UniPCMultistepScheduler"),
+    ],
+)
+def test_multistep_samplers_draw_the_same_images(
+    tmp_path: Path, sampler: dict[str, Any], kind: str, grid: dict[str, Any], prediction: str
+) -> None:
+    """Theirs from our noise, and what comes back from there samples as what left."""
+    model = random_model(
+        model={"parameterization": {"kind": prediction}},
+        sampling={"sampler": sampler, "grid": grid, "steps": 10},
+        objective={"weight": {"kind": "output"}},
+    )
+    notes = " ".join(export(model, "diffusers", tmp_path / "out"))
+    assert "generator" in notes if kind.startswith("UniPC") else notes == ""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    assert type(scheduler).__name__ == kind
+    (batch,) = model.batches(2, seed=3)
+    x = batch.x.clone()
+    scheduler.set_timesteps(10)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+    expected = model.sample(2, seed=3)
+    assert expected.std() > 0.1
+    assert (x.clamp(-1.0, 1.0) - expected).abs().max() < 1e-4
+    again = load_diffusers(tmp_path / "out")
+    assert again.config.sampling.sampler.kind == sampler["kind"]
+    assert (again.sample(2, seed=3, steps=10) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:alpha_bar_T")
+def test_the_pipeline_of_dpm_solver_runs(tmp_path: Path) -> None:
+    model = random_model(
+        model={"schedule": {"kind": "zero_terminal_snr"}, "parameterization": {"kind": "v"}},
+        sampling={"sampler": {"kind": "dpm_solver"}, "grid": {"kind": "karras"}},
+        objective={"weight": {"kind": "output"}},
+    )
+    notes = " ".join(export(model, "diffusers", tmp_path / "out"))
+    assert all(words in notes for words in ("last step has order 1", "alpha_bar 2^-24", "grid karras"))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    images = torch.from_numpy(pipeline(num_inference_steps=5, output_type="np").images)
+    assert images.isfinite().all() and images.std() > 0.02
+
+
 @pytest.mark.parametrize("sampler", [{"kind": "ddim"}, {"kind": "ancestral"}])
 def test_either_pipeline_loads_and_samples(tmp_path: Path, sampler: dict[str, Any]) -> None:
     export(random_model(sampling={"sampler": sampler}), "diffusers", tmp_path / "out")

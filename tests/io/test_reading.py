@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
+from sfumato.data import load
+from sfumato.errors import SfumatoWarning
+from sfumato.io.images import read
 from sfumato.io.reading import pixels_of, read_header, read_pixels, suffixes
 
 MODES = ("1", "L", "LA", "P", "P transparent", "PA", "RGB", "RGB keyed", "RGBA", "CMYK", "I;16", "I", "F")
@@ -199,3 +203,56 @@ def test_what_pillow_leaves_out_is_said(channels: int) -> None:
 def test_every_suffix_that_pillow_reads(tmp_path: Path) -> None:
     assert {".png", ".jpg", ".jfif", ".jpe", ".pgm", ".ppm", ".tga", ".jp2", ".bmp", ".gif", ".webp"} <= suffixes()
     assert not {".pdf", ".h5", ".mpg", ".txt", ".npy", ""} & suffixes()
+
+
+def troubled(kind: str) -> bytes:
+    """A sound picture that Pillow warns of."""
+    picture, buffer = example("RGB")[0], io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 40
+    whole = exif.tobytes()
+    if kind == "palette":  # transparency of every entry, and a profile
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        opacity = bytes(range(0, 240, 8))
+        picture.quantize(30).save(buffer, "PNG", transparency=opacity, icc_profile=profile)
+    elif kind == "bomb":
+        picture.resize((120, 80)).save(buffer, "PNG")
+    elif kind == "note":  # a maker's note that is cut off, after an orientation that can be read
+        entries = struct.pack("<HHHIIHHII", 2, 0x0112, 3, 1, 3, 0x927C, 7, 9999, 10**6)
+        picture.save(buffer, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + entries + bytes(4))
+    else:
+        lost = {"no entry": whole[:14], "half an entry": whole[:20], "no values": whole[:-20]}[kind]
+        picture.save(buffer, "JPEG", exif=lost)
+    return buffer.getvalue()
+
+
+SILENT, TOLD = ("palette", "bomb", "note"), ("no entry", "half an entry", "no values")
+
+
+@pytest.mark.parametrize("kind", SILENT + TOLD)
+def test_a_warning_of_pillow_is_a_sentence_or_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sees Pillow's own words; a side that may not be up is told with the name of the file."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
+    data = troubled(kind)
+    with pytest.warns(Warning), Image.open(io.BytesIO(data)) as image:
+        image.load()
+        image.getexif()
+        image.convert("RGB")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number}.{'png' if kind in ('palette', 'bomb') else 'jpg'}").write_bytes(data)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for size in (None, 8):
+            load(str(folder), size=size, cache=str(tmp_path / "cache"))
+        before = warnings.showwarning
+        read(next(folder.iterdir()), (3, 8, 8), fit=True)
+        assert warnings.showwarning is before
+    said = [str(warning.message) for warning in seen]
+    assert all(issubclass(warning.category, SfumatoWarning) for warning in seen), said
+    assert len(said) == (3 if kind in TOLD else 0), said
+    assert all("damaged metadata" in words and ".jpg" in words for words in said)
+    assert kind in SILENT or (said[0].startswith("9 of the 9 images in") and "which side is up" in said[-1])

@@ -269,9 +269,9 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     written = json.loads((run / "likelihood.json").read_text())
     assert len(written["ledger"]["images"]) == 6 and len(written["ledger"]["steps"]) == 9
     assert value["flow"]["probes"] == 1
-    code, out, _ = command("likelihood", str(run), "--images", "4", "--steps", "5", "--what", "bound")
+    code, out, _ = command("likelihood", str(run), "--images", "4", "--steps", "5", "--what", "bound", "--overwrite")
     assert code == 0 and "variational bound" in out and "probability flow" not in out
-    code, out, _ = command("likelihood", str(run), "--images", "1", "--steps", "5", "--json")
+    code, out, _ = command("likelihood", str(run), "--images", "1", "--steps", "5", "--json", "--overwrite")
     # JSON has no NaN
     strict = json.loads(out, parse_constant=pytest.fail)
     assert code == 0 and strict["bound"]["standard_error"] is strict["flow"]["standard_error"] is None

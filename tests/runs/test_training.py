@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sfumato.runs.train
 from sfumato.data import Dataset, Loader
@@ -21,7 +25,7 @@ from sfumato.runs.train import train
 from sfumato.training.loop import Record
 from sfumato.training.precision import tf32
 from tests.runs.test_resume import losses
-from tests.training.tiny import LABELLED, flags, tiny
+from tests.training.tiny import LABELLED, command, flags, tiny
 
 
 def test_diverging_leaves_the_checkpoint_and_exits_with_a_sentence(
@@ -125,7 +129,7 @@ def test_bf16_on_a_processor_without_it_falls_back_in_words(
 
 
 def test_a_tracker_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sfumato.runs.setup.get_available_trackers", lambda: [])
     with pytest.raises(InputError, match=r"sfumato\[wandb\]"):
         train(tiny(training={"tracker": "wandb"}), run=tmp_path / "run")
 
@@ -148,6 +152,86 @@ def test_tensorboard_has_losses_samples_and_the_evaluation(tmp_path: Path) -> No
     assert [event.value for event in events.Scalars("heldout_loss")] == pytest.approx(
         [h["heldout_loss"] for h in heldout]
     )
+
+
+WANDB = """\
+'''What Accelerate's tracker calls of wandb, with wandb's own rules; a line of JSON per call.'''
+import hashlib, json, os
+
+def _note(*call):
+    with open(os.environ["CALLS"], "a") as file:
+        file.write(json.dumps(call) + "\\n")
+
+class Image:
+    def __init__(self, data, mode=None, caption=None):
+        self.value = [list(data.shape), str(data.dtype), hashlib.sha256(data.tobytes()).hexdigest()]
+
+class Run:
+    last = 0
+    def log(self, data, step=None, commit=None):
+        assert isinstance(step, int) and step >= self.last, "wandb drops what comes with an earlier step"
+        self.last = step
+        plain = {k: [i.value for i in v] if isinstance(v, list) else float(v) for k, v in data.items()}
+        _note("log", step, plain)
+    def finish(self, exit_code=None):
+        _note("finish")
+
+def init(entity=None, project=None, dir=None, id=None, name=None, config=None, mode=None):
+    if os.environ.get("NO_KEY"):
+        raise RuntimeError("api_key not configured (no-tty)")
+    assert os.path.isdir(dir)
+    _note("init", project, name)
+    return Run()
+"""
+
+
+def test_wandb_has_losses_samples_and_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Accelerate's own tracker sends them to a module that stands for wandb and writes down its calls."""
+    package, calls = tmp_path / "site" / "wandb", tmp_path / "calls"
+    package.mkdir(parents=True)
+    options = flags(steps=4, sample_every=2, sample_count=4, tracker="wandb")
+    options[options.index("--evaluation.samples") + 1] = "20"
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{package.parent}")
+    monkeypatch.setenv("CALLS", str(calls))
+    # a folder of that name, such as wandb leaves, is no wandb
+    if importlib.util.find_spec("wandb") is None:
+        process = command("train", "digits", "--run", "none", *options, cwd=tmp_path)
+        assert "sfumato[wandb]" in process.communicate()[1] and process.returncode == 2
+    (package / "__init__.py").write_text(WANDB)
+    (package.parent / "wandb-1.0.dist-info").mkdir()
+    (package.parent / "wandb-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: wandb\nVersion: 1.0\n"
+    )
+    process = command("train", "digits", "--run", "run", *options, cwd=tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    (start, *called), finish = [json.loads(line) for line in calls.read_text().splitlines()], ["finish"]
+    assert start == ["init", "sfumato", "run"] and called.pop() == finish and finish not in called
+    values = [(step, name, value) for _, step, group in called for name, value in group.items()]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    groups = [(line.pop("step"), "", line) for line in logged]
+    spaces = json.loads((tmp_path / "run" / "evaluation.json").read_text())["spaces"]
+    groups += [(4, f"{space}/", entry) for space, entry in spaces.items()]
+    expected: list[tuple[int, str, object]] = [
+        (step, f"{space}{name}", float(value))
+        for step, space, group in groups
+        for name, value in group.items()
+        if isinstance(value, int | float)
+    ]
+    for step in (2, 4):
+        pixels = np.asarray(Image.open(tmp_path / "run" / "samples" / f"step-{step:07d}.png").convert("RGB"))
+        found = [list(pixels.shape), "uint8", hashlib.sha256(pixels.tobytes()).hexdigest()]
+        expected.append((step, "samples", [found]))
+    assert sorted(map(repr, expected)) == sorted(map(repr, values))
+    names = {name for _, name, _ in values}
+    assert {"loss", "grad_norm", "heldout_loss", "samples", "pixels/frechet_heldout"} <= names
+    assert sum("log-SNR" in name for name in names) == 8
+    # what wandb can't do is a sentence
+    monkeypatch.setenv("NO_KEY", "1")
+    process = command("train", "digits", "--run", "refused", *options, cwd=tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 2 and "api_key not configured" in errors and "Traceback" not in errors
+    assert "training.tracker wandb" in errors
 
 
 def test_the_steps_of_a_training_are_within_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def test_units_do_not_matter(schedule: Callable[[], Schedule], scale: float) -> 
 
 def test_every_number_has_one_row() -> None:
     assert [choice(row.fewest) for row in CHOICES] == list(CHOICES)
-    assert choice(6) == choice(5) and choice(10_000) == CHOICES[-1]
+    assert choice(14) == choice(13) and choice(10_000) == CHOICES[-1]
 
 
 def _ring() -> MixtureOracle:
@@ -142,22 +143,33 @@ def _exact(oracle: Oracle, x: torch.Tensor, first: Level) -> torch.Tensor:
     return end(oracle, x / first.alpha, karras(Karras(2.0 * ratio), 150, 1e-3, ratio), heun)
 
 
-@pytest.mark.parametrize("schedule", [linear, cosine, Karras, RectifiedFlow])
-@pytest.mark.parametrize("target", [_ring, _clusters, _digits])
-def test_the_error_falls_with_every_step(target: Callable[[], Oracle], schedule: Callable[[], Schedule]) -> None:
-    """From 1 to 10 evaluations, across the rows of the table: it never rises by a quarter, and in three steps it falls.
+@functools.cache
+def _digits_mixture() -> MixtureOracle:
+    return MixtureOracle.fit(torch.from_numpy(load_digits().data / 8.0 - 1.0), 10, floor=1e-3)
 
-    Where the data are points, the error is that of the few samples that end at another one: their number is uncertain.
+
+@pytest.mark.parametrize("schedule", [linear, cosine, Karras, RectifiedFlow])
+@pytest.mark.parametrize("target", [_ring, _clusters, pytest.param(_digits_mixture, marks=pytest.mark.slow), _digits])
+def test_the_error_falls_with_every_step(target: Callable[[], Oracle], schedule: Callable[[], Schedule]) -> None:
+    """From 1 to 10 evaluations, from noise that the rows of the table were not searched with.
+
+    In two dimensions it falls, and of a mixture in 64 it never rises by more than two standard errors. Where the data
+    are points, the error is that of the few samples that end at another one: there it rises by a quarter from 7 to 8.
     """
     oracle, noise = target(), schedule()
     std = float(oracle.sample(4000, 0, dtype=torch.float64).std())
-    x = initial(noise(1.0), (64,) if target is _digits else (2,), 3, count=128).double()
+    flat = target in (_ring, _clusters)
+    x = initial(noise(1.0), (2,) if flat else (64,), 3, count=512 if flat else 96).double()
     exact = _exact(oracle, x, noise(1.0))
-    found = [float((end(oracle, x, *best(noise, steps, std)) - exact).square().mean().sqrt()) for steps in range(1, 11)]
-    most = 1.4 if target is _digits else 1.25
-    assert all(after < most * before for before, after in itertools.pairwise(found)), found
+    each = [(end(oracle, x, *best(noise, steps, std)) - exact).square().mean(1) for steps in range(1, 11)]
+    rises = [after - before for before, after in itertools.pairwise(each)]
+    allowed = [0.0 if flat else 2.0 * float(rise.std()) / math.sqrt(len(rise)) for rise in rises]
+    if target is _digits:
+        allowed = [(1.35**2 - 1.0) * float(square.mean()) for square in each[:-1]]
+    found = [float(square.mean().sqrt()) for square in each]
+    assert all(float(rise.mean()) <= most for rise, most in zip(rises, allowed, strict=True)), found
     assert all(after < before for before, after in zip(found, found[3:], strict=False)), found
-    assert found[2] < 0.3 * found[0] or target is _digits
+    assert found[2] < 0.3 * found[0] or not flat
 
 
 GRIDS: dict[str, Callable[[Schedule, int], Level]] = {
@@ -194,6 +206,21 @@ def test_best_is_sound_on_every_grid(name: str) -> None:
             assert ours < 1.5 * theirs + 1e-3, (make.__name__, steps, ours, theirs)
             ratios.append(ours / theirs)
     assert sum(map(math.log, ratios)) < 0.03 * len(ratios)
+
+
+@pytest.mark.parametrize("sigma_max", [80.0, None])
+def test_best_on_the_grid_of_karras_under_cosine(sigma_max: float | None) -> None:
+    """15 steps, where the rows of the table amplified errors to 1.15."""
+    ring, schedule = _ring(), cosine()
+    levels = karras(schedule, 15, sigma_max=sigma_max)
+    x = initial(levels, (2,), 3, count=64).double()
+    exact = _exact(ring, x, levels[0])
+    ours, theirs = (
+        float((end(ring, x, levels, step) - exact).square().mean().sqrt())
+        for step in (best_step(schedule, levels, 1.42), dpm_solver_pp_2m)
+    )
+    # from the end of cosine, 2e4 times the data, no solver on this grid comes near
+    assert ours < (0.1 if sigma_max else 0.9) and ours < 1.2 * theirs, (ours, theirs)
 
 
 def test_best_takes_the_grid_that_is_in_use() -> None:

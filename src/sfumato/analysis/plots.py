@@ -29,6 +29,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which the colour-blind can tell apart, in the order of use."""
 INK, FAINT, NOISE = "#333333", "#8a8a8a", "#777777"
 TIME, EDGES = "time $t$   (0 data, 1 noise)", (-0.015, 1.015)
+SUFFIXES = (".png", ".svg")
 SCALED = r"x_t / \sqrt{\alpha^2 + \sigma^2}"
 
 _RIGHT: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # of the axes, for a legend
@@ -65,7 +66,7 @@ def figure(width: float, height: float, title: str = "") -> Figure:
 @styled()
 def save(canvas: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Write a figure as ``NAME.png`` and ``NAME.svg``, each whole or not at all."""
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    png, svg = (folder / f"{name}{end}" for end in SUFFIXES)
     atomic_write(png, lambda path: canvas.savefig(path, format="png", metadata={"Software": None}))
     atomic_write(svg, lambda path: canvas.savefig(path, format="svg", metadata={"Date": None}))
     return png, svg

@@ -57,6 +57,9 @@ COMMANDS = {
 }
 """The commands, each with the function that runs it."""
 
+_SHARED = ("train", "likelihood")  # the commands whose work several processes share
+_LAUNCHED = {"WORLD_SIZE": "RANK", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK", "PMI_SIZE": "PMI_RANK"}
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 when it worked, 2 after wrong input, 1 after a failure, 128 + n after signal n."""
@@ -104,8 +107,26 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"There is no command {name!r}{nearest(name, COMMANDS)}")
+    if name not in _SHARED and not _is_the_one(name):
+        return 0
     module, _, function = COMMANDS[name].partition(":")
     return getattr(importlib.import_module(f"sfumato.cli.{module}"), function)(rest)
+
+
+def _is_the_one(name: str) -> bool:
+    """Whether this process does the work of a command that takes one; the first of those that were launched."""
+    for size, rank in _LAUNCHED.items():
+        count = os.environ.get(size, "")
+        if not count.isdecimal() or int(count) < 2:
+            continue
+        if os.environ.get(rank, "0") != "0":
+            return False
+        sentence = f"{count} processes were started, and {name} takes one: the first works, the others end. Type it "
+        warnings.warn(sentence + "without torchrun, mpirun or accelerate launch.", SfumatoWarning, stacklevel=2)
+        # nothing may wait for the others
+        for key in (*_LAUNCHED, *_LAUNCHED.values(), "LOCAL_RANK"):
+            os.environ.pop(key, None)
+    return True
 
 
 def _terminate(number: int, frame: object) -> None:

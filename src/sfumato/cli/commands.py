@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
 from sfumato.cli.flags import Fields, option
-from sfumato.cli.output import OUT, check_free, check_out, write_images
+from sfumato.cli.output import OUT, check_free, check_out, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
-from sfumato.errors import InputError
+from sfumato.errors import InputError, require_device
 from sfumato.io.files import read_json
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ def sample(arguments: list[str]) -> int:
             images, shown = _animation(model, options.count, settings, options.animation_x0, advance)
         image_files.save_animation(shown, options.animation)
         print(f"{len(shown)} frames: {options.animation}")
-    name = f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}.png"
-    out = options.out or options.run / "samples" / name
+    out = out_of(options, f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}")
     write_images(images, out, options.first, info=model.info, overwrite=options.overwrite)
     return 0
 
@@ -180,10 +179,7 @@ def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
         device, precision = "cpu", precision or ("bf16" if engine == "openvino" else "fp32")
         engines.check(engine, precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"There is no device {device!r} here that torch can use; cpu always works.") from None
+    require_device(device)
     model = load(options.run, device, trust=getattr(options, "trust", False))
     if engine is None:
         return model

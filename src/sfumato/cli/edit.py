@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli.commands import DEVICE, load_model, with_sampling
 from sfumato.cli.flags import Fields, option, options_of
-from sfumato.cli.output import OUT, check_out, write_images
+from sfumato.cli.output import OUT, check_out, out_of, write_images
 from sfumato.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -159,8 +159,7 @@ def _read(options: Any, model: Model) -> Tensor:
 
 def _write(images: Tensor, options: Any, model: Model, name: str, given: Tensor | None = None, **more: Tensor) -> None:
     """Write what was sampled, by default into the run."""
-    out = options.out or options.run / "samples" / f"{name}.png"
-    write_images(images, out, 0, given, info=model.info, overwrite=options.overwrite, **more)
+    write_images(images, out_of(options, name), 0, given, info=model.info, overwrite=options.overwrite, **more)
 
 
 HOW: dict[str, Callable[[list[str]], int]] = {

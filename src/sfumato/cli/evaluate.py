@@ -13,20 +13,22 @@ from sfumato.cli.output import check_free
 from sfumato.config import SamplingConfig
 from sfumato.config.groups import FEATURES, MEASURES
 from sfumato.errors import InputError
+from sfumato.io.ranges import FLAG
 
 if TYPE_CHECKING:
     from sfumato.metrics.report import Report
 
-_TEXT = f"""\
+_TEXT = """\
 Judge samples against real pictures: each measure with its standard error, beside what real pictures reach.
 
 A SET is a run, which is sampled from and compared with the held-out pictures of its data; or a folder of pictures, an
 .npy or .npz file, data by name, or an .npz of published statistics (mu and sigma), compared with --against REAL.
-Several sets make one table. Options of sampling are for runs.
 
-features  {", ".join(FEATURES)}
-measures  {", ".join(MEASURES)}
+Several sets make one table: sfumato evaluate A B --against REAL. Options of sampling are for runs.
 """
+
+
+_READING = ("size", "channels", "value_range", "most", "weights", "resize", "cache")
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -37,16 +39,23 @@ def evaluate(arguments: list[str]) -> int:
         ),
         "size": option(int | None, "The side that pictures of folders are resized to (default: as they are)."),
         "channels": option(Literal["grey", "rgb", "rgba"] | None, "The channels that pictures are converted to."),
+        **flags.options_of("sfumato.data.sources:load", "value_range"),
         **flags.options_of("sfumato.models.evaluate:evaluate", "most"),
         "weights": option(Path | None, "The file of the weights of the features, where they do not come along."),
         "resize": option(str | None, "How pictures are resized for Inception: pytorch-fid, clean-fid, torch-fidelity."),
         "cache": option(Path | None, "The folder that keeps features of real pictures (default: that of the user)."),
         "page": option(Path | None, "Also write a page with samples, their neighbours and curves, such as page.html."),
-        "features": option(tuple[str, ...], "In which features (default: those that suit the data).", ()),
-        "measures": option(tuple[str, ...], "Which measures (default: those that suit the data).", ()),
+        "features": option(
+            tuple[str, ...], f"In which features: {', '.join(FEATURES)} (default: what suits the data).", ()
+        ),
+        "measures": option(
+            tuple[str, ...], f"Which measures: {', '.join(MEASURES)} (default: what suits the data).", ()
+        ),
         "samples": option(int | None, "Number of images to sample (default: as the run says; 1000 if none)."),
         "seed": option(int | None, "The seed of those images (default: as the run says)."),
-        "overwrite": option(bool, "Replace the page if it is there.", False),
+        "overwrite": option(
+            bool, "Replace the page, and the evaluation.json of more samples of the same weights.", False
+        ),
         "device": DEVICE,
         "json": option(bool, "Print JSON instead of a table.", False),
         **ENGINE,
@@ -68,23 +77,27 @@ def evaluate(arguments: list[str]) -> int:
     options = parsed[0][0]
     for options, sampling, given in parsed:
         subject: Any = options.run
-        more = {name: getattr(options, name) for name in ("size", "channels", "most", "weights", "resize", "cache")}
+        more = {name: getattr(options, name) for name in _READING}
         if is_run(subject):
             options.run = Path(subject)
             subject = load_model(options, sampling)
             more |= {"sampling": sampling, "samples": options.samples, "seed": options.seed, **given}
         own = options.against in (None, "heldout", "training")
-        report = judge(
-            subject,
-            None if own else options.against,
-            against=options.against if own else None,
-            features=options.features,
-            measures=options.measures,
-            page=options.page,
-            device=options.device,
-            trust=options.trust,
-            **more,
-        )
+        try:
+            report = judge(
+                subject,
+                None if own else options.against,
+                against=options.against if own else None,
+                features=options.features,
+                measures=options.measures,
+                page=options.page,
+                device=options.device,
+                trust=options.trust,
+                overwrite=options.overwrite,
+                **more,
+            )
+        except InputError as error:
+            raise InputError(str(error).replace(FLAG, "--value-range")) from error
         reports.append(report)
     if options.json:
         values = [report.to_dict() for report in reports]

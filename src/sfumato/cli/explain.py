@@ -9,6 +9,7 @@ from typing import Any
 
 from sfumato.cli import flags
 from sfumato.cli.commands import TRUST
+from sfumato.cli.output import check_free, free_name
 from sfumato.config import DataConfig, parse
 from sfumato.errors import InputError, nearest
 
@@ -32,7 +33,10 @@ The topic stitch takes a second run for the detail: sfumato explain stitch RUN R
 
 
 _OPTIONS: flags.Fields = {
-    "out": flags.option(Path | None, "Folder to write to (default: explain in the run, or explain/)."),
+    "out": flags.option(
+        Path | None, "Folder to write to (default: explain in the run, or explain/; numbered where it is)."
+    ),
+    "overwrite": flags.option(bool, "Replace figures that are there.", False),
     "count": flags.option(int, "Number of images to look at, at most.", 512),
     "seed": flags.option(int, "Seed of the noise.", 0),
     "device": flags.option(str | None, "Device to compute on (default: a GPU if there is one)."),
@@ -74,6 +78,14 @@ def explain(arguments: list[str]) -> int:
 
     from sfumato.analysis import plots, topics
 
+    if options.out is not None and (options.out.suffix.lower() in plots.SUFFIXES or options.out.is_file()):
+        raise InputError(f"--out is the folder of the PNG and the SVG of a figure; got {options.out}.")
+    ends = plots.SUFFIXES
+    folder: Path = options.out or (run or Path()) / "explain"
+    for end in ends if options.out is not None else ():
+        check_free(folder / f"{topic}{end}", options.overwrite)
+    name = free_name(folder, topic, ends, options.overwrite)
+
     if run is None:
         given = source is not None or data.source != "digits"
         subject = topics.of_data(data.build(), given=given, count=options.count, seed=options.seed)
@@ -83,7 +95,7 @@ def explain(arguments: list[str]) -> int:
         more: dict[str, Any] = {"count": options.count, "seed": options.seed, "device": device, "trust": options.trust}
         subject = topics.of_run(run, second, **more)
     figure, sentence = topics.TOPICS[topic](subject)
-    for path in plots.save(figure, options.out or (run or Path()) / "explain", topic):
+    for path in plots.save(figure, folder, name):
         print(path)
     print(sentence[:1].upper() + sentence[1:])
     return 0

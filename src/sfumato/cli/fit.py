@@ -61,7 +61,8 @@ _LIKELIHOOD = """\
 Bits per dimension of the data of a run: the variational bound, term by term, and the likelihood of the flow.
 
 Of data that are not quantized there is only the flow. Several processes share the images: accelerate launch -m sfumato
-likelihood RUN. The ledger of all steps, image by image, is written to likelihood.json in the run.
+likelihood RUN. The ledger of all steps, image by image, is written to likelihood.json in the run; one of more images of
+the same weights is kept.
 """
 _BITS = "sfumato.models.likelihood:bits_per_dim"
 
@@ -84,6 +85,7 @@ def likelihood(arguments: list[str]) -> int:
         **options_of(_BITS, "probes", "seed", "batch_size"),
         "device": DEVICE,
         "json": option(bool, "Print JSON instead of a table.", False),
+        "overwrite": option(bool, "Replace the likelihood.json of more images of the same weights.", False),
         "trust": TRUST,
     }
     options = flags.parse(fields, arguments, prog="sfumato likelihood", description=_LIKELIHOOD)
@@ -92,9 +94,9 @@ def likelihood(arguments: list[str]) -> int:
     from rich.console import Console
 
     from sfumato.diffusion.likelihood import dormand_prince, rk4
-    from sfumato.io.files import write_json
     from sfumato.models.data import read_data
     from sfumato.models.likelihood import bits_per_dim
+    from sfumato.models.storage import write_record
     from sfumato.runs.setup import accelerator_without_settings
 
     accelerator = accelerator_without_settings()
@@ -124,7 +126,7 @@ def likelihood(arguments: list[str]) -> int:
     )
     if accelerator.is_main_process:
         value = {"step": model.step, "split": options.split, "images": len(data), **result.to_dict()}
-        write_json(options.run / "likelihood.json", value)
+        write_record(options.run / "likelihood.json", value, "images", overwrite=options.overwrite)
         if options.json:
             print(json.dumps({key: v for key, v in value.items() if key != "ledger"}, indent=2))
         else:

@@ -1,10 +1,16 @@
-"""Where images are written: a grid, numbers or single files, and what may be replaced for them."""
+"""Where images are written: a grid, numbers or single files, and what may be replaced for them.
+
+Nothing is replaced without ``--overwrite``: a name that a person chose and that is taken is refused, one that nobody
+chose gets a number.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sfumato.cli.flags import Fields, option
 from sfumato.errors import InputError
@@ -18,7 +24,7 @@ OUT: Fields = {
     "out": option(
         Path | None,
         "A .png for one grid, an .npz for the numbers, or a folder for single images "
-        "(default: a grid in the samples of the run).",
+        "(default: a grid in the samples of the run, numbered where others are).",
     ),
     "overwrite": option(bool, "Replace what is there: a file, or all numbered images of a folder.", False),
 }
@@ -28,6 +34,19 @@ def check_free(path: Path | None, overwrite: bool) -> None:
     """Refuse a file that a person named and that is there."""
     if path is not None and path.exists() and not overwrite:
         raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
+
+
+def free_name(folder: Path, name: str, suffixes: Iterable[str], overwrite: bool) -> str:
+    """A name that nobody chose, for files with these suffixes: with a number behind it where it is taken."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    ends = tuple(suffixes)
+    return next(name for name in names if overwrite or not any((folder / f"{name}{end}").exists() for end in ends))
+
+
+def out_of(options: Any, name: str) -> Path:
+    """Where the images of a command go: as ``--out`` says, or a grid of that name in the samples of the run."""
+    folder: Path = options.run / "samples"
+    return options.out or folder / f"{free_name(folder, name, ['.png'], options.overwrite)}.png"
 
 
 def check_out(out: Path | None, count: int, first: int = 0, overwrite: bool = False) -> None:

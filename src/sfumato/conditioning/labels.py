@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato import random
 from sfumato.conditioning.base import Condition, Data, Filled, take
-from sfumato.errors import InputError
+from sfumato.errors import InputError, shown
 
 TOKEN_FEATURES = 64  # of the token of a label, where no other condition decides them
 
@@ -65,7 +65,10 @@ class Label(Condition):
             raise InputError("This model was trained without labels, so it can't be asked for a class.")
         listed = isinstance(value, Sequence) and not isinstance(value, str)
         value = [self._number(one) for one in value] if listed else self._number(value)  # pyright: ignore[reportUnknownVariableType]
-        labels = torch.as_tensor(value)
+        try:
+            labels = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise InputError(f"A label is {shown(value)}; expected names or numbers of classes.") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise InputError(f"Labels must be whole numbers; got {labels.dtype}.")
         labels = (labels.expand(count) if labels.ndim == 0 else labels).long()

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sfumato.config.component import Built, Component, Conditions, Slot, group, slot
 from sfumato.config.sampling import SamplingConfig
-from sfumato.errors import InputError
+from sfumato.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,19 +221,17 @@ FEATURES = ("pixels", "classifier", "efficientnet-lite0", "inception", "dinov2",
 """The features of an evaluation, by name."""
 
 MEASURES = (
-    "fd",
-    "fd-infinity",
-    "kid",
-    "kid-subsets",
-    "prdc",
-    "neighbours",
-    "is",
-    "diversity",
-    "cmmd",
-    "accuracy",
-    "pairs",
+    *("fd", "fd-infinity", "kid", "kid-subsets", "prdc", "neighbours", "is", "diversity", "cmmd"),
+    *("accuracy", "pairs"),
 )
 """The measures of an evaluation, by name."""
+
+
+RANKING = (
+    *("FD", "FID", "FD∞", "FID∞", "KID", "CMMD", "precision k=3", "recall k=3", "density k=5", "coverage k=5"),
+    *("inception score", "diversity", "accuracy", "PSNR", "SSIM", "colour error"),
+)
+"""The rows of an evaluation by which weights can be the best."""
 
 
 class EvaluationConfig(Component):
@@ -247,11 +245,30 @@ class EvaluationConfig(Component):
     against: Literal["heldout", "training"] = Field(
         default="heldout", description="The real images that samples are compared with."
     )
-    features: tuple[str, ...] = Field(default=(), description="In which features (default: those that suit the data).")
-    measures: tuple[str, ...] = Field(default=(), description="Which measures (default: those that suit the data).")
+    features: tuple[str, ...] = Field(
+        default=(), description=f"In which features: {', '.join(FEATURES)} (default: what suits the data)."
+    )
+    measures: tuple[str, ...] = Field(
+        default=(), description=f"Which measures: {', '.join(MEASURES)} (default: what suits the data)."
+    )
     best: str | None = Field(
         default=None, description="Keep the weights that are best by this measure, such as FD, in the folder best."
     )
+
+    @field_validator("best")
+    @classmethod
+    def _known(cls, best: str | None) -> str | None:
+        if best is not None and best.partition(" (")[0] not in RANKING:
+            raise ValueError(f"evaluation.best is {best!r}{nearest(best, RANKING)}")
+        return best
+
+    @model_validator(mode="after")
+    def _named(self) -> EvaluationConfig:
+        for field, names, known in (("features", self.features, FEATURES), ("measures", self.measures, MEASURES)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"evaluation.{field} has {name!r}{nearest(name, known)}")
+        return self
 
     @field_validator("samples")
     @classmethod

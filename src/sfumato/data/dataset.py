@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from sfumato.data.selection import LAZY, Array, Field, Items, Lazy, Rows, as_array, check_range
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError, SfumatoWarning, check_arguments, shown
 from sfumato.io.ranges import ROUNDING
 from sfumato.random import permutation
 
@@ -99,6 +99,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images = self.images
+        if not hasattr(images, "shape") or not hasattr(getattr(images, "dtype", None), "name"):
+            raise InputError(f"images are {shown(images)}; expected an array. Dataset.of takes what else holds images.")
         if images.dtype.name not in ("uint8", "float32"):
             raise InputError(f"{self.name}: images are {images.dtype}; give uint8 in 0 ... 255 or float32 in [-1, 1].")
         if images.ndim < 2 or 0 in images.shape[1:]:
@@ -172,16 +174,16 @@ class Dataset:
 
     def batch(self, indices: Indices) -> Float[Tensor, "batch channels *space"]:
         """The images of these indices as a new float32 tensor in [-1, 1]."""
-        return as_tensor(self.images[np.asarray(indices, dtype=np.int64)])
+        return as_tensor(self.images[_whole(indices)])
 
     def rows(self, indices: Indices) -> dict[str, Tensor]:
         """The columns of these images."""
-        at = np.asarray(indices, dtype=np.int64)
+        at = _whole(indices)
         return {name: column.rows(at) for name, column in self.columns.items()}
 
     def subset(self, indices: Indices) -> Dataset:
         """A dataset of these images, in this order; it shares their memory."""
-        rows = np.asarray(indices, dtype=np.int64)
+        rows = _whole(indices)
         columns = {name: Column(Rows(column.values, rows), column.names) for name, column in self.columns.items()}
         return Dataset(Rows(self.images, rows), columns, self.name, self.units)
 
@@ -191,6 +193,7 @@ class Dataset:
         ``holdout`` images are held out: a count (int), a fraction (float, rounded to the nearest count), or 0 for none.
         They are the first of ``sfumato.random.permutation(seed, "split", 0, N)``.
         """
+        check_arguments(Dataset.split, locals())
         if holdout == 0:
             return self, self.subset([])
         if isinstance(holdout, bool) or not (0.0 < holdout < 1.0 if isinstance(holdout, float) else holdout >= 1):
@@ -203,6 +206,13 @@ class Dataset:
             raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images; {advice}.")
         order = permutation(seed, "split", 0, size)
         return self.subset(order[count:]), self.subset(order[:count])
+
+
+def _whole(indices: Indices) -> npt.NDArray[np.int64]:
+    try:
+        return np.asarray(indices, dtype=np.int64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"indices are {shown(indices)}; expected whole numbers in a sequence or an array.") from None
 
 
 def _columns_of(arrays: Mapping[str, Any], name: str) -> dict[str, Column]:

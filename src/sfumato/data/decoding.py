@@ -29,7 +29,7 @@ from sfumato.io.files import atomic_write
 from sfumato.io.images import CHANNELS, Array, Decoded, decode_image, resize, to_channels
 from sfumato.io.progress import progress_bar
 from sfumato.io.ranges import BYTES, Range, range_of, signed
-from sfumato.io.reading import read_header, reason
+from sfumato.io.reading import quiet, read_header, reason
 
 T = TypeVar("T")
 
@@ -95,7 +95,9 @@ def decode(encoded: Encoded, target: Target) -> tuple[Images, npt.NDArray[np.int
     if note.failures:
         text = f"{len(note.failures)} {some} cannot be read and are skipped: {_list(encoded, note.failures)}."
         warnings.warn(text, SfumatoWarning, stacklevel=2)
-    for remark, indices in note.remarks.items():
+    for remark, files in note.remarks.items():
+        if not (indices := [index for index in files if index not in note.failures]):
+            continue
         shown = _more([encoded.name(index) for index in indices[:_SHOWN]], len(indices))
         warnings.warn(f"{len(indices)} {some} have {remark}: {shown}.", SfumatoWarning, stacklevel=2)
     values = range_of(note.depth, note.low, note.high, target.value_range, encoded.origin)
@@ -276,7 +278,7 @@ def _more(shown: list[str], count: int) -> str:
 
 def _in_threads(task: Callable[[int], T], count: int, workers: int, what: str) -> Generator[T]:
     """``task(0), task(1), ...``, from threads a few tasks ahead: Pillow works outside the interpreter's lock."""
-    with progress_bar(what, count) as show, ThreadPoolExecutor(workers) as pool:
+    with quiet(), progress_bar(what, count) as show, ThreadPoolExecutor(workers) as pool:
         ahead = deque(pool.submit(task, index) for index in range(min(count, _AHEAD * workers)))
         for index in range(count):
             yield ahead.popleft().result()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.dataset import Dataset, as_tensor
-from sfumato.errors import InputError
+from sfumato.errors import InputError, check_arguments
 from sfumato.io.images import height_width
 from sfumato.random import permutation, sent, uniform
 
@@ -49,6 +49,7 @@ class Loader:
     crop: int | tuple[int, int] | None = None  # take a random window, a side or (height, width), from each sample
 
     def __post_init__(self) -> None:
+        check_arguments(Loader, vars(self))
         shape, name = self.dataset.shape, self.dataset.name
         if len(self.dataset) == 0:
             raise InputError(f"{name} is empty: there is nothing to load.")

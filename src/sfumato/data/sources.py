@@ -21,7 +21,7 @@ import numpy as np
 from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns, sorted_classes
 from sfumato.data.dataset import Column, Dataset
 from sfumato.data.decoding import Encoded, Target, decode, prepare
-from sfumato.errors import InputError, SfumatoWarning, nearest
+from sfumato.errors import InputError, SfumatoWarning, check_arguments, nearest
 from sfumato.io.images import CHANNELS, Array, height_width
 from sfumato.io.ranges import FLAG
 from sfumato.io.reading import suffixes
@@ -83,6 +83,7 @@ def load(
         columns: the names of columns that must be there, such as label: the sub-folders of a folder, which has labels
             only then, or the labels of another source; further arrays of an .npz with a row per image.
     """
+    check_arguments(load, locals())
     for option, value, known in (
         ("channels", channels, tuple(CHANNELS)),
         ("layout", layout, _LAYOUTS),

@@ -74,7 +74,8 @@ class Schedule(nn.Module):
         Otherwise :func:`warn_of_signal`, unless the schedule has parameters.
         """
         last = self(1.0)
-        snr = math.inf if last.sigma == 0.0 else float(last.alpha * data_std / last.sigma) ** 2
+        ratio = math.inf if last.sigma == 0.0 else float(last.alpha * data_std / last.sigma)
+        snr = ratio * ratio  # which may be infinite, where a power is an error
         if snr > TERMINAL_SNR:
             raise InputError(
                 f"The schedule leaves signal at its end: a signal-to-noise ratio of {snr:.3g} where at most "

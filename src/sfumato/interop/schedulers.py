@@ -199,9 +199,12 @@ class _Multistep(Scheduler):
             notes.append(
                 f"final_sigmas_type sigma_min: the noise left there, of a standard deviation {sigma:.3g}, is removed"
             )
+        zero_end = float(table.alpha_bars[-1]) == 0.0
+        if zero_end:
+            notes.append("rescale_betas_zero_snr: sampling starts without signal, and with alpha_bar 2^-24 there")
         if self.grid()["kind"] != "timesteps":
             how["grid"] = {**self.grid(), "sigma_min": sigma / math.sqrt(1.0 - sigma * sigma)}
-            if float(table.alpha_bars[-1]) == 0.0:
+            if zero_end:
                 # there it is 2^-24
                 how["grid"]["sigma_max"] = 2.0**12
             notes.append("the levels between steps of the table, of which the network is told the nearest step there")
@@ -269,6 +272,8 @@ class UniPC(_Multistep):
         if not self.lower_order_final:
             notes.append("lower_order_final false: the last step has order 1")
         b = "bh1" if self.solver_type == "bh1" else "bh2"
+        if b == "bh1" and self.final_sigmas_type == "zero":
+            notes.append("solver_type bh1: the last step is that of DDIM, and not a number there")
         return {"sampler": {"kind": "unipc", "order": self.solver_order, "b": b, "final_order": 1}, **how}, notes
 
 

@@ -25,10 +25,11 @@ _VERSION = "0.30.0"
 
 
 def write_diffusers(model: Model, folder: Path) -> list[str]:
-    """Write a model as a ``DDPMPipeline`` (for ancestral sampling) or ``DDIMPipeline``, which either loads.
+    """Write a model as a ``DDPMPipeline``, or a ``DDIMPipeline`` where it is sampled by DDIM there.
 
-    Its network gives the same outputs, and its scheduler takes the same levels, those of our uniform grid, wherever the
-    number of steps divides that of the table.
+    Its network gives the same outputs. Its scheduler is that of the sampler: of ancestral sampling, DDIM, DPM-Solver++
+    or UniPC, and of DDIM for any other. It takes the levels of grid timesteps, or those of the grid uniform, which are
+    the same wherever the number of steps divides that of the table.
 
     Returns:
         Sentences on what its user must know.
@@ -42,7 +43,7 @@ def write_diffusers(model: Model, folder: Path) -> list[str]:
     scheduler, notes = scheduler_settings(model)
     weights = Collection(null_label=null_label)
     transfer_weights(model, weights)
-    pipeline = "DDPMPipeline" if scheduler["_class_name"] == "DDPMScheduler" else "DDIMPipeline"
+    pipeline = "DDIMPipeline" if scheduler["_class_name"] == "DDIMScheduler" else "DDPMPipeline"
     index = {
         "_class_name": pipeline,
         "_diffusers_version": _VERSION,
@@ -177,14 +178,16 @@ def scheduler_settings(model: Model) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     sampler = sampling.sampler
     ancestral = sampler.kind == "ancestral" or config.learned_variance
+    multistep = not ancestral and _has_multistep(sampler)
+    kinds = {"dpm_solver": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
     settings: dict[str, Any] = {
-        "_class_name": "DDPMScheduler" if ancestral else "DDIMScheduler",
+        "_class_name": kinds[sampler.kind] if multistep else "DDPMScheduler" if ancestral else "DDIMScheduler",
         "_diffusers_version": _VERSION,
         "num_train_timesteps": schedule.steps,
         "prediction_type": names[output],
         "clip_sample": output == "eps" if sampling.clip is None else sampling.clip,
         "clip_sample_range": 1.0,
-        **_spacing(sampling.grid),
+        **_spacing(sampling.grid, multistep),
         **_betas(model, schedule),
     }
     if ancestral:
@@ -195,22 +198,57 @@ def scheduler_settings(model: Model) -> tuple[dict[str, Any], list[str]]:
         settings["variance_type"] = name
         if VARIANCES[name] != variance:
             notes.append(f"The reverse variance is {name}, since diffusers has none for {variance} here.")
+    elif multistep:
+        notes += _multistep(settings, sampler, schedule)
     else:
         notes += _ddim(settings, sampler, schedule)
         if settings["clip_sample"] and getattr(sampler, "clip_data", None) is None:
             notes.append("DDIM here takes the noise from the clipped estimate: pass use_clipped_model_output=True.")
-    if sampler.kind not in ("ancestral", "ddim"):
+    if sampler.kind not in ("ancestral", "ddim") and not multistep:
         notes.append(
             f"The sampler {sampler.kind} is left to its user; the pipeline samples by {settings['_class_name']}."
         )
+    if sampling.grid.kind not in ("uniform", "trailing") and "steps_offset" not in settings:
+        notes.append(f"The levels of the grid {sampling.grid.kind} are not in the pipeline; it takes those of uniform.")
     if sampling.guidance != type(sampling.guidance)():
         notes.append("The guidance of this run is not in the pipeline.")
     return settings, notes
 
 
-def _spacing(grid: Any) -> dict[str, Any]:
+def _has_multistep(sampler: Any) -> bool:
+    """Whether the sampler is DPM-Solver++ or UniPC as diffusers takes them: of order 3, neither is the same there."""
+    if sampler.kind == "unipc":
+        return sampler.order < 3 and sampler.corrector and sampler.b == "bh2"
+    return sampler.kind == "dpm_solver" and sampler.order < 3
+
+
+def _multistep(settings: dict[str, Any], sampler: Any, schedule: Discrete) -> list[str]:
+    """What DPM-Solver++ and UniPC have there, written into the settings; and what is left of it."""
+    # dynamic thresholds of at most 1 clip
+    settings |= {"thresholding": settings.pop("clip_sample"), "sample_max_value": settings.pop("clip_sample_range")}
+    settings |= {"solver_order": sampler.order, "final_sigmas_type": "zero"}
+    notes: list[str] = []
+    if sampler.kind == "unipc":
+        settings |= {"solver_type": "bh2", "predict_x0": True}
+        notes.append(
+            "The pipelines of diffusers give their scheduler a generator, which that of UniPC does not take: call "
+            "unet(x, t) and scheduler.step(out, t, x) for t in scheduler.timesteps."
+        )
+    else:
+        settings |= {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
+    if sampler.final_order != 1 and sampler.order > 1:
+        notes.append("The last step has order 1 there, as with sampler.final_order 1 here.")
+    if float(schedule.alpha_bars[-1]) == 0.0:
+        settings["rescale_betas_zero_snr"] = True
+        notes.append("Sampling starts with alpha_bar 2^-24 there, and without signal here.")
+    return notes
+
+
+def _spacing(grid: Any, multistep: bool) -> dict[str, Any]:
     """The spacing of the steps: ours where it is one of theirs, else that of our uniform grid."""
-    if grid.kind != "timesteps" or grid.before_last or grid.noisiest is not None:
+    if grid.kind != "timesteps" or grid.noisiest is not None:
+        return {"timestep_spacing": "trailing"}
+    if grid.before_last != multistep and grid.spacing != "trailing":
         return {"timestep_spacing": "trailing"}
     return {"timestep_spacing": grid.spacing, "steps_offset": grid.offset}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -15,10 +16,10 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import atomic_write, read_npy
 from sfumato.io.ranges import Range, range_of, signed
-from sfumato.io.reading import read_pixels, reason
+from sfumato.io.reading import quiet, read_header, read_pixels, reason
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -292,9 +293,13 @@ def _mask_values(path: Path) -> Array:
 
 def _decoded(path: Path, *options: Any) -> Decoded:
     try:
-        return decode_image(path, *options)
+        with quiet():
+            image, remark = decode_image(path, *options), read_header(path).remark
     except Exception as error:  # decoders of damaged files raise errors of any kind
         raise InputError(f"Could not read {path}: {reason(error)}.") from None
+    if remark:
+        warnings.warn(f"{path} has {remark}.", SfumatoWarning, stacklevel=2)
+    return image
 
 
 def _read_file(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import re
+import threading
+import warnings
+from collections.abc import Generator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +22,8 @@ Array = npt.NDArray[Any]
 _UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow identifies and cannot decode by itself
 _SAME = 2  # the most by which a profile that is sRGB differs from sRGB: rounding
 _LAB = b"LAB"
+_DAMAGE = re.compile("EXIF|Skipping tag|Tag offset|Truncated")  # in Pillow's warnings of metadata that it cannot read
+_heard = threading.local()
 
 
 class Header(NamedTuple):
@@ -26,6 +33,26 @@ class Header(NamedTuple):
     size: tuple[int, int]  # (height, width)
     depth: str  # 8-bit, integer (16 or 32 bits of grey) or float
     remark: str  # what of the file is not read, if anything
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Show none of Pillow's own warnings, of any thread: what they mean for the image is in :class:`Header`.
+
+    Enter it in one thread around all that read, since Python has one state of warnings for all threads.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"PIL\.")
+        show = warnings.showwarning
+
+        def hear(message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
+            if Path(filename).parent.name != "PIL":
+                show(message, category, filename, *more)
+            elif _DAMAGE.search(str(message)):
+                _heard.damage = True
+
+        warnings.showwarning = hear
+        yield
 
 
 @functools.cache
@@ -40,9 +67,14 @@ def read_header(source: Path | BytesIO, upright: bool = True) -> Header:
 
     A PNG has to be decoded to know which side is up.
     """
+    _heard.damage = False
     with Image.open(source) as image:
         remark = _remark(image)
-        orientation = _orientation(image) if upright else 1
+        orientation = _orientation(image) if upright or _heard.damage else 1
+        if _heard.damage and not orientation:
+            lost = "damaged metadata, which may have said which side is up"
+            remark = f"{remark} and {lost}" if remark else lost
+        orientation = orientation or 1
         if image.format == "TIFF" and orientation != 1:
             image.load()  # Pillow turns a TIFF while it decodes it
             orientation = 1
@@ -60,7 +92,7 @@ def read_pixels(source: Path | BytesIO, least: tuple[int, int] | None = None) ->
     """
     with Image.open(source) as image:
         if least is not None and image.format == "JPEG":
-            height, width = least if _orientation(image) <= 4 else least[::-1]
+            height, width = least if (_orientation(image) or 1) <= 4 else least[::-1]
             # twice the final size leaves the filter enough to average
             scale = 2.0 * max(height / image.height, width / image.width)
             image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
@@ -90,17 +122,19 @@ def _mode(image: Image.Image) -> str:
     return "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int | None:
+    """1 to 8, or None where the file does not say."""
     try:
-        orientation: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged metadata beside sound pixels: show them as they are stored
-        return 1
-    return orientation if orientation in range(1, 9) else 1
+        _heard.damage = True
+        return None
+    return orientation if orientation in range(1, 9) else None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """A decoded image, turned by Pillow's own transposition, but with no metadata that it could fail on."""
-    orientation = _orientation(image)
+    orientation = _orientation(image) or 1
     if orientation == 1:
         return image
     exif = Image.Exif()
@@ -121,6 +155,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     alpha = image.convert("RGBA").getchannel("A") if mode == "RGBA" else None
     colour = image
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = image.convert("RGBA") if image.mode == "P" and mode == "RGBA" else image
         colour = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
     try:
         space, transform = _transform(profile, colour.mode)

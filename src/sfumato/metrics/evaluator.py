@@ -300,7 +300,7 @@ class Evaluator:
         key = space.name, name, count
         if key not in self._floors:
             data, other = self.real, sets.train
-            if self.heldout is not None and sets.heldout is not None and self.against == "training":
+            if self.heldout is not None and sets.heldout is not None and (measure.alone or self.against == "training"):
                 data, other = self.heldout, sets.heldout
             order = torch.from_numpy(random.permutation(0, "floor", 0, len(other)))
             if sets.heldout is None:

@@ -49,6 +49,7 @@ class Measure:
         only: the one kind of features that it is defined in.
         usual: whether it is taken where no measures are named.
         floor: whether the same of real pictures is its floor; else that is part of its definition.
+        alone: whether it looks at the samples only, so that its floor is that of the held-out pictures.
     """
 
     compute: Callable[[Vectors], Values]
@@ -57,6 +58,7 @@ class Measure:
     only: str | None = None
     usual: bool = True
     floor: bool = True
+    alone: bool = False
 
 
 def _tensor(reference: Tensor | Moments, name: str) -> Tensor:
@@ -126,8 +128,8 @@ MEASURES: dict[str, Measure] = {
     "kid-subsets": Measure(_kid_subsets, least=1000, usual=False),
     "prdc": Measure(_prdc, least=10),
     "neighbours": Measure(_neighbours, needs=("train",), floor=False),
-    "is": Measure(_score, needs=("logits",), least=100, usual=False),
-    "diversity": Measure(_diversity, needs=("labels",)),
+    "is": Measure(_score, needs=("logits",), least=100, usual=False, alone=True),
+    "diversity": Measure(_diversity, needs=("labels",), alone=True),
     "cmmd": Measure(_cmmd, only="clip"),
 }
 """The measures of sets of samples, by the names that ``--measures`` takes."""

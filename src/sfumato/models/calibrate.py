@@ -15,7 +15,7 @@ from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Batch, Estimator, estimate
-from sfumato.errors import InputError
+from sfumato.errors import InputError, check_arguments
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.data import data_of, examples, given_data, training_data
 from sfumato.models.model import Model, load, save_fitted
@@ -72,6 +72,7 @@ def tune(
         trust: for a run directory, as for :func:`sfumato.load`.
         progress: called with the number of images, or of iterations, that are done.
     """
+    check_arguments(tune, locals())
     given = None if data is None else given_data(data)
     if isinstance(model, str | Path):
         model = load(model, trust=trust)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sfumato.conditioning.base import given_tensors
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.gaussian import diffuse
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError, SfumatoWarning, check_arguments
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.model import Model, as_model
@@ -47,6 +47,7 @@ def inpaint(
         jump: the length of a stretch in steps.
         progress, options: as for :meth:`sfumato.Model.sample`: seed, first, steps, conditions, ...
     """
+    check_arguments(inpaint, locals())
     image, mask = torch.as_tensor(image), torch.as_tensor(mask)
     space = image.shape[-(mask.ndim if mask.ndim < image.ndim else image.ndim) :]
     model = as_model(model, image.shape if image.ndim <= len(space) + 1 else image.shape[1:])
@@ -93,6 +94,7 @@ def sdedit(
         count: number of results.
         progress, options: as for :meth:`sfumato.Model.sample`: seed, first, steps, conditions, ...
     """
+    check_arguments(sdedit, locals())
     if not 0.0 < strength <= 1.0:
         raise InputError(
             f"The strength of SDEdit lies above 0 (leave the image) and up to 1 (sample all again); got {strength}."
@@ -167,6 +169,7 @@ def interpolate(
         progress, options: as for :meth:`sfumato.Model.sample`; conditions that are not given are those of the first
             image, for all. A stochastic solver adds the same noise to all images.
     """
+    check_arguments(interpolate, locals())
     if count < 2:
         raise InputError(f"An interpolation needs at least 2 images, its ends; got {count}.")
     if not isinstance(model, Model) and not isinstance(start, Tensor):

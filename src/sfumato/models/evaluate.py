@@ -17,8 +17,7 @@ from sfumato.data import Dataset, Loader
 from sfumato.data import load as load_data
 from sfumato.data.dataset import Column
 from sfumato.diffusion.denoiser import Denoise
-from sfumato.errors import InputError
-from sfumato.io.files import write_json
+from sfumato.errors import InputError, check_arguments
 from sfumato.io.progress import Progress
 from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator, classes_of, labels_of
 from sfumato.metrics.frechet import Moments
@@ -26,7 +25,7 @@ from sfumato.metrics.page import write_page
 from sfumato.metrics.report import Report
 from sfumato.models.data import SPLIT_SEED, data_of, examples, read_data
 from sfumato.models.model import Model, as_model, load
-from sfumato.models.storage import read_config
+from sfumato.models.storage import read_config, write_record
 
 
 def sample_count(config: Config) -> int:
@@ -46,6 +45,7 @@ def evaluate(
     seed: int | None = None,
     size: int | tuple[int, int] | None = None,
     channels: str | None = None,
+    value_range: tuple[float, float] | None = None,
     most: int = MOST,
     weights: str | Path | None = None,
     resize: str | None = None,
@@ -53,6 +53,7 @@ def evaluate(
     cache: str | Path | None = None,
     page: str | Path | None = None,
     trust: bool = False,
+    overwrite: bool = False,
     progress: Progress = None,
     **options: Any,
 ) -> Report:
@@ -78,16 +79,19 @@ def evaluate(
         measures: which of :data:`sfumato.config.groups.MEASURES`.
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
         seed: the seed of those images.
-        size, channels: what pictures of folders are brought to, as :func:`sfumato.data.load` takes them.
+        size, channels, value_range: of pictures in folders and arrays, as :func:`sfumato.data.load` takes them.
         most: the most pictures of a real set that are looked at with a large network; 0 for all.
         weights, resize: of the features, as :func:`sfumato.metrics.features` takes them.
         device: where features are computed.
         cache: the folder that keeps the features of real pictures.
         page: a file ``.html`` for a page with the measures, samples, their neighbours, and curves over training.
         trust: for a run directory, as for :func:`sfumato.load`.
+        overwrite: replace an ``evaluation.json`` of the same weights that rests on more samples; else it is kept.
         progress, options: as for :meth:`sfumato.Model.sample`.
     """
-    reading = {name: value for name, value in (("size", size), ("channels", channels)) if value is not None}
+    check_arguments(evaluate, locals())
+    reading = {"size": size, "channels": channels, "value_range": value_range}
+    reading = {name: value for name, value in reading.items() if value is not None}
     subject = _subject(generated, reading, trust)
     settings: dict[str, Any] = {
         "against": against,
@@ -108,9 +112,8 @@ def evaluate(
         sets = sets if heldout is None else (sets[0], _real(heldout, reading, trust)[0])
         known = {name: value for name, value in settings.items() if value}
         judge = Evaluator(*sets, most=most, progress=progress, **known)
-    return judged(
-        judge, subject, samples=samples, seed=seed, page=page, keep=real is None, progress=progress, **options
-    )
+    more: dict[str, Any] = {"samples": samples, "seed": seed, "page": page, "progress": progress, **options}
+    return judged(judge, subject, keep=real is None, overwrite=overwrite, **more)
 
 
 def judge_of(model: Model, data: tuple[Dataset, Dataset], **options: Any) -> Evaluator:
@@ -131,6 +134,7 @@ def judged(
     seed: int | None = None,
     page: str | Path | None = None,
     keep: bool = False,
+    overwrite: bool = False,
     progress: Progress = None,
     **options: Any,
 ) -> Report:
@@ -139,7 +143,7 @@ def judged(
     Args:
         judge: with the real pictures.
         subject: what is judged.
-        samples, seed, page, progress, options: as for :func:`evaluate`.
+        samples, seed, page, overwrite, progress, options: as for :func:`evaluate`.
         keep: whether the report is kept in the run directory of a model.
     """
     if isinstance(subject, Moments | Path):
@@ -161,7 +165,8 @@ def judged(
     report = report.with_settings(step=model.step, seed=seed, sampling=sampling)
     log = None if model.run is None else model.run / "metrics.jsonl"
     if keep and model.run is not None and _is_main():
-        write_json(model.run / "evaluation.json", report.to_dict())
+        value = {"step": model.step, "samples": count, **report.to_dict()}
+        write_record(model.run / "evaluation.json", value, "samples", overwrite=overwrite)
     if page is not None and _is_main():
         log = log if log is not None and log.exists() else None
         write_page(Path(page), report, judge.gallery(made.images, made.labels), metrics=log)

@@ -31,7 +31,7 @@ from sfumato.diffusion.likelihood import (
 )
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import ReverseVariance, decoded, small
-from sfumato.errors import InputError
+from sfumato.errors import InputError, check_arguments
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.model import Model
 from sfumato.random import Draws
@@ -193,6 +193,7 @@ def bits_per_dim(
         progress: called after each batch with the number of images done (by this process).
         cond: conditions by name. A model takes those that a data set has by itself; one that is unknown is null.
     """
+    check_arguments(bits_per_dim, locals())
     denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
     process = model.config.sampling.wrap(model.denoiser) if isinstance(model, Model) else model
     schedule = _schedule(denoiser, schedule)

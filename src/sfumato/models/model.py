@@ -17,7 +17,7 @@ from sfumato.conditioning.network import Conditioned
 from sfumato.config import Component, Config, SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
-from sfumato.errors import InputError, nearest, require_memory
+from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory, shown
 from sfumato.io.progress import Progress
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.inference import prepared
@@ -155,6 +155,7 @@ class Model:
         Returns:
             float32 images in [-1, 1], on the CPU.
         """
+        check_arguments(Model.sample, locals())
         changes = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance, "sampling": sampling}
         batches = self.batches(count, seed=seed, first=first, batch_size=batch_size, **changes, **cond)
         return collected(batches, lambda batch: batch, count, progress)
@@ -169,6 +170,7 @@ class Model:
             for frame in model.frames(16, seed=0):
                 print(frame.level.sigma, frame.x.shape, frame.x0)
         """
+        check_arguments(Model.frames, locals())
         options.setdefault("batch_size", count)
         for batch in self.batches(count, **options):
             yield Frame(batch.x, batch.levels[0])
@@ -228,6 +230,8 @@ class Model:
             value = options.pop(name, None)
             if value is not None:
                 changes[name] = value
+        if not (solver is None or callable(solver) or isinstance(solver, str | Mapping | Component)):
+            raise InputError(f"solver is {shown(solver)}; expected a name, its settings, or a function that is a step.")
         step: Any = solver if callable(solver) and not isinstance(solver, Component) else None
         levels = grid if isinstance(grid, Level) else None
         if solver is not None and step is None:
@@ -334,6 +338,7 @@ def generate(denoiser: Model | Denoise, shape: Sequence[int], **options: Any) ->
         shape: ``(count, C, *space)``.
         options: those of :meth:`Model.sample`.
     """
+    check_arguments(generate, locals())
     return as_model(denoiser, shape[1:]).sample(shape[0], **options)
 
 
@@ -351,6 +356,8 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = F
         trust: whether Python code of other packages that the run names, such as an own network, may be imported.
         network: an own network for the weights, or what makes it, where the run could not name how it is made.
     """
+    check_arguments(load, locals())
+    require_device(device)
     run = Path(run)
     if network is not None and not isinstance(network, nn.Module):
         network = network()
@@ -364,9 +371,18 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = F
     return model.to(device)
 
 
-def save(model: Model, run: str | Path) -> None:
-    """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``."""
+def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
+    """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``.
+
+    Args:
+        model: the model.
+        run: the folder.
+        overwrite: replace the model that is there.
+    """
+    check_arguments(save, locals())
     run = Path(run)
+    if (run / "config.json").exists() and not overwrite:
+        raise InputError(f"{run} holds a model already; replace it with overwrite=True, or choose another folder.")
     if not model.configured:
         raise InputError(
             "This model was made around a denoiser, and does not know how it is made again; train or build it from a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from pydantic import Field
 import sfumato
 from sfumato.config import Component, Config, merge, parse
 from sfumato.config.component import Conditions
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -90,6 +91,25 @@ def read_config(run: str | Path, *, trust: bool = False, network: bool = False) 
         settings = merge(settings, {"model": {"network": {"kind": "given"}}})
     config = parse(Config, settings, origin=str(path), trust=trust)
     return config, parse(Info, value.get("data", {}), origin=str(path), trust=trust)
+
+
+def write_record(path: Path, value: dict[str, Any], counted: str, *, overwrite: bool = False) -> None:
+    """Write a measurement into its run; one of the same weights that rests on more images is kept.
+
+    Args:
+        path: the file of the run.
+        value: what was measured, with its ``step``.
+        counted: the key of the number of images.
+        overwrite: replace any.
+    """
+    old = _read(path) if path.is_file() and not overwrite else None
+    count = value[counted]
+    known: dict[str, Any] = old if isinstance(old, dict) and old.get("step") == value["step"] else {}
+    if isinstance(many := known.get(counted), int) and many > count:
+        sentence = f"{path} rests on {many} {counted} and is kept; these are {count}. Replace it with --overwrite."
+        warnings.warn(sentence, SfumatoWarning, stacklevel=3)
+        return
+    write_json(path, value)
 
 
 def _read(path: Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import importlib.util
 import math
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
 from sfumato.config import Config, parse
@@ -54,7 +54,8 @@ def accelerator_without_settings(tracker: str | None = None, folder: Path | None
         tracker: a program that is sent what is logged, such as ``"tensorboard"``.
         folder: where it writes.
     """
-    if tracker is not None and importlib.util.find_spec(tracker) is None:
+    # Accelerate passes over what is not installed; a folder wandb, as wandb leaves it, is no package
+    if tracker is not None and tracker not in (str(known) for known in get_available_trackers()):
         raise InputError(
             f'training.tracker {tracker} needs a package; install it with: pip install "sfumato[{tracker}]"'
         )

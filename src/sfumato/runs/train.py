@@ -19,7 +19,7 @@ from sfumato import random
 from sfumato.config import Config, merge, parse
 from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError, SfumatoWarning, check_arguments
 from sfumato.io.files import read_json, write_json
 from sfumato.io.images import save_grid
 from sfumato.metrics.evaluator import Evaluator
@@ -88,6 +88,7 @@ def train(
         Diverged: if the loss is not finite or explodes; the last checkpoint is whole.
         Interrupted: after SIGINT or SIGTERM, when the state is saved.
     """
+    check_arguments(train, locals())
     given = None if data is None else Dataset.of(data)
     stored: Config | None = None
     if resume:
@@ -250,7 +251,7 @@ class _Run:
         if self.main:
             write_config(self.folder, config, info)
             self.reporter.log(self.folder / "train.log")
-        self.accelerator.init_trackers("sfumato", init_kwargs={"wandb": {"name": self.folder.name}})
+        self._start_tracker()
         self.accelerator.wait_for_everyone()
 
         judged_every = self.config.evaluation.every
@@ -294,6 +295,19 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.reporter.finish(model, seconds, time.perf_counter() - began)
         return model
+
+    def _start_tracker(self) -> None:
+        try:
+            # wandb would otherwise leave its files where the command is typed
+            more = {"name": self.folder.name, "dir": str(self.folder)}
+            self.accelerator.init_trackers("sfumato", init_kwargs={"wandb": more})
+        except Exception as error:  # of a program of others, such as for a key that is missing
+            tracker = self.config.training.tracker
+            self.accelerator.trackers.clear()  # what has not begun can't be finished
+            raise InputError(
+                f"training.tracker {tracker} does not start ({type(error).__name__}: {error}). Mend that, or leave it "
+                "out; wandb without a network: WANDB_MODE=offline."
+            ) from error
 
     def _track_image(self, path: Path, step: int) -> None:
         for tracker in self.accelerator.trackers:
@@ -345,7 +359,7 @@ class _Run:
     def _evaluate(self, model: Model, judge: Evaluator, trainer: Trainer) -> None:
         """Judge samples of the model as it is, log the numbers, and keep the best weights."""
         model.step, best = trainer.step, self.config.evaluation.best
-        report = judged(judge, model, keep=True, progress=self.reporter.progress)
+        report = judged(judge, model, keep=True, overwrite=True, progress=self.reporter.progress)
         self.reporter.evaluated(report, model.step)
         if not self.main:
             return
