@@ -10,6 +10,7 @@ from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_
 from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import cmmd, kid, kid_subsets
 from sfumato.metrics.neighbours import (
+    PRDC,
     copies,
     density_coverage,
     improved_precision_recall,
@@ -25,5 +26,5 @@ __all__ = ["ClassifierFeatures", "Estimate", "Evaluator", "Features", "Gallery",
 __all__ += ["colour_error", "consistency", "default_features", "diversity", "extract", "features", "frechet"]
 __all__ += ["frechet_distance", "frechet_error", "frechet_infinity", "inception_score", "kid", "kid_subsets"]
 __all__ += ["label_accuracy", "ms_ssim", "nearest_distances", "nearest_neighbour_ratio", "psnr", "ssim", "table"]
-__all__ += ["copies", "density_coverage", "improved_precision_recall", "prdc", "train_classifier", "write_page"]
+__all__ += ["PRDC", "copies", "density_coverage", "improved_precision_recall", "prdc", "train_classifier", "write_page"]
 __all__ += ["cached_features", "cached_moments", "read_statistics", "write_statistics"]
