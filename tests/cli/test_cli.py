@@ -133,7 +133,7 @@ def test_the_help_of_train_names_every_setting(capsys: pytest.CaptureFixture[str
         ("train digits --resume nowhere", "leave DATA"),
         ("sample", "Say which run"),
         ("sample nowhere", "no run directory nowhere"),
-        ("evaluate nowhere", "no run directory nowhere"),
+        ("evaluate nowhere", "neither a known name nor a file or folder"),
         ("info nowhere", "no run directory nowhere"),
         ("info", "required"),
         ("train --evaluation.samples 1", "at least 2, or 0 for none"),

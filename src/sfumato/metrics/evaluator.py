@@ -29,7 +29,7 @@ from sfumato.metrics.page import Gallery
 from sfumato.metrics.pictures import check_images
 from sfumato.metrics.report import Better, Report, Row, row
 
-MOST = 10_000
+MOST = 5000
 """The most real pictures of a set whose features are computed with a large network, where nothing else is said."""
 
 MOST_VALUES = 1 << 28
@@ -58,7 +58,7 @@ class Evaluator:
 
     ::
 
-        judge = Evaluator(sfumato.data.load("digits"))
+        judge = sfumato.metrics.Evaluator(sfumato.data.load("digits"))
         print(judge(images)["FD"].value)
 
     Args:

@@ -25,7 +25,8 @@ def titled(measure: str, features: str | None) -> str:
     network, _, resizing = features.partition(" (")
     if network != "inception":
         return f"{measure} ({features})"
-    return f"{measure.replace('FD', 'FID')} ({resizing.rstrip(')') or network})"
+    known = resizing.rstrip(")")
+    return f"{measure.replace('FD', 'FID')} ({known if measure in ('FD', 'FD∞', 'KID') else f'inception, {known}'})"
 
 
 @dataclass(frozen=True)

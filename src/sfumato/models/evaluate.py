@@ -18,6 +18,7 @@ from sfumato.data import load as load_data
 from sfumato.data.dataset import Column
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.errors import InputError, check_arguments
+from sfumato.io.files import read_json
 from sfumato.io.progress import Progress
 from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator, classes_of, labels_of
 from sfumato.metrics.frechet import Moments
@@ -65,8 +66,8 @@ def evaluate(
 
     ::
 
-        print(sfumato.evaluate("runs/digits")["FD"].value)
-        report = sfumato.evaluate("pictures/", "photos/", size=64, features="efficientnet-lite0")
+        print(sfumato.evaluate("runs/digits", samples=100)["FD"].value)
+        report = sfumato.evaluate(images, digits, features="pixels", measures="kid")
 
     Args:
         generated: what is judged: a model, its run directory, any denoiser with a schedule; a folder of pictures, an
@@ -171,6 +172,14 @@ def judged(
         log = log if log is not None and log.exists() else None
         write_page(Path(page), report, judge.gallery(made.images, made.labels), metrics=log)
     return report
+
+
+def recorded(path: Path, measure: str) -> float | None:
+    """The value of a measure in an ``evaluation.json``; None if it has none."""
+    try:
+        return next(row["value"] for row in read_json(path)["rows"] if measure in (row["title"], row["measure"]))
+    except (InputError, KeyError, TypeError, StopIteration):
+        return None
 
 
 class _Made(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from sfumato.config import Config, merge, parse
 from sfumato.config.component import settings_of
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, SfumatoWarning, check_arguments
-from sfumato.io.files import read_json, write_json
+from sfumato.io.files import write_json
 from sfumato.io.images import save_grid
 from sfumato.metrics.evaluator import Evaluator
 from sfumato.models.calibrate import tune
 from sfumato.models.data import GIVEN, SPLIT_SEED, examples, training_data
-from sfumato.models.evaluate import judge_of, judged
+from sfumato.models.evaluate import judge_of, judged, recorded
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import start_from, write_weights
@@ -175,15 +175,6 @@ def _check_same(stored: Config, wanted: Config, model: set[str]) -> None:
             )
 
 
-def _value(path: Path, measure: str) -> float | None:
-    """The value of a measure in an evaluation.json; None if it has none."""
-    try:
-        rows = read_json(path)["rows"]
-        return next(row["value"] for row in rows if measure in (row["title"], row["measure"]))
-    except (InputError, KeyError, TypeError, StopIteration):
-        return None
-
-
 class _Run:
     """The training of one denoiser into one directory."""
 
@@ -291,7 +282,7 @@ class _Run:
                 parameter.copy_(trainer.ema.average[name])
         model.denoiser.eval()
         self.accelerator.wait_for_everyone()
-        self._finish(model, trainer, judge or self._judge(model, loader.dataset, heldout))
+        self._finish(model, trainer, lambda: judge or self._judge(model, loader.dataset, heldout))
         self.accelerator.wait_for_everyone()
         self.reporter.finish(model, seconds, time.perf_counter() - began)
         return model
@@ -367,13 +358,13 @@ class _Run:
         if best is None:
             return
         folder = self.folder / "best"
-        if report[best].is_better_than(_value(folder / "evaluation.json", best)):
+        if report[best].is_better_than(recorded(folder / "evaluation.json", best)):
             folder.mkdir(exist_ok=True)
             write_config(folder, self.config, model.info)
             write_weights(folder, model.module, trainer.step, trainer.ema.average)
             write_json(folder / "evaluation.json", report.to_dict())
 
-    def _finish(self, model: Model, trainer: Trainer, judge: Evaluator | None) -> None:
+    def _finish(self, model: Model, trainer: Trainer, judge_of_run: Callable[[], Evaluator | None]) -> None:
         """Fit what the sampling needs, and evaluate."""
         sampling = self.config.sampling
         if sampling.needs_gamma and self.main:
@@ -385,11 +376,11 @@ class _Run:
         fitted = [model.fitted]
         broadcast_object_list(fitted)
         model.fitted = fitted[0]
-        if judge is None:
-            return
-        self.reporter.evaluating(self.config.evaluation.samples)
         try:
-            self._evaluate(model, judge, trainer)
+            judge = judge_of_run()
+            if judge is not None:
+                self.reporter.evaluating(self.config.evaluation.samples)
+                self._evaluate(model, judge, trainer)
         except InputError as error:
             self.reporter.say(f"No evaluation: {error}")
 
