@@ -4,9 +4,10 @@
 - Precision, recall, density and coverage beside two products of all vectors with all others in float32: two sets have
   three matrices of distances, and two of them are symmetric. And beside the package prdc, if it is installed.
 
-Times of a loaded machine mean little; the medians of ratios within a round are printed, with the smallest and largest.
+Seconds are those of the processor, over all threads: other jobs on the machine change them less than those of the
+clock. The medians of ratios within a round are printed, with the smallest and largest.
 
-    python benchmarks/metrics.py --samples 10000 --features 2048 --rounds 3
+    OMP_NUM_THREADS=1 python benchmarks/metrics.py --samples 10000 --features 2048 --rounds 3
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ def by_package(a: Tensor, b: Tensor) -> list[float]:
 
 
 def compared(rows: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, list[float]], dict[str, object]]:
-    """Seconds of each in every round, and what each returned; the first of them is the reference of the ratios."""
+    """Processor seconds of each in every round, and what each returned."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     results: dict[str, object] = {}
     for _ in range(rounds):
         for name, call in rows.items():
-            began = time.perf_counter()
+            began = time.process_time()
             results[name] = call()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     return seconds, results
 
 
@@ -96,7 +97,9 @@ def main() -> None:
             continue
         seconds, results = compared(rows, options.rounds)
         first = next(iter(rows))
-        table = Table("", "seconds", f"over {first}", "result", title=f"2 x {options.samples} x {options.features}")
+        table = Table(
+            "", "processor seconds", f"over {first}", "result", title=f"2 x {options.samples} x {options.features}"
+        )
         for name, times in seconds.items():
             ratios = [x / y for x, y in zip(times, seconds[first], strict=True)]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

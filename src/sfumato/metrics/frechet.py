@@ -16,7 +16,7 @@ from sfumato.errors import InputError, SfumatoWarning
 from sfumato.metrics.estimate import Estimate
 from sfumato.random import permutation
 
-_CHUNK = 4096  # vectors that are held in float64 at once
+_CHUNK = 1024  # vectors that are held in float64 at once
 _EPSILON = torch.finfo(torch.float64).eps
 _PARTS = (1, 2, 4)  # into how many parts the sets are cut for the extrapolation
 
@@ -101,7 +101,7 @@ def _with_float64(tensor: Tensor) -> Tensor:
 
 
 def _centred(features: Tensor, mean: Tensor) -> Iterator[Tensor]:
-    return (chunk.double() - mean for chunk in features.split(_CHUNK))
+    return (chunk.to(torch.float64, copy=True).sub_(mean) for chunk in features.split(_CHUNK))
 
 
 def _with_square(total: Tensor, rows: Tensor) -> Tensor:
