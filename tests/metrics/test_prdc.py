@@ -49,7 +49,7 @@ def defined(generated: Tensor, real: Tensor, k_pr: int, k_dc: int) -> list[float
     ]
 
 
-@pytest.fixture(params=[2048, 37])
+@pytest.fixture(params=[1024, 37, 40])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sets in one block, and in many of which the last ones are small."""
     monkeypatch.setattr("sfumato.metrics.blocks._BLOCK", request.param)
@@ -106,7 +106,7 @@ def test_lower_bounds_are_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfumato.metrics.blocks._CROWDED", 1.0)
     everything = torch.full((200,), torch.inf).double()
     (pairs,) = blocks.pairs_within(a, b, everything, everything)
-    exact = blocks.decided(a, b, pairs)
+    exact = blocks.exact_squares(a, b, pairs)
     middle, half = (pairs.least + pairs.most) / 2, (pairs.most - pairs.least) / 2
     assert len(exact) == 200 * 200
     assert float(((exact - middle).abs() / half).max()) < 0.3

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.errors import InputError
 from sfumato.metrics import blocks
+from sfumato.metrics.blocks import Pairs, Radii
 from sfumato.metrics.estimate import Estimate
 
 _CHUNK = 4096  # vectors whose distances are computed in float64 at once
@@ -39,7 +40,10 @@ def nearest_distances(
     queries, train = queries.detach().flatten(1), train.detach().flatten(1)
     if len(queries) == 0 or len(train) == 0:
         raise InputError("nearest neighbours need at least one vector in each set, and one is empty.")
-    _check(queries, train)
+    if queries.shape[1] != train.shape[1]:
+        raise InputError(f"the sets have {queries.shape[1]} and {train.shape[1]} features; images need one shape.")
+    if not all(bool(torch.isfinite(end)) for x in (queries, train) for end in torch.aminmax(x)):
+        raise InputError("nearest neighbours of NaN or infinite values are not defined; check both sets.")
     if leave_one_out:
         if len(train) < 2 or not torch.equal(queries, train):
             raise InputError("leave_one_out needs the same set twice, of 2 vectors or more.")
@@ -56,13 +60,6 @@ def nearest_distances(
 
 def _numpy(vectors: Tensor) -> npt.NDArray[np.floating]:
     return (vectors if vectors.dtype == torch.float64 else vectors.float()).cpu().numpy()
-
-
-def _check(a: Tensor, b: Tensor) -> None:
-    if a.shape[1] != b.shape[1]:
-        raise InputError(f"the sets have {a.shape[1]} and {b.shape[1]} features; images need one shape.")
-    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
-        raise InputError("nearest neighbours of NaN or infinite values are not defined; check both sets.")
 
 
 def nearest_neighbour_ratio(
@@ -193,8 +190,9 @@ def _density_coverage(hits: _Hits, k: int) -> tuple[Estimate, Estimate]:
 def _hits(generated: Tensor, real: Tensor, k_pr: int | None, k_dc: int | None) -> _Hits:
     """Without a k, its balls are empty."""
     if generated.shape[1:] != real.shape[1:] or generated.ndim != 2:
-        raise InputError(f"two matrices (n, d) and (m, d) are needed, not {generated.shape} and {real.shape}.")
-    _check(generated, real)
+        raise InputError(
+            f"two matrices (n, d) and (m, d) are needed, not {tuple(generated.shape)} and {tuple(real.shape)}."
+        )
     ranks = tuple(k for k in (k_pr, k_dc) if k is not None)
     if min(ranks) < 1 or min(len(generated), len(real)) <= max(ranks):
         raise InputError(
@@ -202,18 +200,34 @@ def _hits(generated: Tensor, real: Tensor, k_pr: int | None, k_dc: int | None) -
             f" {len(generated)} generated and {len(real)} real ones."
         )
     a, b = blocks.prepared(generated, real)
-    of_real = dict(zip(ranks, blocks.radii(b, ranks), strict=True))
+    of_real, of_generated = Radii(b, ranks), None if k_pr is None else Radii(a, (k_pr,))
     nothing = torch.full((max(len(a), len(b)),), -math.inf, dtype=torch.float64, device=a.squares.device)
-    near, far = (nothing[: len(b)] if k is None else of_real[k] for k in (k_pr, k_dc))
-    of_generated = nothing[: len(a)] if k_pr is None else blocks.radii(a, (k_pr,))[0]
+
+    def edges(pairs: Pairs, bound: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the balls of both vectors: of the real one for precision and for density, of the generated one."""
+        bounds: Tensor = getattr(of_real, bound)
+        near, far = (nothing if k is None else bounds[ranks.index(k)] for k in (k_pr, k_dc))
+        other: Tensor = nothing if of_generated is None else getattr(of_generated, bound)[0]
+        return near[pairs.first], far[pairs.first], other[pairs.second]
+
     balls = torch.zeros(len(a), dtype=torch.long, device=a.squares.device)
     precise, (recalled, covered) = balls.bool(), torch.zeros(2, len(b), dtype=torch.bool, device=balls.device)
-    for pairs in blocks.pairs_within(b, a, torch.maximum(near, far), of_generated):
-        i, j = pairs.first, pairs.second
-        squares = blocks.decided(b, a, pairs, (near[i], far[i], of_generated[j]))
-        precise[j[squares <= near[i] * blocks.ABOVE]] = True
-        recalled[i[squares <= of_generated[j] * blocks.ABOVE]] = True
-        within = squares < far[i] * blocks.BELOW
-        covered[i[within]] = True
-        balls += j[within].bincount(minlength=len(a))
+    reach = nothing[: len(a)] if of_generated is None else of_generated.most[0]
+    for pairs in blocks.pairs_within(b, a, of_real.most.amax(dim=0), reach):
+        doubtful = torch.zeros_like(pairs.first, dtype=torch.bool)
+        for least, most in zip(edges(pairs, "least"), edges(pairs, "most"), strict=True):
+            doubtful |= (pairs.least <= most * blocks.ABOVE) & (pairs.most >= least * blocks.BELOW)
+        squares = (pairs.least + pairs.most) / 2.0
+        if bool(doubtful.any()):
+            open_pairs = pairs.where(doubtful)
+            squares[doubtful] = blocks.exact_squares(b, a, open_pairs)
+            of_real.settle(open_pairs.first)
+            if of_generated is not None:
+                of_generated.settle(open_pairs.second)
+        near, far, other = edges(pairs, "least")
+        precise[pairs.second[squares <= near * blocks.ABOVE]] = True
+        recalled[pairs.first[squares <= other * blocks.ABOVE]] = True
+        within = squares < far * blocks.BELOW
+        covered[pairs.first[within]] = True
+        balls += pairs.second[within].bincount(minlength=len(a))
     return _Hits(precise, recalled, balls, covered)
