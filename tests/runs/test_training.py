@@ -209,12 +209,10 @@ def test_wandb_has_losses_samples_and_the_evaluation(tmp_path: Path, monkeypatch
     assert start == ["init", "sfumato", "run"] and called.pop() == finish and finish not in called
     values = [(step, name, value) for _, step, group in called for name, value in group.items()]
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    groups = [(line.pop("step"), "", line) for line in logged]
-    spaces = json.loads((tmp_path / "run" / "evaluation.json").read_text())["spaces"]
-    groups += [(4, f"{space}/", entry) for space, entry in spaces.items()]
+    groups = [(line.pop("step"), line) for line in logged]
     expected: list[tuple[int, str, object]] = [
-        (step, f"{space}{name}", float(value))
-        for step, space, group in groups
+        (step, name, float(value))
+        for step, group in groups
         for name, value in group.items()
         if isinstance(value, int | float)
     ]
@@ -224,7 +222,7 @@ def test_wandb_has_losses_samples_and_the_evaluation(tmp_path: Path, monkeypatch
         expected.append((step, "samples", [found]))
     assert sorted(map(repr, expected)) == sorted(map(repr, values))
     names = {name for _, name, _ in values}
-    assert {"loss", "grad_norm", "heldout_loss", "samples", "pixels/frechet_heldout"} <= names
+    assert {"loss", "grad_norm", "heldout_loss", "samples", "nearest / real (pixels)"} <= names
     assert sum("log-SNR" in name for name in names) == 8
     # what wandb can't do is a sentence
     monkeypatch.setenv("NO_KEY", "1")

@@ -177,8 +177,8 @@ class Evaluator:
         distances, nearest = (torch.cat([part[i] for part in parts]) for i in range(2))
         beside = real.batch(nearest[:_SHOWN, 0].numpy())
         names = next((column.names for column in self.real.columns.values() if column.names), None)
-        # the density of real pictures falls with the distance of the k-th of them
-        return Gallery(samples, beside, distances[:_SHOWN, 0], -distances[:, -1], labels, names)
+        # k real pictures lie within the distance of the k-th of them
+        return Gallery(samples, beside, distances[:_SHOWN, 0], 1.0 / distances[:, -1].clamp(min=1e-9), labels, names)
 
     def _counts(self) -> dict[str, int]:
         if not isinstance(self.real, Dataset):
