@@ -147,7 +147,7 @@ def test_the_commands_of_the_readme_run(
 
 def skeleton(output: str) -> list[str]:
     """The lines of a training without their numbers and rules; a pipe has more of those that say the step."""
-    lines = [re.sub(r"[\d.,:]+", "#", " ".join(line.split())) for line in output.splitlines()]
+    lines = [re.sub(r"-?[\d.,:]+", "#", " ".join(line.split())) for line in output.splitlines()]
     return [re.sub(r"[━─┏┓┡┩└┘┳╇┴├┤┼]+", "-", line) for line in lines if line and not line.startswith("step ")]
 
 
@@ -160,7 +160,7 @@ def test_the_main_job_keeps_its_word(tmp_path: Path) -> None:
     assert skeleton(done.stdout) == skeleton(shown.partition("\n")[2])
     run = tmp_path / "runs/digits"
     found = json.loads((run / "evaluation.json").read_text())
-    assert found["samples"] == 1000 and found["train"] == 1000 and found["heldout"] == 797
+    assert found["counts"] == {"samples": 1000, "training": 1000, "held-out": 797}
     rows = {row["title"]: row for row in found["rows"]}
     assert rows["FD (classifier)"]["ratio"] < 2.0
     assert rows["nearest / real (pixels)"]["value"] > 0.95
