@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfumato.data import Dataset
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.metrics import Features, Moments, cached_features, extract, features, read_statistics, write_statistics
-from sfumato.metrics.cache import cached_moments, content_hash
+from sfumato.metrics.cache import content_hash
 
 STORED = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8).numpy()
 DATA = Dataset(STORED, name="noise")
@@ -109,27 +109,6 @@ def test_damaged_files_are_computed_again_with_a_warning(folder: Path, damage: s
     network.seen = 0
     assert torch.equal(cached_features(own, DATA, folder=folder), first)
     assert network.seen == 2
-
-
-def test_moments_are_kept_with_the_features(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, _ = counting()
-    vectors = cached_features(own, DATA, folder=folder)
-    direct = Moments.fit(vectors)
-    first = cached_moments(own, DATA, vectors, folder=folder)
-    assert len(list(folder.iterdir())) == 2
-
-    def never(features: Tensor) -> Moments:
-        raise AssertionError("computed again")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Moments, "fit", staticmethod(never))
-        again = cached_moments(own, DATA, vectors, folder=folder)
-    for found in (first, again):
-        assert torch.equal(found.mean, direct.mean) and torch.equal(found.root, direct.root)
-        assert found.samples == 30
-    with pytest.warns(SfumatoWarning, match="mean is not that of the features"):
-        other = cached_moments(own, DATA, vectors + 1.0, folder=folder)
-    torch.testing.assert_close(other.mean, direct.mean + 1.0)
 
 
 def test_a_function_that_changed_unseen_is_noticed(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """How good samples are, and whether they are copies: every number stands beside what real pictures reach."""
 
-from sfumato.metrics.cache import cached_features, cached_moments, read_statistics, write_statistics
+from sfumato.metrics.cache import cached_features, read_statistics, write_statistics
 from sfumato.metrics.classes import diversity, label_accuracy
 from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
 from sfumato.metrics.estimate import Estimate
@@ -27,4 +27,4 @@ __all__ += ["colour_error", "consistency", "default_features", "diversity", "ext
 __all__ += ["frechet_distance", "frechet_error", "frechet_infinity", "inception_score", "kid", "kid_subsets"]
 __all__ += ["label_accuracy", "ms_ssim", "nearest_distances", "nearest_neighbour_ratio", "psnr", "ssim", "table"]
 __all__ += ["PRDC", "copies", "density_coverage", "improved_precision_recall", "prdc", "train_classifier", "write_page"]
-__all__ += ["cached_features", "cached_moments", "read_statistics", "write_statistics"]
+__all__ += ["cached_features", "read_statistics", "write_statistics"]

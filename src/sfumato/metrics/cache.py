@@ -97,41 +97,6 @@ def cached_features(
     return _kept(path, meta, compute, check)
 
 
-def cached_moments(
-    features: Features,
-    data: Dataset | Float[Tensor, "count channels *space"],
-    vectors: Float[Tensor, "rows features"],
-    *,
-    indices: Rows | None = None,
-    folder: Path | None = None,
-) -> Moments:
-    """The moments of features that are known, or what they were before: the covariance of 2048 features takes a while.
-
-    They are kept and checked as those of :func:`cached_features` are; the mean is that of the features.
-
-    Args:
-        features, data, indices, folder: as for :func:`cached_features`.
-        vectors: what it gave.
-    """
-    content = content_hash(data, indices)
-    meta = {"moments": features.name, "identity": features.identity, "content": content, "count": len(vectors)}
-
-    def compute() -> Tensor:
-        moments = Moments.fit(vectors)
-        return torch.cat([moments.mean[None], moments.root]).cpu()
-
-    def check(found: Tensor) -> str | None:
-        if found.ndim != 2 or found.dtype != torch.float64 or found.shape[1] != vectors.shape[1] or len(found) < 2:
-            return f"they are {found.dtype} of shape {tuple(found.shape)}"
-        mean = vectors.mean(dim=0, dtype=torch.float64)
-        if not float((found[0] - mean).abs().max()) <= _TOLERANCE * float(vectors.abs().max()):
-            return "their mean is not that of the features"
-        return None if bool(torch.isfinite(found).all()) else "they hold NaN or infinite values"
-
-    found = _kept(_path(folder, meta), meta, compute, check)
-    return Moments(found[0], found[1:], len(vectors))
-
-
 def _path(folder: Path | None, meta: dict[str, Any]) -> Path:
     key = hashlib.sha256(repr(sorted(meta.items())).encode()).hexdigest()
     return (folder or decoding.default_folder() / "features") / f"{key[:32]}.safetensors"
