@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,52 @@ def test_pairs_are_compared_with_their_truths(sets: tuple[Dataset, Dataset, Data
     expected = -10.0 * ((0.1 * truths).square().mean((1, 2, 3)) / 4.0).log10()
     assert report["PSNR"].value == pytest.approx(float(expected.mean()), rel=1e-4)
     assert report["SSIM"].value < 1.0 and report["colour error"].value > 0.0
+
+
+def test_features_of_one_name_are_kept_apart(sets: tuple[Dataset, Dataset, Dataset], tmp_path: Path) -> None:
+    few, other = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width)) for width in (3, 5))
+    more = Evaluator(sets[1], sets[2], spaces=(few, other), measures=("fd",), cache=tmp_path, progress=False)
+    report = more(sets[0])
+    assert [entry.title for entry in report.rows] == ["FD (Sequential)", "FD (Sequential #2)"]
+    alone = Evaluator(sets[1], sets[2], spaces=(other,), measures=("fd",), cache=tmp_path, progress=False)(sets[0])
+    assert (report.rows[1].value, report.rows[1].floor) == (alone.main.value, alone.main.floor)
+
+
+def test_samples_without_a_class_count_for_no_class(sets: tuple[Dataset, Dataset, Dataset], judge: Evaluator) -> None:
+    images, labels = part(sets[0], 0, 400), sets[0].columns["label"].rows(np.arange(400))
+    half = torch.where(torch.arange(400) < 200, labels, -1)
+    known, mixed = judge(images[:200], labels=labels[:200]), judge(images, labels=half)
+    for name in ("diversity", "accuracy"):
+        assert mixed[name].value == pytest.approx(known[name].value)
+    with pytest.raises(InputError, match=r"label is 10.*0 to 9"):
+        judge(images, labels=labels * 0 + 10)
+    with pytest.raises(InputError, match="accuracy needs the classes"):
+        Evaluator(sets[1], measures=("fd", "accuracy"), spaces=("pixels",), progress=False)(images)
+    with pytest.raises(InputError, match="pairs needs the truth"):
+        Evaluator(sets[1], measures=("fd", "pairs"), spaces=("pixels",), progress=False)(images)
+
+
+def test_floors_of_fewer_pictures_and_parts_are_told(sets: tuple[Dataset, Dataset, Dataset]) -> None:
+    options: dict[str, Any] = {"spaces": ("pixels",), "measures": ("fd", "neighbours"), "progress": False}
+    images = part(sets[0], 0, 400)
+    assert not Evaluator(sets[1], sets[2], **options)(images).notes
+    (note,) = Evaluator(sets[1], **options)(images).notes
+    assert "300 against 300" in note and "400 against 600" in note
+    few = Evaluator(sets[1], sets[2].subset(np.arange(50)), **options)(images)
+    assert "needs 100" in (few["copies"].note or "")
+    own = Evaluator(sets[1], spaces=(torch.nn.Flatten(),), measures=("fd",), most=200, progress=False)(images[:20])
+    assert "600 pictures" in own.notes[0] and "random 200" in own.notes[0]
+
+
+def test_consistency_of_super_resolution() -> None:
+    def down(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 4)
+
+    truths = torch.rand(20, 3, 16, 16) * 1.8 - 0.9
+    report = Evaluator(Dataset.of(truths), spaces=("pixels",), progress=False)(truths + 0.02, truths=truths, down=down)
+    # 0.02 of [-1, 1] is 0.01 of [0, 1]
+    assert report["consistency MSE x 1e5"].value == pytest.approx(10.0, rel=1e-3)
+    assert report["consistency PSNR"].value == pytest.approx(40.0, rel=1e-3)
 
 
 def test_report_and_table(real: Report) -> None:

@@ -66,11 +66,21 @@ def test_several_sets_make_one_table(pictures: Path, capsys: pytest.CaptureFixtu
 def test_classes_of_folders_are_those_of_the_real_ones(pictures: Path, tmp_path: Path) -> None:
     report = sfumato.evaluate(pictures / "a", pictures / "b", measures=("fd", "accuracy"), progress=False)
     assert report["accuracy"].value == 1.0 and report.main.features == "classifier"
-    (tmp_path / "c" / "grey").mkdir(parents=True)
-    for i in range(3):
-        Image.fromarray(np.full((8, 8), 100 * i, np.uint8)).save(tmp_path / "c" / "grey" / f"{i}.png")
+    for kind in ("grey", "light"):
+        (tmp_path / "c" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((8, 8), 100 * i, np.uint8)).save(tmp_path / "c" / kind / f"{i}.png")
     with pytest.raises(InputError, match=r"class 'grey'.*dark, light"):
         sfumato.evaluate(tmp_path / "c", pictures / "b", progress=False)
+    # distances need no classes, and a single folder around all pictures is none
+    assert sfumato.evaluate(tmp_path / "c", pictures / "b", measures="fd", progress=False).main.value > 0.0
+    (tmp_path / "d").mkdir()
+    (tmp_path / "c" / "grey").rename(tmp_path / "d" / "grey")
+    assert "accuracy" not in sfumato.evaluate(tmp_path / "d", pictures / "b", progress=False)
+    assert sfumato.evaluate(tmp_path / "c", pictures / "b", measures="accuracy", progress=False)["accuracy"]
+    (tmp_path / "d" / "grey").rename(tmp_path / "d" / "all")
+    report = sfumato.evaluate(pictures / "b", tmp_path / "d", progress=False)
+    assert report.main.features == "pixels" and "diversity" not in report
 
 
 def test_a_page_is_written_whole(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.data import Dataset
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.metrics.estimate import Estimate
 
@@ -91,3 +93,28 @@ def _check(what: str, labels: Tensor) -> None:
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
         shape = tuple(labels.shape)
         raise InputError(f"{what} must be integers, one for each sample, not {labels.dtype} of shape {shape}.")
+
+
+def classes_of(data: Dataset, least: int = 2) -> tuple[str, ...]:
+    """The names of the classes, of the first column that has ``least`` or more; none where no column has."""
+    return next((column.names for column in data.columns.values() if len(column.names) >= least), ())
+
+
+def labels_of(data: Dataset) -> Int[Tensor, " batch"]:
+    """The classes as numbers, of the column of :func:`classes_of`."""
+    columns = [column for column in data.columns.values() if column.names]
+    # a single name, such as that of the only folder, tells nothing apart
+    return max(columns, key=lambda column: len(column.names) > 1).rows(np.arange(len(data)))
+
+
+def require_labels(labels: Int[Tensor, " batch"], names: tuple[str, ...]) -> None:
+    """Check that labels are numbers of these classes, or -1 for none; any numbers where there are no names."""
+    _check("labels", labels)
+    low, high = int(labels.min()), int(labels.max())
+    if low < -1 or (names and high >= len(names)):
+        wrong = high if names and high >= len(names) else low
+        known = f"0 to {len(names) - 1} ({', '.join(names[:10])}{' ...' if len(names) > 10 else ''})"
+        raise InputError(
+            f"A label is {wrong}, and the real pictures have {'the classes ' + known if names else 'no such class'}; "
+            "give the number of one, or -1 for none."
+        )

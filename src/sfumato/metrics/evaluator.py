@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,15 @@ from sfumato import random
 from sfumato.data import Dataset
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.progress import Progress
-from sfumato.metrics import pairs
 from sfumato.metrics.cache import cached_features, read_statistics
-from sfumato.metrics.classes import label_accuracy
+from sfumato.metrics.classes import classes_of, label_accuracy, labels_of, require_labels
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import Features, default_features, extract, features
 from sfumato.metrics.frechet import Moments
-from sfumato.metrics.measures import MEASURES, Measure, Vectors, require_measure
+from sfumato.metrics.measures import MEASURES, Measure, Vectors, note_of, of_pairs, require_measure
 from sfumato.metrics.page import Gallery
 from sfumato.metrics.pictures import check_images
-from sfumato.metrics.report import Better, Report, Row, row
+from sfumato.metrics.report import Report, Row, row
 
 MOST = 5000
 """The most real pictures of a set whose features are computed with a large network, where nothing else is said."""
@@ -90,9 +89,10 @@ class Evaluator:
     cache: Path | None = None
     progress: Progress = None
     _networks: dict[Any, Features] = field(default_factory=dict[Any, Features], init=False)
-    _vectors: dict[tuple[str, str], Tensor] = field(default_factory=dict[tuple[str, str], Tensor], init=False)
-    _floors: dict[tuple[str, str, int], dict[str, Estimate]] = field(
-        default_factory=dict[tuple[str, str, int], dict[str, Estimate]], init=False
+    # features of one's own may share a name, so these are by the features themselves
+    _vectors: dict[tuple[str, Features], Tensor] = field(default_factory=dict[tuple[str, Features], Tensor], init=False)
+    _floors: dict[tuple[Features, str, int], dict[str, Estimate]] = field(
+        default_factory=dict[tuple[Features, str, int], dict[str, Estimate]], init=False
     )
 
     def __post_init__(self) -> None:
@@ -114,14 +114,16 @@ class Evaluator:
         *,
         labels: Int[Tensor, " batch"] | None = None,
         truths: Float[Tensor, "batch channels *space"] | None = None,
+        down: Callable[[Tensor], Tensor] | None = None,
         name: str = "samples",
     ) -> Report:
         """Judge samples.
 
         Args:
             samples: pictures in [-1, 1], or a data set of them.
-            labels: the classes that were asked for, as numbers of those of the real pictures.
+            labels: the classes that were asked for, as numbers of those of the real pictures; -1 for none.
             truths: the real pictures that each of them is to be like, for measures of pairs.
+            down: how the low-resolution pictures that they were made from come from the truths, for the consistency.
             name: what they are called.
         """
         data = samples if isinstance(samples, Dataset) else _dataset(samples, name)
@@ -130,15 +132,26 @@ class Evaluator:
         self._require_shape(data)
         if labels is not None and len(labels) != len(data):
             raise InputError(f"There are {len(labels)} labels of {len(data)} pictures; give one for each.")
+        known = classes_of(self.real) if isinstance(self.real, Dataset) else ()
+        if labels is not None:
+            require_labels(labels, known)
+            labels = labels if bool((labels >= 0).any()) else None
+        if "accuracy" in self.measures and (labels is None or not known):
+            raise InputError(f"accuracy needs the classes of {name} and of the real pictures; leave it out.")
+        if "pairs" in self.measures and truths is None:
+            raise InputError(
+                f"pairs needs the truth of each picture, as samples of super-resolution have; {name} don't."
+            )
         plan, notes, rows = self._plan(data), list[str](), list[Row]()
         for space, measures in plan:
             rows += self._in_space(space, measures, data, labels, notes)
         if labels is not None and (not self.measures or "accuracy" in self.measures):
             rows += self._accuracy(data, labels)
         if truths is not None and (not self.measures or "pairs" in self.measures):
-            rows += _of_pairs(data, truths)
+            rows += of_pairs(data.batch(range(len(data))), truths, down)
         if not rows:
-            raise InputError(f"Nothing can be measured of {name}: {' '.join(notes) or 'no measure fits.'}")
+            why = " ".join(dict.fromkeys(notes)) or "no measure fits."
+            raise InputError(f"Nothing can be measured of {name}: {why}")
         counts = {"samples": len(data)} | self._counts()
         settings = {"against": self._reference_name, "features": {space.name: space.identity for space, _ in plan}}
         return Report(name, counts, tuple(rows), settings, tuple(dict.fromkeys(notes)))
@@ -220,7 +233,10 @@ class Evaluator:
                 options["train"] = self._classified()
             elif space != "pixels":
                 options |= {"weights": self.weights, "resize": self.resize}
-            self._networks[space] = features(space, **options)
+            network = features(space, **options)
+            if same := sum(network.name == other.name.partition(" #")[0] for other in self._networks.values()):
+                network = replace(network, name=f"{network.name} #{same + 1}")
+            self._networks[space] = network
         return self._networks[space]
 
     def _classified(self) -> tuple[Tensor, Tensor]:
@@ -240,7 +256,7 @@ class Evaluator:
 
     def _of(self, data: Dataset, space: Features) -> Tensor:
         """The features of a real set, computed once."""
-        key = "training" if data is self.real else "heldout", space.name
+        key = "training" if data is self.real else "heldout", space
         if key not in self._vectors:
             part = self._part(data, space.name)
             self._vectors[key] = cached_features(space, part, folder=self.cache, progress=self.progress)
@@ -263,13 +279,39 @@ class Evaluator:
             # nobody misses the extrapolation of a few samples
             notes += [why] if why and name != "fd-infinity" else []
             floors = self._floor(name, measure, space, sets) if values else {}
-            note = _few(sets) if name.startswith("fd") else None
             for title, value, better in values:
+                note = note_of(title, sets)
                 rows.append(row(title, space.name, value, floors.get(title), better=better, note=note))
+        if any(entry.floor is not None for entry in rows):
+            notes += self._unequal(space, sets)
         return rows
 
+    def _floor_counts(self, sets: Vectors) -> tuple[int, int]:
+        """How many real pictures stand for the samples of a floor, and against how many others."""
+        assert isinstance(sets.reference, Tensor) and sets.train is not None
+        if sets.heldout is None:
+            count = min(len(sets.samples), len(sets.train) // 2)
+            return count, len(sets.train) - count
+        other = sets.heldout if self.against == "training" else sets.train
+        return min(len(sets.samples), len(other)), len(sets.reference)
+
+    def _unequal(self, space: Features, sets: Vectors) -> list[str]:
+        """What must be known of a floor at other counts, and of a part of the real pictures."""
+        notes: list[str] = []
+        assert isinstance(sets.reference, Tensor)
+        (count, reference), (wanted, whole) = self._floor_counts(sets), (len(sets.samples), len(sets.reference))
+        if count < wanted or reference < 0.9 * whole:
+            notes.append(
+                f"{space.name}: real pictures are {count:,} against {reference:,}, samples {wanted:,} against "
+                f"{whole:,}; of fewer pictures FD is higher, and so their ratio too low."
+            )
+        for data, part in ((self.real, sets.train), (self.heldout, sets.heldout)):
+            if isinstance(data, Dataset) and part is not None and len(part) < len(data):
+                notes.append(f"{space.name}: of {len(data):,} pictures of {data.name} a random {len(part):,} (most).")
+        return notes
+
     def _sets(self, space: Features, vectors: Tensor, labels: Tensor | None) -> Vectors:
-        logits = _logits(space, vectors)
+        logits = space.logits_of(vectors)
         if not isinstance(self.real, Dataset):
             assert isinstance(self.real, Moments)
             return Vectors(vectors, self.real, labels=labels, logits=logits)
@@ -296,22 +338,18 @@ class Evaluator:
         """The same of as many real pictures as there are samples."""
         if not measure.floor or not isinstance(self.real, Dataset) or sets.train is None:
             return {}
-        count = len(sets.samples)
-        key = space.name, name, count
+        key = space, name, len(sets.samples)
         if key not in self._floors:
             data, other = self.real, sets.train
             if self.heldout is not None and sets.heldout is not None and (measure.alone or self.against == "training"):
                 data, other = self.heldout, sets.heldout
             order = torch.from_numpy(random.permutation(0, "floor", 0, len(other)))
-            if sets.heldout is None:
-                count = min(count, len(order) // 2)
-                reference = other[order[count:]]
-            else:
-                reference = sets.reference
+            count, _ = self._floor_counts(sets)
+            reference = other[order[count:]] if sets.heldout is None else sets.reference
             real = other[order[:count]]
             part = self._part(data, space.name)
             labels = labels_of(part)[order[:count]] if classes_of(part) else None
-            logits = _logits(space, real)
+            logits = space.logits_of(real)
             stand_in = Vectors(real, reference, labels=labels, logits=logits)
             try:
                 fits = self._unfit(name, measure, space, stand_in) is None
@@ -331,7 +369,7 @@ class Evaluator:
         classes = network.classes.cpu()
 
         def measured(pictures: Dataset, wanted: Tensor) -> Estimate:
-            logits = _logits(network, extract(network, pictures, progress=self.progress))
+            logits = network.logits_of(extract(network, pictures, progress=self.progress))
             assert logits is not None
             return label_accuracy(classes[logits.argmax(dim=1)], wanted)
 
@@ -340,18 +378,8 @@ class Evaluator:
             part = self._part(self.heldout, "classifier")
             floor = measured(part, labels_of(part))
         asked = labels >= 0
-        if not bool(asked.any()):
-            return []
         chosen = data if bool(asked.all()) else data.subset(torch.nonzero(asked).flatten().numpy())
         return [row("accuracy", None, measured(chosen, labels[asked]), floor, better="higher")]
-
-
-def _logits(space: Features, vectors: Tensor) -> Tensor | None:
-    """The logits of features, of networks that have classes."""
-    if space.head is None:
-        return None
-    with torch.no_grad():
-        return torch.cat([space.head(part.to(space.device)).cpu() for part in vectors.split(4096)])
 
 
 def _quietly(measure: Measure, sets: Vectors) -> Any:
@@ -361,40 +389,7 @@ def _quietly(measure: Measure, sets: Vectors) -> Any:
         return measure.compute(sets)
 
 
-def _of_pairs(data: Dataset, truths: Tensor) -> list[Row]:
-    """How near pictures are to the real ones that they are to be like."""
-    samples = data.batch(range(len(data)))
-    values = {"PSNR": pairs.psnr, "SSIM": pairs.ssim, "colour error": pairs.colour_error}
-    ways: dict[str, Better] = {"PSNR": "higher", "SSIM": "higher", "colour error": "lower"}
-    rows: list[Row] = []
-    for name, measured in values.items():
-        try:
-            rows.append(row(name, None, pairs.mean(measured(samples, truths)), better=ways[name]))
-        except InputError:
-            # pictures smaller than a window
-            continue
-    return rows
-
-
 def _dataset(samples: Tensor, name: str) -> Dataset:
-    """Gallery in [-1, 1] by their meaning, whatever values they have."""
+    """Samples as pictures: clipped to [-1, 1], as they are when saved."""
     check_images(name, samples)
     return Dataset(samples.detach().float().clamp(-1.0, 1.0).cpu().numpy(), {}, name)
-
-
-def classes_of(data: Dataset) -> tuple[str, ...]:
-    """The names of the classes, of the first column that has some; none where no column has."""
-    return next((column.names for column in data.columns.values() if column.names), ())
-
-
-def labels_of(data: Dataset) -> Int[Tensor, " batch"]:
-    """The classes, of the first column that has names."""
-    column = next(column for column in data.columns.values() if column.names)
-    return column.rows(np.arange(len(data)))
-
-
-def _few(sets: Vectors) -> str | None:
-    """What must be known of a Frechet distance of few samples."""
-    counts = [len(sets.samples), len(sets.reference) if isinstance(sets.reference, Tensor) else sets.reference.samples]
-    few = min(counts) <= sets.samples.shape[1]
-    return "no more pictures than features: judge it by its ratio" if few else None

@@ -84,6 +84,13 @@ class Features:
         with torch.no_grad():
             return self.head(self(images))
 
+    def logits_of(self, vectors: Float[Tensor, "rows features"]) -> Float[Tensor, "rows classes"] | None:
+        """The logits of features that are known, on the CPU; None of networks without classes."""
+        if self.head is None:
+            return None
+        with torch.no_grad():
+            return torch.cat([self.head(part.to(self.device)).cpu() for part in vectors.split(4096)])
+
 
 @contextlib.contextmanager
 def full_precision() -> Generator[None]:

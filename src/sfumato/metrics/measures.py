@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError, nearest
+from sfumato.metrics import pairs
 from sfumato.metrics.classes import diversity
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.frechet import Moments, frechet, frechet_infinity
 from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import cmmd, kid, kid_subsets
 from sfumato.metrics.neighbours import copied_share, nearest_distances, neighbour_ratio, prdc
-from sfumato.metrics.report import Better
+from sfumato.metrics.report import Better, Row, row
 from sfumato.random import permutation
 
 _QUERIES = 2000
@@ -95,6 +96,10 @@ def _prdc(sets: Vectors) -> Values:
     return [(name, value, "higher") for name, value in zip(names, values, strict=True)]
 
 
+def _queries(train: Tensor) -> int:
+    return min(_QUERIES, max(1, len(train) // 10))
+
+
 def _neighbours(sets: Vectors) -> Values:
     train, heldout = sets.train, sets.heldout
     assert train is not None
@@ -102,7 +107,7 @@ def _neighbours(sets: Vectors) -> Values:
     if heldout is None:
         # of one set a random part stands for those held out
         order = torch.from_numpy(permutation(0, "neighbours", 0, len(train)))
-        count = min(_QUERIES, max(1, len(train) // 10))
+        count = _queries(train)
         train, heldout = train[order[count:]], train[order[:count]]
     real = nearest_distances(heldout, train)
     return [
@@ -118,7 +123,8 @@ def _score(sets: Vectors) -> Values:
 
 def _diversity(sets: Vectors) -> Values:
     assert sets.labels is not None
-    return [("diversity", diversity(sets.samples, sets.labels), "floor")]
+    known = sets.labels >= 0
+    return [("diversity", diversity(sets.samples[known], sets.labels[known]), "floor")]
 
 
 MEASURES: dict[str, Measure] = {
@@ -139,3 +145,38 @@ def require_measure(name: str, more: Sequence[str] = ()) -> None:
     """Check that there is a measure of that name, here or among ``more``."""
     if name not in MEASURES and name not in more:
         raise InputError(f"There is no measure {name!r}{nearest(name, [*MEASURES, *more])}")
+
+
+def note_of(title: str, sets: Vectors) -> str | None:
+    """What must be known of a row of few samples."""
+    if title.startswith("FD"):
+        reference = len(sets.reference) if isinstance(sets.reference, Tensor) else sets.reference.samples
+        few = min(len(sets.samples), reference) <= sets.samples.shape[1]
+        return "no more pictures than features: judge it by its ratio" if few else None
+    if title == "copies" and sets.train is not None:
+        known = len(sets.heldout) if sets.heldout is not None else _queries(sets.train)
+        # the percentile of fewer is the least of them
+        return f"a 1st percentile needs 100 held-out pictures, and these are {known}" if known < 100 else None
+    return None
+
+
+def of_pairs(samples: Tensor, truths: Tensor, down: Callable[[Tensor], Tensor] | None = None) -> list[Row]:
+    """How near pictures are to the real ones that they are to be like, and to what both become by ``down``."""
+    measured: list[tuple[str, Callable[[Tensor, Tensor], Tensor], Better]] = [
+        ("PSNR", pairs.psnr, "higher"),
+        ("SSIM", pairs.ssim, "higher"),
+        ("MS-SSIM", pairs.ms_ssim, "higher"),
+        ("colour error", pairs.colour_error, "lower"),
+    ]
+    rows: list[Row] = []
+    for name, measure, better in measured:
+        try:
+            rows.append(row(name, None, pairs.mean(measure(samples, truths)), better=better))
+        except InputError:
+            # pictures smaller than a window
+            continue
+    if down is not None:
+        found = pairs.consistency(samples, down(truths), down)
+        rows.append(row("consistency PSNR", None, pairs.mean(found.psnr), better="higher"))
+        rows.append(row("consistency MSE x 1e5", None, pairs.mean(found.mse), better="lower"))
+    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,8 @@ from sfumato.diffusion.denoiser import Denoise
 from sfumato.errors import InputError, check_arguments
 from sfumato.io.files import read_json
 from sfumato.io.progress import Progress
-from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator, classes_of, labels_of
+from sfumato.metrics.classes import classes_of, labels_of
+from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator
 from sfumato.metrics.frechet import Moments
 from sfumato.metrics.page import write_page
 from sfumato.metrics.report import Report
@@ -103,6 +105,8 @@ def evaluate(
         "device": device,
         "cache": None if cache is None else Path(cache),
     }
+    if heldout is not None and real is None:
+        raise InputError("Held-out pictures are given beside training pictures: evaluate(..., real, heldout=...).")
     if isinstance(subject, Model) and real is None:
         judge = judge_of(subject, data_of(subject), most=most, progress=progress, **settings)
     elif real is None:
@@ -151,6 +155,8 @@ def judged(
         return judge.of_statistics(subject)
     if isinstance(subject, Dataset):
         known = classes_of(judge.real) if isinstance(judge.real, Dataset) else ()
+        if judge.measures and not {"accuracy", "diversity"} & set(judge.measures):
+            known = ()
         report = judge(subject, labels=_matched(subject, known), name=subject.name)
         if page is not None:
             write_page(Path(page), report, judge.gallery(subject))
@@ -161,7 +167,7 @@ def judged(
     count = sample_count(model.config) if samples is None else samples
     seed = config.seed if seed is None else seed
     made = _sampled(model, judge, count, seed, progress, options)
-    report = judge(made.images, labels=made.labels, truths=made.truths, name=made.name)
+    report = judge(made.images, labels=made.labels, truths=made.truths, down=made.down, name=made.name)
     sampling = model.settings(options)[0].model_dump(mode="json")
     report = report.with_settings(step=model.step, seed=seed, sampling=sampling)
     log = None if model.run is None else model.run / "metrics.jsonl"
@@ -186,6 +192,7 @@ class _Made(NamedTuple):
     images: Tensor
     labels: Tensor | None
     truths: Tensor | None
+    down: Callable[[Tensor], Tensor] | None
     name: str
 
 
@@ -213,8 +220,11 @@ def _sampled(
         if tuple(condition.names) == classes_of(judge.real):
             given = model.settings(dict(options))[3]
             labels = model.given(given, seed, 0, count)[name]
-    paired = any(isinstance(condition, LowResolution) for condition in model.conditions.values())
-    return _Made(images, labels, truths if paired else None, "samples" if model.run is None else str(model.run))
+    low = next((c for c in model.conditions.values() if isinstance(c, LowResolution)), None)
+    # how a column of low-resolution images was made is not known
+    down = None if low is None or low.column is not None else partial(low.of, columns={})
+    name = "samples" if model.run is None else str(model.run)
+    return _Made(images, labels, None if low is None else truths, down, name)
 
 
 def _rows(value: Any, count: int, begin: int, end: int) -> Any:
@@ -282,12 +292,13 @@ def _holds_statistics(path: Path) -> bool:
 
 def _matched(data: Dataset, names: tuple[str, ...]) -> Tensor | None:
     """The classes of pictures as numbers of those of the real ones."""
-    own = classes_of(data)
-    if not own or not names:
+    own = classes_of(data) or classes_of(data, 1)
+    if not own or not names or (len(own) == 1 and own[0] not in names):
         return None
     if unknown := [name for name in own if name not in names]:
         raise InputError(
-            f"{data.name} has a class {unknown[0]!r} that the real pictures lack; they are {', '.join(names)}."
+            f"{data.name} has a class {unknown[0]!r} that the real pictures lack; they are {', '.join(names)}. Name "
+            "measures that need no classes to do without, such as --measures fd kid prdc."
         )
     return torch.tensor([names.index(name) for name in own])[labels_of(data)]
 

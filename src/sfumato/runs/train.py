@@ -350,7 +350,12 @@ class _Run:
     def _evaluate(self, model: Model, judge: Evaluator, trainer: Trainer) -> None:
         """Judge samples of the model as it is, log the numbers, and keep the best weights."""
         model.step, best = trainer.step, self.config.evaluation.best
-        report = judged(judge, model, keep=True, overwrite=True, progress=self.reporter.progress)
+        try:
+            report = judged(judge, model, keep=True, overwrite=True, progress=self.reporter.progress)
+        except InputError as error:
+            # such as NaN in samples of an early step: the training goes on
+            self.reporter.say(f"No evaluation at step {trainer.step}: {error}")
+            return
         self.reporter.evaluated(report, model.step)
         if not self.main:
             return
