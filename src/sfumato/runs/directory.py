@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from sfumato.errors import InputError
-from sfumato.io.files import atomic_write, sweep
+from sfumato.io.files import atomic_write, json_object, sweep
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.loop import Diverged, Record, Trainer, stopping_on_signals
 
@@ -217,8 +217,5 @@ def _is_remains(path: Path) -> bool:
 
 
 def _logged_step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        # a line that a crash cut off
-        return 0
+    step = (json_object(line) or {}).get("step")
+    return step if type(step) is int else 0
