@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.reading import load
 
 from sfumato.data.decoding import Target, prepare
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.images import (
     decode_image,
     fit,
@@ -179,3 +179,11 @@ def test_reading_images(tmp_path: Path) -> None:
                 read(tmp_path / path, shape)
     with pytest.raises(InputError, match="16x20"):
         read_mask(tmp_path / "colour.png", (1, 8, 8))
+
+
+def test_an_array_without_a_value_below_0_is_taken_as_it_is_and_said(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    np.save(tmp_path / "x.npy", values)
+    with pytest.warns(SfumatoWarning, match="--value-range 0 1"):
+        assert np.array_equal(read(tmp_path / "x.npy", (1, 8, 8)).numpy(), values)
+    assert np.allclose(read(tmp_path / "x.npy", (1, 8, 8), value_range=(0, 1)).numpy(), values * 2 - 1, atol=1e-6)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import sfumato
 from sfumato.errors import InputError, SfumatoWarning
@@ -149,6 +150,15 @@ def started(run: Path, *more: str) -> subprocess.Popen[str]:
     while not (run / "metrics.jsonl").exists() and time.time() < deadline:
         time.sleep(0.01)
     return process
+
+
+def test_a_run_of_another_process_is_refused_before_data_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: Any) -> None:
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr("sfumato.runs.train.training_data", read)
+    with FileLock(run / ".lock"), pytest.raises(InputError, match="another process"):
+        train(run=run, resume=True)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import sfumato
+from sfumato.cli import main
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import SaveError, write_json
 from sfumato.io.tensors import read_tensors, write_tensors
@@ -82,6 +83,40 @@ def test_a_new_state_outlives_a_broken_later_one(tmp_path: Path) -> None:
     saves.save(8, TENSORS, {})
     found = saves.latest()
     assert found is not None and found[1]["step"] == 8 and names(tmp_path) == ["step-000000008.safetensors"]
+
+
+def test_a_state_is_of_the_step_that_its_name_says(tmp_path: Path) -> None:
+    saves = Checkpoints(tmp_path)
+    saves.save(6, TENSORS, {})
+    (tmp_path / "step-000000006.safetensors").rename(tmp_path / "step-000000007.safetensors")
+    with pytest.raises(InputError, match="holds the step 6"):
+        saves.latest()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"step": ' + "9" * 5000 + "}", "[1]", "{"])
+def test_broken_facts_of_a_file(tmp_path: Path, text: str) -> None:
+    save_file(TENSORS, tmp_path / "x.safetensors", {"sfumato": text})
+    with pytest.raises(InputError, match="JSON"):
+        read_tensors(tmp_path / "x.safetensors")
+
+
+def test_weights_are_as_readable_as_other_files(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x.safetensors", TENSORS, {})
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"step": 1e400, "loss": 1e400}', '{"step": ' + "9" * 5000, "\0", "[1]", '"x"']
+)
+def test_a_damaged_line_of_the_log_is_passed_over(run: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(SystemExit) as end:
+        main(["info", str(run)])
+    assert end.value.code == 0 and "the mean of the last" in capsys.readouterr().out
+    train(run=run, resume=True, training={"steps": 13})
+    assert line not in (run / "metrics.jsonl").read_text(encoding="utf-8")
 
 
 class Bomb:

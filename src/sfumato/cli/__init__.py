@@ -39,7 +39,7 @@ Each command has its own help: sfumato train --help
 
 _LESS = (
     "Take fewer images at once: --training.batch-size, or more parts of a batch with --training.accumulate, when "
-    "training; --batch-size or --count when sampling."
+    "training; --batch-size or --count when sampling. Or take a smaller network."
 )
 
 COMMANDS = {

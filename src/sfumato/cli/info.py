@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from sfumato.cli.commands import TRUST
 from sfumato.cli.flags import Fields, option
 from sfumato.config import Config, parse
 from sfumato.errors import InputError, SfumatoWarning, nearest
-from sfumato.io.files import read_json
+from sfumato.io.files import json_object, read_json
 from sfumato.recipes.published import PRESETS, TRAINED, preset
 
 if TYPE_CHECKING:
@@ -138,10 +138,8 @@ def _macs(number: int) -> str:
 
 
 def _loss(line: str) -> float | None:
-    try:
-        return float(json.loads(line)["loss"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    loss = (json_object(line) or {}).get("loss")
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def _measured(path: Path) -> list[dict[str, Any]]:

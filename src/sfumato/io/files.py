@@ -52,17 +52,31 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
+def json_object(text: str) -> dict[str, Any] | None:
+    """The object that is a text of JSON, None of any other text, as a line that a crash cut off; it may hold NaN."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file, whose numbers are finite; an InputError says what is wrong with it."""
 
     def number(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
-            raise ValueError(f"{text} is no finite number")
+            raise ValueError(f"{text[:20]} is no finite number")
         return value
 
+    def whole(text: str) -> int:
+        number(text)
+        return int(text)
+
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_float=number, parse_constant=number)
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, parse_float=number, parse_int=whole, parse_constant=number)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"it is not valid JSON ({error})"
         raise InputError(f"Could not read {path}: {reason}.") from None

@@ -241,6 +241,9 @@ def read(
         if value_range is not None:
             image = Decoded(values.numpy(), float(values.min()), float(values.max()), "float")
             values = torch.from_numpy(_signed(image, value_range, path))
+        elif values.numel() and float(values.min()) >= 0.0 and float(values.max()) > 0.0:
+            held = f"{path} has no value below 0 and is taken to go from -1 to 1"
+            warnings.warn(f"{held}; if 0 is the lowest value, pass --value-range 0 1.", SfumatoWarning, stacklevel=2)
     elif len(shape) == 3 and shape[0] in names:
         values = _read_file(path, *((shape[1:], names[shape[0]]) if fit else (None, None)), value_range, deep_range)
     else:

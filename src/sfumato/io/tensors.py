@@ -17,14 +17,21 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.io.files import atomic_write
+from sfumato.io.files import atomic_write, json_object
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata as one safetensors file, whole or not at all."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"sfumato": json.dumps(dict(meta))}
-    atomic_write(path, lambda temporary: safetensors.torch.save_file(ready, temporary, metadata=metadata))
+
+    def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        safetensors.torch.save_file(ready, temporary, metadata=metadata)
+        temporary.chmod(mode)  # that library would let nobody else read it
+
+    atomic_write(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,15 +45,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise InputError(f"{path} is a safetensors file, but not one that Sfumato wrote: it has no metadata.")
             # copies: the tensors of an open file are views of it, and the file may go
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            meta = json.loads(text)
-    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+            meta = json_object(text)
+    except (safetensors.SafetensorError, OSError) as error:
         head = b""
         with contextlib.suppress(OSError), path.open("rb") as file:
             head = file.read(4)
         if head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):  # torch.save's zip
             raise InputError(f"{path} is a pickle, which can run any code; only safetensors are read.") from None
         raise InputError(f"{path} is truncated or not a safetensors file ({error}).") from None
-    if not isinstance(meta, dict):
+    if meta is None:
         raise InputError(f"{path} was not written by Sfumato: its metadata is no JSON object.")
     return tensors, meta
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from sfumato.errors import InputError
-from sfumato.io.files import atomic_write, sweep
+from sfumato.io.files import atomic_write, json_object, sweep
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.loop import Diverged, Record, Trainer, stopping_on_signals
 
@@ -89,6 +89,13 @@ class RunDirectory:
             raise InputError(f"{folder} is not a run of Sfumato, so --overwrite will not delete it.")
         return there
 
+    def prepare(self, resume: bool, overwrite: bool) -> None:
+        """Refuse a directory that can't be had, changing nothing; one that is resumed is taken for this process."""
+        if not resume:
+            self.check_free(overwrite)
+        elif self.main and self.lock is None:
+            self._lock()
+
     def _lock(self) -> None:
         """Take the directory for this process; the system lets go of it when the process ends in any way."""
         if self.lock is not None:
@@ -105,8 +112,8 @@ class RunDirectory:
 
     def restore(self, trainer: Trainer, steps: int) -> None:
         """Take up the state of the newest whole checkpoint, for a training to ``steps``."""
+        self.prepare(True, False)
         if self.main:
-            self._lock()
             sweep(self.folder)
         state = self.checkpoints.latest(trainer.check)
         # a run that was stopped before its first checkpoint begins again: all random numbers are the same
@@ -217,8 +224,5 @@ def _is_remains(path: Path) -> bool:
 
 
 def _logged_step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        # a line that a crash cut off
-        return 0
+    step = (json_object(line) or {}).get("step")
+    return step if type(step) is int else 0

@@ -211,9 +211,8 @@ class _Run:
 
     def _train(self, resume: bool, overwrite: bool, budget: float | None) -> Model:
         config = self.config
-        if not resume:
-            # a directory that is taken is refused before data are read
-            self.directory.check_free(overwrite)
+        # a directory that is taken is refused before data are read
+        self.directory.prepare(resume, overwrite)
         loader, heldout = training_data(config, self.data)
         info = describe(loader, len(heldout), config)
         self.reporter.data(config, info)

@@ -23,9 +23,12 @@ class Checkpoints:
         """The states, newest first."""
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.safetensors"
+
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
         """Write the state after ``step`` and forget the oldest beyond those kept."""
-        path = self.folder / f"step-{step:09d}.safetensors"
+        path = self._path(step)
         write_tensors(path, tensors, {**meta, "step": step})
         # a state of a later step is a broken one that resuming passed over: it must not outlive this one
         later, earlier = [p for p in self.paths() if p > path], [p for p in self.paths() if p < path]
@@ -45,6 +48,9 @@ class Checkpoints:
         for path in self.paths():
             try:
                 state = read_tensors(path)
+                step = state[1].get("step")
+                if not isinstance(step, int) or path != self._path(step):
+                    raise InputError(f"{path} is not what its name says: it holds the step {step!r}.")
                 if check is not None:
                     check(*state)
             except InputError as error:

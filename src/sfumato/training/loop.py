@@ -227,7 +227,9 @@ class Trainer:
             what = "loss or objective.times" if absent[0].startswith("loss/") else "model"
             raise InputError(f"The checkpoint is of another {what}: it has no {absent[0]!r}.")
         step, count = facts.get("step"), facts.get("tensors")
-        if type(step) is not int or step < 0 or not isinstance(facts.get("usual_loss"), float) or count != len(tensors):
+        usual = facts.get("usual_loss")  # NaN before the first step
+        known = isinstance(usual, float) and (math.isfinite(usual) or step == 0)
+        if type(step) is not int or step < 0 or not known or count != len(tensors):
             raise InputError(f"The checkpoint is not whole: it has {len(tensors)} tensors and the facts {dict(facts)}.")
 
     def _expected(self) -> dict[str, Tensor]:
