@@ -1,6 +1,6 @@
 """A run that is killed at random moments, in every phase, ends with the same bytes as one that was never stopped.
 
-``SFUMATO_KILLS`` says how many kills; the seed of the moments is fixed. They are moments of computing, not of the
+``SFUMATO_KILLS`` says how many kills; it is also the seed of the moments. They are moments of computing, not of the
 clock, so that a busy machine does not move them, and after the imports, which write nothing: processes are forked from
 one that has done them.
 """
@@ -70,7 +70,7 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         time.sleep(0.01)
     whole.join()
     assert whole.exitcode == 0, said()
-    moments, run, kills, begun = random.Random(0), tmp_path / "killed", 0, 0
+    moments, run, kills, begun = random.Random(KILLS), tmp_path / "killed", 0, 0
     while True:
         resumed = (run / "config.json").exists()
         process = begin(*(("--resume", "killed") if resumed else ("digits", "--run", "killed", *settings)))
