@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 from tests.data.reading import load
 
 from sfumato.data import Dataset
 from sfumato.data.sources import SOURCES
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 
 
 def test_digits() -> None:
@@ -85,3 +86,13 @@ def test_sources_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source
 def test_options_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load("digits", **options)
+
+
+def test_an_empty_sub_folder_is_said_to_be_no_class(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / name / "x.png")
+    with pytest.warns(SfumatoWarning, match="no class 'c'"):
+        data = load(str(tmp_path), columns=("label",), cache=str(tmp_path / "cache"))
+    assert data.columns["label"].names == ("a", "b")

@@ -147,3 +147,13 @@ def test_bad_input(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "pass --value-range 0 2" in capsys.readouterr().err
     options = ("--value-range", "0", "2", "--measures", "fd", "--features", "pixels")
     assert run("evaluate", tmp_path / "empty", "--against", tmp_path / "empty", *options) == 0
+
+
+def test_bits_per_dimension_on_request(tmp_path: Path) -> None:
+    """What the likelihood of the held-out pictures is, beside the other measures."""
+    model = sfumato.train(tiny(training={"steps": 2}, data={"holdout": 4}), run=tmp_path / "run")
+    report = sfumato.evaluate(model, samples=8, features="pixels", measures=("fd", "bits"), progress=False)
+    heldout = sfumato.models.data.data_of(model)[1]
+    known = sfumato.bits_per_dim(model, heldout, bins=heldout.bins, flow=False, seed=1, progress=False).bound
+    assert known is not None and report["bits/dim"].value == pytest.approx(known.mean, rel=1e-6)
+    assert report["bits/dim"].error == pytest.approx(known.standard_error, rel=1e-6)

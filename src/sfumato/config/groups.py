@@ -222,14 +222,14 @@ FEATURES = ("pixels", "classifier", "efficientnet-lite0", "inception", "dinov2",
 
 MEASURES = (
     *("fd", "fd-infinity", "kid", "kid-subsets", "prdc", "neighbours", "is", "diversity", "cmmd"),
-    *("accuracy", "pairs"),
+    *("accuracy", "pairs", "bits"),
 )
 """The measures of an evaluation, by name."""
 
 
 RANKING = (
     *("FD", "FID", "FD∞", "FID∞", "KID", "CMMD", "precision k=3", "recall k=3", "density k=5", "coverage k=5"),
-    *("inception score", "diversity", "accuracy", "PSNR", "SSIM", "colour error"),
+    *("inception score", "diversity", "accuracy", "PSNR", "SSIM", "colour error", "bits/dim"),
 )
 """The rows of an evaluation by which weights can be the best."""
 

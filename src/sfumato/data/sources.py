@@ -159,6 +159,11 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
         # what documents a folder is no picture that was lost
         lost = [name for name in others if "/" in name and not (mimetypes.guess_type(name)[0] or "").startswith(_TEXTS)]
         _require_classes({name.partition("/")[0] for name in lost}, set(of_image), folder, _kinds(lost))
+        held = {name.partition("/")[0] for name in (*names, *others)}
+        empty = sorted(path.name for path in folder.iterdir() if path.is_dir() and _shown(path.name))
+        if empty := [name for name in empty if name not in held]:
+            text = f"{folder}: no class {', '.join(map(repr, empty[:5]))}: its sub-folder is empty."
+            warnings.warn(text, SfumatoWarning, stacklevel=3)
     if others:
         text = f"{folder}: passed over what is no image that Pillow reads, {_kinds(others)}."
         warnings.warn(text, SfumatoWarning, stacklevel=3)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -12,8 +10,11 @@ from html import escape
 from io import StringIO
 from pathlib import Path
 
+from sfumato.io.files import json_object
+
 Points = list[tuple[float, float]]
 
+_LARGEST = 1e300
 _POINTS = 300  # of a curve: more are averaged in groups
 _INK = "#010203"  # drawn in the colour of the page's text
 _LEVEL = "heldout_loss at log-SNR "
@@ -23,13 +24,10 @@ def read_curves(path: Path) -> dict[str, Points]:
     """The finite numbers of each name over the optimizer steps; lines that a crash cut off are passed over."""
     curves: dict[str, Points] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-            step = values.pop("step")
-        except (ValueError, KeyError, AttributeError):
-            continue
+        values = json_object(line) or {}
+        step = values.pop("step", None)
         for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if all(isinstance(number, int | float) and abs(number) < _LARGEST for number in (step, value)):
                 curves.setdefault(name, []).append((float(step), float(value)))
     return curves
 

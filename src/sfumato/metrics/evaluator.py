@@ -43,7 +43,7 @@ _DENSITY = 5
 _UNKNOWN = 1 << 40
 """The number of pictures of published statistics that do not say it: they are taken to be many."""
 
-MORE = ("accuracy", "pairs")
+MORE = ("accuracy", "pairs", "bits")
 """Measures that no space of features has."""
 
 

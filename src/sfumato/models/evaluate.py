@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,11 +23,13 @@ from sfumato.errors import InputError, check_arguments
 from sfumato.io.files import read_json
 from sfumato.io.progress import Progress
 from sfumato.metrics.classes import classes_of, labels_of
+from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator
 from sfumato.metrics.frechet import Moments
 from sfumato.metrics.page import write_page
-from sfumato.metrics.report import Report
+from sfumato.metrics.report import Report, Row, row
 from sfumato.models.data import SPLIT_SEED, data_of, examples, read_data
+from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model, as_model, load
 from sfumato.models.storage import read_config, write_record
 
@@ -170,6 +173,8 @@ def judged(
     report = judge(made.images, labels=made.labels, truths=made.truths, down=made.down, name=made.name)
     sampling = model.settings(options)[0].model_dump(mode="json")
     report = report.with_settings(step=model.step, seed=seed, sampling=sampling)
+    if "bits" in judge.measures:
+        report = replace(report, rows=(*report.rows, _bits(model, judge, seed)))
     log = None if model.run is None else model.run / "metrics.jsonl"
     if keep and model.run is not None and _is_main():
         value = {"step": model.step, "samples": count, **report.to_dict()}
@@ -178,6 +183,26 @@ def judged(
         log = log if log is not None and log.exists() else None
         write_page(Path(page), report, judge.gallery(made.images, made.labels), metrics=log)
     return report
+
+
+_IMAGES_OF_BITS = 100
+"""Held-out pictures whose likelihood an evaluation computes, at most."""
+
+
+def _bits(model: Model, judge: Evaluator, seed: int) -> Row:
+    """Bits per dimension of held-out pictures: the variational bound; of data that are not quantized, the flow."""
+    data = judge.heldout if judge.heldout is not None else judge.real
+    if not isinstance(data, Dataset):
+        raise InputError("bits needs the real pictures; a file of statistics holds a mean and a covariance only.")
+    bins, part = data.bins, data.subset(range(min(len(data), _IMAGES_OF_BITS)))
+    likelihood = bits_per_dim(
+        model, part, bins=bins, bound=bins is not None, flow=bins is None, seed=seed, progress=judge.progress
+    )
+    known = likelihood.bound or likelihood.flow
+    assert known is not None
+    what = "variational bound" if likelihood.bound is not None else "density of the probability flow"
+    value = Estimate(known.mean, known.standard_error, f"{what}, spread over {len(part)} pictures")
+    return row("bits/dim", None, value, better="lower")
 
 
 def recorded(path: Path, measure: str) -> float | None:
