@@ -178,6 +178,9 @@ def test_report_and_table(real: Report) -> None:
     console.print(table(real, real))
     text = console.export_text()
     assert "FD ↓" in text and "classifier" in text and "FID" not in text and "600 samples" in text
+    others = Report("few", {}, (row("FD", "classifier", Estimate(1.0), Estimate(77.0)),))
+    console.print(table(real, others))
+    assert "/ 77" in " ".join(console.export_text().split())
     with pytest.raises(InputError, match=r"no measure 'KIT'.*KID"):
         real["KIT"]
     infinite = Report("x", {}, (row("PSNR", None, Estimate(math.inf), better="higher"),))

@@ -122,6 +122,9 @@ def test_bad_input(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one.png")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/x.png").write_bytes(b"no picture")
+    (tmp_path / "sizes").mkdir()
+    for side in (8, 9):
+        Image.fromarray(np.full((side, 8), 255, np.uint8)).save(tmp_path / "sizes" / f"{side}.png")
     for arguments, words in (
         ((pictures / "a",), "--against REAL"),
         ((pictures / "a", "--against", tmp_path / "empty"), "no images"),
@@ -132,6 +135,8 @@ def test_bad_input(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         ((pictures / "a", "--against", pictures / "b", "--measures", "kit"), "'kid'"),
         ((pictures / "a", "--against", pictures / "b", "--measures", "kid-subsets"), "1000"),
         ((pictures / "a", pictures / "b", "--against", pictures / "b", "--page", "x.html"), "one set"),
+        ((pictures / "a", "--against", pictures / "b", "--samples", "10"), "is for runs"),
+        ((tmp_path / "sizes", "--against", pictures / "b"), "pass --size"),
         ((), "which run or which pictures"),
     ):
         assert run("evaluate", *arguments) == 2, arguments
