@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sfumato.metrics.cache import write_statistics
 from tests.training.tiny import LABELLED, tiny
 
 
-def run(*arguments: str) -> int:
+def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         main(list(map(str, arguments)))
     return int(end.value.code or 0)
@@ -114,6 +115,25 @@ def test_training_judges_on_a_schedule_and_keeps_the_best(tmp_path: Path) -> Non
     # a complete run that is resumed logs nothing twice
     sfumato.train(run=tmp_path / "run", resume=True)
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_a_failed_evaluation_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of an early step whose samples are NaN."""
+    from sfumato.runs import train
+
+    judged, steps = train.judged, list[int]()
+
+    def fails_first(judge: Any, model: Any, **options: Any) -> Any:
+        steps.append(model.step)
+        if len(steps) == 1:
+            raise InputError("samples holds NaN")
+        return judged(judge, model, **options)
+
+    monkeypatch.setattr(train, "judged", fails_first)
+    evaluation = {"samples": 20, "every": 2, "best": "FD", "measures": ("fd",)}
+    model = sfumato.train(tiny(conditions=LABELLED, evaluation=evaluation, training={"steps": 4}), run=tmp_path / "run")
+    assert model.step == 4 and steps == [2, 4]
+    assert json.loads((tmp_path / "run/best/evaluation.json").read_text())["settings"]["step"] == 4
 
 
 @pytest.mark.usefixtures("unchecked")
