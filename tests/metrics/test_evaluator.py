@@ -61,7 +61,7 @@ def test_real_pictures_are_at_the_floor(real: Report) -> None:
 def test_numbers_are_those_of_the_functions(
     real: Report, judge: Evaluator, sets: tuple[Dataset, Dataset, Dataset]
 ) -> None:
-    space = judge._network("classifier")
+    space = judge._network("classifier")  # pyright: ignore[reportPrivateUsage]
     samples, train, heldout = (space(part(data, 0, len(data))) for data in sets)
     known = frechet(samples, heldout)
     assert real["FD"].value == pytest.approx(known.value, rel=1e-5)
@@ -178,6 +178,9 @@ def test_report_and_table(real: Report) -> None:
     console.print(table(real, real))
     text = console.export_text()
     assert "FD ↓" in text and "classifier" in text and "FID" not in text and "600 samples" in text
+    others = Report("few", {}, (row("FD", "classifier", Estimate(1.0), Estimate(77.0)),))
+    console.print(table(real, others))
+    assert "/ 77" in " ".join(console.export_text().split())
     with pytest.raises(InputError, match=r"no measure 'KIT'.*KID"):
         real["KIT"]
     infinite = Report("x", {}, (row("PSNR", None, Estimate(math.inf), better="higher"),))
@@ -242,4 +245,4 @@ def test_names_of_measures_and_features_are_those_of_the_settings() -> None:
 
 def test_labels_of_a_column_with_names() -> None:
     data = Dataset(np.zeros((4, 1, 2, 2), np.uint8), {"kind": Column(np.array([0, 1, 1, 0]), ("a", "b"))})
-    assert Evaluator(data, progress=False)._classified()[1].tolist() == [0, 1, 1, 0]
+    assert Evaluator(data, progress=False)._classified()[1].tolist() == [0, 1, 1, 0]  # pyright: ignore[reportPrivateUsage]

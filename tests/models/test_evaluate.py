@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sfumato.metrics.cache import write_statistics
 from tests.training.tiny import LABELLED, tiny
 
 
-def run(*arguments: str) -> int:
+def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         main(list(map(str, arguments)))
     return int(end.value.code or 0)
@@ -116,12 +117,34 @@ def test_training_judges_on_a_schedule_and_keeps_the_best(tmp_path: Path) -> Non
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == len(lines)
 
 
+def test_a_failed_evaluation_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of an early step whose samples are NaN."""
+    from sfumato.runs import train
+
+    judged, steps = train.judged, list[int]()
+
+    def fails_first(judge: Any, model: Any, **options: Any) -> Any:
+        steps.append(model.step)
+        if len(steps) == 1:
+            raise InputError("samples holds NaN")
+        return judged(judge, model, **options)
+
+    monkeypatch.setattr(train, "judged", fails_first)
+    evaluation = {"samples": 20, "every": 2, "best": "FD", "measures": ("fd",)}
+    model = sfumato.train(tiny(conditions=LABELLED, evaluation=evaluation, training={"steps": 4}), run=tmp_path / "run")
+    assert model.step == 4 and steps == [2, 4]
+    assert json.loads((tmp_path / "run/best/evaluation.json").read_text())["settings"]["step"] == 4
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one.png")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/x.png").write_bytes(b"no picture")
+    (tmp_path / "sizes").mkdir()
+    for side in (8, 9):
+        Image.fromarray(np.full((side, 8), 255, np.uint8)).save(tmp_path / "sizes" / f"{side}.png")
     for arguments, words in (
         ((pictures / "a",), "--against REAL"),
         ((pictures / "a", "--against", tmp_path / "empty"), "no images"),
@@ -132,6 +155,8 @@ def test_bad_input(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         ((pictures / "a", "--against", pictures / "b", "--measures", "kit"), "'kid'"),
         ((pictures / "a", "--against", pictures / "b", "--measures", "kid-subsets"), "1000"),
         ((pictures / "a", pictures / "b", "--against", pictures / "b", "--page", "x.html"), "one set"),
+        ((pictures / "a", "--against", pictures / "b", "--samples", "10"), "is for runs"),
+        ((tmp_path / "sizes", "--against", pictures / "b"), "pass --size"),
         ((), "which run or which pictures"),
     ):
         assert run("evaluate", *arguments) == 2, arguments

@@ -73,6 +73,9 @@ def evaluate(arguments: list[str]) -> int:
     from sfumato.models.evaluate import evaluate as judge
     from sfumato.models.evaluate import is_run
 
+    drawn = [name for name in scanned.values if name in ("samples", "seed") or name.partition(".")[0] not in fields]
+    if drawn and not any(is_run(word) for word in sets):
+        raise InputError(f"--{drawn[0].replace('_', '-')} is for runs, which are sampled from; all of a set is judged.")
     reports: list[Report] = []
     options = parsed[0][0]
     for options, sampling, given in parsed:
@@ -97,7 +100,9 @@ def evaluate(arguments: list[str]) -> int:
                 **more,
             )
         except InputError as error:
-            raise InputError(str(error).replace(FLAG, "--value-range")) from error
+            # options of the data of a run have other names here
+            said = str(error).replace(FLAG, "--value-range").replace("--data.size", "--size")
+            raise InputError(said.replace("--data.channels", "--channels")) from error
         reports.append(report)
     if options.json:
         values = [report.to_dict() for report in reports]

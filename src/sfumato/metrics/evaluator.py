@@ -144,7 +144,7 @@ class Evaluator:
             )
         plan, notes, rows = self._plan(data), list[str](), list[Row]()
         for space, measures in plan:
-            rows += self._in_space(space, measures, data, labels, notes)
+            rows += self._in_space(space, measures, data, labels, notes) if measures else []
         if labels is not None and (not self.measures or "accuracy" in self.measures):
             rows += self._accuracy(data, labels)
         if truths is not None and (not self.measures or "pairs" in self.measures):

@@ -181,8 +181,10 @@ def table(*reports: Report) -> Table:
         ratio = f"{known.ratio:.2f}" if known.ratio is not None and known.measure in ("FD", "diversity") else ""
         if known.features != last:
             result.add_section()
+        # sets of other counts have other floors
+        floors = dict.fromkeys(number(entry.floor, entry.floor_error) for entry in entries if entry is not None)
         cells = [f"{known.name}{star} {_ARROWS[known.better]}", "" if known.features == last else known.features or ""]
-        result.add_row(*cells, *values, number(known.floor, known.floor_error), *([ratio] if single else []))
+        result.add_row(*cells, *values, " / ".join(filter(None, floors)), *([ratio] if single else []))
         last = known.features
     lines = [] if single else [f"{report.name}: {_counts(report)}" for report in reports]
     lines += [f"{mark} {note}" for note, mark in marks.items()]

@@ -127,7 +127,10 @@ def evaluate(
 def judge_of(model: Model, data: tuple[Dataset, Dataset], **options: Any) -> Evaluator:
     """The judge of a model by its training and held-out pictures, as its configuration says where no options do."""
     if len(data[1]) < 2:
-        raise InputError("An evaluation needs held-out images; train with data.holdout of at least 2.")
+        raise InputError(
+            "An evaluation needs held-out images; train with data.holdout of at least 2, or name real ones: "
+            "--against DATA."
+        )
     usual = model.config.evaluation
     settings: dict[str, Any] = {"against": usual.against, "spaces": usual.features, "measures": usual.measures}
     settings |= {name: value for name, value in options.items() if value}
