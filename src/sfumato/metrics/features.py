@@ -29,7 +29,7 @@ from sfumato.metrics.report import titled
 from sfumato.networks.execution import copy_sharing_weights
 from sfumato.random import sent
 
-VERSION = 1
+VERSION = 2
 """Of what is computed here; another one makes the identity of all features another."""
 
 _BATCHES = {"cpu": 32, "cuda": 256}
