@@ -297,7 +297,7 @@ def test_of_several_processes_one_works(
     name: str, launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A command whose work is not shared is done once, and told to be started once."""
-    if name in ("train", "likelihood"):
+    if name in ("train", "evaluate", "likelihood"):
         return
     monkeypatch.setenv(f"{launcher}SIZE" if launcher else "WORLD_SIZE", "2")
     rank = f"{launcher}RANK"
@@ -317,6 +317,15 @@ def test_torchrun_of_a_command_that_takes_one_process(trained: str, tmp_path: Pa
     said, errors = process.communicate()
     assert process.returncode == 0, errors
     assert said.count("2 images: x.npz") == 1 and errors.count("sample takes one") == 1
+    judged: list[dict[str, Any]] = []
+    for processes in (1, 2):
+        options = ("--features", "pixels", "--measures", "fd", "kid", "--samples", "31", "--steps", "2", "--json")
+        process = command("evaluate", trained, *options, cwd=tmp_path, processes=processes)
+        said, errors = process.communicate()
+        assert process.returncode == 0, errors
+        judged.append(json.loads(said))
+    values = [[row["value"] for row in report["rows"]] for report in judged]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
     found: list[dict[str, Any]] = []
     for processes in (1, 2):
         asked = ("likelihood", trained, "--images", "4", "--steps", "4", "--what", "bound", "--json")

@@ -224,6 +224,8 @@ def test_bad_input(sets: tuple[Dataset, Dataset, Dataset], judge: Evaluator) -> 
         Evaluator(sets[1], measures=("kit",))
     with pytest.raises(InputError, match="kid-subsets needs at least 1000 samples"):
         Evaluator(sets[1], sets[2], measures=("kid-subsets",), spaces=("pixels",), progress=False)(good)
+    with pytest.raises(InputError, match="no weights and no resizing"):
+        Evaluator(sets[1], spaces=("pixels",), resize="clean-fid")
     with pytest.raises(InputError, match="heldout or training"):
         Evaluator(sets[1], against="nothing")
     with pytest.raises(InputError, match="classes of the real"):

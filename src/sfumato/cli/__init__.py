@@ -57,7 +57,7 @@ COMMANDS = {
 }
 """The commands, each with the function that runs it."""
 
-_SHARED = ("train", "likelihood")  # the commands whose work several processes share
+_SHARED = ("train", "evaluate", "likelihood")  # the commands whose work several processes share
 _LAUNCHED = {"WORLD_SIZE": "RANK", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK", "PMI_SIZE": "PMI_RANK"}
 
 

@@ -24,7 +24,8 @@ Judge samples against real pictures: each measure with its standard error, besid
 A SET is a run, which is sampled from and compared with the held-out pictures of its data; or a folder of pictures, an
 .npy or .npz file, data by name, or an .npz of published statistics (mu and sigma), compared with --against REAL.
 
-Several sets make one table: sfumato evaluate A B --against REAL. Options of sampling are for runs.
+Several sets make one table: sfumato evaluate A B --against REAL. Options of sampling are for runs. Several processes
+share the samples of a run: torchrun --nproc-per-node 2 -m -- sfumato evaluate RUN.
 """
 
 
@@ -67,18 +68,19 @@ def evaluate(arguments: list[str]) -> int:
     lines = [[*scanned.options, word] if word else scanned.options for word in sets]
     parsed = [with_sampling("sfumato evaluate", line, fields, _TEXT) for line in lines]
     check_free(parsed[0][0].page, parsed[0][0].overwrite)
-    from rich.console import Console
-
-    from sfumato.metrics.report import table
     from sfumato.models.evaluate import evaluate as judge
     from sfumato.models.evaluate import is_run
+    from sfumato.runs.setup import accelerator_without_settings
 
     drawn = [name for name in scanned.values if name in ("samples", "seed") or name.partition(".")[0] not in fields]
     if drawn and not any(is_run(word) for word in sets):
         raise InputError(f"--{drawn[0].replace('_', '-')} is for runs, which are sampled from; all of a set is judged.")
+    accelerator = accelerator_without_settings()
     reports: list[Report] = []
     options = parsed[0][0]
     for options, sampling, given in parsed:
+        if accelerator.num_processes > 1:
+            options.device = str(accelerator.device)
         subject: Any = options.run
         more = {name: getattr(options, name) for name in _READING}
         if is_run(subject):
@@ -104,6 +106,17 @@ def evaluate(arguments: list[str]) -> int:
             said = str(error).replace(FLAG, "--value-range").replace("--data.size", "--size")
             raise InputError(said.replace("--data.channels", "--channels")) from error
         reports.append(report)
+    if accelerator.is_main_process:
+        _show(reports, options)
+    accelerator.end_training()
+    return 0
+
+
+def _show(reports: list[Report], options: Any) -> None:
+    from rich.console import Console
+
+    from sfumato.metrics.report import table
+
     if options.json:
         values = [report.to_dict() for report in reports]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=2))
@@ -111,4 +124,3 @@ def evaluate(arguments: list[str]) -> int:
         Console().print(table(*reports))
     if options.page is not None:
         print(f"page: {options.page}")
-    return 0

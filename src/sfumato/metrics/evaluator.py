@@ -100,6 +100,10 @@ class Evaluator:
             require_measure(name, MORE)
         if self.against not in ("heldout", "training"):
             raise InputError(f"Samples are compared with heldout or training pictures; got {self.against!r}.")
+        if (self.weights or self.resize) and self.spaces and {*self.spaces} <= {"pixels", "classifier"}:
+            raise InputError(
+                f"The features {self.spaces[0]} have no weights and no resizing to choose; leave them out."
+            )
         if isinstance(self.real, Path):
             self.real = self._statistics(self.real)
         for what, data in (("training", self.real), ("held-out", self.heldout)):
