@@ -146,9 +146,11 @@ def test_the_commands_of_the_readme_run(
 
 
 def skeleton(output: str) -> list[str]:
-    """The lines of a training without their numbers and rules; a pipe has more of those that say the step."""
+    """The lines of a training without their numbers and rules, and without those that say the step and the time."""
     lines = [re.sub(r"-?[\d.,:]+", "#", " ".join(line.split())) for line in output.splitlines()]
-    return [re.sub(r"[━─┏┓┡┩└┘┳╇┴├┤┼]+", "-", line) for line in lines if line and not line.startswith("step ")]
+    return [
+        re.sub(r"[━─┏┓┡┩└┘┳╇┴├┤┼]+", "-", line) for line in lines if line and not line.startswith(("step ", "time "))
+    ]
 
 
 @pytest.mark.slow
