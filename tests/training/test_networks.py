@@ -104,7 +104,7 @@ def test_vectors_with_labels(tmp_path: Path) -> None:
     drawn = model.sample(100, label=2)
     assert drawn.shape == (100, 2) and float(((drawn[:, 0] > 0.3) & (drawn[:, 1] < -0.3)).float().mean()) > 0.95
     found = sfumato.evaluate(model, samples=200)
-    assert found.accuracy == 1.0 and {space.space for space in found.spaces} == {"pixels", "classifier"}
+    assert found["accuracy"].floor == 1.0 and {row.features for row in found.rows} == {"pixels", "classifier", None}
 
 
 def test_vectors_from_a_file_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
