@@ -72,9 +72,11 @@ def evaluate(arguments: list[str]) -> int:
     from sfumato.models.evaluate import is_run
     from sfumato.runs.setup import accelerator_without_settings
 
-    drawn = [name for name in scanned.values if name in ("samples", "seed") or name.partition(".")[0] not in fields]
-    if drawn and not any(is_run(word) for word in sets):
-        raise InputError(f"--{drawn[0].replace('_', '-')} is for runs, which are sampled from; all of a set is judged.")
+    of_runs = [name for name in scanned.values if name in ("samples", "seed") or name.partition(".")[0] not in fields]
+    if of_runs and not any(is_run(word) for word in sets):
+        raise InputError(
+            f"--{of_runs[0].replace('_', '-')} is for runs, which are sampled from; all of a set is judged."
+        )
     accelerator = accelerator_without_settings()
     reports: list[Report] = []
     options = parsed[0][0]

@@ -102,7 +102,7 @@ def _estimate(sums: _Sums, scale: float = 1.0, biased: bool = False) -> Estimate
     return Estimate(value, scale * math.sqrt(variance), "jackknife over samples")
 
 
-def kid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], seed: int = 0) -> Estimate:
+def kid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Estimate:
     r"""The kernel inception distance (Binkowski et al., 2018, in any features): all pairs of samples, unbiased.
 
     .. math::
@@ -111,7 +111,7 @@ def kid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], seed: int = 0) -> Esti
 
     in float64 and in blocks. It may be negative, as an unbiased estimate of a small number is. The error is that of the
     jackknife over single samples (Arvesen, 1969, for such statistics); for sets of one distribution it is too wide.
-    ``seed`` has no effect, as nothing is drawn; `kid_subsets` is the convention of most tables.
+    `kid_subsets` is the convention of most tables.
     """
     first, second = _checked(a, b)
     return _estimate(_sums(first, second, _cubic))

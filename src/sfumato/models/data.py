@@ -37,10 +37,9 @@ def data_of(model: Model) -> tuple[Dataset, Dataset]:
     return read_data(model.config) if model.data is None else model.data
 
 
-def given_data(data: Any, heldout: Any = None) -> tuple[Dataset, Dataset]:
-    """Training and held-out images of what a person passes; without held-out ones they are a tenth."""
-    train_set = Dataset.of(data)
-    return train_set.split(0.1, SPLIT_SEED) if heldout is None else (train_set, Dataset.of(heldout))
+def given_data(data: Any) -> tuple[Dataset, Dataset]:
+    """Training and held-out images of what a person passes, of which a tenth is held out."""
+    return Dataset.of(data).split(0.1, SPLIT_SEED)
 
 
 def training_data(config: Config, data: tuple[Dataset, Dataset] | None = None) -> tuple[Loader, Dataset]:
