@@ -30,7 +30,7 @@ def test_every_published_model_is_a_recipe() -> None:
         assert parse(Config, config.model_dump(mode="json")) == config
 
 
-@pytest.mark.parametrize("name", ["digits", "small", "images", "ddpm", "vectors"])
+@pytest.mark.parametrize("name", ["digits", "small", "cifar", "images", "ddpm", "vectors"])
 def test_every_recipe_is_a_configuration(name: str) -> None:
     config = parse(Config, recipes.named(name, None))
     assert parse(Config, config.model_dump(mode="json")) == config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sfumato.cli import flags
 from sfumato.cli.commands import PRINT, TRUST, print_settings
@@ -28,6 +28,12 @@ _TRAIN_OPTIONS: Fields = {
         str | None,
         "Settings to start from: digits, small, images, ddpm, vectors, or a published model by a name that "
         "sfumato info --presets lists (default: as suits DATA).",
+    ),
+    "task": option(
+        Literal["generate", "classify", "upscale"],
+        "What is trained: a model that generates, a classifier of noisy images for guidance, or a model that scales "
+        "images up.",
+        "generate",
     ),
     "condition": option(
         tuple[str, ...],
@@ -106,7 +112,7 @@ def train(arguments: list[str]) -> int:
 
 def _usual_budget(scanned: Scanned, config: Config) -> str | None:
     """The budget of who names none: for images, on a machine on which the recipe could take days."""
-    decided = {"resume", "recipe", "config", "training.steps", "init_from"} & scanned.values.keys()
+    decided = {"resume", "recipe", "config", "training.steps", "init_from", "task"} & scanned.values.keys()
     suits = config.data.source != "digits" and config.model.network.kind != "mlp"
     return "30m" if suits and not decided and not has_gpu() else None
 
@@ -114,13 +120,13 @@ def _usual_budget(scanned: Scanned, config: Config) -> str | None:
 def _base_config(scanned: Scanned) -> Config:
     """The configuration that the options start from: of the run, or of recipe, file, conditions and kinds."""
     source = next(iter(scanned.words), None) or scanned.value("data.source")
-    resume, file, recipe, start = (scanned.value(name) for name in ("resume", "config", "recipe", "init_from"))
+    resume, file, recipe, start, task = map(scanned.value, ("resume", "config", "recipe", "init_from", "task"))
     trust = "trust" in scanned.values
     if resume is not None:
-        if any(given is not None for given in (source, file, recipe, start)):
+        if any(given is not None for given in (source, file, recipe, start, task)):
             raise InputError(
-                "A run that is resumed has its data and settings; leave DATA, --config and --recipe out. A new run can "
-                "start from its weights: --init-from."
+                "A run that is resumed has its data and settings; leave DATA, --config, --recipe and --task out. A new "
+                "run can start from its weights: --init-from."
             )
         from sfumato.models.storage import read_config
 
@@ -134,7 +140,7 @@ def _base_config(scanned: Scanned) -> Config:
         layout = scanned.value("data.layout") or of_file.get("layout")
         if start is not None and recipe is not None:
             raise InputError("--init-from has the settings of its run; leave --recipe out.")
-        values = named(recipe, source or of_file.get("source"), layout, gpu=has_gpu())
+        values = named(recipe, source or of_file.get("source"), layout, gpu=has_gpu(), task=task or "generate")
         values = merge(values if start is None else _settings_to_go_on(start, trust), over)
         if file is not None:
             parse(Config, values, origin=str(file), trust=trust)

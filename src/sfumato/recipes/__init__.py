@@ -21,8 +21,8 @@ def _read(name: str) -> Recipe:
     return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
 
 
-_FILES = ("digits", "small", "images", "ddpm", "vectors")
-digits, small, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
+_FILES = ("digits", "small", "cifar", "images", "ddpm", "vectors")
+digits, small, cifar, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{name: partial(_read, name) for name in _FILES},
@@ -31,15 +31,32 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """Whole configurations by name, including those of published models."""
 
 
-def named(recipe: str | None, source: str | None, layout: str | None = None, *, gpu: bool = True) -> Recipe:
-    """The recipe of that name, or the one that suits the data and the machine, for that source of data.
+TASKS = ("generate", "classify", "upscale")
+"""What a training can be for; each but generate has a recipe of its name."""
+
+
+def named(
+    recipe: str | None,
+    source: str | None,
+    layout: str | None = None,
+    *,
+    gpu: bool = True,
+    task: str = "generate",
+) -> Recipe:
+    """The recipe of that name, or the one that suits the task, the data and the machine, for that source of data.
 
     Args:
         recipe: its name.
         source: a name or path of data.
         layout: the layout of their array; NC are vectors.
         gpu: whether there is a GPU; without one, images have the recipe ``small``.
+        task: what the training is for, one of :data:`TASKS`.
     """
+    if task not in TASKS:
+        raise InputError(f"There is no task {task!r}{nearest(task, TASKS)}")
+    if recipe is not None and task != "generate":
+        raise InputError(f"The task {task} has its own recipe; leave {recipe!r} or the task out.")
+    recipe = recipe if task == "generate" else task
     if recipe is not None and recipe not in RECIPES:
         raise InputError(f"There is no recipe {recipe!r}{nearest(recipe, RECIPES)}")
     suits = "vectors" if layout == "NC" else "digits" if source in (None, "digits") else "images" if gpu else "small"

@@ -103,7 +103,7 @@ def train(
     config, network = _resolved(config, given, network, changes, trust)
     if stored is not None:
         _check_same(stored, config, {"network"} if own_network else set())
-    run = Path(run) if run is not None else Path("runs") / default_name(config.data.source)
+    run = Path(run) if run is not None else Path("runs") / default_name(config)
     sets = None
     if given is not None:
         sets = (given, Dataset.of(heldout)) if heldout is not None else given.split(config.data.holdout, SPLIT_SEED)
@@ -156,9 +156,11 @@ def _described(network: Any) -> tuple[nn.Module | None, Mapping[str, Any]]:
     return module, {"kind": "given"}
 
 
-def default_name(source: str) -> str:
-    """The name of a run of this data."""
-    return Path(source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
+def default_name(config: Config) -> str:
+    """The name of a run: that of its data, with what is trained on them where they are not generated."""
+    name = Path(config.data.source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
+    low = [one for one in config.conditions.values() if one.kind == "low_resolution" and one.column is None]
+    return f"{name}-x{low[0].factor}" if low else name
 
 
 def _check_same(stored: Config, wanted: Config, model: set[str]) -> None:
