@@ -20,7 +20,8 @@ import numpy as np
 
 from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns, sorted_classes
 from sfumato.data.dataset import Column, Dataset
-from sfumato.data.decoding import Encoded, Target, decode, prepare
+from sfumato.data.decoding import Encoded, Target, prepare
+from sfumato.data.tiles import cut, decode_tiles
 from sfumato.errors import InputError, SfumatoWarning, check_arguments, nearest
 from sfumato.io.images import CHANNELS, Array, height_width
 from sfumato.io.ranges import FLAG
@@ -42,8 +43,26 @@ def digits() -> Dataset:
     return Dataset(images, {"label": column}, "digits")
 
 
-SOURCES: dict[str, Callable[[], Dataset]] = {"digits": digits}
+def photos(tile: int = 128) -> Dataset:
+    """The photographs of scikit-image and scikit-learn in tiles, uint8; those of the astronaut are held out."""
+    try:
+        skimage: Any = importlib.import_module("skimage.data")
+    except ImportError:
+        raise InputError('photos needs scikit-image; install it with: pip install "sfumato[photos]"') from None
+    from sklearn.datasets import load_sample_images
+
+    names = ("chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
+    pictures: list[Array] = [skimage.astronaut(), *(getattr(skimage, name)() for name in names)]
+    bunch: Any = load_sample_images()
+    cuts = [cut(np.moveaxis(np.asarray(picture), -1, 0), tile) for picture in (*pictures, *bunch.images)]
+    groups = np.repeat(np.arange(len(cuts)) - 1, [len(tiles) for tiles in cuts])
+    return Dataset(np.concatenate(cuts), {}, "photos", groups=groups)
+
+
+SOURCES: dict[str, Callable[..., Dataset]] = {"digits": digits, "photos": photos}
 """Data sets with a name; one function each."""
+
+_LARGEST_TILE = 256  # of the embedded photographs, of which the smallest has 300 rows
 
 
 def load(
@@ -56,12 +75,15 @@ def load(
     crop: Literal["center", "none"] = "center",
     workers: int = 4,
     cache: str | None = None,
+    tile: int | None = None,
+    shrink: int = 1,
     columns: Collection[str] = (),
 ) -> Dataset:
     """Data by name or path.
 
-    A source is ``digits``; a folder of images (of any format that Pillow reads; searched with its sub-folders, in
-    sorted order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one array of several
+    A source is ``digits``; ``photos``, eight photographs that scikit-image and scikit-learn carry; a folder of images
+    (of any format that Pillow reads; searched with its sub-folders, in sorted order); a ``.npy`` or ``.npz`` file as
+    :func:`sfumato.data.arrays.read_arrays` reads it, one array of several
     as ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with
     ``:SPLIT``, or ``hf:PATH`` of a local folder (needs ``pip install "sfumato[hf]"``).
 
@@ -80,6 +102,9 @@ def load(
         crop: how the size is reached: center scales to cover it and cuts what is over, none stretches.
         workers: the number of threads that decode and resize images.
         cache: the folder that keeps decoded images (default: sfumato in the user's folder for caches).
+        tile: cut pictures of any size into overlapping tiles of this side, in pixels; tiles of one picture are held out
+            together (default: not; photos: 128).
+        shrink: make pictures so many times smaller before they are cut into tiles, which takes away traces of JPEG.
         columns: the names of columns that must be there, such as label: the sub-folders of a folder, which has labels
             only then, or the labels of another source; further arrays of an .npz with a row per image.
     """
@@ -96,7 +121,13 @@ def load(
     if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
         raise InputError(f"{FLAG} {value_range[0]:g} {value_range[1]:g}: expected LOWEST HIGHEST, such as 0 255.")
     sides = None if size is None else height_width(size, "size")
-    target = Target(sides, channels, crop, workers, cache, value_range)
+    target = Target(sides, channels, crop, workers, cache, value_range, tile, shrink)
+    if (tile is not None and tile < 8) or shrink < 1 or (shrink > 1 and tile is None):
+        raise InputError(
+            f"tile={tile}, shrink={shrink}; a tile has 8 pixels or more, and shrink, from 1 on, needs one."
+        )
+    if tile is not None and sides is not None:
+        raise InputError("--data.size and --data.tile are two ways to one size; give one, and --data.shrink.")
     source, key = str(source), None
     path, is_file = Path(source).expanduser(), source not in SOURCES and not source.startswith(_HUB)
     if is_file and ".npz:" in source and not path.exists():
@@ -111,22 +142,26 @@ def load(
         raise InputError(f"{FLAG} is for files; {source} states its own: leave it out.")
 
     if source in SOURCES:
-        dataset = SOURCES[source]()
+        if tile is not None and (source != "photos" or tile > _LARGEST_TILE or shrink > 1):
+            why = f"photos takes tiles up to {_LARGEST_TILE}" if source == "photos" else f"{source} has one size"
+            raise InputError(f"--data.tile {tile}, --data.shrink {shrink}: {why}; leave out what does not fit.")
+        dataset = SOURCES[source]() if tile is None else SOURCES[source](tile)
         if missing := [name for name in columns if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
-        name, read = source, (dataset.images, dataset.columns, dataset.units)
+        name, read = source, Read(dataset.images, dataset.columns, dataset.units, dataset.groups)
     elif not is_file:
         name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
     elif path.is_dir():
         name, read = path.resolve().name or str(path), _read_folder(path, columns, target)
+    elif is_array and tile is not None:
+        raise InputError(f"{source} is an array of images of one size; --data.tile cuts folders of pictures.")
     elif is_array:
         name, read = path.stem, read_arrays(path, key, columns, value_range, layout)
     elif path.suffix.lower() in suffixes():
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
     else:
         raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
-    images, known, units = read
-    return Dataset(prepare(images, target, name), known, name, units)
+    return Dataset(prepare(read.images, target, name), read.columns, name, read.units, read.groups)
 
 
 def _unknown(source: str, path: Path) -> str:
@@ -175,15 +210,16 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
         listing=listing.fingerprint,
         settled=lambda: _list(folder)[1:3] == (listing.fingerprint, False),
     )
-    images, kept = decode(encoded, target)
+    images, kept = decode_tiles(encoded, target)
+    groups = None if target.tile is None else kept
     if not columns:
-        return images, {}, None
+        return Read(images, {}, groups=groups)
     known = sorted_classes(set(of_image))
     left = {of_image[index] for index in kept}
     _require_classes(set(known), left, folder, "files that cannot be read")
     number = {name: index for index, name in enumerate(known)}
     labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
-    return images, {"label": Column(labels, tuple(known))}, None
+    return Read(images, {"label": Column(labels, tuple(known))}, groups=groups)
 
 
 def _require_classes(wanted: set[str], found: set[str], folder: Path, why: str) -> None:
@@ -296,8 +332,10 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
         listing=f"{fingerprint} {column}",
         settled=lambda: fingerprint is not None,
     )
-    images, kept = decode(encoded, target)
-    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}, None
+    images, kept = decode_tiles(encoded, target)
+    groups = None if target.tile is None else kept
+    columns_kept = {key: Column(column.values[kept], column.names) for key, column in known.items()}
+    return Read(images, columns_kept, groups=groups)
 
 
 def _table(name: str, library: Any) -> Any:

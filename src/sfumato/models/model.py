@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, nulling, without_null
 from sfumato.conditioning.network import Conditioned
 from sfumato.config import Component, Config, SamplingConfig
-from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory, shown
 from sfumato.io.progress import Progress
@@ -216,6 +216,7 @@ class Model:
                 number = min(size, count - start)
                 x = initial(levels, self.info.shape, seed, first=first + start, count=number).to(self.device)
                 part = {name: rows[start : start + number].to(self.device) for name, rows in tensors.items()}
+                x = self.denoiser.start(x, levels[0], **part) if isinstance(self.denoiser, Denoiser) else x
                 yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, first + start), part, start)
         finally:
             self.module.train(training)
