@@ -1,7 +1,7 @@
 """Conditions: what a denoiser knows besides the noisy image."""
 
-from sfumato.conditioning.base import Condition
 from sfumato.conditioning.augmentation import Augmentation
+from sfumato.conditioning.base import Condition
 from sfumato.conditioning.embedding import Embedding, Tokens
 from sfumato.conditioning.labels import Label
 from sfumato.conditioning.low_resolution import LowResolution
