@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, str]] = {
         "embedding": "conditioning.embedding:Embedding",
         "tokens": "conditioning.embedding:Tokens",
         "low_resolution": "conditioning.low_resolution:LowResolution",
+        "augmentation": "conditioning.augmentation:Augmentation",
     },
     "objective": {
         "denoising": "training.losses:Denoising",

@@ -274,7 +274,7 @@ class Model:
                 continue
             here = all(column in columns for column in condition.columns)
             parts = (
-                condition.training(x0, columns, draws.within(name)) if here else null_parts(name, condition, len(x0))
+                condition.evaluation(x0, columns, draws.within(name)) if here else null_parts(name, condition, len(x0))
             )
             tensors |= keyed(name, condition, parts)
         return {key: rows.to(self.device) for key, rows in tensors.items()}

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfumato.conditioning.base import Condition, take, training_tensors
+from sfumato.conditioning.base import Condition, altered, take, training_tensors
 from sfumato.conditioning.network import Conditioned
 from sfumato.data import Batch
 from sfumato.diffusion import parameterization
@@ -81,12 +81,13 @@ class Denoising(nn.Module):
         return self.at(self.times.sample(self.uniforms(draws)), batch, draws)
 
     def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
-        """The losses at a level."""
+        """The losses at a level, in evaluation mode of the images as they are."""
         noise = draws.normal("noise", batch.x0.shape[1:])
-        cond = training_tensors(self.conditions, batch.x0, batch.cond, draws)
+        x0 = altered(self.conditions, batch.x0, draws) if self.training else batch.x0
+        cond = training_tensors(self.conditions, x0, batch.cond, draws, evaluation=not self.training)
         if self._dropout:
             cond["keys"] = draws.keys()
-        return training_loss(self.model, batch.x0, level, noise, self.weight, bins=self.bins, power=self.power, **cond)
+        return training_loss(self.model, x0, level, noise, self.weight, bins=self.bins, power=self.power, **cond)
 
     def importance(self, draws: Draws) -> Float64[Tensor, "batch"]:
         return self.times.weight(self.uniforms(draws))
