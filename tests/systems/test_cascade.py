@@ -171,7 +171,7 @@ def test_stopped_between_and_within_stages_and_resumed_is_never_stopped(tmp_path
     # in the first stage, which has a checkpoint; at the start of the second one, which has none; in the second one
     with pytest.raises(Interrupted, match=f"at step 2; resume with: sfumato train --resume {parts}$"):
         train(settings, run=parts, reporter=Stopping(3))
-    with pytest.raises(InputError, match="stage 'up' of .* is not trained yet; train it with: sfumato train --resume"):
+    with pytest.raises(InputError, match=r"stage 'up' of .* is not trained yet; train it with: sfumato train --resume"):
         sfumato.load(parts)
     with pytest.raises(Interrupted):
         train(run=parts, resume=True, reporter=Stopping(5))
@@ -242,9 +242,7 @@ def test_a_larger_factor_and_patches(tmp_path: Path) -> None:
 
 def test_stages_that_do_not_fit_are_refused(system: Path, tmp_path: Path) -> None:
     base, up = (sfumato.load(system / "stages" / name) for name in ("base", "up"))
-    with pytest.raises(
-        InputError, match="'up' makes images of 1x8x8, and 'base'|'base' has 0 low-resolution conditions"
-    ):
+    with pytest.raises(InputError, match="'base' has 0 low-resolution conditions"):
         Cascade({"up": up, "base": base})
     with pytest.raises(InputError, match="'one' makes images of 1x8x8, and 'up' scales 1x4x4 up to 1x8x8"):
         Cascade({"one": Model.build(base.config, up.info.override(conditions={})), "up": up})
@@ -257,9 +255,7 @@ def test_stages_that_do_not_fit_are_refused(system: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="trained with other labels"):
         sfumato.load(folder)
     config.write_text(config.read_text().replace('"nine"', '"9"').replace('"steps": 12', '"steps": 1200'))
-    with pytest.raises(
-        InputError, match="'base' of .* was hardly trained, 12 of 1,200 steps; go on with: .*--stage base"
-    ):
+    with pytest.raises(InputError, match=r"'base' of .* was hardly trained, 12 of 1,200 steps; go on with: .*--stage"):
         sfumato.load(folder)
     (folder / "system.json").write_text('{"format": 1, "stages": ["base", "../up"]}')
     with pytest.raises(InputError, match="stages are at least two different names"):
@@ -276,7 +272,9 @@ def test_what_works_on_one_stage_says_so(system: Path, tmp_path: Path) -> None:
         lambda: sfumato.interop.engines.compile(model, "onnxruntime"),
         lambda: sfumato.interop.export(model, "safetensors", tmp_path / "x.safetensors"),
     ):
-        with pytest.raises(InputError, match="works on one stage, and this is a system of base, up: take .*/stages/up"):
+        with pytest.raises(
+            InputError, match=r"works on one stage, and this is a system of base, up: take .*/stages/up"
+        ):
             work()
     with pytest.raises(InputError, match="system of the stages base and up, and this takes one of them"):
         read_config(system)
