@@ -319,7 +319,7 @@ def test_on_the_command_line(system: Path, tmp_path: Path, capsys: pytest.Captur
     assert report["settings"]["sampling"]["base"]["steps"] == 1 and report["settings"]["sampling"]["steps"] == 3
     assert run("info", folder) == 0
     said = capsys.readouterr().out
-    assert "stage base" in said and "stage up" in said and "images 2 times smaller" in said
+    assert "stage base" in said and "stage up" in said and "2x up-scaling" in said
     out = tmp_path / "exported"
     assert run("export", folder, str(out), "--to", "safetensors") == 0
     assert {path.name for path in out.iterdir()} == {"base.safetensors", "up.safetensors", "system.json"}

@@ -118,7 +118,8 @@ class Condition(ABC):
     def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         """The module that turns the parts, given by name, into a dict of slots.
 
-        Samples have ``shape = (C, *space)``, the slot ``vector`` has ``width`` features, a token ``tokens``.
+        Samples have ``shape = (C, *space)``, the slot ``vector`` has ``width`` features, a token ``tokens``. An encoder
+        whose attribute ``takes_x`` is true is given the input of the network first, for its size.
         """
 
 

@@ -116,7 +116,8 @@ class Conditioned(nn.Module):
             raise InputError(f"The condition {name!r} is given without {' and '.join(absent)}.")
         if not given:
             given = {part: tensor.to(x.device) for part, tensor in condition.missing(len(x)).items()}
-        return self.encoders[name](**given)
+        encoder = self.encoders[name]
+        return encoder(x, **given) if getattr(encoder, "takes_x", False) else encoder(**given)
 
 
 def _tokens(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ KINDS: dict[str, dict[str, str]] = {
         "learned": "diffusion.learned_schedule:LearnedSchedule",
     },
     "parameterization": {
-        kind: f"diffusion.parameterization:{kind}" for kind in ("eps", "x0", "v", "score", "velocity", "mean", "edm")
+        kind: f"diffusion.parameterization:{kind}"
+        for kind in ("eps", "x0", "v", "score", "velocity", "mean", "edm", "regression")
     },
     "network": {
         "unet": "networks.unet:UNet networks.unet:Blueprint",
@@ -49,6 +50,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "times": {
         "uniform": "diffusion.times:Uniform",
+        "between_steps": "diffusion.times:BetweenSteps",
         "log_normal": "diffusion.times:LogNormal",
         "loss_second_moment": "diffusion.times:LossSecondMoment",
     },

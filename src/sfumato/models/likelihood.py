@@ -208,6 +208,11 @@ def bits_per_dim(
             raise InputError(f"The model is of images of shape {model.info.shape}; these data have shape {shape}.")
         cond = model.given(cond, seed, first, count, defaults=False)
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
+    if getattr(denoiser, "base", None) is not None:
+        raise InputError(
+            "A residual model starts from the up-scaled image, for which this bound has no prior; train one with "
+            "--no-model.residual."
+        )
     if levels is None and bound and bins is not None:
         levels = default_levels(schedule, steps, bins)
     reverse = _variance(model, variance, levels, schedule) if levels is not None and bound else small

@@ -16,7 +16,7 @@ from sfumato.conditioning.base import Condition, given_tensors, keyed, null_part
 from sfumato.conditioning.low_resolution import augmented
 from sfumato.conditioning.network import Conditioned
 from sfumato.config import Component, Config, SamplingConfig
-from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory, shown
 from sfumato.io.progress import Progress
@@ -223,6 +223,7 @@ class Model:
                 part = {name: rows[start : start + number].to(self.device) for name, rows in tensors.items()}
                 part = self.completed(part, number, seed, first + start, options)
                 x = initial(levels, self.info.shape, seed, first=first + start, count=number).to(self.device)
+                x = self.denoiser.start(x, levels[0], **part) if isinstance(self.denoiser, Denoiser) else x
                 yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, first + start), part, start)
         finally:
             self.module.train(training)
@@ -273,10 +274,7 @@ class Model:
         defaults: bool = True,
         augmentation: float | None = None,
     ) -> dict[str, Tensor]:
-        """The tensors of conditions, a row per image: of those that are given, and the ``defaults`` of the others.
-
-        The ``augmentation`` is that of :class:`~sfumato.config.SamplingConfig`.
-        """
+        """The tensors of conditions, a row per image: of those that are given, and the ``defaults`` of the others."""
         network = getattr(self.denoiser, "network", None)
         if isinstance(network, Conditioned):
             raw: tuple[str, ...] = network.slots.names

@@ -29,7 +29,7 @@ class Info(Component):
     """What a model must know of the data it was trained on."""
 
     shape: tuple[int, ...] = Field(description="(C, *space) of one image.")
-    std: float = Field(default=1.0, gt=0, description="Standard deviation of the training data.")
+    std: float = Field(default=1.0, gt=0, description="Standard deviation of what is modelled.")
     train: int = Field(default=0, description="Number of training images.")
     heldout: int = Field(default=0, description="Number of held-out images.")
     conditions: Conditions = Field(default={}, description="The conditions, with what they know of the data.")

@@ -13,7 +13,6 @@ import copy
 from typing import Any
 
 from sfumato.config import SamplingConfig
-from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import InputError, nearest
 from sfumato.interop.engines import onnx, openvino
 from sfumato.interop.engines.deviation import Deviation, calibration, deviation
@@ -72,14 +71,7 @@ def compile(
     library: Any = openvino if engine == "openvino" else onnx
     graph, converted = convert(library, model, precision, sampling)
     old, fast = model.denoiser, copy.copy(model)
-    fast.denoiser = Denoiser(
-        GraphNetwork(graph, library.compiler(converted, graph, precision)),
-        old.schedule,
-        old.parameterization,
-        old.embed,
-        learned_variance=old.learned_variance,
-        data_std=old.data_std,
-    )
+    fast.denoiser = old.with_network(GraphNetwork(graph, library.compiler(converted, graph, precision)))
     fast.denoiser.eval()
     # what is written into a run is of the model in torch
     fast.run = None
