@@ -272,9 +272,7 @@ def test_what_works_on_one_stage_says_so(system: Path, tmp_path: Path) -> None:
         lambda: sfumato.interop.engines.compile(model, "onnxruntime"),
         lambda: sfumato.interop.export(model, "safetensors", tmp_path / "x.safetensors"),
     ):
-        with pytest.raises(
-            InputError, match=r"works on one stage, .* of base, up: take .*/stages/up"
-        ):
+        with pytest.raises(InputError, match=r"works on one stage, .* of base, up: take .*/stages/up"):
             work()
     with pytest.raises(InputError, match="system of the stages base and up, and this takes one of them"):
         read_config(system)
