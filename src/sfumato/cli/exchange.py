@@ -10,6 +10,7 @@ from sfumato.cli import flags
 from sfumato.cli.commands import RUN, TRUST
 from sfumato.cli.flags import Fields, option
 from sfumato.errors import InputError, nearest
+from sfumato.models.storage import is_system
 from sfumato.recipes.openai import GUIDED, PROGRAMS, UPSAMPLERS
 from sfumato.recipes.published import EDM
 
@@ -39,6 +40,12 @@ def export(arguments: list[str]) -> int:
         "trust": TRUST,
     }
     options = flags.parse(fields, arguments, prog="sfumato export", description=_EXPORT)
+    if is_system(options.run):
+        from sfumato.cli import system
+
+        more = {"precision": options.precision, "overwrite": options.overwrite, "trust": options.trust}
+        system.export(options.run, options.to, options.out, **more)
+        return 0
     from sfumato.interop.export import TARGETS
     from sfumato.interop.export import export as write
     from sfumato.models.model import load

@@ -14,6 +14,7 @@ from sfumato.cli.flags import Fields, option
 from sfumato.config import Config, parse
 from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.io.files import json_object, read_json
+from sfumato.models.storage import is_system
 from sfumato.recipes.openai import CLASSIFIERS
 from sfumato.recipes.published import PRESETS, TRAINED, preset
 from sfumato.recipes.settings import Published, PublishedClassifier
@@ -59,13 +60,19 @@ def info(arguments: list[str]) -> int:
     if name in _NAMES and not options.run.exists():
         console.print(_published(name, everything), highlight=False)
         return 0
+    if is_system(options.run):
+        from sfumato.cli import system
+
+        for part in system.info(options.run, options.trust, everything):
+            console.print(part, highlight=False)
+        return 0
     from sfumato.models.model import load
 
-    console.print(_run(load(options.run, trust=options.trust), everything), highlight=False)
+    console.print(of_run(load(options.run, trust=options.trust), everything), highlight=False)
     return 0
 
 
-def _run(model: Model, everything: bool) -> Group:
+def of_run(model: Model, everything: bool) -> Group:
     """What a run is, as a table of facts and one of settings."""
     from sfumato.networks.execution import count
 
@@ -86,13 +93,19 @@ def _run(model: Model, everything: bool) -> Group:
         losses = [loss for loss in map(_loss, lines) if loss is not None]
         if losses:
             rows["loss"] = f"{sum(losses) / len(losses):.4f}, the mean of the last {len(losses)} in metrics.jsonl"
-    evaluated = run / "evaluation.json" if run is not None else None
-    if evaluated is not None and evaluated.is_file():
-        for entry in _measured(evaluated):
-            error = f" ± {entry['error']:.2g}" if entry["error"] is not None else ""
-            floor = f", real pictures {entry['floor']:.3g}" if entry["floor"] is not None else ""
-            rows[entry["title"]] = f"{entry['value']:.3g}{error}{floor}"
+    if run is not None:
+        rows |= measured(run / "evaluation.json")
     return _tables(rows, config, everything)
+
+
+def measured(path: Path) -> dict[str, str]:
+    """The measures of an evaluation that rank models and that show copies, by their titles, if there is one."""
+    rows: dict[str, str] = {}
+    for entry in _rows_of(path) if path.is_file() else ():
+        error = f" ± {entry['error']:.2g}" if entry["error"] is not None else ""
+        floor = f", real pictures {entry['floor']:.3g}" if entry["floor"] is not None else ""
+        rows[entry["title"]] = f"{entry['value']:.3g}{error}{floor}"
+    return rows
 
 
 def _tables(rows: Mapping[str, str], config: Config, everything: bool) -> Group:
@@ -159,7 +172,7 @@ def _loss(line: str) -> float | None:
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
-def _measured(path: Path) -> list[dict[str, Any]]:
+def _rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of evaluation.json that rank models and that show copies."""
     try:
         rows = [row for row in read_json(path)["rows"] if {"title", "value", "error", "floor"} <= row.keys()]

@@ -148,8 +148,10 @@ class LowResolution(Condition):
         return self.given(self.of(x0, columns), len(x0), seed=seed, first=first)
 
     def of(self, x0: Tensor, columns: Mapping[str, Tensor]) -> Float[Tensor, "batch channels h w"]:
-        """The low-resolution images in [-1, 1] of clean ones, without noise."""
-        return scale_down(x0, self.factor, self.down) if self.column is None else _signed(take(columns, self.column))
+        """The low-resolution images in [-1, 1] of clean ones, without noise, clipped as those of files are."""
+        if self.column is None:
+            return scale_down(x0, self.factor, self.down).clamp(-1.0, 1.0)
+        return _signed(take(columns, self.column))
 
     def _noisy(self, low: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
         s = level[:, None, None, None]
@@ -179,6 +181,19 @@ class LowResolution(Condition):
 
     def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         return LowResolutionEncoder(self, shape, width)
+
+
+def augmented(conditions: Mapping[str, Condition], level: float | None) -> dict[str, Condition]:
+    """The conditions with another level of the noise that sampling adds to low-resolution images; None leaves it."""
+    if level is None:
+        return dict(conditions)
+    noisy = {n: replace(c, level=level) for n, c in conditions.items() if isinstance(c, LowResolution) and c.noise}
+    if not noisy:
+        raise InputError(
+            "augmentation is the noise that is added to a low-resolution image, and this model was trained without: "
+            "leave it out, or train with --conditions.low-resolution.noise 0.5."
+        )
+    return {**conditions, **noisy}
 
 
 def base_of(conditions: Mapping[str, Condition]) -> Base:

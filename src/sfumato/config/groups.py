@@ -20,6 +20,12 @@ class _Training(Built):
     """Which part of the data is trained on, and how it varies."""
 
     random_crop: int | tuple[int, int] | None = Field(default=None, description="Train on random windows of this size.")
+    scale_down: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Make images so many times smaller, exactly as the condition low_resolution of a later stage does.",
+    )
     flip: bool = Field(default=False, description="Mirror half of the images left to right while training.")
     holdout: int | float = Field(
         default=0.1, ge=0, description="Images kept out of training: a count, or a fraction below 1."

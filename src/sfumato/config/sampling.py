@@ -146,6 +146,13 @@ class SamplingConfig(Component):
         "score, whose errors become large errors of the data at high noise.",
     )
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)
+    augmentation: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="The level of the noise that is added to a low-resolution image before it conditions, from 0 to "
+        "the largest of the training (default: conditions.NAME.level of the run).",
+    )
     batch_size: int = Field(default=250, ge=1, le=2**31 - 1, description="Images that are computed at once.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",

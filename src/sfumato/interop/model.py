@@ -17,7 +17,8 @@ from sfumato.conditioning.network import filled
 from sfumato.config import Config, ModelConfig, parse
 from sfumato.errors import InputError
 from sfumato.interop.weights import require_fit
-from sfumato.models.model import Model, save
+from sfumato.models.folders import save
+from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config
 from sfumato.networks.unet import UNet
 from sfumato.recipes.settings import Published

@@ -33,6 +33,7 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import ReverseVariance, decoded, small
 from sfumato.errors import InputError, check_arguments
 from sfumato.io.progress import Progress, progress_bar
+from sfumato.models.cascade import one_stage
 from sfumato.models.model import Model
 from sfumato.random import Draws
 from sfumato.sampling import grids
@@ -202,6 +203,7 @@ def bits_per_dim(
     shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
     count, dimensions = len(data), math.prod(shape)
     if isinstance(model, Model):
+        one_stage(model, "A likelihood")
         if shape != model.info.shape:
             raise InputError(f"The model is of images of shape {model.info.shape}; these data have shape {shape}.")
         cond = model.given(cond, seed, first, count, defaults=False)

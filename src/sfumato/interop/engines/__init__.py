@@ -18,6 +18,7 @@ from sfumato.interop.engines import onnx, openvino
 from sfumato.interop.engines.deviation import Deviation, calibration, deviation
 from sfumato.interop.engines.graph import Graph, GraphNetwork, graph_of, require
 from sfumato.interop.model import description
+from sfumato.models.cascade import one_stage
 from sfumato.models.model import Model
 
 ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
@@ -64,6 +65,7 @@ def compile(
         sampling: the sampling of these trajectories; by default that of the configuration.
     """
     check(engine, precision)
+    one_stage(model, "An engine")
     if model.device.type != "cpu":
         raise InputError(f"Engines run on the CPU, but this model is on {model.device}; move it: model.to('cpu').")
     library: Any = openvino if engine == "openvino" else onnx
