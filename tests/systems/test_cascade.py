@@ -106,10 +106,10 @@ def test_each_stage_is_given_the_class_and_its_own_options(system: Path) -> None
     base, up = model.stages.values()
     noise = sfumato.random.fold(3, "before up")
     first = base.sample(4, seed=noise, label="7", steps=2)
-    second = up.sample(4, seed=3, label="7", low_resolution=first, augmentation=0.3)
-    found = model.sample(4, seed=3, label="7", augmentation=0.3, base={"steps": 2})
+    second = up.sample(4, seed=3, label="7", low_resolution=first, input_noise=0.3)
+    found = model.sample(4, seed=3, label="7", input_noise=0.3, base={"steps": 2})
     torch.testing.assert_close(found, second, atol=1e-5, rtol=0.0)
-    assert not torch.allclose(model.sample(4, seed=3, label="7", augmentation=0.3), found, atol=1e-3)
+    assert not torch.allclose(model.sample(4, seed=3, label="7", input_noise=0.3), found, atol=1e-3)
     # classes that nobody names are the same for both
     classes = torch.arange(4) % 10
     given = up.sample(4, seed=3, label=classes, low_resolution=base.sample(4, seed=noise, label=classes))
@@ -128,8 +128,8 @@ def test_each_stage_is_given_the_class_and_its_own_options(system: Path) -> None
     [
         ({"base": 3}, "base is 3; .*as dictionaries"),
         ({"up": {"steps": 3}}, "options of the last stage, up, are given as they are"),
-        ({"base": {"augmentation": 0.1}}, "this model was trained without"),
-        ({"augmentation": 0.7}, "0 <= level <= noise"),
+        ({"base": {"input_noise": 0.1}}, "this model was trained without"),
+        ({"input_noise": 0.7}, "0 <= level <= noise"),
         ({"low_level": 1}, "no condition or option 'low_level'"),
         ({"guidance": 2.0, "label": -1}, "none was given"),
     ],
@@ -143,13 +143,13 @@ def test_the_level_of_a_single_stage_can_be_chosen(system: Path) -> None:
     """The same as a run that says it, in sampling and in evaluation."""
     up = sfumato.load(system / "stages/up")
     low = torch.zeros(2, 1, 4, 4)
-    stored = up.config.override({"sampling.augmentation": 0.4}).sampling
+    stored = up.config.override({"sampling.input_noise": 0.4}).sampling
     assert torch.equal(
-        up.sample(2, low_resolution=low, augmentation=0.4), up.sample(2, low_resolution=low, sampling=stored)
+        up.sample(2, low_resolution=low, input_noise=0.4), up.sample(2, low_resolution=low, sampling=stored)
     )
-    assert not torch.equal(up.sample(2, low_resolution=low, augmentation=0.4), up.sample(2, low_resolution=low))
+    assert not torch.equal(up.sample(2, low_resolution=low, input_noise=0.4), up.sample(2, low_resolution=low))
     made = [
-        evaluate(up, samples=20, features="pixels", measures="pairs", augmentation=level, overwrite=True)
+        evaluate(up, samples=20, features="pixels", measures="pairs", input_noise=level, overwrite=True)
         for level in (0.0, 0.5)
     ]
     assert made[0]["consistency PSNR"].value != made[1]["consistency PSNR"].value
@@ -306,10 +306,10 @@ def test_three_stages(system: Path) -> None:
 def test_on_the_command_line(system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(system)
     array = tmp_path / "x.npz"
-    options = ["--base.steps", "2", "--base.sampler", "ddim", "--augmentation", "0.2", "--label", "7", "--count", "3"]
+    options = ["--base.steps", "2", "--base.sampler", "ddim", "--input-noise", "0.2", "--label", "7", "--count", "3"]
     assert run("sample", folder, *options, "--out", str(array)) == 0
     options = {"steps": 2, "solver": "ddim"}
-    known = sfumato.load(system).sample(3, label="7", augmentation=0.2, base=options)
+    known = sfumato.load(system).sample(3, label="7", input_noise=0.2, base=options)
     assert np.allclose(np.load(array)["images"], known, atol=1e-5)
     judged = ["--samples", "20", "--features", "pixels", "--measures", "fd", "--base.steps", "1", "--overwrite"]
     assert run("evaluate", folder, *judged) == 0

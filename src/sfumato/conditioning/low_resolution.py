@@ -190,7 +190,7 @@ def augmented(conditions: Mapping[str, Condition], level: float | None) -> dict[
     noisy = {n: replace(c, level=level) for n, c in conditions.items() if isinstance(c, LowResolution) and c.noise}
     if not noisy:
         raise InputError(
-            "augmentation is the noise that is added to a low-resolution image, and this model was trained without: "
+            "input_noise is what is added to a low-resolution image, and this model was trained without: "
             "leave it out, or train with --conditions.low-resolution.noise 0.5."
         )
     return {**conditions, **noisy}

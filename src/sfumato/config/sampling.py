@@ -146,7 +146,7 @@ class SamplingConfig(Component):
         "score, whose errors become large errors of the data at high noise.",
     )
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)
-    augmentation: float | None = Field(
+    input_noise: float | None = Field(
         default=None,
         ge=0,
         le=1,

@@ -26,12 +26,12 @@ class Cascade(Model):
 
     It is sampled, evaluated and looked at as any model, at the resolution of its last stage. Conditions that several
     stages know, such as the class, are drawn once and given to all. What is sampled first gets the noise of the last
-    stage's ``augmentation``, so that the details that are added depend less on its errors.
+    stage's ``input_noise``, so that the details that are added depend less on its errors.
 
     ::
 
         model = Cascade({"base": sfumato.load("runs/small"), "up": sfumato.load("runs/large")})
-        images = model.sample(8, label="7", augmentation=0.1, base={"steps": 20, "guidance": 2.0})
+        images = model.sample(8, label="7", input_noise=0.1, base={"steps": 20, "guidance": 2.0})
 
     Options of :meth:`Model.sample` are those of the last stage, and those of an earlier one are given by its name.
 
@@ -92,7 +92,7 @@ class Cascade(Model):
             noise = random.fold(seed, f"before {self.name}")
             own = self._options_before(options)
             images = self.before.sample(count, seed=noise, first=first, progress=False, **shared, **own)
-            level = self.settings(options)[0].augmentation
+            level = self.settings(options)[0].input_noise
             condition = augmented({self.link: self.last.conditions[self.link]}, level)[self.link]
             parts = condition.given(images, count, seed=seed, first=first)
             cond = cond | {key: rows.to(self.device) for key, rows in keyed(self.link, condition, parts).items()}

@@ -113,7 +113,7 @@ def examples(
         *space)``, if there are such conditions. Samples take the images in a fixed order, and from the start again
         when all were taken.
     """
-    conditions = augmented(model.conditions, (sampling or model.config.sampling).augmentation)
+    conditions = augmented(model.conditions, (sampling or model.config.sampling).input_noise)
     here = {n: c for n, c in conditions.items() if n not in given and n not in model.supplied}
     if all(c.default(seed, first, 1) is not None for c in here.values()) or not len(data):
         return {}, None

@@ -208,7 +208,7 @@ class Model:
                 f"got {count}, {size} and {first}."
             )
         require_memory(count * math.prod(self.info.shape), f"{count} images", "the number of images")
-        tensors = self.given(cond, seed, first, count, augmentation=sampling.augmentation)
+        tensors = self.given(cond, seed, first, count, input_noise=sampling.input_noise)
         if isinstance(grid, Level):
             check_grid(grid)
         denoise, levels, step = self.sampler(sampling, grid, solver)
@@ -272,7 +272,7 @@ class Model:
         count: int,
         *,
         defaults: bool = True,
-        augmentation: float | None = None,
+        input_noise: float | None = None,
     ) -> dict[str, Tensor]:
         """The tensors of conditions, a row per image: of those that are given, and the ``defaults`` of the others."""
         network = getattr(self.denoiser, "network", None)
@@ -285,7 +285,7 @@ class Model:
         if unknown:
             known = [*self.conditions, *raw, *_OPTIONS]
             raise InputError(f"This model knows no condition or option {unknown[0]!r}{nearest(unknown[0], known)}")
-        known = augmented(self.conditions, augmentation)
+        known = augmented(self.conditions, input_noise)
         chosen = {n: c for n, c in known.items() if n in cond or (defaults and n not in self.supplied)}
         return given_tensors(chosen, cond, count, seed=seed, first=first, raw=raw)
 
