@@ -18,7 +18,7 @@ import sfumato
 from sfumato.config import merge
 from sfumato.errors import InputError
 from sfumato.models.cascade import Cascade
-from sfumato.models.data import read_data
+from sfumato.models.data import examples, read_data
 from sfumato.models.evaluate import evaluate
 from sfumato.models.model import Model
 from sfumato.models.storage import read_config
@@ -129,7 +129,7 @@ def test_each_stage_is_given_the_class_and_its_own_options(system: Path) -> None
         ({"base": 3}, "base is 3; .*as dictionaries"),
         ({"up": {"steps": 3}}, "options of the last stage, up, are given as they are"),
         ({"base": {"input_noise": 0.1}}, "this model was trained without"),
-        ({"input_noise": 0.7}, "0 <= level <= noise"),
+        ({"input_noise": 0.7}, r"input_noise is 0.7; .* 0 to 0.4"),
         ({"low_level": 1}, "no condition or option 'low_level'"),
         ({"guidance": 2.0, "label": -1}, "none was given"),
     ],
@@ -137,6 +137,19 @@ def test_each_stage_is_given_the_class_and_its_own_options(system: Path) -> None
 def test_options_that_mean_nothing_are_refused(system: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         sfumato.load(system).sample(2, **options)
+
+
+def test_a_stage_is_judged_with_the_class_of_each_image(system: Path) -> None:
+    """The class goes with the low-resolution image, and is not drawn beside it."""
+    up = sfumato.load(system / "stages/up")
+    heldout = read_data(up.config)[1]
+    parts, truths = examples(up, heldout, 20, seed=3, sampling=up.config.sampling.override(input_noise=0.0))
+    assert truths is not None and parts["low_resolution"]["level"].tolist() == [0.0] * 20
+    torch.testing.assert_close(parts["low_resolution"]["value"], up.conditions["low_resolution"].of(truths, {}))
+    images, labels = heldout.batch(range(len(heldout))), heldout.rows(range(len(heldout)))["label"]
+    for truth, label in zip(truths, parts["label"]["value"], strict=True):
+        same = (images == truth).flatten(1).all(1)
+        assert int(label) in labels[same].tolist()
 
 
 def test_the_level_of_a_single_stage_can_be_chosen(system: Path) -> None:
@@ -150,7 +163,7 @@ def test_the_level_of_a_single_stage_can_be_chosen(system: Path) -> None:
     assert not torch.equal(up.sample(2, low_resolution=low, input_noise=0.4), up.sample(2, low_resolution=low))
     made = [
         evaluate(up, samples=20, features="pixels", measures="pairs", input_noise=level, overwrite=True)
-        for level in (0.0, 0.5)
+        for level in (0.0, 0.4)
     ]
     assert made[0]["consistency PSNR"].value != made[1]["consistency PSNR"].value
 

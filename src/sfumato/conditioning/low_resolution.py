@@ -187,13 +187,15 @@ def augmented(conditions: Mapping[str, Condition], level: float | None) -> dict[
     """The conditions with another level of the noise that sampling adds to low-resolution images; None leaves it."""
     if level is None:
         return dict(conditions)
-    noisy = {n: replace(c, level=level) for n, c in conditions.items() if isinstance(c, LowResolution) and c.noise}
+    noisy = {name: c for name, c in conditions.items() if isinstance(c, LowResolution) and c.noise}
     if not noisy:
         raise InputError(
             "input_noise is what is added to a low-resolution image, and this model was trained without: "
             "leave it out, or train with --conditions.low-resolution.noise 0.5."
         )
-    return {**conditions, **noisy}
+    if most := [c.noise for c in noisy.values() if level > c.noise]:
+        raise InputError(f"input_noise is {level:g}; the network knows the levels of its training, 0 to {most[0]:g}.")
+    return {**conditions, **{name: replace(c, level=level) for name, c in noisy.items()}}
 
 
 def base_of(conditions: Mapping[str, Condition]) -> Base:

@@ -28,12 +28,8 @@ class Cascade(Model):
     stages know, such as the class, are drawn once and given to all. What is sampled first gets the noise of the last
     stage's ``input_noise``, so that the details that are added depend less on its errors.
 
-    ::
-
-        model = Cascade({"base": sfumato.load("runs/small"), "up": sfumato.load("runs/large")})
-        images = model.sample(8, label="7", input_noise=0.1, base={"steps": 20, "guidance": 2.0})
-
-    Options of :meth:`Model.sample` are those of the last stage, and those of an earlier one are given by its name.
+    Options of :meth:`Model.sample` are those of the last stage, and those of an earlier one are given by its name:
+    ``model.sample(8, label="7", input_noise=0.1, base={"steps": 20, "guidance": 2.0})``.
 
     Args:
         stages: the models by name, in the order of sampling; each but the first has a condition

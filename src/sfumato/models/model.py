@@ -343,7 +343,10 @@ def _number(scale: Any) -> float:
         raise InputError(f"guidance is a scale, or settings of guidance; got {scale!r}.") from None
 
 
-_OPTIONS = ("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "batch_size", "progress")
+_OPTIONS = (
+    *("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "augmentation"),
+    *("batch_size", "progress"),
+)
 
 
 def _parameters(network: nn.Module) -> list[str]:

@@ -49,13 +49,9 @@ def train(
     ``evaluation.json`` and ``samples`` of the whole. No stage writes into that of another: each can be stopped,
     resumed, trained longer or replaced by itself.
 
-    ::
-
-        model = train({"data": {"source": "digits"}, "base": {"training": {"steps": 500}}}, run="runs/system")
-
     Args:
         settings: settings of each stage by its name, ``base`` and ``up``, and ``data`` of both, in place of those of
-            the recipe.
+            the recipe: ``{"data": {"source": "digits"}, "base": {"training": {"steps": 500}}}``.
         recipe: the recipe that each stage starts from; by default the one that suits the data.
         data: anything that :meth:`sfumato.data.Dataset.of` takes, at the full resolution and with labels; by default
             the settings say where they are.
@@ -116,7 +112,8 @@ def train(
             else:
                 runs.train(config, run=path, overwrite=overwrite, **more)
         except Interrupted as stop:
-            raise Interrupted(folder, stop.step, stop.signal_number) from None
+            # also without a checkpoint there is something to go on with: the settings, and the stages before
+            raise Interrupted(folder, stop.step or 0, stop.signal_number) from None
     missing = [name for name, config in stages.items() if _steps_of(stage_of(folder, name)) < config.training.steps]
     if missing:
         reporter.say(f"system    {folder} lacks {' and '.join(missing)}; go on with: sfumato train --resume {folder}")
