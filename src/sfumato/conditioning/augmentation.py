@@ -87,11 +87,6 @@ class Augmentation(Condition):
         """Checked against the data, whose images alone are transformed."""
         if len(data.shape) != 3:
             raise InputError(f"An augmentation is of images; {data.name} has shape {tuple(data.shape)}.")
-        if self.rotation == "quarter" and data.shape[1] != data.shape[2]:
-            raise InputError(
-                f"Quarter turns need square images, and those of {data.name} have shape {tuple(data.shape)}; take the "
-                "rotation any or none."
-            )
         pictures = [name for name, column in data.columns.items() if column.values.ndim == 4]
         if pictures:
             raise InputError(
@@ -107,7 +102,7 @@ class Augmentation(Condition):
         z = torch.special.ndtri(u + 2.0**-33)
         parts = chance < self.probability
         turns = {"any": math.pi * (2.0 * u[:, 1] - 1.0), "quarter": (1.0 + (3.0 * u[:, 1]).floor()) * (0.5 * math.pi)}
-        a = torch.stack(
+        return torch.stack(
             [
                 (chance[:, 0] < self.mirror).double(),
                 (chance[:, 1] < 0.5 * self.probability).double() * self.flip,
@@ -120,7 +115,6 @@ class Augmentation(Condition):
             ],
             dim=1,
         )
-        return a
 
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """What :meth:`alter` did to the samples of these draws."""
@@ -165,6 +159,8 @@ class Augmentation(Condition):
         return Filled(vector=True)
 
     def encoder(self, shape: Sequence[int], width: int, tokens: int) -> AugmentationEncoder:
+        if self.rotation == "quarter" and len({*shape[1:]}) > 1:
+            raise InputError(f"Quarter turns need square images, not {tuple(shape)}; take the rotation any or none.")
         return AugmentationEncoder(width)
 
 
