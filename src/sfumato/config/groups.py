@@ -13,7 +13,9 @@ from sfumato.errors import InputError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-    from sfumato.diffusion.denoiser import Denoiser
+    from sfumato.diffusion.classifier import NoisyClassifier
+    from sfumato.diffusion.denoiser import Denoiser, Embed
+    from sfumato.diffusion.schedule import Schedule
 
 
 class _Training(Built):
@@ -114,13 +116,10 @@ class ModelConfig(Component):
             network: a network of the caller's, in place of one of the configuration.
         """
         from sfumato.conditioning.network import Conditioned
-        from sfumato.diffusion import denoiser as denoisers
         from sfumato.diffusion.denoiser import Denoiser
         from sfumato.diffusion.schedule import Discrete
 
-        schedule = self.schedule.build()
-        schedule.require_noise(data_std)
-        steps = schedule.steps if isinstance(schedule, Discrete) else 0
+        schedule = self._schedule(data_std)
         context: dict[str, Any] = {"schedule": schedule, "data_std": data_std}
         if isinstance(schedule, Discrete):
             context["previous"] = schedule.previous
@@ -129,22 +128,51 @@ class ModelConfig(Component):
             network = self.build_network(shape, conditions)
         elif conditions:
             network = Conditioned(network, conditions, shape)
-        embed = {
-            "index": denoisers.embed_index(steps),
-            "thousand": denoisers.embed_thousand,
-            "log_snr": denoisers.embed_log_snr,
-            "log_sigma": denoisers.embed_log_sigma,
-        }[self.embedding]
+        embed = self._embed(schedule)
         return Denoiser(
             network, schedule, parameterization, embed, learned_variance=self.learned_variance, data_std=data_std
         )
 
-    def build_network(self, shape: tuple[int, ...], conditions: dict[str, Any] | None = None) -> nn.Module:
+    def build_classifier(
+        self, shape: tuple[int, ...], classes: int, data_std: float = 1.0, *, network: nn.Module | None = None
+    ) -> NoisyClassifier:
+        """The classifier of noisy data, with fresh weights.
+
+        Args:
+            shape, data_std, network: as for :meth:`build`.
+            classes: the number of classes.
+        """
+        from sfumato.diffusion.classifier import NoisyClassifier
+
+        schedule = self._schedule(data_std)
+        network = self.build_network(shape, classes=classes) if network is None else network
+        return NoisyClassifier(network, schedule, self._embed(schedule), data_std=data_std)
+
+    def _schedule(self, data_std: float) -> Schedule:
+        schedule: Schedule = self.schedule.build()
+        schedule.require_noise(data_std)
+        return schedule
+
+    def _embed(self, schedule: Schedule) -> Embed:
+        from sfumato.diffusion import denoiser as denoisers
+        from sfumato.diffusion.schedule import Discrete
+
+        return {
+            "index": denoisers.embed_index(schedule.steps if isinstance(schedule, Discrete) else 0),
+            "thousand": denoisers.embed_thousand,
+            "log_snr": denoisers.embed_log_snr,
+            "log_sigma": denoisers.embed_log_sigma,
+        }[self.embedding]
+
+    def build_network(
+        self, shape: tuple[int, ...], conditions: dict[str, Any] | None = None, classes: int | None = None
+    ) -> nn.Module:
         """The network with the encoders of its conditions, also on the device ``meta``, to count its parameters.
 
         Args:
             shape: ``(C, *space)`` of the data.
             conditions: its conditions by name.
+            classes: the number of classes that a classifier tells apart.
         """
         from sfumato.conditioning.network import Conditioned, filled
 
@@ -152,6 +180,8 @@ class ModelConfig(Component):
         if (kind == "mlp") != (dims == 0) and ":" not in kind:
             data = f"vectors of length {shape[0]}" if dims == 0 else f"signals or images of shape {shape}"
             better = "mlp" if dims == 0 else "unet or dit"
+            if kind == "classifier":
+                raise InputError(f"The data are {data}; the network classifier takes images, name one of your own.")
             raise InputError(
                 f"The data are {data}, which the network {kind} does not take; use model.network.kind {better}."
             )
@@ -164,6 +194,7 @@ class ModelConfig(Component):
             dims=dims,
             tokens=slots.tokens,
             concatenated=slots.channels,
+            classes=classes,
         )
         if hasattr(network, "check"):
             network.check(shape)
@@ -292,6 +323,38 @@ class Config(Component):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a classifier of noisy data is trained, and no denoiser."""
+        return self.objective.kind == "classification"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the data that the conditions and the objective need."""
+        found = {column for condition in self.conditions.values() for column in condition.build().columns}
+        own: str | None = getattr(self.objective, "column", None)
+        return tuple(sorted(found if own is None else {*found, own}))
+
+    @model_validator(mode="after")
+    def _classified(self) -> Config:
+        kind = self.model.network.kind
+        own = ":" in kind or kind == "given"
+        if self.classifies and kind != "classifier" and not own:
+            raise ValueError(
+                f"objective.kind is classification, but model.network.kind is {kind}; take the network classifier"
+            )
+        if kind == "classifier" and not self.classifies and ":" not in self.objective.kind:
+            raise ValueError(
+                "model.network.kind is classifier, which predicts no images; take objective.kind classification, or "
+                "--task classify"
+            )
+        if self.classifies and self.conditions:
+            raise ValueError(
+                f"a classifier of noisy data is given no conditions, but there is {next(iter(self.conditions))}; leave "
+                "it out: the classes are what it predicts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> Config:

@@ -17,20 +17,35 @@ class Prediction:
     r"""What a denoiser predicts at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
 
     ``variance_fraction`` is, where the reverse variance is learned, the interpolation between the logarithms of the
-    small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15).
+    small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15). ``shift`` is, where a classifier guides
+    ancestral steps, what their variance times it is added to their mean; no estimate contains it.
     """
 
-    __slots__ = ("_f", "_out", "_x", "variance_fraction")
+    __slots__ = ("_f", "_out", "_x", "shift", "variance_fraction")
 
-    def __init__(self, x: Tensor, f: Tensor, out: Output, variance_fraction: Tensor | None = None) -> None:
+    def __init__(
+        self, x: Tensor, f: Tensor, out: Output, variance_fraction: Tensor | None = None, shift: Tensor | None = None
+    ) -> None:
         self._x, self._f, self._out = x, f, out
-        self.variance_fraction = variance_fraction
+        self.variance_fraction, self.shift = variance_fraction, shift
 
     @classmethod
-    def of_x0(cls, x: Tensor, x0: Tensor, level: Level, variance_fraction: Tensor | None = None) -> Prediction:
+    def of_x0(
+        cls,
+        x: Tensor,
+        x0: Tensor,
+        level: Level,
+        variance_fraction: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Prediction:
         """The prediction whose estimate of the data is ``x0``."""
         one_over_sigma = 1.0 / level.sigma
-        return cls(x, x0, Output(1.0, 0.0, 1.0, one_over_sigma, -level.alpha * one_over_sigma), variance_fraction)
+        out = Output(1.0, 0.0, 1.0, one_over_sigma, -level.alpha * one_over_sigma)
+        return cls(x, x0, out, variance_fraction, shift)
+
+    def shifted(self, shift: Data) -> Prediction:
+        """The same, with a ``shift`` of the mean of ancestral steps."""
+        return Prediction(self._x, self._f, self._out, self.variance_fraction, shift)
 
     @property
     def x0(self) -> Data:

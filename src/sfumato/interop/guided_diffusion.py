@@ -123,9 +123,9 @@ def load_guided_classifier(weights: Weights, settings: Settings) -> Classifier:
     require_fit(
         {"classes": classes, "image_size": size, **options},
         transfer.state,
-        lambda: Classifier(3, classes, size, **options),
+        lambda: Classifier(3, classes, (size, size), **options),
     )
-    network = Classifier(3, classes, size, **options)
+    network = Classifier(3, classes, (size, size), **options)
     _fill_encoder(transfer, network, "heads_first")
     transfer.layer(network.norm, "out.0")
     put(network.position, transfer.tensor("out.2.positional_embedding", network.position.T.shape).T)

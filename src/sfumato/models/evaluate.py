@@ -28,6 +28,7 @@ from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator
 from sfumato.metrics.frechet import Moments
 from sfumato.metrics.page import write_page
 from sfumato.metrics.report import Report, Row, row
+from sfumato.models.classify import evaluate_classifier
 from sfumato.models.data import SPLIT_SEED, data_of, examples, read_data
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model, as_model, load
@@ -108,6 +109,14 @@ def evaluate(
         "device": device,
         "cache": None if cache is None else Path(cache),
     }
+    if isinstance(subject, Model) and subject.classifier is not None:
+        if real is not None or page is not None or features or measures or options:
+            raise InputError(
+                f"{subject.run} is a classifier of noisy data, whose accuracy on the held-out images of its run is "
+                "measured; leave other pictures and options out."
+            )
+        options = {"samples": samples, "seed": seed, "overwrite": overwrite, "progress": progress}
+        return evaluate_classifier(subject, keep=True, **options)
     if heldout is not None and real is None:
         raise InputError("Held-out pictures are given beside training pictures: evaluate(..., real, heldout=...).")
     if isinstance(subject, Model) and real is None:
@@ -242,12 +251,13 @@ def _sampled(
         distributed.all_gather_object(gathered, images)
         images = torch.cat(gathered)
     labels = None
-    conditions = {n: c for n, c in model.conditions.items() if isinstance(c, Label) and c.names}
+    sampling, _, _, given = model.settings(dict(options))
+    guidance = sampling.guidance
+    conditions = {n: c for n, c in model.asked(guidance).items() if isinstance(c, Label) and c.names}
     if len(conditions) == 1 and isinstance(judge.real, Dataset):
         ((name, condition),) = conditions.items()
         if tuple(condition.names) == classes_of(judge.real):
-            given = model.settings(dict(options))[3]
-            labels = model.given(given, seed, 0, count)[name]
+            labels = model.given(given, seed, 0, count, guidance=guidance)[name]
     low = next((c for c in model.conditions.values() if isinstance(c, LowResolution)), None)
     # how a column of low-resolution images was made is not known
     down = None if low is None or low.column is not None else partial(low.of, columns={})
@@ -257,6 +267,9 @@ def _sampled(
 
 def _rows(value: Any, count: int, begin: int, end: int) -> Any:
     """The part of a process of what is given for each sample."""
+    if isinstance(value, list | tuple) and value and count > end - begin:
+        # names of classes are those of the samples in turn
+        return [value[i % len(value)] for i in range(begin, end)]
     return value[begin:end] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
 
 

@@ -6,6 +6,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, SfumatoWarning, check_arguments
 from sfumato.io.files import write_json
 from sfumato.io.images import save_grid
-from sfumato.metrics.evaluator import Evaluator
+from sfumato.metrics.report import Report
 from sfumato.models.calibrate import tune
+from sfumato.models.classify import evaluate_classifier
 from sfumato.models.data import GIVEN, SPLIT_SEED, examples, training_data
 from sfumato.models.evaluate import judge_of, judged, recorded
 from sfumato.models.model import Model
@@ -159,6 +161,8 @@ def _described(network: Any) -> tuple[nn.Module | None, Mapping[str, Any]]:
 def default_name(config: Config) -> str:
     """The name of a run: that of its data, with what is trained on them where they are not generated."""
     name = Path(config.data.source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
+    if config.classifies:
+        return f"{name}-classifier"
     low = [one for one in config.conditions.values() if one.kind == "low_resolution" and one.column is None]
     return f"{name}-x{low[0].factor}" if low else name
 
@@ -233,8 +237,9 @@ class _Run:
         model = self._model(info)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         self.config = config = model.config
-        # what can fail for a wrong setting fails now, not after the training
-        model.sampler(config.sampling.untuned())
+        if model.classifier is None:
+            # what can fail for a wrong setting fails now, not after the training
+            model.sampler(config.sampling.untuned())
         options = config.training
         if resume:
             self.directory.restore(trainer, options.steps)
@@ -259,7 +264,7 @@ class _Run:
                 return
             if losses := heldout_losses(trainer, heldout):
                 self.directory.log(record.step, losses)
-            if options.sample_count:
+            if options.sample_count and model.classifier is None:
                 with trainer.ema.applied():
                     more: dict[str, Any] = {"sampling": config.sampling.untuned(), "progress": False}
                     cond, _ = examples(model, heldout if len(heldout) else loader.dataset, options.sample_count)
@@ -339,20 +344,24 @@ class _Run:
         model.data = self.data
         return model
 
-    def _judge(self, model: Model, train: Dataset, heldout: Dataset) -> Evaluator | None:
+    def _judge(self, model: Model, train: Dataset, heldout: Dataset) -> Callable[[Model], Report] | None:
         """The evaluation, if there is to be one."""
         if not self.config.evaluation.samples:
             return None
         if len(heldout) < 2:
             self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
             return None
-        return judge_of(model, (train, heldout), progress=self.reporter.progress)
+        more: dict[str, Any] = {"keep": True, "overwrite": True, "progress": self.reporter.progress}
+        if model.classifier is not None:
+            return partial(evaluate_classifier, heldout=heldout, **more | {"keep": self.main})
+        judge = judge_of(model, (train, heldout), progress=self.reporter.progress)
+        return lambda model: judged(judge, model, **more)
 
-    def _evaluate(self, model: Model, judge: Evaluator, trainer: Trainer) -> None:
+    def _evaluate(self, model: Model, judge: Callable[[Model], Report], trainer: Trainer) -> None:
         """Judge samples of the model as it is, log the numbers, and keep the best weights."""
         model.step, best = trainer.step, self.config.evaluation.best
         try:
-            report = judged(judge, model, keep=True, overwrite=True, progress=self.reporter.progress)
+            report = judge(model)
         except InputError as error:
             # such as NaN in samples of an early step: the training goes on
             self.reporter.say(f"No evaluation at step {trainer.step}: {error}")
@@ -370,13 +379,15 @@ class _Run:
             write_weights(folder, model.module, trainer.step, trainer.ema.average)
             write_json(folder / "evaluation.json", report.to_dict())
 
-    def _finish(self, model: Model, trainer: Trainer, judge_of_run: Callable[[], Evaluator | None]) -> None:
+    def _finish(
+        self, model: Model, trainer: Trainer, judge_of_run: Callable[[], Callable[[Model], Report] | None]
+    ) -> None:
         """Fit what the sampling needs, and evaluate."""
-        sampling = self.config.sampling
-        if sampling.needs_gamma and self.main:
+        sampling, fits = self.config.sampling, self.main and model.classifier is None
+        if sampling.needs_gamma and fits:
             self.reporter.say("estimating Gamma for the analytic variance ...")
             tune(model, progress=False)
-        if sampling.needs_plan and self.main:
+        if sampling.needs_plan and fits:
             self.reporter.say(f"fitting a grid of {sampling.steps} steps ...")
             tune(model, steps=sampling.steps, progress=False)
         fitted = [model.fitted]
@@ -385,7 +396,7 @@ class _Run:
         try:
             judge = judge_of_run()
             if judge is not None:
-                self.reporter.evaluating(self.config.evaluation.samples)
+                self.reporter.evaluating(model)
                 self._evaluate(model, judge, trainer)
         except InputError as error:
             self.reporter.say(f"No evaluation: {error}")
