@@ -59,6 +59,7 @@ class AtLevels(nn.Module):
         """The losses at a level."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def report(self, batch: Batch, draws: Draws) -> dict[str, float]:
         """The mean loss at levels evenly spread over the times, each named by its log-SNR, and the mean of these."""
         values = {"heldout_loss": 0.0}
@@ -149,6 +150,7 @@ class Classification(AtLevels):
     def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
         return functional.cross_entropy(*self._judged(level, batch, draws), reduction="none")
 
+    @torch.no_grad()
     def report(self, batch: Batch, draws: Draws) -> dict[str, float]:
         """The loss as any, and the accuracy at the same levels."""
         values = super().report(batch, draws) | {"heldout_accuracy": 0.0}
