@@ -79,9 +79,14 @@ def with_sampling(
     scanned = flags.scan(arguments, fields, SamplingConfig)
     words = [*scanned.words, *scanned.options]
     options = flags.parse({**fields, **flags.flag_fields(base)}, words, prog=prog, description=description)
-    sampling = parse(SamplingConfig, flags.settings(options, SamplingConfig), origin="the options", trust=True)
+    settings = flags.settings(options, SamplingConfig)
+    sweep = getattr(options, "sweep", None)
+    if sweep and sweep[0].replace("-", "_") == "guidance.scale":
+        # each value takes its place; at 1, the default, other settings of guidance are refused
+        settings = merge(settings, {"guidance.scale": 2.0})
+    sampling = parse(SamplingConfig, settings, origin="the options", trust=True)
     named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
-    if not named and getattr(options, "sweep", None) is None:
+    if not named and sweep is None:
         # what was fitted for this number of steps is taken where no sampler and no grid is named
         sampling = with_fitted(sampling, Path(options.run))
     if options.print_config:

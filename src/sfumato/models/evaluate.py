@@ -110,7 +110,7 @@ def evaluate(
         "cache": None if cache is None else Path(cache),
     }
     if isinstance(subject, Model) and subject.classifier is not None:
-        if real is not None or page is not None or features or measures or options:
+        if real is not None or page is not None or features or measures or options.keys() - {"sampling"}:
             raise InputError(
                 f"{subject.run} is a classifier of noisy data, whose accuracy on the held-out images of its run is "
                 "measured; leave other pictures and options out."
