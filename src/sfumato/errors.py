@@ -121,10 +121,14 @@ _PLAIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+_SHOWN = 60  # choices that a message lists at most
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The end of an error message: ``"; did you mean 'digits'?"``, or the choices if none is similar."""
     known = list(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}." if known else "."
+    more = f" and {len(known) - _SHOWN} others" if len(known) > _SHOWN else ""
+    return f"; known are {', '.join(known[:_SHOWN])}{more}." if known else "."

@@ -237,8 +237,8 @@ def test_bad_input(sets: tuple[Dataset, Dataset, Dataset], judge: Evaluator) -> 
 
 
 def test_names_of_measures_and_features_are_those_of_the_settings() -> None:
-    from sfumato.config.groups import FEATURES
-    from sfumato.config.groups import MEASURES as NAMES
+    from sfumato.config.evaluation import FEATURES
+    from sfumato.config.evaluation import MEASURES as NAMES
     from sfumato.metrics.evaluator import MORE
     from sfumato.metrics.features import NAMED
 

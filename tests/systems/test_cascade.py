@@ -22,9 +22,9 @@ from sfumato.models.data import examples, read_data
 from sfumato.models.evaluate import evaluate
 from sfumato.models.model import Model
 from sfumato.models.storage import read_config
-from sfumato.runs import train as runs
 from sfumato.runs.directory import Interrupted
 from sfumato.runs.reporting import Reporter
+from sfumato.runs.resolving import default_name
 from sfumato.systems.cascade import train
 from sfumato.systems.stages import planned
 from sfumato.training.loop import Record
@@ -365,4 +365,4 @@ def test_trained_and_resumed_on_the_command_line(tmp_path: Path, capsys: pytest.
     assert run("train", "digits", "--system", "cascade", "--print-config") == 0
     out = capsys.readouterr().out
     printed = json.loads(out[out.index("\n{") :])
-    assert printed["base"]["data"]["scale_down"] == 2 and runs.default_name(planned()["base"]) == "digits"
+    assert printed["base"]["data"]["scale_down"] == 2 and default_name(planned()["base"]) == "digits"

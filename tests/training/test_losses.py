@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from sfumato.conditioning import Conditioned, Label
 from sfumato.data import Batch, Column, Dataset, Loader
 from sfumato.diffusion import parameterization, weighting
-from sfumato.diffusion.denoiser import Denoiser, Prediction, embed_thousand
+from sfumato.diffusion.classifier import NoisyClassifier
+from sfumato.diffusion.denoiser import Denoiser, embed_thousand
 from sfumato.diffusion.gaussian import diffuse
-from sfumato.diffusion.level import Level
 from sfumato.diffusion.objective import denoising_loss
 from sfumato.diffusion.schedule import ContinuousCosine, Karras, linear
 from sfumato.errors import InputError
@@ -25,7 +25,7 @@ from sfumato.networks.unet import UNet
 from sfumato.random import Draws, normal, uniform
 from sfumato.sampling.guidance import ClassifierGuided
 from sfumato.training.loop import Trainer
-from sfumato.training.losses import Contrastive, Denoising, NoisyClassifier
+from sfumato.training.losses import Classification, Contrastive, Denoising
 from sfumato.training.optimization import adamw
 from tests.networks.weights import randomized
 from tests.training.by_hand import denoiser, digits
@@ -83,21 +83,27 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("schedule", [ContinuousCosine(), Karras()])
 def test_the_loss_of_a_classifier_is_its_cross_entropy(schedule: Any) -> None:
     logits = torch.tensor([0.3, -1.0, 2.0])
-    loss = NoisyClassifier(Constant(logits), schedule)
+    network = Constant(logits)
+    loss = Classification(NoisyClassifier(network, schedule))
     batch = Batch(torch.randn(64, 1, 4, 4), {"label": torch.arange(64) % 3}, 0)
     found = loss(batch, Draws(0, 0, 64, 64))
     expected = [math.log(sum(math.exp(z) for z in logits)) - float(logits[k % 3]) for k in range(64)]
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
-    # whatever the schedule, it sees pictures of about the variance of the data
-    assert 0.7 < float(loss.model.seen.std()) < 1.3  # type: ignore[union-attr]
+    # whatever the schedule, it sees pictures of about unit variance
+    assert 0.7 < float(network.seen.std()) < 1.3
+    small = NoisyClassifier(network, schedule, data_std=0.1)
+    level = schedule.at(torch.tensor(4.0, dtype=torch.float64))
+    small(diffuse(0.1 * batch.x0, level, torch.randn_like(batch.x0)), level)
+    assert 0.8 < float(network.seen.std()) < 1.2
     with pytest.raises(InputError, match="no column 'label'"):
         loss(Batch(batch.x0, {}, 0), Draws(0, 0, 64, 64))
 
 
 def test_a_noisy_classifier_trains_and_guides() -> None:
     torch.manual_seed(0)
-    classifier = Classifier(1, 10, 8, (16, 32), blocks=1, groups=4, heads=1, attention=(1,))
-    loss = NoisyClassifier(classifier, ContinuousCosine())
+    network = Classifier(1, 10, (8, 8), (16, 32), blocks=1, groups=4, heads=1, attention=(1,))
+    classifier = NoisyClassifier(network, ContinuousCosine())
+    loss = Classification(classifier)
     optimizer = adamw(classifier)
     run = Trainer(loss, digits(labels=True), optimizer=optimizer, learning_rate=3e-3, accelerator=Accelerator(cpu=True))
     losses = [record.loss for record in run.run(120)]
@@ -106,17 +112,21 @@ def test_a_noisy_classifier_trains_and_guides() -> None:
     batch = Loader(digits(labels=True), 5).batch(0, 64)
     level = ContinuousCosine()(0.1)
     x, label = diffuse(batch.x0, level, torch.randn_like(batch.x0)), batch.cond["label"]
-    log_prob = loss.log_prob(x, level, label=label)
+    log_prob = classifier.log_prob(x, level, label=label)
     assert float(log_prob.exp().mean().detach()) > 0.4
     plain = denoiser()
-
-    def unconditional(x: Tensor, level: Level, **cond: Tensor) -> Prediction:
-        return plain(x, level)
-
-    guided = ClassifierGuided(unconditional, loss.log_prob, 20.0)(x, level, label=label)
     with torch.no_grad():
-        after, before = (loss.log_prob(found.x0, level, label=label) for found in (guided, plain(x, level)))
+        guided = ClassifierGuided(plain, classifier.log_prob, 20.0, only=("label",))(x, level, label=label)
+        after, before = (classifier.log_prob(found.x0, level, label=label) for found in (guided, plain(x, level)))
+        # no class, no guidance
+        none = ClassifierGuided(plain, classifier.log_prob, 20.0, only=("label",))(x, level, label=label * 0 - 1)
     assert float(after.mean()) > float(before.mean())
+    assert torch.allclose(none.x0, plain(x, level).x0, atol=1e-5)
+    report = loss.report(batch, Draws(0, 0, 64, 64))
+    levels = [value for name, value in report.items() if name.startswith("heldout_accuracy at")]
+    assert report["heldout_accuracy"] == pytest.approx(np.mean(levels)) and len(levels) == 8
+    # the last level is nearly the data, the first nearly noise
+    assert levels[-1] > 0.5 > levels[0]
 
 
 def test_the_contrastive_loss_is_that_of_its_formula() -> None:

@@ -112,6 +112,7 @@ def of_run(
 ) -> Subject:
     """A run with its data, held-out images where there are any; and a second run for ``stitch``."""
     model, name, other = load(run, device, trust=trust), run.resolve().name, None
+    model.require_denoiser()
     model.denoiser.eval()
     if second is not None:  # a second run of the same name is called by its path
         other = (

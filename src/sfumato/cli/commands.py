@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
-from sfumato.cli.flags import Fields, option
+from sfumato.cli.flags import SEVERAL, Fields, is_positional, option
 from sfumato.cli.output import OUT, check_free, check_out, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
@@ -48,9 +48,11 @@ def with_sampling(
     """The options of a command that samples, the settings of sampling, and the conditions that are given.
 
     The run comes first or after options: it decides the defaults of the others, and which conditions there are. What
-    is no run, where ``fields`` allow it, leaves the defaults.
+    is no run, where ``fields`` allow it, leaves the defaults. Several classes can be given where only the run stands
+    without a flag.
     """
     only_runs = "run" not in fields
+    several = not any(is_positional(kind) for name, (kind, _) in fields.items() if name != "run")
     fields = {"run": RUN, **fields, "trust": TRUST, "print_config": PRINT}
     scanned = flags.scan(arguments, fields, SamplingConfig)
     run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
@@ -67,35 +69,54 @@ def with_sampling(
         config, info = read_config(run, trust="trust" in scanned.values)
         base, conditions = config.sampling, info.conditions
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
-    fields |= given_flags(conditions)
+    if scanned.value("guidance.classifier") or base.guidance.classifier:
+        # a classifier is told the class also where the model is not
+        conditions = {"label": component("condition", "label")(), **conditions}  # pyright: ignore[reportCallIssue]
+    fields |= given_flags(conditions, several=several)
     if run is None:
         fields["label"] = option(str | None, "The class of all images, of a model with labels.")
-    options = flags.parse({**fields, **flags.flag_fields(base)}, scanned.arguments, prog=prog, description=description)
-    sampling = parse(SamplingConfig, flags.settings(options, SamplingConfig), origin="the options", trust=True)
+    # again: it is known now which flags take several words
+    scanned = flags.scan(arguments, fields, SamplingConfig)
+    words = [*scanned.words, *scanned.options]
+    options = flags.parse({**fields, **flags.flag_fields(base)}, words, prog=prog, description=description)
+    settings = flags.settings(options, SamplingConfig)
+    sweep = getattr(options, "sweep", None)
+    if sweep and sweep[0].replace("-", "_") == "guidance.scale":
+        # each value takes its place; at 1, the default, other settings of guidance are refused
+        settings = merge(settings, {"guidance.scale": 2.0})
+    sampling = parse(SamplingConfig, settings, origin="the options", trust=True)
     named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
-    if not named:
+    if not named and sweep is None:
         # what was fitted for this number of steps is taken where no sampler and no grid is named
-        sampling = fitted(sampling, Path(options.run))
+        sampling = with_fitted(sampling, Path(options.run))
     if options.print_config:
         raise SystemExit(print_settings(sampling))
     given = {name: getattr(options, name) for name in conditions if getattr(options, name) is not None}
-    return options, sampling, given
+    return options, sampling, {name: _one_or_several(value) for name, value in given.items()}
 
 
-def given_flags(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """The options by which conditions are given."""
-    text = {name: signature(f"{c.targets[0]}.given").summary.rstrip(".") for name, c in conditions.items()}
-    return {name: option(str | None, f"{said} (default: as in the data, or none).") for name, said in text.items()}
+def given_flags(conditions: Mapping[str, Any], *, several: bool = False) -> dict[str, Any]:
+    """The options by which conditions are given; of labels ``several``."""
+    fields: dict[str, Any] = {}
+    for name, condition in conditions.items():
+        text = signature(f"{condition.targets[0]}.given").summary.rstrip(".")
+        kind = SEVERAL if several and condition.kind == "label" else str | None
+        fields[name] = option(kind, f"{text} (default: as in the data, or none).")
+    return fields
 
 
-def fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
-    """The sampling that was fitted to a run for this many steps, if there is one."""
+def _one_or_several(value: Any) -> Any:
+    return value if not isinstance(value, tuple) else value[0] if len(value) == 1 else list(value)
+
+
+def with_fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
+    """The sampling with what was fitted for its number of steps and its guidance, if anything was."""
     path = run / "fitted.json"
     try:
         plan = read_json(path)["solvers"][str(sampling.steps)]["guidance"]
     except (InputError, KeyError, TypeError):
         return sampling
-    if plan != sampling.guidance.scale:
+    if plan != sampling.guidance.scale or sampling.guidance.classifier is not None:
         return sampling
     best = {slot: component(slot, "best")() for slot in ("sampler", "grid")}  # pyright: ignore[reportCallIssue]
     return sampling.model_copy(update=best)
@@ -103,9 +124,17 @@ def fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
 
 def sample(arguments: list[str]) -> int:
     fields: Fields = {
-        "count": option(int, "Number of images.", 64),
+        "count": option(
+            int | None,
+            "Number of images (default: 64; of each value of a sweep 8, or one of each class named).",
+        ),
         **flags.options_of("sfumato.models.model:Model.sample", "seed", "first"),
         **OUT,
+        "sweep": option(
+            SEVERAL,
+            "Sample with each value of a setting from the same noise, into one labelled figure, such as --sweep "
+            "guidance.scale 0 1 2 4.",
+        ),
         "animation": option(Path | None, "Also write the trajectory from noise to images, .gif or .webp."),
         "animation_x0": option(bool, "In the animation, show the estimate of the images at its side.", False),
         "device": DEVICE,
@@ -113,8 +142,13 @@ def sample(arguments: list[str]) -> int:
     }
     text = "Sample images from a trained model.\n\nThe options of sampling start from those of the run."
     options, sampling, given = with_sampling("sfumato sample", arguments, fields, text)
+    if options.sweep is not None:
+        from sfumato.cli.sweep import sample_sweep
+
+        return sample_sweep(options, sampling, given)
     from sfumato.io import images as image_files
 
+    options.count = 64 if options.count is None else options.count
     check_out(options.out, options.count, options.first, options.overwrite)
     check_free(options.animation, options.overwrite)
     if options.animation is None and options.animation_x0:
@@ -138,8 +172,15 @@ def sample(arguments: list[str]) -> int:
         image_files.save_animation(shown, options.animation)
         print(f"{len(shown)} frames: {options.animation}")
     out = out_of(options, f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}")
-    write_images(images, out, options.first, info=model.info, overwrite=options.overwrite)
+    above = columns_of(given, options.first)
+    write_images(images, out, options.first, info=model.info, overwrite=options.overwrite, above=above)
     return 0
+
+
+def columns_of(given: dict[str, Any], first: int) -> list[str]:
+    """The names of the classes that take turns, as those of a grid that begins with the image ``first``."""
+    names = next((value for value in given.values() if isinstance(value, list)), [])
+    return [names[(first + i) % len(names)] for i in range(len(names))]
 
 
 FRAMES = 100

@@ -161,7 +161,7 @@ def _read(options: Any, model: Model) -> Tensor:
     return image if options.value_range is not None else model.info.standardized(image)
 
 
-def _write(images: Tensor, options: Any, model: Model, name: str, given: Tensor | None = None, **more: Tensor) -> None:
+def _write(images: Tensor, options: Any, model: Model, name: str, given: Tensor | None = None, **more: Any) -> None:
     """Write what was sampled, by default into the run."""
     write_images(images, out_of(options, name), 0, given, info=model.info, overwrite=options.overwrite, **more)
 

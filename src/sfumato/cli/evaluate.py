@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sfumato.cli import flags
 from sfumato.cli.commands import DEVICE, ENGINE, load_model, with_sampling
-from sfumato.cli.flags import Fields, option
+from sfumato.cli.flags import SEVERAL, Fields, option
 from sfumato.cli.output import check_free
+from sfumato.cli.sweep import evaluate_sweep
 from sfumato.config import SamplingConfig
-from sfumato.config.groups import FEATURES, MEASURES
+from sfumato.config.evaluation import FEATURES, MEASURES
 from sfumato.errors import InputError
 from sfumato.io.ranges import FLAG
 
@@ -57,15 +58,20 @@ def evaluate(arguments: list[str]) -> int:
         "overwrite": option(
             bool, "Replace the page, and the evaluation.json of more samples of the same weights.", False
         ),
+        "sweep": option(
+            SEVERAL,
+            "Judge a run at each value of a setting of sampling, in one table and one figure of fidelity against "
+            "diversity: --sweep guidance.scale 0 1 2 4; with --guidance.classifier, both kinds of guidance.",
+        ),
         "device": DEVICE,
         "json": option(bool, "Print JSON instead of a table.", False),
         **ENGINE,
     }
-    scanned = flags.scan(arguments, fields, SamplingConfig)
+    scanned = flags.scan(arguments, {**fields, "label": option(SEVERAL, "")}, SamplingConfig)
     sets = scanned.words or [""]
     if len(sets) > 1 and "page" in scanned.values:
         raise InputError("A page shows one set; leave the others or --page out.")
-    lines = [[*scanned.options, word] if word else scanned.options for word in sets]
+    lines = [[word, *scanned.options] if word else scanned.options for word in sets]
     parsed = [with_sampling("sfumato evaluate", line, fields, _TEXT) for line in lines]
     check_free(parsed[0][0].page, parsed[0][0].overwrite)
     from sfumato.models.evaluate import evaluate as judge
@@ -78,6 +84,19 @@ def evaluate(arguments: list[str]) -> int:
             f"--{of_runs[0].replace('_', '-')} is for runs, which are sampled from; all of a set is judged."
         )
     accelerator = accelerator_without_settings()
+    if parsed[0][0].sweep is not None:
+        options, sampling, given = parsed[0]
+        real = options.against not in (None, "heldout", "training")
+        if len(sets) > 1 or not is_run(sets[0]) or options.page is not None or real:
+            raise InputError("A sweep judges one run by its own data; leave other sets, --against DATA and --page out.")
+        if accelerator.num_processes > 1:
+            options.device = str(accelerator.device)
+        options.run = Path(options.run)
+        judging = {name: getattr(options, name) for name in ("against", "most", "weights", "resize", "cache", "device")}
+        judging |= {"spaces": options.features, "measures": options.measures}
+        evaluate_sweep(options, sampling, given, judging, main=accelerator.is_main_process)
+        accelerator.end_training()
+        return 0
     reports: list[Report] = []
     options = parsed[0][0]
     for options, sampling, given in parsed:

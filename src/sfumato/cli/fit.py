@@ -103,6 +103,7 @@ def likelihood(arguments: list[str]) -> int:
     if accelerator.num_processes > 1:
         options.device = str(accelerator.device)
     model = load_model(options)
+    model.require_denoiser()
     train_set, heldout = read_data(model.config)
     data = heldout if options.split == "heldout" else train_set
     if len(data) == 0:

@@ -8,13 +8,14 @@ import io
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from sfumato.config import KINDS, SOLVERS, Component, component, merge, nested, slot_of, walk
-from sfumato.config.groups import FEATURES, MEASURES
+from sfumato.config.evaluation import FEATURES, MEASURES
 from sfumato.config.signature import signature
 from sfumato.errors import InputError, nearest
 
@@ -24,6 +25,10 @@ Fields = Mapping[str, tuple[Any, Any]]
 """Options by name: the type and pydantic's field of each."""
 
 
+SEVERAL: Any = tuple[str, ...] | None
+"""The type of an option that takes words of any kind, up to the next flag or a run."""
+
+
 def option(kind: Any, text: str, default: Any = None, *, positional: str = "") -> tuple[Any, Any]:
     """An option of a command; a ``positional`` one stands without its name and is shown by this word."""
     hint = "" if default is False or default in (None, (), ...) else f"(default: {_shown(default)})"
@@ -31,6 +36,11 @@ def option(kind: Any, text: str, default: Any = None, *, positional: str = "") -
     if positional:
         markers.append(tyro.conf.Positional)
     return Annotated[kind, *markers], Field(default, description=text)
+
+
+def is_positional(kind: Any) -> bool:
+    """Whether an option of this type stands without its name."""
+    return tyro.conf.Positional in getattr(kind, "__metadata__", ())
 
 
 def options_of(target: str, *names: str, **defaults: Any) -> dict[str, tuple[Any, Any]]:
@@ -162,6 +172,8 @@ def _takes(kind: Any, before: list[str], argument: str) -> bool:
     """Whether a flag of this type, with these values before, takes one more."""
     if not before:
         return True
+    if kind == SEVERAL:
+        return not (Path(argument) / "config.json").is_file()
     if kind == tuple[str, ...]:
         return argument in (*KINDS["condition"], "none", *FEATURES, *MEASURES)
     several = any(part is tuple or str(part).startswith("tuple") for part in (kind, *get_args(kind)))

@@ -82,6 +82,7 @@ def of_run(model: Model, everything: bool) -> Group:
         "run": str(run),
         "data": f"{config.data.source}: {info.train} images of {shape}, {info.heldout} held out, std {info.std:.3f}",
         "conditions": "; ".join(f"{n}: {c.summary}" for n, c in model.conditions.items()) or "none",
+        **({"classes": f"{len(info.classes)} to tell apart: {', '.join(info.classes[:20])}"} if info.classes else {}),
         "model": str(count(model.denoiser.network, info.shape)),
         "trained": f"{model.step:,} of {config.training.steps:,} steps, "
         f"{model.step * config.training.batch_size:,} images",
@@ -182,7 +183,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
     except (InputError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{path} is damaged and passed over ({error}).", SfumatoWarning, stacklevel=2)
         return []
-    shown = [rows[0], *(row for row in rows[1:] if str(row["title"]).startswith(("nearest", "copies")))]
+    shown = [rows[0], *(row for row in rows[1:] if str(row["title"]).startswith(("nearest", "copies", "accuracy")))]
     return [row for row in shown if row["value"] is not None]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +82,13 @@ def write_images(
     *,
     info: Info | None = None,
     overwrite: bool = False,
+    above: Sequence[str] = (),
     **more: Tensor,
 ) -> None:
     """Write images as :data:`OUT` says, a grid with what was ``given`` at its start, and say where.
 
-    The numbers of vectors that were standardized are written in the units of their data, which ``info`` knows.
+    The numbers of vectors that were standardized are written in the units of their data, which ``info`` knows. A grid
+    has a column for each of the names that stand ``above``.
     """
     import torch
 
@@ -94,7 +96,7 @@ def write_images(
 
     beside = ""
     if out.suffix == ".png":
-        image_files.save_grid(images if given is None else torch.cat([given, images]), out)
+        image_files.save_grid(images if given is None else torch.cat([given, images]), out, above)
     elif out.suffix == ".npz":
         image_files.save_array(images if info is None else info.in_units(images), out, **more)
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, create_model
 
 from sfumato.cli import flags
-from sfumato.cli.commands import PRINT, TRUST, fitted, given_flags, print_settings
+from sfumato.cli.commands import PRINT, TRUST, given_flags, print_settings, with_fitted
 from sfumato.cli.flags import Fields, option
 from sfumato.config import Component, Config, DataConfig, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError
@@ -160,7 +160,7 @@ def with_sampling(
         sampling[name] = parse(SamplingConfig, settings, origin="the options", trust=True)
         prefix = "" if name == last else f"{name}."
         if not any(key.startswith((f"{prefix}sampler.", f"{prefix}grid.")) for key in scanned.values):
-            sampling[name] = fitted(sampling[name], stage_of(folder, name))
+            sampling[name] = with_fitted(sampling[name], stage_of(folder, name))
     if options.print_config:
         raise SystemExit(
             print_settings(sampling[last], **{name: sampling[name].model_dump(mode="json") for name in before})

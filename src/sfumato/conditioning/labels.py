@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato import random
 from sfumato.conditioning.base import Condition, Data, Filled, take
-from sfumato.errors import InputError, shown
+from sfumato.errors import InputError, nearest, shown
 
 TOKEN_FEATURES = 64  # of the token of a label, where no other condition decides them
 
@@ -56,15 +56,20 @@ class Label(Condition):
         return replace(self, names=names, frequencies=tuple(count / len(values) for count in counts))
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """The class by name or number, for all samples or one for each; -1 is none, where drop is above 0.
+        """The class by name or number, or several that take turns; -1 is none, where drop is above 0.
 
-        Where the names of the classes are numbers, a number is such a name. A tensor holds the numbers of the classes
-        in the data.
+        Of ``n`` classes sample ``i`` of a seed has the class ``i`` modulo ``n``; as many classes as samples are one for
+        each. Where the names of the classes are numbers, a number is such a name. A tensor holds the numbers of the
+        classes in the data, one for all samples or one for each.
         """
         if not self.names:
             raise InputError("This model was trained without labels, so it can't be asked for a class.")
-        listed = isinstance(value, Sequence) and not isinstance(value, str)
-        value = [self._number(one) for one in value] if listed else self._number(value)  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            value = [self._number(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+            if 0 < len(value) < count:
+                value = [value[i % len(value)] for i in range(first, first + count)]
+        else:
+            value = self._number(value)
         try:
             labels = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -85,7 +90,7 @@ class Label(Condition):
             if label in self.names:
                 return self.names.index(label)
             if not re.fullmatch("-?[0-9]{1,18}", label):
-                raise InputError(f"There is no class {label[:40]!r}; the classes are {', '.join(self.names)}.")
+                raise InputError(f"There is no class {label[:40]!r}{nearest(label, self.names)}")
             label = int(label)
         is_number = isinstance(label, int | np.integer) and type(label) is not bool and label != -1
         if is_number and all(name.isdecimal() for name in self.names):

@@ -13,11 +13,11 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from sfumato.config.component import Component, Lazy, Made, Slot, component, trusting
+from sfumato.config.evaluation import EvaluationConfig
 from sfumato.config.groups import (
     Config,
     DataConfig,
     EmaConfig,
-    EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     TrainingConfig,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from sfumato.config.component import Built, Component, Conditions, Slot, group, slot
+from sfumato.config.evaluation import EvaluationConfig
 from sfumato.config.sampling import SamplingConfig
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sfumato.diffusion.denoiser import Denoiser
+    from sfumato.diffusion.classifier import NoisyClassifier
+    from sfumato.diffusion.denoiser import Denoiser, Embed
+    from sfumato.diffusion.schedule import Schedule
 
 
 class _Training(Built):
@@ -126,13 +129,10 @@ class ModelConfig(Component):
         """
         from sfumato.conditioning.low_resolution import base_of
         from sfumato.conditioning.network import Conditioned
-        from sfumato.diffusion import denoiser as denoisers
         from sfumato.diffusion.denoiser import Denoiser
         from sfumato.diffusion.schedule import Discrete
 
-        schedule = self.schedule.build()
-        schedule.require_noise(data_std)
-        steps = schedule.steps if isinstance(schedule, Discrete) else 0
+        schedule = self._schedule(data_std)
         context: dict[str, Any] = {"schedule": schedule, "data_std": data_std}
         if isinstance(schedule, Discrete):
             context["previous"] = schedule.previous
@@ -141,13 +141,7 @@ class ModelConfig(Component):
             network = self.build_network(shape, conditions)
         elif conditions:
             network = Conditioned(network, conditions, shape)
-        embed = {
-            "index": denoisers.embed_index(steps),
-            "thousand": denoisers.embed_thousand,
-            "log_snr": denoisers.embed_log_snr,
-            "log_sigma": denoisers.embed_log_sigma,
-            "gamma": denoisers.embed_gamma,
-        }[self.embedding]
+        embed = self._embed(schedule)
         return Denoiser(
             network,
             schedule,
@@ -158,12 +152,47 @@ class ModelConfig(Component):
             base=base_of(conditions or {}) if self.residual else None,
         )
 
-    def build_network(self, shape: tuple[int, ...], conditions: dict[str, Any] | None = None) -> nn.Module:
+    def build_classifier(
+        self, shape: tuple[int, ...], classes: int, data_std: float = 1.0, *, network: nn.Module | None = None
+    ) -> NoisyClassifier:
+        """The classifier of noisy data, with fresh weights.
+
+        Args:
+            shape, data_std, network: as for :meth:`build`.
+            classes: the number of classes.
+        """
+        from sfumato.diffusion.classifier import NoisyClassifier
+
+        schedule = self._schedule(data_std)
+        network = self.build_network(shape, classes=classes) if network is None else network
+        return NoisyClassifier(network, schedule, self._embed(schedule), data_std=data_std)
+
+    def _schedule(self, data_std: float) -> Schedule:
+        schedule: Schedule = self.schedule.build()
+        schedule.require_noise(data_std)
+        return schedule
+
+    def _embed(self, schedule: Schedule) -> Embed:
+        from sfumato.diffusion import denoiser as denoisers
+        from sfumato.diffusion.schedule import Discrete
+
+        return {
+            "index": denoisers.embed_index(schedule.steps if isinstance(schedule, Discrete) else 0),
+            "thousand": denoisers.embed_thousand,
+            "log_snr": denoisers.embed_log_snr,
+            "log_sigma": denoisers.embed_log_sigma,
+            "gamma": denoisers.embed_gamma,
+        }[self.embedding]
+
+    def build_network(
+        self, shape: tuple[int, ...], conditions: dict[str, Any] | None = None, classes: int | None = None
+    ) -> nn.Module:
         """The network with the encoders of its conditions, also on the device ``meta``, to count its parameters.
 
         Args:
             shape: ``(C, *space)`` of the data.
             conditions: its conditions by name.
+            classes: the number of classes that a classifier tells apart.
         """
         from sfumato.conditioning.network import Conditioned, filled
 
@@ -171,6 +200,8 @@ class ModelConfig(Component):
         if (kind == "mlp") != (dims == 0) and ":" not in kind:
             data = f"vectors of length {shape[0]}" if dims == 0 else f"signals or images of shape {shape}"
             better = "mlp" if dims == 0 else "unet or dit"
+            if kind == "classifier":
+                raise InputError(f"The data are {data}; the network classifier takes images, name one of your own.")
             raise InputError(
                 f"The data are {data}, which the network {kind} does not take; use model.network.kind {better}."
             )
@@ -183,6 +214,7 @@ class ModelConfig(Component):
             dims=dims,
             tokens=slots.tokens,
             concatenated=slots.channels,
+            classes=classes,
         )
         if hasattr(network, "check"):
             network.check(shape)
@@ -236,67 +268,6 @@ class TrainingConfig(Component):
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads (default: torch's choice).")
 
 
-FEATURES = ("pixels", "classifier", "efficientnet-lite0", "inception", "dinov2", "clip")
-"""The features of an evaluation, by name."""
-
-MEASURES = (
-    *("fd", "fd-infinity", "kid", "kid-subsets", "prdc", "neighbours", "is", "diversity", "cmmd"),
-    *("accuracy", "pairs", "bits"),
-)
-"""The measures of an evaluation, by name."""
-
-
-RANKING = (
-    *("FD", "FID", "FD∞", "FID∞", "KID", "CMMD", "precision k=3", "recall k=3", "density k=5", "coverage k=5"),
-    *("inception score", "diversity", "accuracy", "PSNR", "SSIM", "colour error", "bits/dim"),
-)
-"""The rows of an evaluation by which weights can be the best."""
-
-
-class EvaluationConfig(Component):
-    """The evaluation at the end of the training."""
-
-    samples: int = Field(
-        default=1000, ge=0, le=10**9, description="Images that are sampled for it; 0 for no evaluation."
-    )
-    seed: int = Field(default=1, ge=0, le=2**63 - 1, description="The seed of those images.")
-    every: int | None = Field(default=None, ge=1, description="Also evaluate while training, after so many steps each.")
-    against: Literal["heldout", "training"] = Field(
-        default="heldout", description="The real images that samples are compared with."
-    )
-    features: tuple[str, ...] = Field(
-        default=(), description=f"In which features: {', '.join(FEATURES)} (default: what suits the data)."
-    )
-    measures: tuple[str, ...] = Field(
-        default=(), description=f"Which measures: {', '.join(MEASURES)} (default: what suits the data)."
-    )
-    best: str | None = Field(
-        default=None, description="Keep the weights that are best by this measure, such as FD, in the folder best."
-    )
-
-    @field_validator("best")
-    @classmethod
-    def _known(cls, best: str | None) -> str | None:
-        if best is not None and best.partition(" (")[0] not in RANKING:
-            raise ValueError(f"evaluation.best is {best!r}{nearest(best, RANKING)}")
-        return best
-
-    @model_validator(mode="after")
-    def _named(self) -> EvaluationConfig:
-        for field, names, known in (("features", self.features, FEATURES), ("measures", self.measures, MEASURES)):
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"evaluation.{field} has {name!r}{nearest(name, known)}")
-        return self
-
-    @field_validator("samples")
-    @classmethod
-    def _enough(cls, samples: int) -> int:
-        if samples == 1:
-            raise ValueError("evaluation.samples is 1; an evaluation needs at least 2, or 0 for none")
-        return samples
-
-
 class Config(Component):
     """Everything that decides a run."""
 
@@ -311,6 +282,38 @@ class Config(Component):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a classifier of noisy data is trained, and no denoiser."""
+        return self.objective.kind == "classification"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the data that the conditions and the objective need."""
+        found = {column for condition in self.conditions.values() for column in condition.build().columns}
+        own: str | None = getattr(self.objective, "column", None)
+        return tuple(sorted(found if own is None else {*found, own}))
+
+    @model_validator(mode="after")
+    def _classified(self) -> Config:
+        kind = self.model.network.kind
+        own = ":" in kind or kind == "given"
+        if self.classifies and kind != "classifier" and not own:
+            raise ValueError(
+                f"objective.kind is classification, but model.network.kind is {kind}; take the network classifier"
+            )
+        if kind == "classifier" and not self.classifies and ":" not in self.objective.kind:
+            raise ValueError(
+                "model.network.kind is classifier, which predicts no images; take objective.kind classification, or "
+                "--task classify"
+            )
+        if self.classifies and self.conditions:
+            raise ValueError(
+                f"a classifier of noisy data is given no conditions, but there is {next(iter(self.conditions))}; leave "
+                "it out: the classes are what it predicts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> Config:

@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, str]] = {
         "unet": "networks.unet:UNet networks.unet:Blueprint",
         "dit": "networks.dit:DiT",
         "mlp": "networks.mlp:MLP",
+        "classifier": "networks.classifier:Classifier networks.unet:Blueprint",
         "given": "networks.slots:given",
     },
     "condition": {
@@ -37,6 +38,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "objective": {
         "denoising": "training.losses:Denoising",
+        "classification": "training.losses:Classification",
     },
     "weight": {
         "simple": "diffusion.weighting:simple",

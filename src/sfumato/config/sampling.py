@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -59,10 +59,13 @@ _MOST_SPREAD = 1.25
 
 
 class GuidanceConfig(Component):
-    """Guidance: away from the null condition or from a weaker model, towards the condition."""
+    """Guidance: away from the null condition or from a weaker model, towards the condition; or by a classifier."""
 
     scale: float = Field(
-        default=1.0, ge=0, description="The guidance scale: 1 is none, 0 the null condition or the weaker model alone."
+        default=1.0,
+        ge=0,
+        description="The guidance scale: 1 is none, 0 the null condition or the weaker model alone; by a classifier, 0 "
+        "is none.",
     )
     rescale: float = Field(
         default=0.0,
@@ -76,6 +79,10 @@ class GuidanceConfig(Component):
     weak_run: Path | None = Field(
         default=None, description="Autoguidance: a run of the same task that was trained less, to be guided away from."
     )
+    classifier: Path | None = Field(
+        default=None,
+        description="Classifier guidance: a run of train --task classify, whose gradient is followed towards a class.",
+    )
     threshold: float | None = Field(
         default=None,
         gt=0,
@@ -86,7 +93,14 @@ class GuidanceConfig(Component):
 
     @model_validator(mode="after")
     def _together(self) -> GuidanceConfig:
-        if self.scale == 1.0:
+        if self.classifier is not None:
+            for name in ("rescale", "weak_run"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"guidance.{name} belongs to another guidance than that by a classifier; leave it or "
+                        "guidance.classifier out"
+                    )
+        elif self.scale == 1.0:
             for name in ("rescale", "interval", "weak_run"):
                 if getattr(self, name):
                     raise ValueError(f"guidance.{name} means nothing at guidance.scale 1, which is no guidance")
@@ -97,14 +111,14 @@ class GuidanceConfig(Component):
     @property
     def by_condition(self) -> bool:
         """Whether it needs a condition, and a model that knows the null condition."""
-        return self.scale != 1.0 and self.weak_run is None
+        return self.scale != 1.0 and self.weak_run is None and self.classifier is None
 
     def require(self, conditions: Mapping[str, Any]) -> None:
         """Check that a model with these conditions can be guided so."""
         if not self.by_condition:
             return
         start = f"guidance.scale is {self.scale:g}, but this model"
-        weaker = "or guide by a weaker model with guidance.weak_run"
+        weaker = "or guide by a weaker model with guidance.weak_run, or by a classifier with guidance.classifier"
         if not conditions:
             raise InputError(f"{start} has no condition to guide by; leave it out, {weaker}.")
         if all(condition.drop == 0.0 for condition in conditions.values()):
@@ -115,7 +129,7 @@ class GuidanceConfig(Component):
             )
 
     def build(self, denoiser: Denoise, weak: Denoise | None, null: Any) -> Denoise:
-        """The guided denoiser.
+        """The denoiser with its guidance by a condition or by a weaker model.
 
         Args:
             denoiser: what is guided.
@@ -124,7 +138,7 @@ class GuidanceConfig(Component):
         """
         from sfumato.sampling.guidance import EVERYWHERE, Autoguided, ClassifierFree
 
-        if self.scale == 1.0:
+        if self.scale == 1.0 or self.classifier is not None:
             return denoiser
         interval = self.interval or EVERYWHERE
         if self.weak_run is None:
@@ -132,6 +146,24 @@ class GuidanceConfig(Component):
         if weak is None:
             raise InputError(f"Autoguidance needs the denoiser of the weaker run, {self.weak_run}.")
         return Autoguided(denoiser, weak, self.scale, interval)
+
+    def by_classifier(self, denoiser: Denoise, classifier: Callable[..., Denoise] | None, step: Step) -> Denoise:
+        """The denoiser that a classifier guides, where one is to: by the rule that belongs to the solver.
+
+        Args:
+            denoiser: what is guided, its estimates clipped where they are to be.
+            classifier: the wrapper of ``classifier``: :class:`~sfumato.sampling.guidance.ClassifierGuided` of its run.
+            step: the solver.
+        """
+        from sfumato.sampling.guidance import EVERYWHERE
+        from sfumato.sampling.steps import ancestral
+
+        if self.classifier is None:
+            return denoiser
+        if classifier is None:
+            raise InputError(f"Classifier guidance needs the classifier of the run {self.classifier}.")
+        rule = "mean" if getattr(step, "func", step) is ancestral else "eps"
+        return classifier(denoiser, scale=self.scale, interval=self.interval or EVERYWHERE, rule=rule)
 
 
 class SamplingConfig(Component):
@@ -184,7 +216,7 @@ class SamplingConfig(Component):
 
     def tuned(self, fitted: Fitted) -> SamplingConfig:
         """The same with what was fitted to the model for this many steps and this guidance, if best is asked for."""
-        best = self.sampler.kind == "best" and self.grid.kind == "best"
+        best = self.sampler.kind == "best" and self.grid.kind == "best" and self.guidance.classifier is None
         if best and self.steps in fitted.solvers and fitted.solvers[self.steps].guidance == self.guidance.scale:
             return self._with(sampler="fitted", grid="fitted")
         return self
@@ -229,6 +261,7 @@ class SamplingConfig(Component):
         weak: Denoise | None = None,
         null: Any = None,
         *,
+        classifier: Callable[..., Denoise] | None = None,
         levels: Level | None = None,
         step: Step | None = None,
     ) -> tuple[Denoise, Level, Step]:
@@ -239,6 +272,7 @@ class SamplingConfig(Component):
             fitted: what was fitted to it.
             weak: the denoiser of ``guidance.weak_run``, where that is given.
             null: the null version of conditions, for guidance.
+            classifier: what guides a denoiser by ``guidance.classifier``, where that is given.
             levels: a grid in place of one of the configuration.
             step: a solver in place of one of the configuration.
         """
@@ -278,7 +312,8 @@ class SamplingConfig(Component):
                 self._warn_of_spread(grid, solver, denoiser.data_std)
         else:
             solver = step
-        return self.wrap(denoiser, self.guidance.build(denoiser, weak, null)), grid, solver
+        inner = self.wrap(denoiser, self.guidance.build(denoiser, weak, null))
+        return self.guidance.by_classifier(inner, classifier, solver), grid, solver
 
     def _warn_of_spread(self, levels: Level, step: Step, std: float) -> None:
         from sfumato.sampling.steps import gaussian_spread

@@ -17,10 +17,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from sfumato.errors import InputError
 
-FACTS = frozenset({"inputs", "outputs", "sides", "shape", "dims", "tokens", "concatenated", "data_std"})
+FACTS = frozenset({"inputs", "outputs", "sides", "shape", "dims", "tokens", "concatenated", "classes", "data_std"})
 """Parameters that the data decide: no options of this package's functions; those of other packages can set them."""
 
-CONTEXT = FACTS | {"schedule", "parameterization", "denoiser", "plan", "previous", "module", "params", "conditions"}
+CONTEXT = FACTS | {
+    *("schedule", "parameterization", "denoiser", "classifier", "plan", "previous", "module", "params", "conditions"),
+}
 """Parameters that the surroundings fill, by name. :data:`UNLESS_GIVEN` are so too without a default."""
 
 UNLESS_GIVEN = frozenset({"steps", "levels", "gamma", "peak", "denoise", "x", "t", "s", "memory", "level"})

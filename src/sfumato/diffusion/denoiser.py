@@ -20,10 +20,11 @@ class Prediction:
     and :math:`x_0 - \mu`.
 
     ``variance_fraction`` is, where the reverse variance is learned, the interpolation between the logarithms of the
-    small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15).
+    small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15). ``shift`` is, where a classifier guides
+    ancestral steps, what their variance times it is added to their mean; no estimate contains it.
     """
 
-    __slots__ = ("_base", "_f", "_out", "_x", "variance_fraction")
+    __slots__ = ("_base", "_f", "_out", "_x", "shift", "variance_fraction")
 
     def __init__(
         self,
@@ -31,16 +32,29 @@ class Prediction:
         f: Tensor,
         out: Output,
         variance_fraction: Tensor | None = None,
+        shift: Tensor | None = None,
         base: Tensor | None = None,
     ) -> None:
         self._x, self._f, self._out, self._base = x, f, out, base
-        self.variance_fraction = variance_fraction
+        self.variance_fraction, self.shift = variance_fraction, shift
 
     @classmethod
-    def of_x0(cls, x: Tensor, x0: Tensor, level: Level, variance_fraction: Tensor | None = None) -> Prediction:
+    def of_x0(
+        cls,
+        x: Tensor,
+        x0: Tensor,
+        level: Level,
+        variance_fraction: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Prediction:
         """The prediction whose estimate of the data is ``x0``."""
         one_over_sigma = 1.0 / level.sigma
-        return cls(x, x0, Output(1.0, 0.0, 1.0, one_over_sigma, -level.alpha * one_over_sigma), variance_fraction)
+        out = Output(1.0, 0.0, 1.0, one_over_sigma, -level.alpha * one_over_sigma)
+        return cls(x, x0, out, variance_fraction, shift)
+
+    def shifted(self, shift: Data) -> Prediction:
+        """The same, with a ``shift`` of the mean of ancestral steps."""
+        return Prediction(self._x, self._f, self._out, self.variance_fraction, shift, self._base)
 
     @property
     def x0(self) -> Data:
@@ -177,4 +191,4 @@ class Denoiser(nn.Module):
                 f"this one returns {output.shape[1]}."
             )
         f, fraction = output.chunk(2, dim=1)
-        return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0), base)
+        return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0), base=base)

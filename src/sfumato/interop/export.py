@@ -49,6 +49,8 @@ def export(
     out = Path(out)
     one_stage(model, "An export")
     check(to, out, precision, overwrite)
+    if to != "safetensors":
+        model.require_denoiser()
     require_weights(model.denoiser.network)
     slots = raw_slots(model) if to in QUANTIZED else ()
     notes = [f"The graph is the network without the conditions {', '.join(slots)}."] if slots else []

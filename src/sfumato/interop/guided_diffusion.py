@@ -86,9 +86,9 @@ def load_guided_classifier(weights: Weights, settings: str | Settings) -> Classi
     require_fit(
         {"classes": published.classes, "image_size": size, **options},
         transfer.state,
-        lambda: Classifier(channels, published.classes, size, **options),
+        lambda: Classifier(channels, published.classes, (size, size), **options),
     )
-    network = Classifier(channels, published.classes, size, **options)
+    network = Classifier(channels, published.classes, (size, size), **options)
     _fill_encoder(transfer, network, "heads_first")
     transfer.layer(network.norm, "out.0")
     put(network.position, transfer.tensor("out.2.positional_embedding", network.position.T.shape).T)

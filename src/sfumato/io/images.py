@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import atomic_write, read_npy
+from sfumato.io.lettering import lettered
 from sfumato.io.ranges import Range, range_of, signed
 from sfumato.io.reading import quiet, read_header, read_pixels, reason
 
@@ -184,9 +185,14 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
 
 
-def save_grid(images: Float[Tensor, "batch channels *space"], path: Path) -> None:
-    """Write :func:`grid` as PNG, whole or not at all."""
-    _save(grid(images), path, format="PNG")
+def save_grid(images: Float[Tensor, "batch channels *space"], path: Path, above: Sequence[str] = ()) -> None:
+    """Write :func:`grid` as PNG, whole or not at all, with a column for each of the names that stand ``above``."""
+    save_png(lettered([grid(images, len(above))], above=above) if above else grid(images), path)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    _save(image, path, format="PNG")
 
 
 def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, first: int = 0) -> None:

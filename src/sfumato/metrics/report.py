@@ -160,13 +160,17 @@ def number(value: float | None, error: float | None = None) -> str:
 def table(*reports: Report) -> Table:
     """Reports as one table for the terminal: a row per measure, a column per set, and what real pictures reach."""
     first, single = reports[0], len(reports) == 1
+    # the accuracy of a classifier has neither features nor what real pictures reach
+    plain = all(entry.features is None and entry.floor is None for report in reports for entry in report.rows)
     result = Table(title=_counts(first) if single else None, title_justify="left", caption_justify="left")
     result.add_column("measure")
-    result.add_column("features")
+    if not plain:
+        result.add_column("features")
     for report in reports:
-        result.add_column("samples" if single else report.name, justify="right")
-    result.add_column("real pictures", justify="right")
-    if single:
+        result.add_column(("value" if plain else "samples") if single else report.name, justify="right")
+    if not plain:
+        result.add_column("real pictures", justify="right")
+    if single and not plain:
         result.add_column("ratio", justify="right")
     marks: dict[str, str] = {}
     last = None
@@ -183,8 +187,12 @@ def table(*reports: Report) -> Table:
             result.add_section()
         # sets of other counts have other floors
         floors = dict.fromkeys(number(entry.floor, entry.floor_error) for entry in entries if entry is not None)
-        cells = [f"{known.name}{star} {_ARROWS[known.better]}", "" if known.features == last else known.features or ""]
-        result.add_row(*cells, *values, " / ".join(filter(None, floors)), *([ratio] if single else []))
+        name, features = f"{known.name}{star} {_ARROWS[known.better]}", known.features or ""
+        if plain:
+            result.add_row(name, *values)
+        else:
+            cells = [name, "" if known.features == last else features]
+            result.add_row(*cells, *values, " / ".join(filter(None, floors)), *([ratio] if single else []))
         last = known.features
     lines = [] if single else [f"{report.name}: {_counts(report)}" for report in reports]
     lines += [f"{mark} {note}" for note, mark in marks.items()]

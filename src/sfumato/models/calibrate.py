@@ -83,6 +83,7 @@ def tune(
             raise InputError("A denoiser does not know its data; pass them: tune(denoiser, data).")
         model = Model(model, given[0].shape)
     one_stage(model, "Tuning")
+    model.require_denoiser()
     if steps is not None:
         return _tune_grid(model, steps, coefficients, noises, seed, progress, given)
     if images < 1 or levels < 2:
@@ -111,6 +112,8 @@ def _tune_grid(
 ) -> Fitted:
     fitting.check(steps, noises)
     sampling = model.config.sampling
+    if sampling.guidance.classifier is not None:
+        raise InputError("A grid is fitted to a model without a classifier; leave sampling.guidance.classifier out.")
     denoise, _, _ = model.sampler(sampling.untuned())
     noise = random.normal(seed, "fitting", 0, noises, model.info.shape).to(model.device)
     given: dict[str, Any] = {}

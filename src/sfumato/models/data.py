@@ -26,11 +26,10 @@ GIVEN = "python:"
 
 
 def read_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The training and the held-out images of a configuration, with the columns that its conditions need."""
+    """The training and the held-out images of a configuration, with the columns that it needs."""
     if config.data.source.startswith(GIVEN):
         raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
-    columns = {column for condition in config.conditions.values() for column in condition.build().columns}
-    data: Dataset = config.data.build(columns=tuple(sorted(columns)))
+    data: Dataset = config.data.build(columns=config.columns)
     return scaled_down(data, config.data.scale_down).split(config.data.holdout, SPLIT_SEED)
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, distributed
 
 from sfumato.conditioning import Label, LowResolution
-from sfumato.conditioning.base import given_tensors
 from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
 from sfumato.data import load as load_data
@@ -29,6 +28,7 @@ from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator
 from sfumato.metrics.frechet import Moments
 from sfumato.metrics.page import write_page
 from sfumato.metrics.report import Report, Row, row
+from sfumato.models.classify import evaluate_classifier
 from sfumato.models.data import SPLIT_SEED, data_of, examples, read_data
 from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
@@ -110,6 +110,14 @@ def evaluate(
         "device": device,
         "cache": None if cache is None else Path(cache),
     }
+    if isinstance(subject, Model) and subject.classifier is not None:
+        if real is not None or page is not None or features or measures or options.keys() - {"sampling"}:
+            raise InputError(
+                f"{subject.run} is a classifier of noisy data, whose accuracy on the held-out images of its run is "
+                "measured; leave other pictures and options out."
+            )
+        options = {"samples": samples, "seed": seed, "overwrite": overwrite, "progress": progress}
+        return evaluate_classifier(subject, keep=True, **options)
     if heldout is not None and real is None:
         raise InputError("Held-out pictures are given beside training pictures: evaluate(..., real, heldout=...).")
     if isinstance(subject, Model) and real is None:
@@ -235,9 +243,9 @@ def _sampled(
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if _together() else (0, 1)
     begin, end = count * rank // world, count * (rank + 1) // world
     like = judge.heldout if judge.heldout is not None else judge.real
+    sampling, _, _, given = model.settings(options)
     parts, truths = ({}, None)
     if isinstance(like, Dataset):
-        sampling = model.settings(options)[0]
         parts, truths = examples(model, like, count, seed=seed, given=options, sampling=sampling)
     more: dict[str, Any] = {name: _rows(value, count, begin, end) for name, value in options.items()}
     more |= {name: {k: v[begin:end] for k, v in part.items()} for name, part in parts.items()}
@@ -246,13 +254,12 @@ def _sampled(
         gathered: list[Any] = [None] * world
         distributed.all_gather_object(gathered, images)
         images = torch.cat(gathered)
-    labels = None
-    conditions = {n: c for n, c in model.conditions.items() if isinstance(c, Label) and c.names}
+    labels, guidance = None, sampling.guidance
+    conditions = {n: c for n, c in model.asked(guidance).items() if isinstance(c, Label) and c.names}
     if len(conditions) == 1 and isinstance(judge.real, Dataset):
         ((name, condition),) = conditions.items()
         if tuple(condition.names) == classes_of(judge.real):
-            given = {key: value for key, value in {**options, **parts}.items() if key == name}
-            labels = given_tensors({name: condition}, given, count, seed=seed)[name]
+            labels = model.given(given, seed, 0, count, guidance=guidance)[name]
     lows = (c for n, c in model.conditions.items() if isinstance(c, LowResolution) and n not in model.supplied)
     low = next(lows, None)
     # how a column of low-resolution images was made is not known
@@ -263,6 +270,9 @@ def _sampled(
 
 def _rows(value: Any, count: int, begin: int, end: int) -> Any:
     """The part of a process of what is given for each sample."""
+    if isinstance(value, list | tuple) and value and count > end - begin:
+        # names of classes are those of the samples in turn
+        return [value[i % len(value)] for i in range(begin, end)]
     return value[begin:end] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
 
 

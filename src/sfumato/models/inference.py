@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sfumato.config import SamplingConfig
+from sfumato.diffusion.classifier import NoisyClassifier
 from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.errors import SfumatoWarning
 from sfumato.networks.execution import Bfloat16Copy, compile_in_place, copy_sharing_weights, count
@@ -19,7 +20,7 @@ LEAST_MACS = 50_000_000
 """Multiply-accumulates per sample from which bfloat16 is worth its rounding; smaller networks are fast as they are."""
 
 
-def samples_in_bf16(denoiser: Denoiser, shape: Sequence[int], sampling: SamplingConfig) -> bool:
+def samples_in_bf16(denoiser: Denoiser | NoisyClassifier, shape: Sequence[int], sampling: SamplingConfig) -> bool:
     """Whether the network computes in bfloat16 when it is sampled from; a warning where the hardware has none."""
     if sampling.precision == "fp32":
         return False
@@ -36,9 +37,12 @@ def samples_in_bf16(denoiser: Denoiser, shape: Sequence[int], sampling: Sampling
     return most >= LEAST_MACS and count(denoiser.network, shape).macs >= LEAST_MACS
 
 
-def prepared(denoiser: Denoise, shape: Sequence[int], sampling: SamplingConfig) -> Any:
-    """The denoiser with its network as ``sampling`` asks for, with the weights of this moment; itself if it is so."""
-    if not isinstance(denoiser, Denoiser) or next(denoiser.network.parameters(), None) is None:
+def prepared(denoiser: Denoise | NoisyClassifier, shape: Sequence[int], sampling: SamplingConfig) -> Any:
+    """The denoiser, or the classifier that guides one, with its network as ``sampling`` asks for.
+
+    It has the weights of this moment, and is itself if nothing is asked for.
+    """
+    if not isinstance(denoiser, Denoiser | NoisyClassifier) or next(denoiser.network.parameters(), None) is None:
         # an oracle, or the network of an inference engine, which has its own precision
         return denoiser
     half = samples_in_bf16(denoiser, shape, sampling)

@@ -195,6 +195,8 @@ def bits_per_dim(
         cond: conditions by name. A model takes those that a data set has by itself; one that is unknown is null.
     """
     check_arguments(bits_per_dim, locals())
+    if isinstance(model, Model):
+        model.require_denoiser()
     denoiser: Denoise = model.denoiser if isinstance(model, Model) else model
     process = model.config.sampling.wrap(model.denoiser) if isinstance(model, Model) else model
     schedule = _schedule(denoiser, schedule)

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, nulling, without_null
 from sfumato.conditioning.low_resolution import augmented
 from sfumato.conditioning.network import Conditioned
-from sfumato.config import Component, Config, SamplingConfig
+from sfumato.config import Config, GuidanceConfig, SamplingConfig
+from sfumato.diffusion.classifier import NoisyClassifier
 from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.diffusion.level import Level
-from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory, shown
+from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory
 from sfumato.io.progress import Progress
+from sfumato.models import guides
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.inference import prepared
-from sfumato.models.storage import Info, read_config
-from sfumato.models.weights import fingerprint, read_fitted, read_weights
+from sfumato.models.options import sampling_options
+from sfumato.models.storage import Info
+from sfumato.models.weights import build_module, fingerprint, read_fitted, read_module
 from sfumato.networks.slots import slots_of
 from sfumato.random import Draws
 from sfumato.sampling.fitted_solver import Fitted
@@ -86,9 +89,7 @@ class Model:
     @classmethod
     def build(cls, config: Config, info: Info, *, network: nn.Module | None = None, run: Path | None = None) -> Model:
         """A model with fresh weights, as the configuration says, or around a ``network`` of the caller's."""
-        conditions = {name: condition.build() for name, condition in info.conditions.items()}
-        denoiser = config.model.build(info.shape, conditions, info.std, network=network)
-        return cls(denoiser, info, config=config, conditions=conditions, run=run)
+        return cls(build_module(config, info, network), info, config=config, run=run)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.info.shape))
@@ -103,6 +104,20 @@ class Model:
     def module(self) -> nn.Module:
         """The denoiser as a module; an empty one where it is none."""
         return self.denoiser if isinstance(self.denoiser, nn.Module) else nn.Module()
+
+    @property
+    def classifier(self) -> NoisyClassifier | None:
+        """The classifier of noisy data that a run of ``train --task classify`` holds; None of a model that samples."""
+        return self.denoiser if isinstance(self.denoiser, NoisyClassifier) else None
+
+    def require_denoiser(self) -> None:
+        """Refuse what a classifier of noisy data can't do."""
+        if self.classifier is not None:
+            run = self.run or "RUN"
+            raise InputError(
+                f"{run} is a classifier of noisy data, which samples nothing and has no likelihood; it guides a model "
+                f"that does: sfumato sample MODEL --guidance.classifier {run}"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -199,6 +214,7 @@ class Model:
             stepwise: for edits, which do not walk a grid once from end to end.
             options: the others of :meth:`sample`.
         """
+        self.require_denoiser()
         sampling, solver, grid, cond = self.settings(options)
         sampling = sampling.stepwise(self.fitted) if stepwise else sampling
         size = sampling.batch_size if batch_size is None else batch_size
@@ -208,7 +224,7 @@ class Model:
                 f"got {count}, {size} and {first}."
             )
         require_memory(count * math.prod(self.info.shape), f"{count} images", "the number of images")
-        tensors = self.given(cond, seed, first, count, input_noise=sampling.input_noise)
+        tensors = self.given(cond, seed, first, count, input_noise=sampling.input_noise, guidance=sampling.guidance)
         if isinstance(grid, Level):
             check_grid(grid)
         denoise, levels, step = self.sampler(sampling, grid, solver)
@@ -236,29 +252,14 @@ class Model:
 
     def settings(self, options: Mapping[str, Any]) -> tuple[SamplingConfig, Step | None, Level | None, dict[str, Any]]:
         """The sampling that options ask for, a solver and a grid that are objects, and the conditions among them."""
-        options = dict(options)
-        base = options.pop("sampling", None) or self.config.sampling
-        changes: dict[str, Any] = {}
-        solver, grid, scale = (options.pop(name, None) for name in ("solver", "grid", "guidance"))
-        for name in SamplingConfig.model_fields:
-            value = options.pop(name, None)
-            if value is not None:
-                changes[name] = value
-        if not (solver is None or callable(solver) or isinstance(solver, str | Mapping | Component)):
-            raise InputError(f"solver is {shown(solver)}; expected a name, its settings, or a function that is a step.")
-        step: Any = solver if callable(solver) and not isinstance(solver, Component) else None
-        levels = grid if isinstance(grid, Level) else None
-        if solver is not None and step is None:
-            changes["sampler"] = solver
-        if grid is not None and levels is None:
-            changes["grid"] = grid
-        if scale is not None:
-            changes["guidance"] = scale if isinstance(scale, Mapping | Component) else {"scale": _number(scale)}
-        if isinstance(changes.get("sampler"), str):
-            changes["sampler"] = {"kind": changes["sampler"]}
-        if isinstance(changes.get("grid"), str):
-            changes["grid"] = {"kind": changes["grid"]}
-        return base.override(changes) if changes else base, step, levels, options
+        return sampling_options(self.config.sampling, options)
+
+    def asked(self, guidance: GuidanceConfig) -> dict[str, Condition]:
+        """Its conditions, and the label of a classifier that guides it where it knows none."""
+        if guidance.classifier is None:
+            return self.conditions
+        name, label = guides.guiding_label(guidance.classifier, self.conditions, self.trust)
+        return {**self.conditions, name: label}
 
     def described(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The sampling that options ask for, ready for JSON."""
@@ -273,19 +274,24 @@ class Model:
         *,
         defaults: bool = True,
         input_noise: float | None = None,
+        guidance: GuidanceConfig | None = None,
     ) -> dict[str, Tensor]:
-        """The tensors of conditions, a row per image: of those that are given, and the ``defaults`` of the others."""
+        """The tensors of conditions, a row per image: of those that are given, and the ``defaults`` of the others.
+
+        They are the conditions of the model, and what its ``guidance`` asks for.
+        """
+        known = self.conditions if guidance is None else self.asked(guidance)
         network = getattr(self.denoiser, "network", None)
         if isinstance(network, Conditioned):
             raw: tuple[str, ...] = network.slots.names
         else:
             # anything that the caller's own denoiser takes
             raw = tuple(cond) if network is None else slots_of(network).names or tuple(_parameters(network))
-        unknown = [name for name in cond if name not in (*self.conditions, *raw)]
+        unknown = [name for name in cond if name not in (*known, *raw)]
         if unknown:
-            known = [*self.conditions, *raw, *_OPTIONS]
-            raise InputError(f"This model knows no condition or option {unknown[0]!r}{nearest(unknown[0], known)}")
-        known = augmented(self.conditions, input_noise)
+            names = [*known, *raw, *_OPTIONS]
+            raise InputError(f"This model knows no condition or option {unknown[0]!r}{nearest(unknown[0], names)}")
+        known = augmented(known, input_noise)
         chosen = {n: c for n, c in known.items() if n in cond or (defaults and n not in self.supplied)}
         return given_tensors(chosen, cond, count, seed=seed, first=first, raw=raw)
 
@@ -308,43 +314,22 @@ class Model:
         self, sampling: SamplingConfig | None = None, grid: Level | None = None, solver: Step | None = None
     ) -> tuple[Denoise, Level, Step]:
         """The denoiser as it is sampled from, with its guidance, the grid and the solver, which may be given."""
+        self.require_denoiser()
         sampling = sampling or self.config.sampling
         guidance = sampling.guidance
         guidance.require(self.conditions)
-        weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
+        task = (self.config, self.info, self.conditions, sampling, self.device, self.trust)
+        weak = None if guidance.weak_run is None else guides.weaker(guidance.weak_run, *task)
+        classifier = None if guidance.classifier is None else guides.by_classifier(guidance.classifier, *task)
         null = nulling(self.conditions) if guidance.by_condition else None
         denoiser = prepared(self.denoiser, self.info.shape, sampling)
         if grid is None and solver is None:
             sampling = sampling.tuned(self.fitted)
-        return sampling.build(denoiser, self.fitted, weak, null, levels=grid, step=solver)
-
-    def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
-        """The denoiser of a weaker run of the same task, for autoguidance."""
-        other = load(run, self.device, trust=self.trust)
-        (mine, names), (its, other_names) = self._task(), other._task()
-        if its != mine or other_names != names:
-            raise InputError(f"The weaker run {run} samples {its}, and this model {mine}; autoguidance needs one task.")
-        if other.config.model.schedule != self.config.model.schedule or self.config.model.schedule.kind == "learned":
-            raise InputError(f"The weaker run {run} has another noise schedule; autoguidance needs the same.")
-        other.module.eval()
-        return prepared(other.denoiser, other.info.shape, sampling)
-
-    def _task(self) -> tuple[str, list[tuple[str, ...]]]:
-        """What it samples, in words, and the names of the classes of its conditions."""
-        conditions = [f" {name} ({condition.summary})" for name, condition in self.conditions.items()]
-        names: list[tuple[str, ...]] = [getattr(condition, "names", ()) for condition in self.conditions.values()]
-        return f"{'x'.join(map(str, self.info.shape))} by{','.join(conditions) or ' no condition'}", names
-
-
-def _number(scale: Any) -> float:
-    try:
-        return float(scale)
-    except (TypeError, ValueError):
-        raise InputError(f"guidance is a scale, or settings of guidance; got {scale!r}.") from None
+        return sampling.build(denoiser, self.fitted, weak, null, classifier=classifier, levels=grid, step=solver)
 
 
 _OPTIONS = (
-    *("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "augmentation"),
+    *("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "input_noise"),
     *("batch_size", "progress"),
 )
 
@@ -390,11 +375,8 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = F
     run = Path(run)
     if network is not None and not isinstance(network, nn.Module):
         network = network()
-    config, info = read_config(run, trust=trust, network=network is not None)
-    model = Model.build(config, info, network=network, run=run)
+    config, info, module, step = read_module(run, device, trust=trust, network=network)
+    model = Model(module, info, config=config, run=run, step=step)
     model.trust = trust
-    if config.training.channels_last:
-        model.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    model.step = read_weights(run, model.module)
     model.fitted = read_fitted(run, model.fingerprint, model.step)
-    return model.to(device)
+    return model

@@ -33,6 +33,7 @@ class Info(Component):
     train: int = Field(default=0, description="Number of training images.")
     heldout: int = Field(default=0, description="Number of held-out images.")
     conditions: Conditions = Field(default={}, description="The conditions, with what they know of the data.")
+    classes: tuple[str, ...] = Field(default=(), description="The names of the classes that a classifier tells apart.")
     shift: tuple[float, ...] = Field(default=(), description="What was subtracted from the numbers of a vector.")
     scale: tuple[float, ...] = Field(default=(), description="What they were divided by then.")
 

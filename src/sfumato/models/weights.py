@@ -12,13 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.config import Component
+from sfumato.config import Component, Config
+from sfumato.diffusion.classifier import NoisyClassifier
+from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import read_json, write_json
 from sfumato.io.tensors import read_tensors, write_tensors
-from sfumato.models.storage import FORMAT
+from sfumato.models.storage import FORMAT, Info, read_config
 from sfumato.sampling.fitted_solver import Fitted
 from sfumato.training.checkpoint import Checkpoints
+
+
+def build_module(config: Config, info: Info, network: nn.Module | None = None) -> Denoiser | NoisyClassifier:
+    """The denoiser or the classifier of a configuration, with fresh weights or around a ``network`` of the caller's."""
+    if config.classifies:
+        return config.model.build_classifier(info.shape, len(info.classes), info.std, network=network)
+    conditions = {name: condition.build() for name, condition in info.conditions.items()}
+    return config.model.build(info.shape, conditions, info.std, network=network)
+
+
+def read_module(
+    run: Path, device: str | torch.device, *, trust: bool = False, network: nn.Module | None = None
+) -> tuple[Config, Info, Denoiser | NoisyClassifier, int]:
+    """What a run directory holds: its configuration, what it knows of its data, the module with averaged weights, and
+    the step that they are of."""
+    config, info = read_config(run, trust=trust, network=network is not None)
+    module = build_module(config, info, network)
+    if config.training.channels_last:
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    step = read_weights(run, module)
+    return config, info, module.to(device), step
 
 
 def write_weights(run: Path, module: nn.Module, step: int, weights: Mapping[str, Tensor] | None = None) -> None:

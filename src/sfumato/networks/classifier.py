@@ -24,18 +24,25 @@ class Classifier(UNetEncoder):
     Args:
         inputs: channels of the input.
         classes: number of classes.
-        size: side of the square input.
+        sides: the sides of the input.
         channels, options: as for :class:`UNet`.
     """
 
-    def __init__(self, inputs: int, classes: int, size: int, channels: Sequence[int], **options: Any) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        sides: Sequence[int],
+        channels: Sequence[int] = (64, 128, 128),
+        **options: Any,
+    ) -> None:
         b = Blueprint(channels=tuple(channels), **options)
         if b.tokens is not None or b.concatenated:
             raise InputError("A classifier has no slots for conditions; leave tokens and concatenated out.")
         super().__init__(inputs, b)
-        width, positions = channels[-1], (size // self.factor) ** b.dims
-        self.size = size
-        self.check((inputs, *[size] * b.dims))
+        self.sides = tuple(sides)
+        self.check((inputs, *self.sides))
+        width, positions = channels[-1], math.prod(side // self.factor for side in self.sides)
         self.norm = b.norm(width)
         self.heads = head_count(width, b.heads, b.head_channels)
         self.position = nn.Parameter(torch.randn(1 + positions, width) / math.sqrt(width))
@@ -50,8 +57,8 @@ class Classifier(UNetEncoder):
         keys: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch classes"]:
         """The logits of the classes."""
-        if any(side != self.size for side in x.shape[2:]):
-            raise InputError(f"This classifier takes a side of {self.size}; got shape {tuple(x.shape[1:])}.")
+        if x.shape[2:] != self.sides:
+            raise InputError(f"This classifier takes sides of {self.sides}; got shape {tuple(x.shape[1:])}.")
         self.check(x.shape[1:])
         x, _ = self.descend(x, self.time.activated(time, None), keys, None, None)
         tokens = functional.silu(self.norm(x)).flatten(2).transpose(1, 2)

@@ -33,7 +33,7 @@ class Reporter:
     def data(self, config: Config, info: Info) -> None: ...
     def start(self, model: Model, trainer: Trainer) -> None: ...
     def step(self, record: Record) -> None: ...
-    def evaluating(self, samples: int) -> None: ...
+    def evaluating(self, model: Model) -> None: ...
     def evaluated(self, report: Report, step: int) -> None: ...
     def finish(self, model: Model, training: float, total: float) -> None: ...
 
@@ -80,6 +80,7 @@ class Terminal(Reporter):
     def data(self, config: Config, info: Info) -> None:
         shape = "x".join(map(str, info.shape))
         conditions = "".join(f", {condition.build().summary}" for condition in info.conditions.values())
+        conditions += f", {len(info.classes)} classes to tell apart" if info.classes else ""
         conditions += ", standardized" if info.scale else ""
         self.say(f"data      {config.data.source}: {info.train} images of {shape}{conditions}, {info.heldout} held out")
 
@@ -139,9 +140,13 @@ class Terminal(Reporter):
             shorter = " Another time: --budget 2h." if left > 4 * 3600.0 else ""
             self.say(f"time      {self._steps:,} steps take about {words_of(left + spent)} here.{shorter}")
 
-    def evaluating(self, samples: int) -> None:
+    def evaluating(self, model: Model) -> None:
         self.close()
-        self.say(f"evaluation: {samples} samples against the training and the held-out images ...")
+        count = model.config.evaluation.samples
+        what = f"{count} samples against the training and the held-out images"
+        if model.classifier is not None:
+            what = "the accuracy on held-out images at each noise level"
+        self.say(f"evaluation: {what} ...")
 
     def evaluated(self, report: Report, step: int) -> None:
         if self._progress is None:
@@ -154,6 +159,9 @@ class Terminal(Reporter):
     def finish(self, model: Model, training: float, total: float) -> None:
         self.close()
         self.say(f"{training:.1f} s of training, {total:.1f} s in all.")
+        if model.classifier is not None:
+            self.say(f"use it    sfumato sample MODEL --label CLASS --guidance.classifier {model.run}")
+            return
         if model.run is not None:
             self.say(f"samples   {model.run / 'samples'}")
         self.say(f"use it    sfumato sample {model.run}")

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
+from sfumato.conditioning import Label
 from sfumato.conditioning.base import Condition, keyed
 from sfumato.conditioning.low_resolution import Base, base_of
 from sfumato.config import Config, parse
@@ -27,7 +28,6 @@ from sfumato.models.storage import Info
 from sfumato.networks.execution import compile_in_place, count
 from sfumato.random import Draws
 from sfumato.training.loop import Trainer
-from sfumato.training.losses import Denoising
 from sfumato.training.optimization import learning_rate_schedule
 from sfumato.training.precision import prefers_channels_last
 
@@ -44,6 +44,11 @@ def describe(loader: Loader, heldout: int, config: Config) -> Info:
         for name, condition in config.conditions.items()
     }
     values = {"shape": loader.shape, "std": std, "train": len(data), "heldout": heldout, "conditions": conditions}
+    if config.classifies:
+        names = Label(column=config.objective.column).describe(data).names
+        if len(names) < 2:
+            raise InputError(f"{data.name} has a single class, {', '.join(names)}; a classifier needs at least 2.")
+        values |= {"classes": names}
     if data.units is not None:
         values |= {"shift": data.units.shift, "scale": data.units.scale}
     return parse(Info, values, trust=True)
@@ -133,10 +138,10 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
     require_memory(values, what, "training.batch_size, or raise training.accumulate", device=accelerator.device)
     options, optimizer, objective = config.training, config.optimizer, config.objective
     loss = objective.build(
-        denoiser=denoiser,
+        **{"classifier" if config.classifies else "denoiser": denoiser},
         conditions=model.conditions,
         schedule=denoiser.schedule,
-        parameterization=denoiser.parameterization,
+        parameterization=getattr(denoiser, "parameterization", None),
         data_std=model.info.std,
     )
     return Trainer(
@@ -157,15 +162,13 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
 
 
 _VALIDATED = 64  # images that are held out, of which losses are measured
-_LEVELS = 8
 
 
 @torch.no_grad()
 def heldout_losses(trainer: Trainer, heldout: Dataset) -> dict[str, float]:
     """The losses of images that are not trained on, under the averaged weights, on the same noise each time.
 
-    Of a :class:`~sfumato.training.losses.Denoising` loss they are taken at levels evenly spread over the distribution
-    that it is trained on, each named by its log-SNR, and as their mean.
+    They are what the loss reports of itself (:mod:`sfumato.training.losses`), or their mean.
     """
     count, device = min(_VALIDATED, len(heldout)), trainer.accelerator.device
     if not count:
@@ -175,12 +178,6 @@ def heldout_losses(trainer: Trainer, heldout: Dataset) -> dict[str, float]:
     with trainer.ema.applied():
         # a loss may count what it sees
         loss = copy.deepcopy(trainer.loss).eval()
-    if not isinstance(loss, Denoising):
-        return {"heldout_loss": float(loss(batch, draws).mean())}
-    losses = {"heldout_loss": 0.0}
-    for i in range(_LEVELS):
-        level = loss.times.sample(torch.full((count,), (i + 0.5) / _LEVELS, dtype=torch.float64))
-        value = float(loss.at(level, batch, draws).mean())
-        losses["heldout_loss"] += value / _LEVELS
-        losses[f"heldout_loss at log-SNR {float(torch.as_tensor(level.log_snr)[0]):.1f}"] = value
-    return losses
+    if hasattr(loss, "report"):
+        return loss.report(batch, draws)  # pyright: ignore[reportCallIssue]
+    return {"heldout_loss": float(loss(batch, draws).mean())}

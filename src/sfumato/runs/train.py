@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,23 @@ from PIL import Image
 from torch import nn
 
 from sfumato import random
-from sfumato.config import Config, merge, parse
-from sfumato.config.component import settings_of
+from sfumato.config import Config
 from sfumato.data import Dataset, Loader
-from sfumato.errors import InputError, SfumatoWarning, check_arguments
+from sfumato.errors import InputError, check_arguments
 from sfumato.io.files import write_json
 from sfumato.io.images import save_grid
-from sfumato.metrics.evaluator import Evaluator
+from sfumato.metrics.report import Report
 from sfumato.models.calibrate import tune
-from sfumato.models.data import GIVEN, examples, given_sets, training_data
+from sfumato.models.classify import evaluate_classifier
+from sfumato.models.data import examples, given_sets, training_data
 from sfumato.models.evaluate import judge_of, judged, recorded
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import start_from, write_weights
-from sfumato.recipes import named
-from sfumato.runs.budget import has_gpu, seconds_of, sized
+from sfumato.runs.budget import seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
+from sfumato.runs.resolving import check_same, default_name, resolved
 from sfumato.runs.setup import accelerator_without_settings, describe, heldout_losses, make_trainer
 from sfumato.training.loop import Record, Trainer
 from sfumato.training.precision import supports_bf16, tf32
@@ -100,79 +100,15 @@ def train(
         elif isinstance(config, Config) and config.training.channels_last is None:
             config = config.override({"training.channels_last": stored.training.channels_last})
     own_network = network is not None
-    config, network = _resolved(config, given, network, changes, trust)
+    config, network = resolved(config, given, network, changes, trust)
     if stored is not None:
-        _check_same(stored, config, {"network"} if own_network else set())
+        check_same(stored, config, {"network"} if own_network else set())
     run = Path(run) if run is not None else Path("runs") / default_name(config)
     sets = given_sets(config, given, heldout)
     seconds = None if budget is None else seconds_of(budget)
     if seconds is not None and resume:
         raise InputError("A run that is resumed has its steps; leave the budget out, or say more training.steps.")
     return _Run(config, run, reporter or Reporter(), network, sets).train(resume, overwrite, seconds)
-
-
-def _resolved(
-    config: Config | Mapping[str, Any] | str | None,
-    data: Dataset | None,
-    network: Any,
-    changes: Mapping[str, Any],
-    trust: bool,
-) -> tuple[Config, nn.Module | None]:
-    """The configuration, with what the data and the network in Python say of themselves; and a module that is given."""
-    if not isinstance(config, Config):
-        if config is None or isinstance(config, str):
-            layout = "NC" if data is not None and len(data.shape) == 1 else None
-            config = named(config, None if data is None else data.name, layout, gpu=has_gpu())
-        config = parse(Config, config, trust=trust)
-    over: dict[str, Any] = dict(changes)
-    if data is not None:
-        over = merge({"data": {"source": f"{GIVEN}{data.name}"}}, over)
-    if network is not None:
-        if not isinstance(network, str | Mapping):
-            network, settings = _described(network)
-        else:
-            settings, network = {"kind": network} if isinstance(network, str) else network, None
-        over = merge(over, {"model": {"network": settings}})
-    return (config.override(over) if over else config), network
-
-
-def _described(network: Any) -> tuple[nn.Module | None, Mapping[str, Any]]:
-    """A network as a module, if it has to be one, and the settings that make it again."""
-    if not callable(network):
-        raise InputError(f"A {type(network).__name__} is no network; give a torch module, or what makes one.")
-    try:
-        settings = settings_of(network, "network")
-        return network if isinstance(network, nn.Module) else None, settings
-    except InputError as error:
-        why = error
-    try:
-        module: Any = network if isinstance(network, nn.Module) else network()
-    except TypeError:
-        raise why from None
-    sentence = f"The run can't make its network again: to load or resume it, pass it again. {why}"
-    warnings.warn(sentence, SfumatoWarning, stacklevel=4)
-    return module, {"kind": "given"}
-
-
-def default_name(config: Config) -> str:
-    """The name of a run: that of its data, with what is trained on them where they are not generated."""
-    name = Path(config.data.source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
-    low = [one for one in config.conditions.values() if one.kind == "low_resolution" and one.column is None]
-    return f"{name}-x{low[0].factor}" if low else name
-
-
-def _check_same(stored: Config, wanted: Config, model: set[str]) -> None:
-    """An error if settings that decide the weights differ, but for these of the model."""
-    training = "steps checkpoint_every keep sample_every sample_count log_every tracker threads"
-    free = {"data": {"workers", "cache"}, "model": model, "training": set(training.split())}
-    for group in ("data", "conditions", "model", "objective", "optimizer", "ema", "training"):
-        old, new = stored.model_dump()[group], wanted.model_dump()[group]
-        changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in free.get(group, ())]
-        if changed:
-            raise InputError(
-                f"{group}.{changed[0]} differs from that of the run; leave it out, or start another run (from the "
-                "weights of this one: --init-from, or training.init_from)."
-            )
 
 
 class _Run:
@@ -231,8 +167,9 @@ class _Run:
         model = self._model(info)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         self.config = config = model.config
-        # what can fail for a wrong setting fails now, not after the training
-        model.sampler(config.sampling.untuned())
+        if model.classifier is None:
+            # what can fail for a wrong setting fails now, not after the training
+            model.sampler(config.sampling.untuned())
         options = config.training
         if resume:
             self.directory.restore(trainer, options.steps)
@@ -257,7 +194,7 @@ class _Run:
                 return
             if losses := heldout_losses(trainer, heldout):
                 self.directory.log(record.step, losses)
-            if options.sample_count:
+            if options.sample_count and model.classifier is None:
                 with trainer.ema.applied():
                     more: dict[str, Any] = {"sampling": config.sampling.untuned(), "progress": False}
                     cond, _ = examples(model, heldout if len(heldout) else loader.dataset, options.sample_count)
@@ -337,20 +274,24 @@ class _Run:
         model.data = self.data
         return model
 
-    def _judge(self, model: Model, train: Dataset, heldout: Dataset) -> Evaluator | None:
+    def _judge(self, model: Model, train: Dataset, heldout: Dataset) -> Callable[[Model], Report] | None:
         """The evaluation, if there is to be one."""
         if not self.config.evaluation.samples:
             return None
         if len(heldout) < 2:
             self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
             return None
-        return judge_of(model, (train, heldout), progress=self.reporter.progress)
+        more: dict[str, Any] = {"keep": True, "overwrite": True, "progress": self.reporter.progress}
+        if model.classifier is not None:
+            return partial(evaluate_classifier, heldout=heldout, **more | {"keep": self.main})
+        judge = judge_of(model, (train, heldout), progress=self.reporter.progress)
+        return lambda model: judged(judge, model, **more)
 
-    def _evaluate(self, model: Model, judge: Evaluator, trainer: Trainer) -> None:
+    def _evaluate(self, model: Model, judge: Callable[[Model], Report], trainer: Trainer) -> None:
         """Judge samples of the model as it is, log the numbers, and keep the best weights."""
         model.step, best = trainer.step, self.config.evaluation.best
         try:
-            report = judged(judge, model, keep=True, overwrite=True, progress=self.reporter.progress)
+            report = judge(model)
         except InputError as error:
             # such as NaN in samples of an early step: the training goes on
             self.reporter.say(f"No evaluation at step {trainer.step}: {error}")
@@ -368,13 +309,15 @@ class _Run:
             write_weights(folder, model.module, trainer.step, trainer.ema.average)
             write_json(folder / "evaluation.json", report.to_dict())
 
-    def _finish(self, model: Model, trainer: Trainer, judge_of_run: Callable[[], Evaluator | None]) -> None:
+    def _finish(
+        self, model: Model, trainer: Trainer, judge_of_run: Callable[[], Callable[[Model], Report] | None]
+    ) -> None:
         """Fit what the sampling needs, and evaluate."""
-        sampling = self.config.sampling
-        if sampling.needs_gamma and self.main:
+        sampling, fits = self.config.sampling, self.main and model.classifier is None
+        if sampling.needs_gamma and fits:
             self.reporter.say("estimating Gamma for the analytic variance ...")
             tune(model, progress=False)
-        if sampling.needs_plan and self.main:
+        if sampling.needs_plan and fits:
             self.reporter.say(f"fitting a grid of {sampling.steps} steps ...")
             tune(model, steps=sampling.steps, progress=False)
         fitted = [model.fitted]
@@ -383,7 +326,7 @@ class _Run:
         try:
             judge = judge_of_run()
             if judge is not None:
-                self.reporter.evaluating(self.config.evaluation.samples)
+                self.reporter.evaluating(model)
                 self._evaluate(model, judge, trainer)
         except InputError as error:
             self.reporter.say(f"No evaluation: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -33,7 +34,7 @@ class Clipped:
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
         prediction = self.denoiser(x, level, **cond)
         clipped = prediction.x0.clamp(self.low, self.high)
-        return Prediction.of_x0(x, clipped, level, prediction.variance_fraction)
+        return Prediction.of_x0(x, clipped, level, prediction.variance_fraction, prediction.shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Thresholded:
         magnitude = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
         s = magnitude.quantile(self.percentile, dim=1).clamp(min=self.limit).to(x0.dtype)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))
-        return Prediction.of_x0(x, x0.clamp(-s, s) * (self.limit / s), level, prediction.variance_fraction)
+        scaled = x0.clamp(-s, s) * (self.limit / s)
+        return Prediction.of_x0(x, scaled, level, prediction.variance_fraction, prediction.shift)
 
 
 def null_labels(cond: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,37 +158,53 @@ class Autoguided:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierGuided:
-    r"""Classifier guidance (Dhariwal and Nichol 2021, algorithm 2): the score of a noisy classifier is added.
+    r"""Classifier guidance (Dhariwal and Nichol 2021): the gradient of a noisy classifier is added.
+
+    By the rule ``"eps"`` (their algorithm 2) to the score, for any solver:
 
     .. math::
         \hat\epsilon = \hat\epsilon(x) - w\, \sigma\, \nabla_x \log p(y | x_t), \qquad
         \hat x_0 = \hat x_0(x) + w\, \frac{\sigma^2}{\alpha} \nabla_x \log p(y | x_t)
 
-    With the exact classifier and :math:`w = 1`, this is the exact denoiser of the class, by Bayes' rule.
-    At :math:`\alpha = 0`, where ``x`` does not depend on the class, nothing is added.
+    With the exact classifier and :math:`w = 1`, this is the exact denoiser of the class, by Bayes' rule. By the rule
+    ``"mean"`` (their algorithm 1) to the mean of a step of :func:`~sfumato.sampling.steps.ancestral` with the variance
+    :math:`\Sigma`, and to no estimate:
 
-    ``log_prob`` maps ``(x, level, **cond)`` to the log-probabilities ``(B,)`` of the classes, differentiable in ``x``;
-    the conditions are those of the denoiser.
+    .. math:: x_s \sim \mathcal N(\tilde\mu + w\, \Sigma\, \nabla_x \log p(y | x_t), \Sigma)
+
+    Both agree in the limit of many steps. At :math:`\alpha = 0`, where ``x`` does not depend on the class, nothing is
+    added. What is clipped is clipped before, as in the authors' code: the wrapper goes around :class:`Clipped`.
+
+    ``log_prob`` maps ``(x, level, **cond)`` to the log-probabilities ``(B,)`` of the classes, differentiable in ``x``.
+    Conditions that are named in ``only`` are not told to the denoiser.
     """
 
     denoiser: Denoise
     log_prob: Callable[..., Tensor]
     scale: float = 1.0
     interval: tuple[float, float] = EVERYWHERE
+    rule: Literal["eps", "mean"] = "eps"
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_guidance(self.scale, self.interval)
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
-        prediction = self.denoiser(x, level, **cond)
+        told = {name: value for name, value in cond.items() if name not in self.only}
+        prediction = self.denoiser(x, level, **told)
         scale = _within(level, self.interval, self.scale, off=0.0)
         if scale is None or (not isinstance(level.alpha, Tensor) and level.alpha == 0.0):
             return prediction
+        if isinstance(level.alpha, Tensor):
+            scale = torch.where(float64(level.alpha) > 0.0, scale, 0.0)
+        gradient = self._gradient(x, level, cond)
+        if self.rule == "mean":
+            return prediction.shifted(broadcast(scale, x) * gradient)
         # both changes in one: that of alpha eps - sigma x0
         change = level.sigma * (level.sigma * level.sigma / level.alpha + level.alpha) * scale
         if isinstance(change, Tensor):
-            change = torch.where(float64(level.alpha) > 0.0, change, 0.0)
-        target = _target(prediction, level) - broadcast(change, x) * self._gradient(x, level, cond)
+            change = change.nan_to_num(0.0)
+        target = _target(prediction, level) - broadcast(change, x) * gradient
         return Prediction(x, target, v(level), prediction.variance_fraction)
 
     def _gradient(self, x: Tensor, level: Level, cond: dict[str, Tensor]) -> Float[Tensor, "batch *shape"]:

@@ -27,7 +27,8 @@ def ancestral(
 ) -> Tensor:
     r"""The reverse process of DDPM, :math:`p_\theta(x_s | x_t) = \mathcal N(\tilde\mu(\hat x_0, x_t), \Sigma I)`.
 
-    Between neighbouring steps of a table this is algorithm 2 of Ho et al. 2020.
+    Between neighbouring steps of a table this is algorithm 2 of Ho et al. 2020. Where a classifier guides, its shift
+    times :math:`\Sigma` is added to the mean (:class:`~sfumato.sampling.guidance.ClassifierGuided`).
 
     Args:
         variance: the reverse variance :math:`\Sigma`: beta tilde (small), beta (large), what the network learned
@@ -40,6 +41,8 @@ def ancestral(
     sigma2 = variance(prediction, t, s)
     if not isinstance(sigma2, Tensor) and sigma2 == 0.0:
         return mean
+    if prediction.shift is not None:
+        mean.add_(broadcast(sigma2, x) * prediction.shift)
     return mean.add_(broadcast(sqrt(sigma2), x) * memory.noise(x))
 
 

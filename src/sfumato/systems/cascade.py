@@ -25,6 +25,7 @@ from sfumato.runs import train as runs
 from sfumato.runs.budget import has_gpu
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
+from sfumato.runs.resolving import default_name
 from sfumato.runs.setup import accelerator_without_settings
 from sfumato.systems.stages import Settings, planned, stored
 from sfumato.training.checkpoint import Checkpoints
@@ -83,7 +84,7 @@ def train(
         stages = planned(settings, recipe=recipe, gpu=has_gpu(), trust=trust)
         if given is not None:
             stages = {n: config.override({"data.source": f"{GIVEN}{given.name}"}) for n, config in stages.items()}
-        usual = runs.default_name(next(iter(stages.values())))
+        usual = default_name(next(iter(stages.values())))
         folder = Path(run) if run is not None else Path("runs") / f"{usual}-cascade"
     if stage is not None and stage not in stages:
         raise InputError(f"The system has no stage {stage!r}{nearest(stage, stages)}")

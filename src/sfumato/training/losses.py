@@ -3,13 +3,14 @@
 A loss is any module with ``forward(batch, draws) -> (B,)``. What is trained is its attribute ``model``, or itself if it
 has none; its buffers and extra state (:meth:`torch.nn.Module.get_extra_state`, a dict of tensors) are kept in the
 checkpoints. A loss whose attribute ``adaptive`` is True also has ``importance(draws) -> (B,)``, by which its losses are
-multiplied, and ``observe(draws, losses)``, which is called after each step with the losses of the whole batch.
+multiplied, and ``observe(draws, losses)``, which is called after each step with the losses of the whole batch. A loss
+may have ``report(batch, draws) -> dict[str, float]``: what is logged of held-out data in place of its mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -21,19 +22,73 @@ from sfumato.conditioning.base import Condition, altered, take, training_tensors
 from sfumato.conditioning.network import Conditioned
 from sfumato.data import Batch
 from sfumato.diffusion import parameterization
-from sfumato.diffusion.denoiser import Denoiser, Embed, embed_thousand
+from sfumato.diffusion.classifier import NoisyClassifier
+from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.gaussian import diffuse
-from sfumato.diffusion.level import Level, broadcast
+from sfumato.diffusion.level import Level
 from sfumato.diffusion.objective import training_loss
-from sfumato.diffusion.schedule import Schedule
 from sfumato.diffusion.times import Times, Uniform
 from sfumato.diffusion.weighting import OutputWeight, Weight, simple
 from sfumato.errors import InputError
 from sfumato.networks.layers import Dropout
 from sfumato.random import Draws
 
+LEVELS = 8
+"""The noise levels of which a loss reports."""
 
-class Denoising(nn.Module):
+
+class AtLevels(nn.Module):
+    """What losses at random noise levels share: their times, and what these learn of the losses.
+
+    Args:
+        times: the distribution of the noise levels.
+        stratified: spread the times of a batch evenly.
+    """
+
+    def __init__(self, times: Times, *, stratified: bool = True) -> None:
+        super().__init__()
+        self.times, self.stratified, self.adaptive = times, stratified, times.adaptive
+
+    def uniforms(self, draws: Draws) -> Float64[Tensor, "batch"]:
+        return draws.stratified("time") if self.stratified else draws.uniform("time")
+
+    def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        return self.at(self.times.sample(self.uniforms(draws)), batch, draws)
+
+    def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        """The losses at a level."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def report(self, batch: Batch, draws: Draws) -> dict[str, float]:
+        """The mean loss at levels evenly spread over the times, each named by its log-SNR, and the mean of these."""
+        values = {"heldout_loss": 0.0}
+        for level, name in self.spread(len(batch.x0)):
+            value = float(self.at(level, batch, draws).mean())
+            values["heldout_loss"] += value / LEVELS
+            values[f"heldout_loss at {name}"] = value
+        return values
+
+    def spread(self, count: int) -> Iterator[tuple[Level, str]]:
+        """Levels for ``count`` samples, evenly spread over the times, each with the name of its log-SNR."""
+        for i in range(LEVELS):
+            level = self.times.sample(torch.full((count,), (i + 0.5) / LEVELS, dtype=torch.float64))
+            yield level, f"log-SNR {float(torch.as_tensor(level.log_snr)[0]):.1f}"
+
+    def importance(self, draws: Draws) -> Float64[Tensor, "batch"]:
+        return self.times.weight(self.uniforms(draws))
+
+    def observe(self, draws: Draws, losses: Float[Tensor, "batch"]) -> None:
+        self.times.observe(self.uniforms(draws), losses)
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return self.times.state_dict()
+
+    def set_extra_state(self, state: Any) -> None:
+        self.times.load_state_dict(cast("Mapping[str, Tensor]", state))
+
+
+class Denoising(AtLevels):
     """The denoising loss (:func:`~sfumato.diffusion.objective.training_loss`) at random times.
 
     Args:
@@ -60,25 +115,17 @@ class Denoising(nn.Module):
         bins: int = 256,
         power: Literal[1, 2] = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(times or Uniform(denoiser.schedule), stratified=stratified)
         if bins < 2:
             raise InputError(f"objective.bins is {bins}; a pixel can take at least 2 values.")
         self.model = denoiser
-        self.times = times or Uniform(denoiser.schedule)
         unit = denoiser.parameterization in (parameterization.eps, parameterization.score)
         self.weight = weight or (simple if unit else OutputWeight(denoiser.parameterization))
         if conditions is None:
             conditions = denoiser.network.conditions if isinstance(denoiser.network, Conditioned) else {}
         self.conditions = dict(conditions)
-        self.stratified, self.bins, self.power = stratified, bins, power
-        self.adaptive = self.times.adaptive
+        self.bins, self.power = bins, power
         self._dropout = has_dropout(denoiser)
-
-    def uniforms(self, draws: Draws) -> Float64[Tensor, "batch"]:
-        return draws.stratified("time") if self.stratified else draws.uniform("time")
-
-    def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
-        return self.at(self.times.sample(self.uniforms(draws)), batch, draws)
 
     def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
         """The losses at a level, in evaluation mode of the images as they are."""
@@ -89,61 +136,40 @@ class Denoising(nn.Module):
             cond["keys"] = draws.keys()
         return training_loss(self.model, x0, level, noise, self.weight, bins=self.bins, power=self.power, **cond)
 
-    def importance(self, draws: Draws) -> Float64[Tensor, "batch"]:
-        return self.times.weight(self.uniforms(draws))
 
-    def observe(self, draws: Draws, losses: Float[Tensor, "batch"]) -> None:
-        self.times.observe(self.uniforms(draws), losses)
-
-    def get_extra_state(self) -> dict[str, Tensor]:
-        return self.times.state_dict()
-
-    def set_extra_state(self, state: Any) -> None:
-        self.times.load_state_dict(cast("Mapping[str, Tensor]", state))
-
-
-class NoisyClassifier(nn.Module):
-    """The cross entropy of a classifier of noisy images at uniform times (Dhariwal and Nichol 2021, sec. 4).
+class Classification(AtLevels):
+    """The cross entropy of a classifier of noisy data at random times (Dhariwal and Nichol 2021, sec. 4 and app. H).
 
     Args:
-        classifier: called as ``classifier(x, time)``, gives a logit per class; with ``keys`` too if it has dropout.
-        schedule: the noise schedule.
+        classifier: the classifier to train.
         column: the column of the data that holds the classes.
         times: the distribution of the noise levels; uniform times by default.
-        embed: the number that stands for the level in ``time``.
     """
 
-    def __init__(
-        self,
-        classifier: nn.Module,
-        schedule: Schedule,
-        column: str = "label",
-        *,
-        times: Times | None = None,
-        embed: Embed = embed_thousand,
-    ) -> None:
-        super().__init__()
-        self.model, self.schedule = classifier, schedule
-        self.column, self.times, self.embed = column, times or Uniform(schedule), embed
+    def __init__(self, classifier: NoisyClassifier, column: str = "label", *, times: Times | None = None) -> None:
+        super().__init__(times or Uniform(classifier.schedule))
+        self.model, self.column = classifier, column
         self._dropout = has_dropout(classifier)
 
-    def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
-        level = self.times.sample(draws.stratified("time"))
+    def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        return functional.cross_entropy(*self._judged(level, batch, draws), reduction="none")
+
+    @torch.no_grad()
+    def report(self, batch: Batch, draws: Draws) -> dict[str, float]:
+        """The loss as any, and the accuracy at the same levels."""
+        values = super().report(batch, draws) | {"heldout_accuracy": 0.0}
+        for level, name in self.spread(len(batch.x0)):
+            logits, classes = self._judged(level, batch, draws)
+            value = float((logits.argmax(1) == classes).float().mean())
+            values["heldout_accuracy"] += value / LEVELS
+            values[f"heldout_accuracy at {name}"] = value
+        return values
+
+    def _judged(self, level: Level, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The logits of the batch with noise, and its classes."""
         x = diffuse(batch.x0, level, draws.normal("noise", batch.x0.shape[1:]))
         keys = {"keys": draws.keys()} if self._dropout else {}
-        return functional.cross_entropy(self.logits(x, level, **keys), take(batch.cond, self.column), reduction="none")
-
-    def logits(self, x: Float[Tensor, "batch *shape"], level: Level, **keys: Tensor) -> Float[Tensor, "batch classes"]:
-        """The logits at a level, whose images are scaled to the variance of a schedule that preserves it."""
-        alpha, sigma = (torch.as_tensor(value, dtype=torch.float64) for value in (level.alpha, level.sigma))
-        scale = (alpha.square() + sigma.square()).rsqrt()
-        time = torch.as_tensor(self.embed(level), dtype=x.dtype, device=x.device).expand(len(x))
-        return self.model(x * broadcast(scale, x), time, **keys)
-
-    def log_prob(self, x: Tensor, level: Level, **cond: Tensor) -> Float[Tensor, "batch"]:
-        """The log-probability of the class of each sample: what classifier guidance follows."""
-        label = take(cond, self.column, "The sample")
-        return self.logits(x, level).log_softmax(1).gather(1, label[:, None])[:, 0]
+        return self.model(x, level, **keys), take(batch.cond, self.column)
 
 
 class Contrastive(nn.Module):

@@ -1,0 +1,73 @@
+"""The figure of a sweep: fidelity against diversity, and the distance to real pictures at each value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sfumato.analysis.plots import COLOURS, FAINT, figure, styled
+from sfumato.errors import InputError
+from sfumato.models.sweep import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIDELITY, DIVERSITY = "precision k=3", "recall k=3"
+
+
+@styled()
+def plot_sweep(curves: Sequence[Curve], key: str) -> Figure:
+    """Precision against recall with the values beside the points, and the Frechet distance against the values.
+
+    What was not measured is left out; what real pictures reach is grey.
+
+    Args:
+        curves: what was measured, each in a colour of its own.
+        key: the setting that was swept.
+    """
+    first = curves[0].reports[0]
+    views = [view for view, names in ((_tradeoff, (FIDELITY, DIVERSITY)), (_distance, ("FD",))) if _has(first, names)]
+    if not views:
+        raise InputError("The figure of a sweep shows precision, recall or FD; measure prdc or fd.")
+    canvas = figure(5.2 * len(views), 4.2)
+    for place, view in enumerate(views):
+        axes = canvas.add_subplot(1, len(views), place + 1)
+        for curve, colour in zip(curves, COLOURS, strict=False):
+            view(axes, curve, colour, key)
+        if place == 0 and len(curves) > 1:
+            axes.legend()
+    return canvas
+
+
+def _has(report: object, names: Sequence[str]) -> bool:
+    return all(name in report for name in names)  # pyright: ignore[reportOperatorIssue, reportUnknownVariableType]
+
+
+def _tradeoff(axes: Axes, curve: Curve, colour: str, key: str) -> None:
+    x, y = ([report[name].value for report in curve.reports] for name in (DIVERSITY, FIDELITY))
+    axes.plot(x, y, "o-", color=colour, label=curve.name)
+    for value, across, up in zip(curve.values, x, y, strict=True):
+        axes.annotate(value, (across, up), xytext=(5, 4), textcoords="offset points", color=colour, fontsize=9)
+    floor = curve.reports[0]
+    across, up = floor[DIVERSITY].floor, floor[FIDELITY].floor
+    if across is not None and up is not None:
+        axes.plot([across], [up], "*", color=FAINT, markersize=11)
+        axes.annotate("real", (across, up), xytext=(6, -11), textcoords="offset points", color=FAINT, fontsize=9)
+    space = floor[FIDELITY].features
+    axes.set(xlabel=f"recall (diversity), {space}", ylabel="precision (fidelity)", title="Fidelity against diversity")
+
+
+def _distance(axes: Axes, curve: Curve, colour: str, key: str) -> None:
+    rows = [report["FD"] for report in curve.reports]
+    try:
+        places = [float(value) for value in curve.values]
+    except ValueError:
+        # such as the kinds of a sampler
+        places = [float(i) for i in range(len(rows))]
+        axes.set_xticks(places, curve.values)
+    errors = [row.error or 0.0 for row in rows]
+    axes.errorbar(places, [row.value for row in rows], errors, fmt="o-", color=colour, capsize=2, label=curve.name)
+    if rows[0].floor is not None:
+        axes.axhline(rows[0].floor, color=FAINT, linestyle="--", linewidth=1.0)
+    axes.set(xlabel=key, ylabel=f"{rows[0].title} ↓", title="Distance to real pictures (dashed: of real ones)")
