@@ -43,6 +43,7 @@ from sfumato.models.model import Model as Model
 from sfumato.models.model import generate as generate
 from sfumato.models.model import load as load
 from sfumato.models.model import save as save
+from sfumato.models.upscale import upscale as upscale
 from sfumato.networks.dit import DiT as DiT
 from sfumato.networks.mlp import MLP as MLP
 from sfumato.networks.unet import UNet as UNet

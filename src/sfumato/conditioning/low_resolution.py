@@ -36,6 +36,9 @@ def scale_down(
         shape = tuple(images.shape[1:])
         raise InputError(f"A low resolution is that of images whose sides {factor} divides; got {shape}.")
     size = [side // factor for side in sides]
+    if size[1] == 1 and how == "bicubic":
+        # torch (2.13, on the CPU) repeats the first row of anti-aliased images that become one pixel wide
+        return functional.interpolate(images.mT, size[::-1], mode=how, antialias=True).mT
     return functional.interpolate(images, size, mode=how, antialias=how == "bicubic")
 
 
@@ -130,6 +133,9 @@ class LowResolution(Condition):
 class LowResolutionEncoder(nn.Module):
     """The image at the size of the input, or a number per channel for none; and an embedding of its noise level."""
 
+    takes_space = True
+    """Whether it is told the ``space`` of the input, which need not be that of the training."""
+
     def __init__(self, condition: LowResolution, shape: Sequence[int], width: int) -> None:
         super().__init__()
         if len(shape) != 3:
@@ -141,12 +147,15 @@ class LowResolutionEncoder(nn.Module):
         self.null_level = Null((width,), condition.drop) if condition.noise else None
 
     def forward(
-        self, value: Float[Tensor, "batch channels h w"], level: Float[Tensor, "batch"] | None = None
+        self,
+        value: Float[Tensor, "batch channels h w"],
+        level: Float[Tensor, "batch"] | None = None,
+        space: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         value, null = without_null(value)
         if value.shape[1] not in (1, self.channels):
             raise InputError(f"The low-resolution image has {value.shape[1]} channels; expected {self.channels}.")
-        value = functional.interpolate(value, self.size, mode=self.mode)
+        value = functional.interpolate(value, list(space or self.size), mode=self.mode)
         slots = {"channels": self.null(value.expand(-1, self.channels, -1, -1), null)}
         if self.embed is not None and self.null_level is not None and level is not None:
             slots["vector"] = self.null_level(self.embed(without_null(level)[0]), null)

@@ -19,6 +19,8 @@ RESERVED = frozenset(
         *("batch_size", "progress", "compile", "stepwise", "model", "image", "images", "start", "end", "strength"),
         *("repeats", "jump", "samples", "heldout", "data", "run", "out", "device", "trust", "engine", "fit", "json"),
         *("seeds", "animation", "print_config", "engine_precision", "animation_x0", "help"),
+        *("pictures", "picture", "scale", "tile", "overlap", "level", "index", "panel", "regression", "truth"),
+        *("overwrite",),
     }
 )
 """Names of the inputs of a network, and of the options of what is done with a model: a condition can't have them."""
@@ -115,7 +117,8 @@ class Conditioned(nn.Module):
             raise InputError(f"The condition {name!r} is given without {' and '.join(absent)}.")
         if not given:
             given = {part: tensor.to(x.device) for part, tensor in condition.missing(len(x)).items()}
-        return self.encoders[name](**given)
+        encoder = self.encoders[name]
+        return encoder(**given, space=x.shape[2:]) if getattr(encoder, "takes_space", False) else encoder(**given)
 
 
 def _tokens(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, nulling, without_null
+from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, without_null
 from sfumato.conditioning.network import Conditioned
 from sfumato.config import Component, Config, SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
@@ -286,11 +286,10 @@ class Model:
         guidance = sampling.guidance
         guidance.require(self.conditions)
         weak = None if guidance.weak_run is None else self._weaker(guidance.weak_run, sampling)
-        null = nulling(self.conditions) if guidance.by_condition else None
         denoiser = prepared(self.denoiser, self.info.shape, sampling)
         if grid is None and solver is None:
             sampling = sampling.tuned(self.fitted)
-        return sampling.build(denoiser, self.fitted, weak, null, levels=grid, step=solver)
+        return sampling.build(denoiser, self.fitted, weak, self.conditions, levels=grid, step=solver)
 
     def _weaker(self, run: Path, sampling: SamplingConfig) -> Denoise:
         """The denoiser of a weaker run of the same task, for autoguidance."""
