@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
 from sfumato.cli.flags import Fields, option
-from sfumato.cli.output import OUT, check_free, check_out, out_of, write_images
+from sfumato.cli.output import OUT, check_free, check_out, facts_of, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
 from sfumato.errors import InputError, require_device
@@ -130,7 +130,8 @@ def sample(arguments: list[str]) -> int:
         image_files.save_animation(shown, options.animation)
         print(f"{len(shown)} frames: {options.animation}")
     out = out_of(options, f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}")
-    write_images(images, out, options.first, info=model.info, overwrite=options.overwrite)
+    facts = facts_of(model, sampling, options.seed, **given)
+    write_images(images, out, options.first, info=model.info, overwrite=options.overwrite, facts=facts)
     return 0
 
 
