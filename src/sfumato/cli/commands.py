@@ -42,17 +42,31 @@ def print_settings(settings: Component, **more: Any) -> int:
 
 
 def with_sampling(
-    prog: str, arguments: list[str], fields: Fields, description: str
+    prog: str,
+    arguments: list[str],
+    fields: Fields,
+    description: str,
+    *,
+    model: Callable[[], Path] | None = None,
+    given: str = "",
 ) -> tuple[Any, SamplingConfig, dict[str, Any]]:
     """The options of a command that samples, the settings of sampling, and the conditions that are given.
 
     The run comes first or after options: it decides the defaults of the others, and which conditions there are. What
     is no run, where ``fields`` allow it, leaves the defaults.
+
+    Args:
+        prog, arguments, fields, description: as for :func:`sfumato.cli.flags.parse`.
+        model: for a command whose run is the option ``--model``: the run where it is not given.
+        given: the kind of condition that comes by another way than an option of its name.
     """
     only_runs = "run" not in fields
-    fields = {"run": RUN, **fields, "trust": TRUST, "print_config": PRINT}
+    fields = {**({"run": RUN} if model is None else {}), **fields, "trust": TRUST, "print_config": PRINT}
     scanned = flags.scan(arguments, fields, SamplingConfig)
-    run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
+    if model is None:
+        run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
+    else:
+        run = scanned.value("model") or (None if scanned.helping else str(model()))
     base, conditions = SamplingConfig(), dict[str, Any]()
     if run is None and not scanned.helping:
         what = "run" if only_runs else "run or which pictures"
@@ -62,23 +76,26 @@ def with_sampling(
         from sfumato.models.storage import read_config
 
         config, info = read_config(run, trust="trust" in scanned.values)
-        base, conditions = config.sampling, info.conditions
+        base = config.sampling
+        conditions = {name: condition for name, condition in info.conditions.items() if condition.kind != given}
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
     for name, condition in conditions.items():
         text = signature(f"{condition.targets[0]}.given").summary.rstrip(".")
         fields[name] = option(str | None, f"{text} (default: as in the data, or none).")
     if run is None:
         fields["label"] = option(str | None, "The class of all images, of a model with labels.")
-    options = flags.parse({**fields, **flags.flag_fields(base)}, scanned.arguments, prog=prog, description=description)
+    # what stands without a flag comes together, as a list of pictures has to
+    words = scanned.arguments if model is None else [*scanned.words, *scanned.options]
+    options = flags.parse({**fields, **flags.flag_fields(base)}, words, prog=prog, description=description)
     sampling = parse(SamplingConfig, flags.settings(options, SamplingConfig), origin="the options", trust=True)
     named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
-    if not named:
+    if not named and run is not None:
         # what was fitted for this number of steps is taken where no sampler and no grid is named
-        sampling = _fitted(sampling, Path(options.run))
+        sampling = _fitted(sampling, Path(run))
     if options.print_config:
         raise SystemExit(print_settings(sampling))
-    given = {name: getattr(options, name) for name in conditions if getattr(options, name) is not None}
-    return options, sampling, given
+    values = {name: getattr(options, name) for name in conditions if getattr(options, name) is not None}
+    return options, sampling, values
 
 
 def _fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
@@ -162,7 +179,7 @@ def _animation(
     return frame.x.clamp(-1.0, 1.0).float().cpu(), shown
 
 
-def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
+def load_model(options: Any, sampling: SamplingConfig | None = None, run: Path | None = None) -> Model:
     """The model of a run, on the device or in the inference engine that the options ask for."""
     import torch
 
@@ -181,7 +198,7 @@ def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
         engines.check(engine, precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     require_device(device)
-    model = load(options.run, device, trust=getattr(options, "trust", False))
+    model = load(run or options.run, device, trust=getattr(options, "trust", False))
     if engine is None:
         return model
     import sys
