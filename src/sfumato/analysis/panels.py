@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -89,7 +90,7 @@ def _colours(values: Values) -> Float[Tensor, "3 height width"]:
     if values.shape[0] in (2, 4):
         opacity = 0.5 + 0.5 * values[-1:]
         values = values[:-1] * opacity + 1.0 - opacity
-    return values.float().expand(3, -1, -1)
+    return values.float().clamp(-1.0, 1.0).expand(3, -1, -1)
 
 
 def _views(shown: Enlargements) -> list[_View]:
@@ -138,7 +139,7 @@ def enlargements(shown: Enlargements, title: str) -> Figure:
     """
     views = _views(shown)
     height, width = views[0].picture.shape[1:]
-    side = min(max(min(height, width) // 5, 6 * shown.scale), height, width)
+    side = min(max(min(height, width) // 5, 12 * shown.scale), height, width)
     detail = views[-1].map
     if detail is None:
         detail = (_colours(shown.samples[0]) - views[1].picture).abs().mean(0)
@@ -148,11 +149,12 @@ def enlargements(shown: Enlargements, title: str) -> Figure:
     bands = -(-len(views) // across)
     each = 11.0 / max(across, 3)
     ratio = min(max(height / width, 0.25), 2.0)
-    canvas = figure(each * across, bands * (each * (ratio + 1.0) + 0.45) + 0.4, title)
+    canvas = figure(each * across, bands * (each * (ratio + 1.0) + 0.6) + 0.45, title)
     tables = canvas.subplots(2 * bands, across, squeeze=False, height_ratios=[ratio, 1.0] * bands)
     for axes in tables.flat:
         axes.set_axis_off()
-    most = max((float(view.map.amax()) for view in views if view.map is not None), default=0.0)
+    # a few pixels that differ most would leave all others dark
+    most = 0.0 if views[-1].map is None else float(np.quantile(views[-1].map.numpy(), 0.998))
     for number, view in enumerate(views):
         band, place = divmod(number, across)
         whole, close = tables[2 * band, place], tables[2 * band + 1, place]
@@ -172,7 +174,9 @@ def enlargements(shown: Enlargements, title: str) -> Figure:
         close.add_patch(Rectangle((0.0, 0.0), 1.0, 1.0, transform=close.transAxes, clip_on=False, **frame))
         close.text(0.5, -0.03, view.notes, transform=close.transAxes, ha="center", va="top", fontsize=8.0, color=INK)
         if view.map is not None:
-            bar = canvas.colorbar(mappable, cax=close.inset_axes((0.06, 0.1, 0.6, 0.03)), orientation="horizontal")
+            bar = canvas.colorbar(
+                mappable, cax=close.inset_axes((0.06, 0.1, 0.6, 0.03)), orientation="horizontal", extend="max"
+            )
             bar.outline.set_edgecolor("white")  # pyright: ignore[reportCallIssue]
             bar.ax.tick_params(labelsize=8.0, color="white", labelcolor="white")
     return canvas
