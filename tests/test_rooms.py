@@ -12,6 +12,7 @@ ROOMS = (
     "errors",
     "random",
     "io",
+    "pretrained",
     "diffusion",
     "sampling",
     "networks",

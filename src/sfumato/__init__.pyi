@@ -13,6 +13,7 @@ from sfumato import random as random
 from sfumato import recipes as recipes
 from sfumato import runs as runs
 from sfumato import sampling as sampling
+from sfumato import systems as systems
 from sfumato import training as training
 from sfumato.conditioning.labels import Label as Label
 from sfumato.config import Config as Config
@@ -38,11 +39,11 @@ from sfumato.models.edit import interpolate as interpolate
 from sfumato.models.edit import invert as invert
 from sfumato.models.edit import sdedit as sdedit
 from sfumato.models.evaluate import evaluate as evaluate
+from sfumato.models.folders import load as load
+from sfumato.models.folders import save as save
 from sfumato.models.likelihood import bits_per_dim as bits_per_dim
 from sfumato.models.model import Model as Model
 from sfumato.models.model import generate as generate
-from sfumato.models.model import load as load
-from sfumato.models.model import save as save
 from sfumato.models.upscale import upscale as upscale
 from sfumato.networks.dit import DiT as DiT
 from sfumato.networks.mlp import MLP as MLP

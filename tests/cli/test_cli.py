@@ -20,6 +20,7 @@ from sfumato.cli.flags import flag_fields
 from sfumato.cli.flags import parse as parse_flags
 from sfumato.config import KINDS, Config, SamplingConfig, component, parse, walk
 from sfumato.errors import SfumatoWarning
+from sfumato.recipes.openai import CLASSIFIERS
 from sfumato.recipes.published import PRESETS
 from tests.cli.command import run
 from tests.training.tiny import command, flags, tiny
@@ -247,14 +248,20 @@ def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1000 classes" in said and "sfumato train DATA --recipe adm-256" in said and "optimizer.clip" in said
 
 
-def test_info_lists_the_published_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    few = {name: PRESETS[name] for name in ("ddpm-cifar10", "DiT-S/2")}
-    # all of them are counted by a command of the README
-    monkeypatch.setattr("sfumato.cli.info.PRESETS", few)
+def test_info_of_a_published_classifier(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "adm-128-classifier") == 0
+    said = capsys.readouterr().out
+    assert "42,558,568 parameters, 21 GMAC per call" in said and "1000 classes" in said and "--recipe" not in said
+    assert "optimizer.method.weight_decay" in said and "network.channels" in said
+
+
+def test_info_lists_the_published_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", "--presets") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(few)
-    assert lines[1].split()[1:6] == ["3x32x32", "none", "35,746,307", "6.22", "GMAC"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[1:]] == [*PRESETS, *CLASSIFIERS]
+    assert lines[1][1:6] == ["3x32x32", "none", "35,746,307", "6.22", "GMAC"]
+    expected = ["sr3-16-128", "3x128x128", "from", "16", "none", "560,719,107", "274", "GMAC"]
+    assert expected in lines
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")

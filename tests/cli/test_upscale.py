@@ -38,16 +38,23 @@ def test_a_picture_becomes_what_python_makes_of_it(
     array = noise(5, 4, 3)
     path = tmp_path / "photo.jpg.png"
     Image.fromarray(array).save(path)
-    assert upscale(run_folder, "--steps", "2", path, "--seed", "3", "--index", "2", "--level", "0.25") == 0
+    assert upscale(run_folder, "--steps", "2", path, "--seed", "3", "--index", "2", "--input-noise", "0.25") == 0
     out = tmp_path / "photo.jpg-x4.png"
     assert f"4x5 -> 16x20: {out}" in capsys.readouterr().out
     values = torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
-    expected = sfumato.upscale(sfumato.load(run_folder), values, steps=2, seed=3, index=2, level=0.25)
+    expected = sfumato.upscale(sfumato.load(run_folder), values, steps=2, seed=3, index=2, input_noise=0.25)
     found = torch.from_numpy(np.asarray(Image.open(out)).astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
     assert (found - expected).abs().max() < 0.51 / 127.5
     facts = read_facts(out)
     assert facts is not None
-    assert {"seed": 3, "index": 2, "steps": 2, "scale": 4, "level": 0.25, "model": run_folder}.items() <= facts.items()
+    assert {
+        "seed": 3,
+        "index": 2,
+        "steps": 2,
+        "scale": 4,
+        "input_noise": 0.25,
+        "model": run_folder,
+    }.items() <= facts.items()
     assert facts["picture"] == path.name and facts["sampler"] == "best" and facts["guidance"] == 1.0
     # a name that nobody chose is not replaced
     assert upscale(run_folder, path, "--steps", "1", "--count", "2") == 0
@@ -126,7 +133,7 @@ def test_a_panel(run_folder: str, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ("--scale 3", "can't reach a scale of 3"),
-        ("--level 0.9", "levels up to 0.5"),
+        ("--input-noise 0.9", "level <= noise"),
         ("--tile -2", "numbers of pixels"),
         ("--count 0", "at least one sample"),
         ("--out x.gif", "written as .png, .jpg"),

@@ -42,7 +42,7 @@ def test_an_image_is_read_with_the_channels_of_the_data(tmp_path: Path) -> None:
     assert LowResolution(channels=1).given(str(tmp_path / "low.png"), 2)["value"].shape == (2, 1, 4, 4)
     encoder = LowResolution(channels=3).encoder((1, 8, 8), 4, 0)
     with pytest.raises(InputError, match="3 channels; expected 1"):
-        encoder(colour)
+        encoder(torch.zeros(len(colour), 1, 8, 8), colour)
 
 
 @pytest.mark.parametrize("name", ["seed", "out", "clip", "count", "two words", "steps"])

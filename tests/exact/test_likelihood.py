@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 from tests.round_mixtures import GAUSSIAN, ONE_D, TWO_D, Mixture
 from torch import Tensor, nn
 
-from sfumato.data.sources import digits
+from sfumato.data.embedded import digits
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoiser, Prediction, embed_thousand
 from sfumato.diffusion.level import Level

@@ -97,7 +97,7 @@ class Reference:
         h = self.conv(f"{name}.proj", torch.cat(mixed, 1).reshape(x.shape), out, 1)
         return (x + h) * scale
 
-    def embedding(self, noise: Tensor, one_hot: Tensor | None) -> Tensor:
+    def embedding(self, noise: Tensor, one_hot: Tensor | None, augmented: Tensor | None) -> Tensor:
         settings = self.settings
         width = settings["model_channels"]
         features, out = width * settings.get("channel_mult_noise", 1), width * 4
@@ -111,14 +111,18 @@ class Reference:
         emb = torch.cat(parts, 1)
         if self.song and one_hot is not None:
             emb = emb + self.linear("map_label", one_hot * math.sqrt(one_hot.shape[1]), features)
+        if augmented is not None:
+            emb = emb + self.linear("map_augment", augmented, features, bias=False)
         emb = self.linear("map_layer1", functional.silu(self.linear("map_layer0", emb, out)), out)
         if not self.song and one_hot is not None:
             emb = emb + self.linear("map_label", one_hot, out, bias=False)
         return functional.silu(emb)
 
-    def __call__(self, x: Tensor, noise: Tensor, one_hot: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, noise: Tensor, one_hot: Tensor | None = None, augmented: Tensor | None = None
+    ) -> Tensor:
         settings, song = self.settings, self.song
-        emb, outputs = self.embedding(noise, one_hot), x.shape[1]
+        emb, outputs = self.embedding(noise, one_hot, augmented), x.shape[1]
         side, width, blocks = settings["img_resolution"], settings["model_channels"], settings["num_blocks"]
         widths = [width * m for m in settings["channel_mult"]]
         sides = [side // 2**level for level in range(len(widths))]

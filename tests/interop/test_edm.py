@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from sfumato.conditioning import Augmentation
 from sfumato.errors import InputError
 from sfumato.interop import export, load_edm, save_run
 from sfumato.interop.engines.graph import graph_of
@@ -63,6 +64,43 @@ def test_equal_outputs(settings: dict[str, Any], classes: int) -> None:
             # no class is a vector of zeros
             expected = reference(x, noise, torch.zeros(2, 3))
             assert (model.denoiser.network(x, noise) - expected).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [SONG, NCSNPP], ids=["ddpm++", "ncsn++"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_augmentation_comes_along(settings: dict[str, Any], classes: int, tmp_path: Path) -> None:
+    """Told of a transform, the network gives what theirs gives; told of none, what it gives without the condition."""
+    settings = {**settings, "label_dim": classes, "augment_dim": 9}
+    reference = Reference(settings)
+    x, noise = torch.randn(2, 3, *[settings["img_resolution"]] * 2), torch.tensor([-1.3, 0.8])
+    one_hot = functional.one_hot(torch.tensor([2, 0]), 3).float() if classes else None
+    label = {"label": torch.tensor([2, 0])} if classes else {}
+    done = torch.randn(2, 9)
+    expected, untold = reference(x, noise, one_hot, done), reference(x, noise, one_hot, torch.zeros(2, 9))
+    assert (expected - untold).abs().max() > 0.01
+    model = load_edm(reference.state, settings)
+    assert (model.denoiser.network(x, noise, augmentation=done, **label) - expected).abs().max() < 1e-5
+    assert (model.denoiser.network(x, noise, **label) - untold).abs().max() < 1e-5
+    # samples are those of the network without the condition
+    without = {name: tensor for name, tensor in reference.state.items() if name != "map_augment.weight"}
+    plain = load_edm(without, settings)
+    assert "augmentation" not in plain.conditions
+    assert torch.equal(model.sample(2, steps=2), plain.sample(2, steps=2))
+    save_run(model, tmp_path / "run")
+    again = load(tmp_path / "run")
+    assert again.conditions["augmentation"] == Augmentation(probability=0.12)
+    assert torch.equal(again.sample(2, steps=2), plain.sample(2, steps=2))
+
+
+@torch.no_grad()
+def test_the_augmentation_is_exported() -> None:
+    reference = Reference({**SONG, "augment_dim": 9})
+    x, noise, done = torch.randn(2, 3, 8, 8), torch.tensor([-1.3, 0.8]), torch.randn(2, 9)
+    expected = reference(x, noise, None, done)
+    graph = graph_of(load_edm(reference.state, {**SONG, "augment_dim": 9}))
+    assert "augmentation" in graph.inputs
+    assert (graph.exported.module()(x, noise, done) - expected).abs().max() < 1e-5
 
 
 def test_preconditioning() -> None:
@@ -133,11 +171,11 @@ def test_random_frequencies_are_exported(tmp_path: Path) -> None:
 
 
 def test_published_sizes() -> None:
-    """The counts of parameters that their program prints, 55.7 M and 295.9 M, less what is folded or left out."""
-    for name, expected in (("ddpmpp-cifar10", 55_733_891 - 9 * 128), ("edm-imagenet64", 295.9e6)):
+    """The counts of parameters that their program prints, 55.7 M and 295.9 M, less what is folded."""
+    for name, expected in (("ddpmpp-cifar10", 55_733_891), ("edm-imagenet64", 295.9e6)):
         published = PRESETS[name]
         with torch.device("meta"):
-            network = network_of(published.model, published.shape, published.classes)
+            network = network_of(published)
         assert sum(p.numel() for p in network.parameters()) == pytest.approx(expected, abs=0.1e6)
 
 
@@ -147,6 +185,7 @@ def test_published_sizes() -> None:
         ("ddpmpp-cifar", "did you mean 'ddpmpp-cifar10'"),
         ({"class_name": "VUNet"}, "class 'VUNet'"),
         ({**SONG, "num_block": 3}, "did you mean 'num_blocks'"),
+        ({**SONG, "augment_dim": 5}, "augment_dim is 5"),
         ({**SONG, "decoder_type": "skip"}, "decoder_type is 'skip'"),
         ({**DHARIWAL, "encoder_type": "residual"}, "encoder_type is 'residual'"),
         ({**SONG, "attn_resolutions": (16,)}, "side of 16 .* 8, 4"),

@@ -12,10 +12,10 @@ from sfumato.config import ModelConfig, parse
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError
 from sfumato.interop import load_guided_classifier, load_guided_diffusion, load_guided_upsampler
-from sfumato.recipes.openai import GUIDED, GUIDED_DEFAULTS, guided
+from sfumato.recipes.openai import CLASSIFIERS, GUIDED, GUIDED_DEFAULTS, UPSAMPLERS, guided
 from sfumato.recipes.published import PRESETS
 from sfumato.recipes.settings import numbers
-from tests.interop.published import network_of
+from tests.interop.published import named, network_of
 
 SMALL: dict[str, Any] = {
     "image_size": 16,
@@ -128,7 +128,7 @@ def test_the_models_of_improved_diffusion(name: str, millions: int, classes: int
     """The sizes that their authors state: 50 M, 100 M and 270 M parameters, roundly."""
     published = PRESETS[name]
     with torch.device("meta"):
-        network = network_of(published.model, published.shape, published.classes)
+        network = network_of(published)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(millions * 1e6, rel=0.25)
     assert published.classes == classes and published.model["network"]["time_scale"] == scale
 
@@ -150,8 +150,10 @@ def test_the_widths_of_an_upsampler_are_its_own(program: Any) -> None:
     flags = {"num_channels": 32, "num_res_blocks": 1, "attention_resolutions": "16"}
     wide = {**flags, "image_size": 512, "channel_mult": "1,1,2,2,4,4"}
     state = theirs(program, wide, "SuperResModel").state_dict()
-    denoiser = load_guided_upsampler(state, {**flags, "large_size": "512", "small_size": 128})
+    denoiser = load_guided_upsampler(state, {**flags, "large_size": "512", "small_size": 128}).denoiser
     assert torch.equal(denoiser.network.network.last.weight, state["out.2.weight"])  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"small_size .* divides the large_size; got 100 and 512"):
+        load_guided_upsampler(state, {**flags, "large_size": 512, "small_size": 100})
     with pytest.raises(InputError, match="no widths for a large_size of 128"):
         load_guided_upsampler(state, {**flags, "large_size": 128})
 
@@ -161,16 +163,19 @@ def test_an_upsampler(program: Any) -> None:
     flags = {**SMALL, "class_cond": True, "learn_sigma": True}
     network = randomized(theirs(program, flags, "SuperResModel"))
     del flags["image_size"]
-    denoiser = load_guided_upsampler(network.state_dict(), {**flags, "large_size": 16, "small_size": 8})
+    model = load_guided_upsampler(network.state_dict(), {**flags, "large_size": 16, "small_size": 8})
+    denoiser = model.denoiser
     x, small, labels = torch.randn(2, 3, 16, 16), torch.rand(2, 3, 8, 8), torch.tensor([4, 1])
     expected = network(x, torch.tensor([499.0, 499.0]), low_res=small, y=labels)
-    found = denoiser(x, denoiser.schedule(0.5), low_res=small, label=labels)
+    found = denoiser(x, denoiser.schedule(0.5), low_resolution=small, label=labels)
     assert (found.eps - expected[:, :3]).abs().max() < 1e-5
     assert found.variance_fraction is not None
     assert (found.variance_fraction - 0.5 * (expected[:, 3:] + 1.0)).abs().max() < 1e-5
     # without a picture, one of zeros
     empty = network(x, torch.tensor([499.0, 499.0]), low_res=0.0 * small, y=labels)
     assert (denoiser(x, denoiser.schedule(0.5), label=labels).eps - empty[:, :3]).abs().max() < 1e-5
+    # it samples as any model does
+    assert model.sample(2, steps=2, low_resolution=small, label=4).shape == (2, 3, 16, 16)
 
 
 @torch.no_grad()
@@ -209,18 +214,45 @@ def test_a_classifier(program: Any) -> None:
         load_guided_classifier(network.state_dict(), {**flags, "classifier_pool": "adaptive"})
 
 
-@pytest.mark.parametrize("name", sorted(GUIDED))
+@pytest.mark.parametrize("name", [*sorted(GUIDED), *sorted(UPSAMPLERS)])
 def test_published_models_have_their_size(program: Any, name: str) -> None:
     """To the parameter: ours lacks the gains and biases that are folded, and has a vector for no class."""
     published = PRESETS[name]
     with torch.device("meta"):
-        reference = theirs(program, GUIDED[name])
-        ours = network_of(published.model, published.shape, published.classes)
+        if name in GUIDED:
+            reference = theirs(program, GUIDED[name])
+        else:
+            flags = {**UPSAMPLERS[name], "image_size": published.shape[1], "channel_mult": "1,1,2,2,4,4"}
+            reference = theirs(program, flags, "SuperResModel")
+        ours = network_of(published)
     blocks = [m for m in reference.modules() if isinstance(m, program.ResBlock)]
     folded = sum(2 * block.out_channels for block in blocks)
     null = 4 * reference.model_channels if published.classes else 0
     expected = sum(p.numel() for p in reference.parameters()) - folded + null
     assert sum(p.numel() for p in ours.parameters()) == expected
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_published_classifiers_have_their_size(program: Any, name: str) -> None:
+    """As the README of their program makes them."""
+    side = CLASSIFIERS[name].shape[1]
+    with torch.device("meta"):
+        reference = program.EncoderUNetModel(
+            image_size=side,
+            in_channels=3,
+            model_channels=128,
+            out_channels=1000,
+            num_res_blocks=4 if side == 64 else 2,
+            attention_resolutions=tuple(side // attended for attended in (32, 16, 8)),
+            channel_mult=MULTIPLES[side],
+            num_head_channels=64,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+            pool="attention",
+        )
+        ours, _ = named(name)
+    folded = sum(2 * block.out_channels for block in reference.modules() if isinstance(block, program.ResBlock))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in reference.parameters()) - folded
 
 
 def test_the_flags_of_a_schedule() -> None:
@@ -243,8 +275,8 @@ def test_the_flags_of_a_schedule() -> None:
         ({**SMALL, "channel_mult": "one,two"}, "Numbers between commas"),
         ({**SMALL, "channel_mult": "", "image_size": 48}, "no widths for a side of 48"),
         ({**SMALL, "num_channels": 40}, "normalizes 40 channels"),
-        ({**SMALL, "image_size": "sixteen"}, "image_size is 'sixteen'; a whole number is expected"),
-        ({**SMALL, "num_channels": 32.5}, "num_channels is 32.5; a whole number is expected"),
+        ({**SMALL, "image_size": "sixteen"}, "image_size is 'sixteen'; a whole number .* is expected"),
+        ({**SMALL, "num_channels": 32.5}, "num_channels is 32.5; a whole number .* is expected"),
         ({**SMALL, "learn_sigma": "maybe"}, "learn_sigma is 'maybe'; true or false is expected"),
         ({**SMALL, "diffusion_steps": 0}, "diffusion_steps is 0; at least 2 is expected"),
         ({**SMALL, "num_heads_upsample": 2}, "num_heads_upsample is 2 and num_heads 4"),

@@ -12,7 +12,7 @@ from sfumato.networks.execution import Size, count
 from sfumato.networks.layers import conv, group_norm
 from sfumato.networks.unet import UNet
 from sfumato.recipes.published import PRESETS, TRAINED
-from tests.interop.published import network_of
+from tests.interop.published import named, network_of
 
 
 class Timeless(nn.Module):
@@ -48,7 +48,7 @@ def test_the_network_of_ddpm_is_that_of_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'sfumato[dev]'")
     published = PRESETS["ddpm-cifar10"]
     with torch.device("meta"):
-        ours = network_of(published.model, published.shape, 0)
+        ours = network_of(published)
         theirs = diffusers.UNet2DModel(
             sample_size=32,
             block_out_channels=(128, 256, 256, 256),
@@ -82,12 +82,32 @@ def test_counting_touches_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("ddpm-cifar10", "DiT-S/2") else pytest.param(n, marks=pytest.mark.slow) for n in PRESETS],
-)
+QUICK = ("ddpm-cifar10", "DiT-S/2", "adm-128-classifier")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TRAINED])
 def test_the_sizes_of_published_models_are_those_of_their_networks(name: str) -> None:
-    published, trained = PRESETS[name], TRAINED[name]
     with torch.device("meta"):
-        network = network_of(published.model, published.shape, published.classes)
-    assert count(network, published.shape) == Size(trained.parameters, trained.macs)
+        network, shape = named(name)
+    assert count(network, shape) == Size(TRAINED[name].parameters, TRAINED[name].macs)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tolerance"),
+    [
+        # Saharia et al. 2021, table A.1: what is not printed of the network makes a difference
+        ("sr3-16-128", 550, 0.05),
+        ("sr3-64-256", 625, 0.05),
+        ("sr3-64-512", 625, 0.05),
+        ("sr3-256-1024", 150, 0.05),
+        # Dhariwal and Nichol 2021, tables 12 and 13, as they are rounded there
+        ("adm-64-256", 312, 0.5 / 312),
+        ("adm-128-512", 309, 0.5 / 309),
+        ("adm-64-classifier", 65, 0.5 / 65),
+        ("adm-128-classifier", 43, 0.5 / 43),
+        ("adm-256-classifier", 54, 0.5 / 54),
+        ("adm-512-classifier", 54, 0.5 / 54),
+    ],
+)
+def test_the_sizes_that_papers_print(name: str, millions: int, tolerance: float) -> None:
+    assert TRAINED[name].parameters / 1e6 == pytest.approx(millions, rel=tolerance)

@@ -1,4 +1,4 @@
-"""Group normalization with the channels last, against double precision."""
+"""Group normalization with the channels last, against double precision; normalization per pixel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.networks.cpu_kernels import GroupNorm
-from sfumato.networks.layers import group_norm
+from sfumato.networks.layers import PixelNorm, group_norm
 from sfumato.networks.unet import UNet
 
 LAST = torch.channels_last
@@ -87,3 +87,28 @@ def test_a_network_in_bf16_has_the_same_gradients_in_both_layouts() -> None:
     last = gradients(bf16=True)
     # each against float32, not one rounding against the other: every CPU rounds in another way
     assert all(0.0 < float((found - exact).norm() / exact.norm()) < 0.03 for found in (first, last))
+
+
+def test_a_part_of_an_image_has_the_output_that_it_has_in_the_whole() -> None:
+    """Per-pixel normalization: what is far from the edge of a part does not see the rest."""
+    torch.manual_seed(0)
+    options = {"attention": (), "middle_attention": False, "skips": "blocks", "resample": "fixed", "blocks": 1}
+    whole = {}
+    x, time = torch.randn(1, 3, 16, 160), torch.zeros(1)
+    for kind in ("pixel", "group"):
+        net = UNet(3, 3, (8, 16), normalization=kind, middle=1, **options)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        whole[kind] = float((net(x, time)[..., 48:80] - net(x[..., :128], time)[..., 48:80]).abs().max())
+    assert whole["pixel"] < 1e-5 < 1e-3 < whole["group"]
+
+
+def test_the_normalization_of_a_pixel_is_layer_norm_over_its_channels() -> None:
+    x = torch.randn(2, 6, 4, 5)
+    norm = PixelNorm(6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    mean, variance = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+    by_hand = (x - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    assert torch.allclose(norm(x), by_hand, atol=1e-5)
+    assert torch.allclose(norm(x.to(memory_format=torch.channels_last)), by_hand, atol=1e-5)

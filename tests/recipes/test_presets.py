@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,21 @@ import torch
 from tests.interop.published import network_of
 
 from sfumato import recipes
+from sfumato.conditioning import LowResolution
 from sfumato.config import Config, merge, parse
 from sfumato.errors import InputError
+from sfumato.recipes.openai import CLASSIFIERS
 from sfumato.recipes.published import PRESETS, TRAINED
 from sfumato.runs.train import train
 
 
 def test_every_published_model_is_a_recipe() -> None:
-    assert TRAINED.keys() == PRESETS.keys() and PRESETS.keys() <= recipes.RECIPES.keys()
+    assert TRAINED.keys() == {*PRESETS, *CLASSIFIERS} and PRESETS.keys() <= recipes.RECIPES.keys()
     for name, published in PRESETS.items():
         values = recipes.named(name, "path/to/folder")
         assert values["model"] == published.model and values["sampling"] == published.sampling
         assert ("label" in values["conditions"]) == (published.classes > 0)
+        assert values["conditions"].keys() - {"label"} == published.others.keys()
         config = parse(Config, values)
         assert config.data.source == "path/to/folder"
         # what is written down can be read again
@@ -40,29 +44,34 @@ def test_every_recipe_is_a_configuration(name: str) -> None:
 
 
 def test_presets_need_no_torch() -> None:
-    code = "import sys; from sfumato.recipes.published import TRAINED; assert 'torch' not in sys.modules, 'torch'"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys; from sfumato.cli.info import info; info(['--presets']); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert len(done.stdout.splitlines()) == 1 + len(TRAINED)
 
 
 # no family without a quick one
-LARGE = ("adm-256-unconditional", "adm-512", "edm-imagenet64", "iddpm-64-conditional", "DiT-L/2", "DiT-XL/2")
+LARGE = (
+    *("adm-256-unconditional", "adm-512", "adm-64-256", "adm-128-512", "edm-imagenet64", "iddpm-64-conditional"),
+    *("DiT-L/2", "DiT-XL/2", "sr3-16-128", "sr3-64-256", "sr3-64-512"),
+)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in PRESETS]
 )
-@pytest.mark.parametrize("shape", [(1, 64, 64), (4, 128, 64)])
+@pytest.mark.parametrize("shape", [(1, 128, 128), (4, 256, 128)])
 def test_their_networks_take_other_sizes_and_channels(name: str, shape: tuple[int, ...]) -> None:
-    model = recipes.preset(name)["model"]
-    outputs = shape[0] * (1 + model.get("learned_variance", False))
+    published = PRESETS[name]
+    outputs = shape[0] * (1 + published.model.get("learned_variance", False))
     with torch.device("meta"):
-        network = network_of(model, shape, 3).to("meta")
+        network = network_of(published, shape).to("meta")
         assert network(torch.zeros(1, *shape), torch.zeros(1)).shape == (1, outputs, *shape[1:])
 
 
 def test_a_size_that_does_not_fit(unchecked: None) -> None:
     with torch.device("meta"), pytest.raises(InputError, match="8x8 is not divisible by the down-sampling of 64"):
-        network_of(recipes.preset("adm-512")["model"], (1, 8, 8), 0)
+        network_of(PRESETS["adm-512"], (1, 8, 8))
 
 
 def test_averages_are_those_of_the_papers() -> None:
@@ -82,11 +91,15 @@ def test_averages_are_those_of_the_papers() -> None:
 def test_a_wrong_name() -> None:
     with pytest.raises(InputError, match="did you mean 'adm-256'"):
         recipes.preset("adm-25")
+    with pytest.raises(InputError, match="adm-64-classifier is a classifier"):
+        recipes.preset("adm-64-classifier")
     with pytest.raises(InputError, match="no recipe 'ncsnp-64'; did you mean 'ncsnpp-64'"):
         recipes.named("ncsnp-64", None)
 
 
-@pytest.mark.parametrize("name", ["ddpm-cifar10", "iddpm-64", "adm-64", "ncsnpp-cifar10", "edm-imagenet64"])
+@pytest.mark.parametrize(
+    "name", ["ddpm-cifar10", "iddpm-64", "adm-64", "ncsnpp-cifar10", "edm-imagenet64", "sr3-16-128", "adm-64-256"]
+)
 def test_they_train(name: str, tmp_path: Path) -> None:
     """A narrower network, of the same kind, on grey pictures of another size, with every other setting of the paper."""
     images = np.random.default_rng(0).integers(0, 255, (12, 8, 8), dtype=np.uint8)
@@ -101,5 +114,22 @@ def test_they_train(name: str, tmp_path: Path) -> None:
     network = {"time_features": 8, "head_channels": None, "heads": 2}
     config = parse(Config, merge(merge(recipes.preset(name), over), {"model": {"network": network}}))
     model = train(config, run=tmp_path / "run")
-    assert ("label" in model.conditions) == (PRESETS[name].classes > 0)
-    assert model.sample(2).isfinite().all()
+    assert model.conditions.keys() == PRESETS[name].conditions.keys()
+    low = {"low_resolution": np.zeros((1, 1, 1), np.float32)} if "low_resolution" in model.conditions else {}
+    assert model.sample(2, **low).isfinite().all()
+
+
+def test_up_samplers_scale_as_their_papers_do() -> None:
+    """Anti-aliased bicubic interpolation both ways; or the mean of squares, and bilinear interpolation."""
+    for name, expected in (
+        ("sr3-16-128", LowResolution(factor=8)),
+        ("sr3-64-256", LowResolution(factor=4)),
+        ("sr3-64-512", LowResolution(factor=8)),
+        ("sr3-256-1024", LowResolution(factor=4)),
+        ("adm-64-256", LowResolution(factor=4, down="area", up="bilinear")),
+        ("adm-128-512", LowResolution(factor=4, down="area", up="bilinear")),
+    ):
+        assert parse(Config, recipes.preset(name)).conditions["low_resolution"].build() == expected
+    schedule = parse(Config, recipes.preset("sr3-16-128")).model.schedule.build()
+    betas = torch.linspace(1e-6, 0.01, 2000, dtype=torch.float64)
+    assert float(schedule(1.0).alpha) == pytest.approx(float((1.0 - betas).prod().sqrt()), rel=1e-9)

@@ -72,7 +72,11 @@ class Subject:
     def noise(self, count: int) -> Tensor:
         """Pure noise for ``count`` images."""
         shape = tuple(self.images.shape[1:])
-        return initial(self.levels, shape, self.seed, count=count).to(self.images)
+        x = initial(self.levels, shape, self.seed, count=count).to(self.images)
+        if not isinstance(self.network, Denoiser):
+            return x
+        cond = {name: rows[torch.arange(count) % len(rows)] for name, rows in self.cond.items()}
+        return self.network.start(x, self.levels[0], **cond)
 
     def principal(self, count: int) -> MixtureOracle:
         """The kernel density of the images along their first principal axes."""

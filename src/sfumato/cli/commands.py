@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
 from sfumato.errors import InputError, require_device
 from sfumato.io.files import read_json
+from sfumato.models.storage import is_system, read_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,17 +72,19 @@ def with_sampling(
     if run is None and not scanned.helping:
         what = "run" if only_runs else "run or which pictures"
         raise InputError(f"Say which {what}: {prog} {'RUN' if only_runs else 'SET'}. See {prog} --help.")
+    if run is not None and is_system(run):
+        if model is not None:
+            raise InputError(f"{run} is a system of several models; name one of them, in its folder stages.")
+        from sfumato.cli import system
+
+        return system.with_sampling(prog, arguments, fields, description, Path(run))
     is_run = run is not None and (only_runs or (Path(run) / "config.json").exists())
     if run is not None and is_run and (Path(run).is_dir() or not scanned.helping):
-        from sfumato.models.storage import read_config
-
         config, info = read_config(run, trust="trust" in scanned.values)
         base = config.sampling
         conditions = {name: condition for name, condition in info.conditions.items() if condition.kind != given}
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
-    for name, condition in conditions.items():
-        text = signature(f"{condition.targets[0]}.given").summary.rstrip(".")
-        fields[name] = option(str | None, f"{text} (default: as in the data, or none).")
+    fields |= given_flags(conditions)
     if run is None:
         fields["label"] = option(str | None, "The class of all images, of a model with labels.")
     # what stands without a flag comes together, as a list of pictures has to
@@ -91,14 +94,21 @@ def with_sampling(
     named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
     if not named and run is not None:
         # what was fitted for this number of steps is taken where no sampler and no grid is named
-        sampling = _fitted(sampling, Path(run))
+        sampling = fitted(sampling, Path(run))
     if options.print_config:
         raise SystemExit(print_settings(sampling))
     values = {name: getattr(options, name) for name in conditions if getattr(options, name) is not None}
     return options, sampling, values
 
 
-def _fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
+def given_flags(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by which conditions are given."""
+    text = {name: signature(f"{c.targets[0]}.given").summary.rstrip(".") for name, c in conditions.items()}
+    return {name: option(str | None, f"{said} (default: as in the data, or none).") for name, said in text.items()}
+
+
+def fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:
+    """The sampling that was fitted to a run for this many steps, if there is one."""
     path = run / "fitted.json"
     try:
         plan = read_json(path)["solvers"][str(sampling.steps)]["guidance"]
@@ -183,7 +193,7 @@ def load_model(options: Any, sampling: SamplingConfig | None = None, run: Path |
     """The model of a run, on the device or in the inference engine that the options ask for."""
     import torch
 
-    from sfumato.models.model import load
+    from sfumato.models.folders import load
 
     engine, precision = getattr(options, "engine", None), getattr(options, "engine_precision", None)
     device: str | None = options.device

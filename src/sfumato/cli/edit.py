@@ -10,6 +10,7 @@ from sfumato.cli.commands import DEVICE, load_model, with_sampling
 from sfumato.cli.flags import Fields, option, options_of
 from sfumato.cli.output import OUT, check_out, out_of, write_images
 from sfumato.errors import InputError, nearest
+from sfumato.models.storage import is_system, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,9 @@ def _options(how: str, arguments: list[str], fields: Fields, text: str) -> tuple
     """The options, and those that the function takes: sampling and conditions."""
     text += "\n\nThe options of sampling start from those of the run."
     options, sampling, given = with_sampling(f"sfumato edit {how}", arguments, {**fields, **_SHARED}, text)
+    if is_system(options.run):
+        # edits work on one of its stages, which this says
+        read_config(options.run)
     check_out(options.out, getattr(options, "count", 1), overwrite=options.overwrite)
     return options, {"sampling": sampling, **given}
 

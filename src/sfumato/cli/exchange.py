@@ -10,7 +10,8 @@ from sfumato.cli import flags
 from sfumato.cli.commands import RUN, TRUST
 from sfumato.cli.flags import Fields, option
 from sfumato.errors import InputError, nearest
-from sfumato.recipes.openai import GUIDED, PROGRAMS
+from sfumato.models.storage import is_system
+from sfumato.recipes.openai import GUIDED, PROGRAMS, UPSAMPLERS
 from sfumato.recipes.published import EDM
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def export(arguments: list[str]) -> int:
         "trust": TRUST,
     }
     options = flags.parse(fields, arguments, prog="sfumato export", description=_EXPORT)
+    if is_system(options.run):
+        from sfumato.cli import system
+
+        more = {"precision": options.precision, "overwrite": options.overwrite, "trust": options.trust}
+        system.export(options.run, options.to, options.out, **more)
+        return 0
     from sfumato.interop.export import TARGETS
     from sfumato.interop.export import export as write
     from sfumato.models.model import load
@@ -76,7 +83,7 @@ def import_weights(arguments: list[str]) -> int:
         "flags": option(
             str | None,
             "What a file of tensors is of: the name of a published model ("
-            + ", ".join((*GUIDED, *EDM))
+            + ", ".join((*GUIDED, *UPSAMPLERS, *EDM))
             + "), or in one string the flags of its authors' program, such as '--image_size 64 --num_channels 128'.",
         ),
         "data": option(str | None, "Data to evaluate it on: a name, a folder of images, an array."),
@@ -106,7 +113,7 @@ def _joined(arguments: list[str]) -> list[str]:
 
 
 def _load(options: Any) -> Model:
-    from sfumato.interop import load_diffusers, load_edm, load_guided_diffusion
+    from sfumato.interop import load_diffusers, load_edm, load_guided_diffusion, load_guided_upsampler
 
     path, origin = options.weights, options.origin
     settings = None if options.flags is None else _settings(options.flags)
@@ -117,9 +124,10 @@ def _load(options: Any) -> Model:
     if origin is None and path.is_dir():
         origin = "diffusers"
     elif origin is None and isinstance(settings, str):
-        origin = "edm" if settings in EDM else "guided-diffusion" if settings in GUIDED else None
+        guided = (*GUIDED, *UPSAMPLERS)
+        origin = "edm" if settings in EDM else "guided-diffusion" if settings in guided else None
         if origin is None:
-            raise InputError(f"There is no published model {settings!r}{nearest(settings, (*GUIDED, *EDM))}")
+            raise InputError(f"There is no published model {settings!r}{nearest(settings, (*guided, *EDM))}")
     if origin is None:
         raise InputError(f"{path} does not say which program wrote it; give --origin {' or '.join(ORIGINS[1:])}.")
     if origin == "diffusers":
@@ -130,7 +138,9 @@ def _load(options: Any) -> Model:
         raise InputError("A file of tensors does not describe its network; give the flags of its program with --flags.")
     if origin == "edm":
         return load_edm(path, settings)
-    return load_guided_diffusion(path, settings, program=None if isinstance(settings, str) else origin)
+    upsamples = settings in UPSAMPLERS if isinstance(settings, str) else "large_size" in settings
+    load = load_guided_upsampler if upsamples else load_guided_diffusion
+    return load(path, settings, program=None if isinstance(settings, str) else origin)
 
 
 def _settings(text: str) -> str | dict[str, str]:

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
@@ -63,9 +63,12 @@ def flag_fields(settings: Component) -> dict[str, tuple[Any, Any]]:
     return fields
 
 
-def group(value: Component, slot: str | None = None) -> tuple[Any, Any]:
-    """The settings of a component as a group of options; of a ``slot``, with the kind as one of them."""
-    fields = flag_fields(value)
+def group(value: Component, slot: str | None = None, leave: Collection[str] = ()) -> tuple[Any, Any]:
+    """The settings of a component as a group of options, but for those it should ``leave`` out.
+
+    Of a ``slot``, the kind is one of them.
+    """
+    fields = {name: field for name, field in flag_fields(value).items() if name not in leave}
     if slot is not None:
         usual = SOLVERS if slot == "sampler" else ()
         kinds = tuple(dict.fromkeys([*(kind for kind in KINDS[slot] if kind != "given"), *usual, value.kind]))

@@ -14,7 +14,10 @@ from sfumato.cli.flags import Fields, option
 from sfumato.config import Config, parse
 from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.io.files import json_object, read_json
+from sfumato.models.storage import is_system
+from sfumato.recipes.openai import CLASSIFIERS
 from sfumato.recipes.published import PRESETS, TRAINED, preset
+from sfumato.recipes.settings import Published, PublishedClassifier
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -23,11 +26,15 @@ if TYPE_CHECKING:
     from sfumato.models.model import Model
 
 
+_NAMES = (*PRESETS, *CLASSIFIERS)
+"""The published models and classifiers by name."""
+
+
 def info(arguments: list[str]) -> int:
     fields: Fields = {
         "run": option(
             Path | None,
-            "A run directory, or a published model by name: " + ", ".join(PRESETS) + ".",
+            "A run directory, or a published model by name: " + ", ".join(_NAMES) + ".",
             None,
             positional="RUN",
         ),
@@ -48,18 +55,24 @@ def info(arguments: list[str]) -> int:
         console.print(_presets(), highlight=False)
         return 0
     name, everything = str(options.run), options.settings == "all"
-    if not options.run.exists() and name not in PRESETS and (near := nearest(name, PRESETS)).startswith("; did"):
+    if not options.run.exists() and name not in _NAMES and (near := nearest(name, _NAMES)).startswith("; did"):
         raise InputError(f"There is no run directory {name}, and no published model of that name{near}")
-    if name in PRESETS and not options.run.exists():
+    if name in _NAMES and not options.run.exists():
         console.print(_published(name, everything), highlight=False)
+        return 0
+    if is_system(options.run):
+        from sfumato.cli import system
+
+        for part in system.info(options.run, options.trust, everything):
+            console.print(part, highlight=False)
         return 0
     from sfumato.models.model import load
 
-    console.print(_run(load(options.run, trust=options.trust), everything), highlight=False)
+    console.print(of_run(load(options.run, trust=options.trust), everything), highlight=False)
     return 0
 
 
-def _run(model: Model, everything: bool) -> Group:
+def of_run(model: Model, everything: bool) -> Group:
     """What a run is, as a table of facts and one of settings."""
     from sfumato.networks.execution import count
 
@@ -80,16 +93,29 @@ def _run(model: Model, everything: bool) -> Group:
         losses = [loss for loss in map(_loss, lines) if loss is not None]
         if losses:
             rows["loss"] = f"{sum(losses) / len(losses):.4f}, the mean of the last {len(losses)} in metrics.jsonl"
-    evaluated = run / "evaluation.json" if run is not None else None
-    if evaluated is not None and evaluated.is_file():
-        for entry in _measured(evaluated):
-            error = f" ± {entry['error']:.2g}" if entry["error"] is not None else ""
-            floor = f", real pictures {entry['floor']:.3g}" if entry["floor"] is not None else ""
-            rows[entry["title"]] = f"{entry['value']:.3g}{error}{floor}"
+    if run is not None:
+        rows |= measured(run / "evaluation.json")
     return _tables(rows, config, everything)
 
 
+def measured(path: Path) -> dict[str, str]:
+    """The measures of an evaluation that rank models and that show copies, by their titles, if there is one."""
+    rows: dict[str, str] = {}
+    for entry in _rows_of(path) if path.is_file() else ():
+        error = f" ± {entry['error']:.2g}" if entry["error"] is not None else ""
+        floor = f", real pictures {entry['floor']:.3g}" if entry["floor"] is not None else ""
+        rows[entry["title"]] = f"{entry['value']:.3g}{error}{floor}"
+    return rows
+
+
 def _tables(rows: Mapping[str, str], config: Config, everything: bool) -> Group:
+    """Facts, and the settings of a configuration: all, or those that are not the defaults."""
+    plain, settings = (_flat(one.model_dump(mode="json")) for one in (Config(), config))
+    shown = {key: value for key, value in settings.items() if everything or key not in plain or plain[key] != value}
+    return _listed(rows, "all settings" if everything else "settings that are not the defaults", shown)
+
+
+def _listed(rows: Mapping[str, str], title: str, values: Mapping[str, Any]) -> Group:
     from rich.console import Group
     from rich.table import Table
 
@@ -97,25 +123,30 @@ def _tables(rows: Mapping[str, str], config: Config, everything: bool) -> Group:
     for name, value in rows.items():
         facts.add_row(name, value)
     settings = Table("setting", "value", box=None, padding=(0, 2, 0, 0))
-    plain = _flat(Config().model_dump(mode="json"))
-    for key, value in _flat(config.model_dump(mode="json")).items():
-        if everything or key not in plain or plain[key] != value:
-            settings.add_row(key, str(value))
-    title = "all settings" if everything else "settings that are not the defaults"
+    for key, value in values.items():
+        settings.add_row(key, str(value))
     return Group(facts, "", title, settings)
 
 
 def _published(name: str, everything: bool) -> Group:
     """What a published model is, as a table of facts and one of the settings of its recipe."""
-    model, size = PRESETS[name], TRAINED[name]
-    rows = {
-        "published": name,
-        "data": f"images of {'x'.join(map(str, model.shape))}",
-        "labels": f"{model.classes} classes" if model.classes else "none",
-        "model": f"{size.parameters:,} parameters, {_macs(size.macs)} per call",
-        "train it": f"sfumato train DATA --recipe {name}",
-    }
+    size, model = TRAINED[name], CLASSIFIERS[name] if name in CLASSIFIERS else PRESETS[name]
+    rows = {"published": name, "data": f"images of {_images(model)}"}
+    cost = {"model": f"{size.parameters:,} parameters, {_macs(size.macs)} per call"}
+    if isinstance(model, PublishedClassifier):
+        rows |= {"classifies": f"noisy images, for classifier guidance, into {model.classes} classes", **cost}
+        return _listed(rows, "settings", _flat({"network": model.network, **size.settings}))
+    labels = {"label": f"label: {model.classes} classes"}
+    rows["conditions"] = "; ".join(labels.get(condition, condition) for condition in model.conditions) or "none"
+    rows |= {**cost, "train it": f"sfumato train DATA --recipe {name}"}
     return _tables(rows, parse(Config, preset(name)), everything)
+
+
+def _images(model: Published | PublishedClassifier) -> str:
+    """The shape of the images of a model; of an up-sampler, the side too that it scales up from."""
+    factors = [other.get("factor", 1) for other in model.others.values()] if isinstance(model, Published) else []
+    factor, shape = max(factors, default=1), "x".join(map(str, model.shape))
+    return shape if factor == 1 else f"{shape} from {model.shape[1] // factor}"
 
 
 def _presets() -> Table:
@@ -123,12 +154,11 @@ def _presets() -> Table:
     from rich.table import Table
 
     table = Table("published", "images", "classes", box=None, padding=(0, 2, 0, 0))
-    for title in ("parameters", "multiply-accumulates"):
+    for title in ("parameters", "a call"):
         table.add_column(title, justify="right")
-    for name in PRESETS:
-        model, size = PRESETS[name], TRAINED[name]
-        shape = "x".join(map(str, model.shape))
-        table.add_row(name, shape, str(model.classes or "none"), f"{size.parameters:,}", f"{_macs(size.macs)} per call")
+    for name, model in (*PRESETS.items(), *CLASSIFIERS.items()):
+        size, classes = TRAINED[name], str(model.classes or "none")
+        table.add_row(name, _images(model), classes, f"{size.parameters:,}", _macs(size.macs))
     return table
 
 
@@ -142,7 +172,7 @@ def _loss(line: str) -> float | None:
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
-def _measured(path: Path) -> list[dict[str, Any]]:
+def _rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of evaluation.json that rank models and that show copies."""
     try:
         rows = [row for row in read_json(path)["rows"] if {"title", "value", "error", "floor"} <= row.keys()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from sfumato.cli.commands import PRINT, TRUST, print_settings
 from sfumato.cli.flags import Fields, Scanned, option
 from sfumato.config import Config, merge, parse, read_file
 from sfumato.errors import InputError
+from sfumato.models.storage import is_system
 from sfumato.runs.budget import has_gpu
 
 _TRAIN = """\
@@ -46,6 +48,11 @@ _TRAIN_OPTIONS: Fields = {
         "Train for this time, such as 30m or 2h, in as many steps as a measurement finds to fit (default: 30m for "
         "images without a GPU, a named recipe and --training.steps; else the steps of the recipe).",
     ),
+    "system": option(
+        str | None,
+        "Train several models that work together, into one folder: cascade, of small images that a second model scales "
+        "up. Its options: sfumato train --system cascade --help.",
+    ),
     "init_from": option(
         Path | None,
         "Start from the weights of this run, with its model and settings, on other data; --data.size and what else "
@@ -59,6 +66,11 @@ _TRAIN_OPTIONS: Fields = {
 
 def train(arguments: list[str]) -> int:
     scanned = flags.scan(arguments, _TRAIN_OPTIONS, Config)
+    resume = scanned.value("resume")
+    if "system" in scanned.values or (resume is not None and is_system(resume)):
+        from sfumato.cli import system
+
+        return system.train(arguments)
     if len(scanned.words) > 1:
         raise InputError(f"One DATA is trained on; got {' and '.join(map(repr, scanned.words))}.")
     fields = {**_TRAIN_OPTIONS, **flags.flag_fields(_base_config(scanned))}
@@ -67,28 +79,28 @@ def train(arguments: list[str]) -> int:
     if options.print_config:
         return print_settings(config)
 
-    from sfumato.io.files import SaveError
     from sfumato.runs import train as runs
-    from sfumato.runs.directory import Interrupted
-    from sfumato.runs.reporting import Terminal
-    from sfumato.training.loop import Diverged
 
     if options.budget is not None and "training.steps" in scanned.values:
         raise InputError("--budget decides the steps; leave it or --training.steps out.")
     if options.resume is not None and (options.run is not None or options.overwrite):
         raise InputError("--resume goes on with a run as it is; leave --run and --overwrite out.")
-    terminal = Terminal(quiet=options.quiet)
+    more: dict[str, Any] = {"run": options.resume or options.run, "resume": options.resume is not None}
+    # what may be imported was judged with the settings
+    more |= {"overwrite": options.overwrite, "trust": True, "budget": options.budget or _usual_budget(scanned, config)}
+    return shown(options.quiet, lambda terminal: runs.train(config, reporter=terminal, **more))
+
+
+def shown(quiet: bool, work: Callable[[Any], object]) -> int:
+    """The exit code of a training that is shown in the terminal, and says in words how it ended."""
+    from sfumato.io.files import SaveError
+    from sfumato.runs.directory import Interrupted
+    from sfumato.runs.reporting import Terminal
+    from sfumato.training.loop import Diverged
+
+    terminal = Terminal(quiet=quiet)
     try:
-        runs.train(
-            config,
-            run=options.resume or options.run,
-            resume=options.resume is not None,
-            overwrite=options.overwrite,
-            # what may be imported was judged with the settings
-            trust=True,
-            budget=options.budget or _usual_budget(scanned, config),
-            reporter=terminal,
-        )
+        work(terminal)
     except Interrupted as stop:
         terminal.close()
         terminal.say(str(stop), always=True)

@@ -30,7 +30,7 @@ FIELDS: Fields = {
     "model": option(Path | None, "The run of a model of super-resolution (default: the one that comes along)."),
     **options_of(_UPSCALE, "scale", "seed", "index"),
     "count": option(int, "Samples of each picture, from the index on.", 1),
-    **options_of(_UPSCALE, "tile", "overlap", "level"),
+    **options_of(_UPSCALE, "tile", "overlap"),
     "out": option(
         Path | None,
         "A .png, .jpg or .webp for one sample of one picture, or a folder (default: NAME-x4.png beside each picture, "
@@ -58,10 +58,10 @@ def upscale(arguments: list[str]) -> int:
     model = load_model(options, sampling, run)
     passes(model, options.scale)
     scale = options.scale or low_resolution_of(model)[1].factor
-    facts = facts_of(model, sampling, options.seed, scale=scale, level=options.level, **given)
+    facts = facts_of(model, sampling, options.seed, scale=scale, input_noise=sampling.input_noise, **given)
     if sampling.guidance.consistent is not False:
         facts["consistent"] = sampling.guidance.consistent
-    settings: dict[str, Any] = {name: getattr(options, name) for name in ("seed", "tile", "overlap", "level")}
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("seed", "tile", "overlap")}
     settings |= {"scale": scale, "sampling": sampling, **given}
     failed = 0
     for path in options.pictures:

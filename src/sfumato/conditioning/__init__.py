@@ -1,9 +1,10 @@
 """Conditions: what a denoiser knows besides the noisy image."""
 
+from sfumato.conditioning.augmentation import Augmentation
 from sfumato.conditioning.base import Condition
 from sfumato.conditioning.embedding import Embedding, Tokens
 from sfumato.conditioning.labels import Label
 from sfumato.conditioning.low_resolution import LowResolution
 from sfumato.conditioning.network import Conditioned
 
-__all__ = ["Condition", "Conditioned", "Embedding", "Label", "LowResolution", "Tokens"]
+__all__ = ["Augmentation", "Condition", "Conditioned", "Embedding", "Label", "LowResolution", "Tokens"]

@@ -73,6 +73,11 @@ class Condition(ABC):
         return () if self.column is None else (self.column,)
 
     @property
+    def optional(self) -> bool:
+        """Whether the model knows samples without it."""
+        return self.drop > 0.0
+
+    @property
     def summary(self) -> str:
         """What a person reads of it in one line."""
         return type(self).__name__.lower()
@@ -87,9 +92,17 @@ class Condition(ABC):
         """The parts for samples of a training: from columns of the data, or from the clean images ``x0``."""
         return {"value": take(columns, self.columns[0])}
 
+    def evaluation(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """The parts for images as they are, such as those whose likelihood is measured: like those of a training."""
+        return self.training(x0, columns, draws)
+
+    def alter(self, x0: Tensor, draws: Draws) -> Tensor:
+        """What a training makes of the clean images before it derives anything from them; by default nothing."""
+        return x0
+
     def example(self, x0: Tensor, columns: Mapping[str, Tensor], *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """The parts of samples ``first ...`` of a seed that are to be like these of the data, as they are sampled."""
-        return self.training(x0, columns, Draws(seed, first, len(x0), len(x0)))
+        return self.evaluation(x0, columns, Draws(seed, first, len(x0), len(x0)))
 
     @abstractmethod
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
@@ -118,7 +131,8 @@ class Condition(ABC):
     def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         """The module that turns the parts, given by name, into a dict of slots.
 
-        Samples have ``shape = (C, *space)``, the slot ``vector`` has ``width`` features, a token ``tokens``.
+        Samples have ``shape = (C, *space)``, the slot ``vector`` has ``width`` features, a token ``tokens``. An encoder
+        whose attribute ``takes_x`` is true is given the input of the network first, for its size.
         """
 
 
@@ -171,13 +185,34 @@ class Null(nn.Module):
         return torch.where(null.reshape(-1, *[1] * (encoded.ndim - 1)), self.value.to(encoded.dtype), encoded)
 
 
+def altered(conditions: Mapping[str, Condition], x0: Tensor, draws: Draws) -> Tensor:
+    """The clean images as the conditions alter them in a training, one after the other."""
+    for name, condition in conditions.items():
+        x0 = condition.alter(x0, draws.within(name))
+    return x0
+
+
 def training_tensors(
-    conditions: Mapping[str, Condition], x0: Tensor, columns: Mapping[str, Tensor], draws: Draws
+    conditions: Mapping[str, Condition],
+    x0: Tensor,
+    columns: Mapping[str, Tensor],
+    draws: Draws,
+    *,
+    evaluation: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of all conditions for samples of a training; each condition is dropped at its own rate."""
+    """The tensors of all conditions for samples of a training; each condition is dropped at its own rate.
+
+    Args:
+        conditions: the conditions by name.
+        x0: the clean images, as :func:`altered` with the same draws; as they are in an ``evaluation``.
+        columns: the columns of the data.
+        draws: the random numbers.
+        evaluation: whether the loss is only measured.
+    """
     tensors: dict[str, Tensor] = {}
     for name, condition in conditions.items():
-        parts = condition.training(x0, columns, draws.within(name))
+        make = condition.evaluation if evaluation else condition.training
+        parts = make(x0, columns, draws.within(name))
         if condition.drop > 0.0:
             rows = draws.uniform("drop" if name == "label" else f"drop/{name}") < condition.drop
             parts = {part: null_of(tensor, rows) for part, tensor in parts.items()}
@@ -197,7 +232,7 @@ def given_tensors(
     """The tensors of samples ``first ... first + count - 1`` of a seed, from what a person gives by name.
 
     A value is one for all samples or one per sample; a dict holds the parts of the condition with a row per sample, as
-    :meth:`Condition.example` gives them; None is the null, which a condition has that was dropped in training.
+    :meth:`Condition.example` gives them; None is the null, which an optional condition has.
     Conditions not given have their default. The inputs of the network named in ``raw`` are passed on as they are,
     tensors with a row per sample.
     """
@@ -212,7 +247,7 @@ def given_tensors(
                 parts = _checked(name, condition, value, count)
             else:
                 parts = condition.given(value, count, seed=seed, first=first)
-            if condition.drop == 0.0 and bool(condition.null_rows(parts).any()):
+            if not condition.optional and bool(condition.null_rows(parts).any()):
                 raise InputError(_no_null(name, "a value for every sample"))
             tensors |= keyed(name, condition, parts)
             continue
@@ -227,7 +262,7 @@ def given_tensors(
         parts = condition.default(seed, first, count)
         if parts is not None:
             tensors |= keyed(name, condition, parts)
-        elif condition.drop == 0.0:
+        elif not condition.optional:
             warnings.warn(_no_null(name, "it"), SfumatoWarning, stacklevel=3)
     return tensors
 
@@ -241,8 +276,8 @@ def _checked(name: str, condition: Condition, parts: Mapping[Any, Any], count: i
 
 
 def null_parts(name: str, condition: Condition, count: int) -> dict[str, Tensor]:
-    """The null parts for ``count`` samples, of a condition that was dropped in training."""
-    if condition.drop == 0.0:
+    """The null parts for ``count`` samples, of a condition that is optional."""
+    if not condition.optional:
         raise InputError(_no_null(name, "a value"))
     return condition.missing(count)
 

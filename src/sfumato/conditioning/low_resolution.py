@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,6 +43,46 @@ def scale_down(
     return functional.interpolate(images, size, mode=how, antialias=how == "bicubic")
 
 
+def blurred(
+    images: Float[Tensor, "batch channels height width"], std: Shaped[Tensor, "batch"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Images blurred by Gaussians of these standard deviations in pixels, cut at 3 of the largest; edges mirror."""
+    count, channels, height, width = images.shape
+    reach = min(math.ceil(3.0 * float(std.max())), height - 1, width - 1)
+    if reach < 1:
+        return images
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    kernels = torch.exp(-0.5 * (offsets / std.double().cpu().clamp(min=1e-3)[:, None]).square())
+    kernels = (kernels / kernels.sum(1, keepdim=True)).to(images).repeat_interleave(channels, 0)[:, None]
+    planes = functional.pad(images, [reach] * 4, mode="reflect").flatten(0, 1)[None]
+    planes = functional.conv2d(planes, kernels[:, :, None], groups=count * channels)
+    planes = functional.conv2d(planes, kernels[:, :, :, None], groups=count * channels)
+    return planes.reshape(images.shape)
+
+
+def scaled_up(
+    low: Float[Tensor, "batch planes h w"], x: Float[Tensor, "batch channels height width"], how: str
+) -> Float[Tensor, "batch channels height width"]:
+    """Low-resolution images at the size and with the channels of ``x``."""
+    if low.shape[1] not in (1, x.shape[1]):
+        raise InputError(f"The low-resolution image has {low.shape[1]} channels; expected {x.shape[1]}.")
+    low = low.expand(-1, x.shape[1], -1, -1)
+    return functional.interpolate(low, x.shape[2:], mode=how)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The low-resolution image at the size of ``x``: what a residual model is given of its data; 0 for a null one."""
+
+    name: str
+    how: str
+
+    def __call__(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        if self.name not in cond:
+            return torch.zeros_like(x)
+        return scaled_up(without_null(cond[self.name])[0].to(x), x, self.how)
+
+
 @dataclass(frozen=True)
 class LowResolution(Condition):
     r"""The image at a lower resolution, scaled up and concatenated to the input (Saharia et al. 2021).
@@ -49,6 +90,9 @@ class LowResolution(Condition):
     Training can add noise to it, :math:`\sqrt{1 - s^2}\, y + s\, \epsilon` with :math:`s` uniform in [0, ``noise``],
     and the network sees :math:`s` (Ho et al. 2022, "Cascaded diffusion models", sec. 4.2): it then depends less on what
     an earlier stage, or an unknown camera, got wrong.
+
+    Training can also blur it, by a Gaussian whose standard deviation is uniform in [0, ``blur``] of its pixels, which
+    the network is not told (Saharia et al. 2021, sec. 2.3): a real picture is less sharp than one that was scaled down.
 
     Attributes:
         drop: the fraction of samples that are trained without it, from 0 to below 1.
@@ -58,6 +102,7 @@ class LowResolution(Condition):
         up: how it is scaled up to the size of the input.
         noise: the largest level of the noise that training adds to it, from 0 to 1; 0 for none.
         level: the level of the noise that sampling adds to it, from 0 to 1.
+        blur: the largest standard deviation, in its pixels, by which training blurs it; 0 for none.
         channels: its channels, taken from the data.
     """
 
@@ -68,6 +113,7 @@ class LowResolution(Condition):
     up: Literal["bicubic", "bilinear"] = "bicubic"
     noise: float = 0.0
     level: float = 0.0
+    blur: float = 0.0
     channels: int | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +121,12 @@ class LowResolution(Condition):
         if self.factor < 1 or not 0.0 <= self.level <= self.noise <= 1.0:
             needs = "factor >= 1 and 0 <= level <= noise <= 1 (the network knows the levels of training only)"
             raise InputError(f"A low resolution needs {needs}; got {self.factor}, {self.level} and {self.noise}.")
+        if not 0.0 <= self.blur <= 10.0:
+            raise InputError(f"The blur of a low resolution is from 0 to 10 of its pixels; got {self.blur}.")
+
+    @property
+    def summary(self) -> str:
+        return f"{self.factor}x up-scaling" if self.column is None else "low-resolution images"
 
     def describe(self, data: Data) -> LowResolution:
         """With the number of channels."""
@@ -88,6 +140,8 @@ class LowResolution(Condition):
 
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         low = self.of(x0, columns)
+        if self.blur:
+            low = blurred(low, draws.uniform("blur") * self.blur)
         if not self.noise:
             return {"value": low}
         level = (draws.uniform("level") * self.noise).to(low)
@@ -97,8 +151,10 @@ class LowResolution(Condition):
         return self.given(self.of(x0, columns), len(x0), seed=seed, first=first)
 
     def of(self, x0: Tensor, columns: Mapping[str, Tensor]) -> Float[Tensor, "batch channels h w"]:
-        """The low-resolution images in [-1, 1] of clean ones, without noise."""
-        return scale_down(x0, self.factor, self.down) if self.column is None else _signed(take(columns, self.column))
+        """The low-resolution images in [-1, 1] of clean ones, without noise, clipped as those of files are."""
+        if self.column is None:
+            return scale_down(x0, self.factor, self.down).clamp(-1.0, 1.0)
+        return _signed(take(columns, self.column))
 
     def _noisy(self, low: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
         s = level[:, None, None, None]
@@ -130,17 +186,37 @@ class LowResolution(Condition):
         return LowResolutionEncoder(self, shape, width)
 
 
+def augmented(conditions: Mapping[str, Condition], level: float | None) -> dict[str, Condition]:
+    """The conditions with another level of the noise that sampling adds to low-resolution images; None leaves it."""
+    if level is None:
+        return dict(conditions)
+    noisy = {n: replace(c, level=level) for n, c in conditions.items() if isinstance(c, LowResolution) and c.noise}
+    if not noisy:
+        raise InputError(
+            "input_noise is what is added to a low-resolution image, and this model was trained without: "
+            "leave it out, or train with --conditions.low-resolution.noise 0.5."
+        )
+    return {**conditions, **noisy}
+
+
+def base_of(conditions: Mapping[str, Condition]) -> Base:
+    """What a residual model with these conditions is given of its data."""
+    for name, condition in conditions.items():
+        if isinstance(condition, LowResolution):
+            return Base(name, condition.up)
+    raise InputError("A residual model needs an image to add to: train it with --condition low_resolution.")
+
+
 class LowResolutionEncoder(nn.Module):
     """The image at the size of the input, or a number per channel for none; and an embedding of its noise level."""
 
-    takes_space = True
-    """Whether it is told the ``space`` of the input, which need not be that of the training."""
+    takes_x = True
 
     def __init__(self, condition: LowResolution, shape: Sequence[int], width: int) -> None:
         super().__init__()
         if len(shape) != 3:
             raise InputError(f"A low resolution is that of images (C, H, W); the samples have shape {tuple(shape)}.")
-        self.channels, *self.size = shape
+        self.channels, *_ = shape
         self.mode = condition.up
         self.null = Null((self.channels, 1, 1), condition.drop)
         self.embed = TimeEmbedding(64, width, scale=100.0) if condition.noise else None
@@ -148,15 +224,12 @@ class LowResolutionEncoder(nn.Module):
 
     def forward(
         self,
-        value: Float[Tensor, "batch channels h w"],
+        x: Float[Tensor, "batch channels height width"],
+        value: Float[Tensor, "batch planes h w"],
         level: Float[Tensor, "batch"] | None = None,
-        space: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         value, null = without_null(value)
-        if value.shape[1] not in (1, self.channels):
-            raise InputError(f"The low-resolution image has {value.shape[1]} channels; expected {self.channels}.")
-        value = functional.interpolate(value, list(space or self.size), mode=self.mode)
-        slots = {"channels": self.null(value.expand(-1, self.channels, -1, -1), null)}
+        slots = {"channels": self.null(scaled_up(value, x, self.mode), null)}
         if self.embed is not None and self.null_level is not None and level is not None:
             slots["vector"] = self.null_level(self.embed(without_null(level)[0]), null)
         return slots

@@ -16,10 +16,11 @@ RESERVED = frozenset(
     {
         *("x", "time", "keys"),
         *("count", "seed", "first", "steps", "solver", "sampler", "grid", "guidance", "sampling", "clip", "precision"),
+        *("input_noise", "stages"),
         *("batch_size", "progress", "compile", "stepwise", "model", "image", "images", "start", "end", "strength"),
         *("repeats", "jump", "samples", "heldout", "data", "run", "out", "device", "trust", "engine", "fit", "json"),
         *("seeds", "animation", "print_config", "engine_precision", "animation_x0", "help"),
-        *("pictures", "picture", "scale", "tile", "overlap", "level", "index", "panel", "regression", "truth"),
+        *("pictures", "picture", "scale", "tile", "overlap", "index", "panel", "regression", "truth"),
         *("overwrite",),
     }
 )
@@ -118,7 +119,7 @@ class Conditioned(nn.Module):
         if not given:
             given = {part: tensor.to(x.device) for part, tensor in condition.missing(len(x)).items()}
         encoder = self.encoders[name]
-        return encoder(**given, space=x.shape[2:]) if getattr(encoder, "takes_space", False) else encoder(**given)
+        return encoder(x, **given) if getattr(encoder, "takes_x", False) else encoder(**given)
 
 
 def _tokens(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -20,6 +20,12 @@ class _Training(Built):
     """Which part of the data is trained on, and how it varies."""
 
     random_crop: int | tuple[int, int] | None = Field(default=None, description="Train on random windows of this size.")
+    scale_down: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Make images so many times smaller, exactly as the condition low_resolution of a later stage does.",
+    )
     flip: bool = Field(default=False, description="Mirror half of the images left to right while training.")
     holdout: int | float = Field(
         default=0.1, ge=0, description="Images kept out of training: a count, or a fraction below 1."
@@ -54,10 +60,15 @@ class ModelConfig(Component):
     schedule: Annotated[Component, Slot("schedule")] = slot("schedule", "cosine")
     parameterization: Annotated[Component, Slot("parameterization")] = slot("parameterization", "v")
     network: Annotated[Component, Slot("network")] = slot("network", "unet")
-    time: Literal["auto", "index", "thousand", "log_snr", "log_sigma"] = Field(
+    time: Literal["auto", "index", "thousand", "log_snr", "log_sigma", "gamma"] = Field(
         default="auto",
-        description="How the noise level is given to the network: the step index, 1000 t, a quarter of the log-SNR, or "
-        "log(sigma / alpha) / 4; auto is the index for a table of betas, log_sigma for edm and learned, else 1000 t.",
+        description="How the noise level is given to the network: the step index, 1000 t, a quarter of the log-SNR, "
+        "log(sigma / alpha) / 4, or 1000 alpha^2 / (alpha^2 + sigma^2) as in SR3; auto is the index for a table of "
+        "betas, log_sigma for edm and learned, else 1000 t.",
+    )
+    residual: bool = Field(
+        default=False,
+        description="Model what the up-scaled image of the condition low_resolution lacks, in place of the image.",
     )
     learned_variance: bool = Field(
         default=False,
@@ -89,7 +100,7 @@ class ModelConfig(Component):
         return self
 
     @property
-    def embedding(self) -> Literal["index", "thousand", "log_snr", "log_sigma"]:
+    def embedding(self) -> Literal["index", "thousand", "log_snr", "log_sigma", "gamma"]:
         """What ``time`` is, with auto resolved."""
         if self.time != "auto":
             return self.time
@@ -113,6 +124,7 @@ class ModelConfig(Component):
             data_std: standard deviation of the data.
             network: a network of the caller's, in place of one of the configuration.
         """
+        from sfumato.conditioning.low_resolution import base_of
         from sfumato.conditioning.network import Conditioned
         from sfumato.diffusion import denoiser as denoisers
         from sfumato.diffusion.denoiser import Denoiser
@@ -134,9 +146,16 @@ class ModelConfig(Component):
             "thousand": denoisers.embed_thousand,
             "log_snr": denoisers.embed_log_snr,
             "log_sigma": denoisers.embed_log_sigma,
+            "gamma": denoisers.embed_gamma,
         }[self.embedding]
         return Denoiser(
-            network, schedule, parameterization, embed, learned_variance=self.learned_variance, data_std=data_std
+            network,
+            schedule,
+            parameterization,
+            embed,
+            learned_variance=self.learned_variance,
+            data_std=data_std,
+            base=base_of(conditions or {}) if self.residual else None,
         )
 
     def build_network(self, shape: tuple[int, ...], conditions: dict[str, Any] | None = None) -> nn.Module:

@@ -19,7 +19,8 @@ KINDS: dict[str, dict[str, str]] = {
         "learned": "diffusion.learned_schedule:LearnedSchedule",
     },
     "parameterization": {
-        kind: f"diffusion.parameterization:{kind}" for kind in ("eps", "x0", "v", "score", "velocity", "mean", "edm")
+        kind: f"diffusion.parameterization:{kind}"
+        for kind in ("eps", "x0", "v", "score", "velocity", "mean", "edm", "regression")
     },
     "network": {
         "unet": "networks.unet:UNet networks.unet:Blueprint",
@@ -32,6 +33,7 @@ KINDS: dict[str, dict[str, str]] = {
         "embedding": "conditioning.embedding:Embedding",
         "tokens": "conditioning.embedding:Tokens",
         "low_resolution": "conditioning.low_resolution:LowResolution",
+        "augmentation": "conditioning.augmentation:Augmentation",
     },
     "objective": {
         "denoising": "training.losses:Denoising",
@@ -49,6 +51,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "times": {
         "uniform": "diffusion.times:Uniform",
+        "between_steps": "diffusion.times:BetweenSteps",
         "log_normal": "diffusion.times:LogNormal",
         "loss_second_moment": "diffusion.times:LossSecondMoment",
     },

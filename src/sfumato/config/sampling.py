@@ -119,11 +119,14 @@ class GuidanceConfig(Component):
                 f"train with --conditions.{name}.drop 0.1, {weaker}."
             )
 
-    def constrain(self, denoiser: Denoise, conditions: Mapping[str, Any]) -> Denoise:
+    def constrain(self, denoiser: Denoise, conditions: Mapping[str, Any], input_noise: float | None) -> Denoise:
         """The denoiser with its estimates consistent with their low resolution, where that is asked for."""
+        if self.consistent is False:
+            return denoiser
+        from sfumato.conditioning.low_resolution import augmented
         from sfumato.conditioning.resampling import consistent
 
-        return denoiser if self.consistent is False else consistent(denoiser, conditions, require=bool(self.consistent))
+        return consistent(denoiser, augmented(conditions, input_noise), require=bool(self.consistent))
 
     def build(self, denoiser: Denoise, weak: Denoise | None, conditions: Mapping[str, Any]) -> Denoise:
         """The guided denoiser.
@@ -158,6 +161,13 @@ class SamplingConfig(Component):
         "score, whose errors become large errors of the data at high noise.",
     )
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)
+    input_noise: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="The level of the noise that is added to a low-resolution image before it conditions, from 0 to "
+        "the largest of the training (default: conditions.NAME.level of the run).",
+    )
     batch_size: int = Field(default=250, ge=1, le=2**31 - 1, description="Images that are computed at once.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
@@ -284,7 +294,7 @@ class SamplingConfig(Component):
         else:
             solver = step
         guided = self.wrap(denoiser, self.guidance.build(denoiser, weak, conditions or {}))
-        return self.guidance.constrain(guided, conditions or {}), grid, solver
+        return self.guidance.constrain(guided, conditions or {}, self.input_noise), grid, solver
 
     def _warn_of_spread(self, levels: Level, step: Step, std: float) -> None:
         from sfumato.sampling.steps import gaussian_spread

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from sfumato.data.dataset import Column, Units
 from sfumato.data.selection import Images
@@ -14,8 +15,15 @@ from sfumato.errors import InputError, nearest
 from sfumato.io.images import Array
 from sfumato.io.ranges import BYTES, FLAG, Range, range_of, signed
 
-Read = tuple[Images, Mapping[str, Column], Units | None]
-"""Images; columns, of which ``label`` are int64 class numbers with the names of the classes; units of vectors."""
+
+class Read(NamedTuple):
+    """What was read of a source; the column ``label`` is int64 class numbers with the names of the classes."""
+
+    images: Images
+    columns: Mapping[str, Column]
+    units: Units | None = None  # of vectors
+    groups: npt.NDArray[np.int64] | None = None  # which picture each tile is of
+
 
 IMAGE_KEYS = ("images", "image", "x", "x_train")
 LABEL_KEYS = ("labels", "label", "y", "y_train")
@@ -64,9 +72,9 @@ def read_arrays(
 def _values(array: Array, value_range: Range | None, where: str, columns: Mapping[str, Column]) -> Read:
     """Images in the range of images; vectors of numbers in units of their own are standardized."""
     if array.ndim > 2 or value_range is not None or array.dtype == np.uint8:
-        return np.ascontiguousarray(normalized(array, value_range, where)), columns, None
+        return Read(np.ascontiguousarray(normalized(array, value_range, where)), columns)
     vectors, units = standardized(array, where)
-    return vectors, columns, units
+    return Read(vectors, columns, units)
 
 
 def standardized(vectors: Array, where: str) -> tuple[Array, Units]:

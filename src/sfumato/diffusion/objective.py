@@ -43,9 +43,12 @@ def training_loss(
     weight: Weight = simple,
     *,
     bins: int = 256,
+    power: int = 2,
     **cond: Tensor,
 ) -> Float[Tensor, "batch"]:
     r"""What is minimized in training, per sample: :func:`denoising_loss`, hybrid where the variance is learned.
+
+    Errors count by their square, or with ``power`` 1 by their size (Saharia et al. 2021, eq. 6).
 
     A learned schedule has :func:`learned_schedule_loss` instead, for every weight. The hybrid loss is
     :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16), with :math:`T L_{t-1}` at a
@@ -54,7 +57,7 @@ def training_loss(
     if isinstance(denoiser.schedule, LearnedSchedule):
         return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, bins=bins, **cond)
     prediction = denoiser(diffuse(x0, level, noise), level, **cond)
-    loss = _weighted(prediction, x0, level, noise, weight)
+    loss = _weighted(prediction, x0, level, noise, weight, power)
     if not denoiser.learned_variance:
         return loss
     schedule = denoiser.schedule
@@ -63,11 +66,13 @@ def training_loss(
     return loss + VLB_SHARE * schedule.steps * learned_variance_bound(prediction, x0, noise, level, schedule, bins=bins)
 
 
-def _weighted(prediction: Prediction, x0: Tensor, level: Level, noise: Tensor, weight: Weight) -> Tensor:
-    if isinstance(weight, OutputWeight):
-        return prediction.output_error(x0, noise).square().flatten(1).mean(1)
-    error = (prediction.eps - noise).square().flatten(1).mean(1)
-    return error * broadcast(weight(level), error)
+def _weighted(
+    prediction: Prediction, x0: Tensor, level: Level, noise: Tensor, weight: Weight, power: int = 2
+) -> Tensor:
+    by_output = isinstance(weight, OutputWeight)
+    error = prediction.output_error(x0, noise) if by_output else prediction.eps - noise
+    error = (error.abs() if power == 1 else error.square()).flatten(1).mean(1)
+    return error if by_output else error * broadcast(weight(level), error)
 
 
 def learned_variance_bound(

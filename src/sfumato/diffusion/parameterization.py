@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -67,6 +67,14 @@ def _require_signal(level: Level, kind: str) -> None:
 def x0(level: Level) -> Output:
     r"""The network predicts the data: :math:`\hat x_0 = F`."""
     return Output(_input_scale(level), 0.0, 1.0, 1.0 / level.sigma, -level.alpha / level.sigma)
+
+
+def regression(level: Level) -> Output:
+    r"""The network predicts the data from the conditions alone, :math:`\hat x_0 = F`, and does not see :math:`x`.
+
+    The same network as for diffusion, trained by the squared error: the baseline of Saharia et al. 2021.
+    """
+    return replace(x0(level), c_in=0.0)
 
 
 def v(level: Level) -> Output:

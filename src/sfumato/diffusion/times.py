@@ -58,6 +58,27 @@ class Uniform(Times):
         return schedule((1.0 - u).clamp(1e-5, 1.0 if schedule(1.0).alpha != 0.0 else 1.0 - 1e-5))
 
 
+class BetweenSteps(Times):
+    r"""Uniform steps of a table, and within a step a uniform :math:`\gamma = \bar\alpha` between its ends.
+
+    :math:`\gamma \sim \sum_t \tfrac1T U(\gamma_{t-1}, \gamma_t)` (Saharia et al. 2021, sec. 2.4): the network
+    learns all levels, and is sampled in any number of steps. The level :math:`\gamma_0 = 1` itself is left out.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        if not isinstance(schedule, Discrete):
+            raise InputError("objective.times between_steps needs the steps of a table, such as model.schedule linear.")
+        self.schedule = schedule
+        self._gammas = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bars.cpu()])
+
+    def sample(self, u: Float64[Tensor, "batch"]) -> Level:
+        at = u * self.schedule.steps
+        left = at.floor().clamp(max=self.schedule.steps - 1).long()
+        # a step begins at the noise of its end, so that no sample is of the data themselves
+        gamma = torch.lerp(self._gammas[left + 1], self._gammas[left], (at - left).clamp(max=1.0 - 1e-6))
+        return self.schedule.at(gamma.logit())
+
+
 class LogNormal(Times):
     r"""Log-normal noise, :math:`\ln(\sigma / \alpha) \sim \mathcal N(m, s^2)`, cut where the schedule ends.
 

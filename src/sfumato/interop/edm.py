@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,17 +39,25 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
             with its ``class_name``.
 
     Returns:
-        The model, without the input that describes the augmentation of training images.
+        The model. Where a ``SongUNet`` was told of the augmentation of training images (``augment_dim`` 9), this is
+        its condition ``augmentation``, with which its training can go on; samples are told of none. A
+        ``DhariwalUNet`` comes without.
     """
     settings = by_name(settings, EDM, "EDM")
     published = edm(settings)
     # the filters are part of the settings
     transfer = Transfer(weights, lambda n: None if n.endswith("resample_filter") else n.removeprefix("model."))
+    if "map_augment.weight" not in transfer.state:
+        published = replace(published, others={})
     model = build_model(published, transfer.state)
     network, song = unet_of(model.denoiser.network), settings.get("class_name", "SongUNet") == "SongUNet"
     require_groups(network, 32, at_least=4)
     _fill(transfer, network, song, published.shape[1])
     _labels(transfer, label_table(model.denoiser.network), song)
+    if "augmentation" in model.conditions:
+        told: Any = model.denoiser.network.encoders["augmentation"]
+        # its rows are the time features, to which it is added
+        put(told.linear.weight, swap_halves(transfer.tensor("map_augment.weight", told.linear.weight.shape).T).T)
     transfer.finish("map_augment.")
     return model
 

@@ -15,6 +15,7 @@ from sfumato.interop.engines.graph import require_weights
 from sfumato.interop.model import description, raw_slots
 from sfumato.interop.to_diffusers import write_diffusers
 from sfumato.io.tensors import write_tensors
+from sfumato.models.cascade import one_stage
 from sfumato.models.model import Model
 
 TARGETS = {"diffusers": "", "onnx": ".onnx", "openvino": ".xml", "safetensors": ".safetensors"}
@@ -46,7 +47,8 @@ def export(
         Sentences on what the user of the result must know.
     """
     out = Path(out)
-    _check(to, out, precision, overwrite)
+    one_stage(model, "An export")
+    check(to, out, precision, overwrite)
     require_weights(model.denoiser.network)
     slots = raw_slots(model) if to in QUANTIZED else ()
     notes = [f"The graph is the network without the conditions {', '.join(slots)}."] if slots else []
@@ -69,7 +71,8 @@ def export(
     return tuple(notes)
 
 
-def _check(to: str, out: Path, precision: str, overwrite: bool) -> None:
+def check(to: str, out: Path, precision: str, overwrite: bool) -> None:
+    """Refuse a target, a precision or a place that can't be had, before any work."""
     if to not in TARGETS:
         raise InputError(f"There is no target {to!r}{nearest(to, TARGETS)}; there are {', '.join(TARGETS)}.")
     if precision not in ("fp32", "int8"):

@@ -6,25 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from sfumato.conditioning import Condition, Label, LowResolution
-from sfumato.config import ModelConfig, parse
-from sfumato.diffusion.denoiser import Denoiser
-from sfumato.errors import InputError
 from sfumato.interop.model import build_model, label_table, unet_of
 from sfumato.interop.weights import HeadOrder, Transfer, Weights, put, require_fit, require_groups
 from sfumato.models.model import Model
 from sfumato.networks.classifier import Classifier
 from sfumato.networks.unet import ResBlock, UNetBlock, UNetEncoder
-from sfumato.recipes.openai import (
-    CLASSIFIER_DEFAULTS,
-    GUIDED,
-    GUIDED_DEFAULTS,
-    UPSAMPLER_MULTIPLES,
-    flags_of,
-    guided,
-    guided_network,
-)
-from sfumato.recipes.settings import Settings, by_name, numbers, with_defaults
+from sfumato.recipes.openai import GUIDED, UPSAMPLERS, classifier, flags_of, guided, upsampler
+from sfumato.recipes.settings import Settings, by_name, settings_of, with_defaults
 
 _RES_BLOCK = {
     "norm1": "in_layers.0",
@@ -59,73 +47,48 @@ def load_guided_diffusion(weights: Weights, settings: str | Settings, *, program
     return model
 
 
-def load_guided_upsampler(weights: Weights, settings: Settings, *, program: str | None = None) -> Denoiser:
-    """The denoiser of an up-sampling model of improved-diffusion or guided-diffusion.
+def load_guided_upsampler(weights: Weights, settings: str | Settings, *, program: str | None = None) -> Model:
+    """The up-sampling model of a state dict of improved-diffusion or guided-diffusion.
+
+    ::
+
+        model = sfumato.interop.load_guided_upsampler("64_256_upsampler.pt", "adm-64-256")
+        large = model.sample(1, low_resolution="small.png", label=207)
 
     Args:
         weights: a file, or a mapping from names to tensors.
-        settings: the flags of their programs, with ``large_size`` and ``small_size`` in place of ``image_size``.
+        settings: the name of a published one (``sfumato.recipes.openai.UPSAMPLERS``), or the flags of their programs,
+            with ``large_size`` and ``small_size`` in place of ``image_size``.
         program: as of :func:`load_guided_diffusion`.
 
     Returns:
-        A denoiser with the conditions ``low_res``, images of any size that are resized to the large one bilinearly,
-        and ``label`` for a model with classes.
+        A model with the conditions ``low_resolution``, images of any size that are scaled up to the large one
+        bilinearly, and ``label`` if it has classes.
     """
-    sizes = {"large_size": 256, "small_size": 64}
-    known = {name: value for name, value in GUIDED_DEFAULTS.items() if name != "image_size"} | sizes
-    size: int = with_defaults(settings, known, "guided-diffusion's up-sampler")["large_size"]
-    rest = {name: value for name, value in settings.items() if name not in sizes}
-    multiples = numbers(rest.get("channel_mult", "")) or UPSAMPLER_MULTIPLES.get(size)
-    if not multiples:
-        raise InputError(
-            f"An up-sampler has no widths for a large_size of {size}; give channel_mult, or one of "
-            f"{', '.join(map(str, UPSAMPLER_MULTIPLES))}."
-        )
-    flags = flags_of({**rest, "image_size": size, "channel_mult": multiples}, program)
-    published, transfer = guided(flags), Transfer(weights)
-    config = parse(ModelConfig, published.model)
-    sizes = {"classes": published.classes, **published.model["network"]}
-    require_fit(sizes, transfer.state, lambda: config.build_network(published.shape))
-    conditions: dict[str, Condition] = {"low_res": LowResolution(factor=1, up="bilinear")}
-    if published.classes:
-        conditions["label"] = Label(drop=published.drop, names=tuple(map(str, range(published.classes))))
-    denoiser = config.build(published.shape, conditions, 0.5)
-    _fill(transfer, denoiser.network, flags)
-    return denoiser.eval()
+    settings = by_name(settings, UPSAMPLERS, "guided-diffusion")
+    published, transfer = upsampler(settings, program), Transfer(weights)
+    model = build_model(published, transfer.state)
+    _fill(transfer, model.denoiser.network, settings)
+    return model
 
 
-def load_guided_classifier(weights: Weights, settings: Settings) -> Classifier:
+def load_guided_classifier(weights: Weights, settings: str | Settings) -> Classifier:
     """A classifier of noisy images of guided-diffusion, called with them and their step index.
 
     Args:
         weights: a file, or a mapping from names to tensors.
-        settings: the flags of their programs, ``image_size``, ``classifier_width`` and so on.
+        settings: the name of a published one (``sfumato.recipes.openai.CLASSIFIERS``), or the flags of their programs,
+            ``image_size``, ``classifier_width`` and so on.
     """
-    flags = with_defaults(settings, CLASSIFIER_DEFAULTS, "guided-diffusion's classifier")
-    if flags["classifier_pool"] != "attention":
-        raise InputError(f"The classifier_pool {flags['classifier_pool']!r} can't be loaded; only attention can.")
-    options = guided_network(
-        GUIDED_DEFAULTS
-        | {
-            "num_channels": flags["classifier_width"],
-            "num_res_blocks": flags["classifier_depth"],
-            "num_head_channels": 64,
-            "attention_resolutions": flags["classifier_attention_resolutions"],
-            "channel_mult": flags["channel_mult"],
-            "use_scale_shift_norm": flags["classifier_use_scale_shift_norm"],
-            "resblock_updown": flags["classifier_resblock_updown"],
-        },
-        flags["image_size"],
-    )
-    del options["kind"]
-    transfer = Transfer(weights)
-    classes, size = flags["num_classes"], flags["image_size"]
+    published = classifier(by_name(settings, settings_of("classifier"), "guided-diffusion"))
+    transfer, options = Transfer(weights), published.network
+    channels, size, _ = published.shape
     require_fit(
-        {"classes": classes, "image_size": size, **options},
+        {"classes": published.classes, "image_size": size, **options},
         transfer.state,
-        lambda: Classifier(3, classes, size, **options),
+        lambda: Classifier(channels, published.classes, size, **options),
     )
-    network = Classifier(3, classes, size, **options)
+    network = Classifier(channels, published.classes, size, **options)
     _fill_encoder(transfer, network, "heads_first")
     transfer.layer(network.norm, "out.0")
     put(network.position, transfer.tensor("out.2.positional_embedding", network.position.T.shape).T)
@@ -135,8 +98,10 @@ def load_guided_classifier(weights: Weights, settings: Settings) -> Classifier:
     return network.eval()
 
 
-def _fill(transfer: Transfer, network: nn.Module, flags: Settings) -> None:
-    order: HeadOrder = "ours" if flags["use_new_attention_order"] else "heads_first"
+def _fill(transfer: Transfer, network: nn.Module, settings: Settings) -> None:
+    name = "use_new_attention_order"
+    new = with_defaults({name: settings.get(name, False)}, {name: False}, "guided-diffusion")[name]
+    order: HeadOrder = "ours" if new else "heads_first"
     unet = unet_of(network)
     _fill_encoder(transfer, unet, order)
     number, place = -1, 0

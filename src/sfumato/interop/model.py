@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +17,8 @@ from sfumato.conditioning.network import filled
 from sfumato.config import Config, ModelConfig, parse
 from sfumato.errors import InputError
 from sfumato.interop.weights import require_fit
-from sfumato.models.model import Model, save
+from sfumato.models.folders import save
+from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config
 from sfumato.networks.unet import UNet
 from sfumato.recipes.settings import Published
@@ -27,7 +27,7 @@ _WIDEST = 2**16
 
 
 def build_model(published: Published, state: Mapping[str, Tensor]) -> Model:
-    """A model whose training is not known: of its data it knows the shape and the number of classes.
+    """A model whose training is not known: of its data it knows the shape and what its conditions need.
 
     Args:
         published: what it is.
@@ -41,10 +41,7 @@ def build_model(published: Published, state: Mapping[str, Tensor]) -> Model:
         state,
         lambda: parse(ModelConfig, published.model).build_network(published.shape),
     )
-    conditions: dict[str, Any] = {}
-    if classes := published.classes:
-        names, frequencies = tuple(map(str, range(classes))), (1.0 / classes,) * classes
-        conditions["label"] = {**published.conditions["label"], "names": names, "frequencies": frequencies}
+    conditions = published.described
     settings = {
         "conditions": conditions,
         "model": published.model,

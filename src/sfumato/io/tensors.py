@@ -58,6 +58,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, meta
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata of a file written by :func:`write_tensors`, without its tensors; nothing if it can't be read."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json_object((file.metadata() or {}).get("sfumato", "")) or {}
+    except (safetensors.SafetensorError, OSError):
+        return {}
+
+
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file: safetensors, or a state dict that torch saved, of which nothing but tensors is read."""
     path = Path(path)

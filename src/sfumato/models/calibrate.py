@@ -17,8 +17,10 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Batch, Estimator, estimate
 from sfumato.errors import InputError, check_arguments
 from sfumato.io.progress import Progress, progress_bar
+from sfumato.models.cascade import one_stage
 from sfumato.models.data import data_of, examples, given_data, training_data
-from sfumato.models.model import Model, load, save_fitted
+from sfumato.models.folders import save_fitted
+from sfumato.models.model import Model, load
 from sfumato.random import Draws
 from sfumato.sampling import fitting
 from sfumato.sampling.fitted_solver import Fitted
@@ -80,6 +82,7 @@ def tune(
         if given is None:
             raise InputError("A denoiser does not know its data; pass them: tune(denoiser, data).")
         model = Model(model, given[0].shape)
+    one_stage(model, "Tuning")
     if steps is not None:
         return _tune_grid(model, steps, coefficients, noises, seed, progress, given)
     if images < 1 or levels < 2:

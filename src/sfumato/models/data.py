@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from sfumato.config import Config
+from sfumato.conditioning.low_resolution import LowResolution, augmented
+from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, require_memory
 from sfumato.models.model import Model
@@ -27,7 +31,27 @@ def read_data(config: Config) -> tuple[Dataset, Dataset]:
         raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
     columns = {column for condition in config.conditions.values() for column in condition.build().columns}
     data: Dataset = config.data.build(columns=tuple(sorted(columns)))
-    return data.split(config.data.holdout, SPLIT_SEED)
+    return scaled_down(data, config.data.scale_down).split(config.data.holdout, SPLIT_SEED)
+
+
+_SCALED = 2**24
+"""Values that are scaled down at once."""
+
+
+def scaled_down(data: Dataset, factor: int) -> Dataset:
+    """Images whose sides are ``factor`` times smaller, as :class:`~sfumato.conditioning.LowResolution` makes them.
+
+    They stay of the type that they are: those of 8 bits are rounded to it.
+    """
+    if factor == 1:
+        return data
+    low, size = LowResolution(factor=factor), max(1, _SCALED // math.prod(data.shape))
+    images = torch.cat(
+        [low.of(data.batch(range(i, min(i + size, len(data)))), {}) for i in range(0, len(data), size)]
+    ).numpy()
+    if data.images.dtype == np.uint8:
+        images = np.rint((images + 1.0) * 127.5).astype(np.uint8)
+    return replace(data, images=images)
 
 
 def data_of(model: Model) -> tuple[Dataset, Dataset]:
@@ -35,6 +59,16 @@ def data_of(model: Model) -> tuple[Dataset, Dataset]:
     if model.data is None and not model.configured:
         raise InputError("This model was made around a denoiser and does not know its data; pass them.")
     return read_data(model.config) if model.data is None else model.data
+
+
+def given_sets(config: Config, data: Any, heldout: Any = None) -> tuple[Dataset, Dataset] | None:
+    """The training and the held-out images of what a person passes for a training, if anything, as configured."""
+    if data is None:
+        return None
+    train = scaled_down(Dataset.of(data), config.data.scale_down)
+    if heldout is None:
+        return train.split(config.data.holdout, SPLIT_SEED)
+    return train, scaled_down(Dataset.of(heldout), config.data.scale_down)
 
 
 def given_data(data: Any) -> tuple[Dataset, Dataset]:
@@ -54,20 +88,37 @@ def training_data(config: Config, data: tuple[Dataset, Dataset] | None = None) -
 
 
 def examples(
-    model: Model, data: Dataset, count: int, *, seed: int = 0, first: int = 0, given: Collection[str] = ()
+    model: Model,
+    data: Dataset,
+    count: int,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    given: Collection[str] = (),
+    sampling: SamplingConfig | None = None,
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """The conditions of samples ``first ...`` of a seed, from data, where nobody gives them and they have no default.
+    """The conditions of samples ``first ...`` of a seed, from data, where nobody gives one that has no default.
+
+    All that nobody gives are then of the same images: the class with the low-resolution image.
+
+    Args:
+        model: the model.
+        data: the images that the samples are to be like.
+        count, seed, first: as for :meth:`Model.sample`.
+        given: the conditions that somebody gives.
+        sampling: how is sampled; by default as the configuration says.
 
     Returns:
         What :meth:`Model.sample` takes for them, by name; and the images that the samples are to be like, ``(count, C,
         *space)``, if there are such conditions. Samples take the images in a fixed order, and from the start again
         when all were taken.
     """
-    wanted = {n: c for n, c in model.conditions.items() if n not in given and c.default(seed, first, 1) is None}
-    if not wanted or not len(data):
+    conditions = augmented(model.conditions, (sampling or model.config.sampling).input_noise)
+    here = {n: c for n, c in conditions.items() if n not in given and n not in model.supplied}
+    if all(c.default(seed, first, 1) is not None for c in here.values()) or not len(data):
         return {}, None
     require_memory(count * math.prod(model.info.shape), f"{count} images", "the number of images")
     batch = Loader(data, SPLIT_SEED, crop=model.config.data.random_crop).batch(first, count)
-    known = {n: c for n, c in wanted.items() if all(column in batch.cond for column in c.columns)}
+    known = {n: c for n, c in here.items() if all(column in batch.cond for column in c.columns)}
     parts = {n: c.example(batch.x0, batch.cond, seed=seed, first=first) for n, c in known.items()}
     return parts, batch.x0 if parts else None

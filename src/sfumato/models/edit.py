@@ -175,6 +175,8 @@ def interpolate(
     if not isinstance(model, Model) and not isinstance(start, Tensor):
         raise InputError("Between seeds a model interpolates, which knows its shape; give a denoiser noises.")
     model = as_model(model, start.shape if isinstance(start, Tensor) else ())
+    if getattr(model.denoiser, "base", None) is not None:
+        raise InputError("A residual model does not start from pure noise, so that there is none to interpolate.")
     shape, seed = model.info.shape, start if isinstance(start, int) else 0
     for noise in (start, end):
         if isinstance(noise, Tensor) and tuple(noise.shape) != shape:

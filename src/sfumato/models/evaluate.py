@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from sfumato.conditioning import Label, LowResolution
+from sfumato.conditioning.base import given_tensors
 from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
 from sfumato.data import load as load_data
@@ -29,9 +30,10 @@ from sfumato.metrics.frechet import Moments
 from sfumato.metrics.page import write_page
 from sfumato.metrics.report import Report, Row, row
 from sfumato.models.data import SPLIT_SEED, data_of, examples, read_data
+from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
-from sfumato.models.model import Model, as_model, load
-from sfumato.models.storage import read_config, write_record
+from sfumato.models.model import Model, as_model
+from sfumato.models.storage import is_system, read_config, write_record
 
 
 def sample_count(config: Config) -> int:
@@ -132,7 +134,10 @@ def judge_of(model: Model, data: tuple[Dataset, Dataset], **options: Any) -> Eva
             "--against DATA."
         )
     usual = model.config.evaluation
-    settings: dict[str, Any] = {"against": usual.against, "spaces": usual.features, "measures": usual.measures}
+    # what its last stage alone can be measured by
+    of_stage = ("pairs", "bits") if model.stages else ()
+    measures = tuple(measure for measure in usual.measures if measure not in of_stage)
+    settings: dict[str, Any] = {"against": usual.against, "spaces": usual.features, "measures": measures}
     settings |= {name: value for name, value in options.items() if value}
     return Evaluator(_windows(data[0], model), _windows(data[1], model), **settings)
 
@@ -174,8 +179,7 @@ def judged(
     seed = config.seed if seed is None else seed
     made = _sampled(model, judge, count, seed, progress, options)
     report = judge(made.images, labels=made.labels, truths=made.truths, down=made.down, name=made.name)
-    sampling = model.settings(options)[0].model_dump(mode="json")
-    report = report.with_settings(step=model.step, seed=seed, sampling=sampling)
+    report = report.with_settings(step=model.step, seed=seed, sampling=model.described(options))
     if "bits" in judge.measures:
         report = replace(report, rows=(*report.rows, _bits(model, judge, seed)))
     log = None if model.run is None else model.run / "metrics.jsonl"
@@ -233,7 +237,8 @@ def _sampled(
     like = judge.heldout if judge.heldout is not None else judge.real
     parts, truths = ({}, None)
     if isinstance(like, Dataset):
-        parts, truths = examples(model, like, count, seed=seed, given=options)
+        sampling = model.settings(options)[0]
+        parts, truths = examples(model, like, count, seed=seed, given=options, sampling=sampling)
     more: dict[str, Any] = {name: _rows(value, count, begin, end) for name, value in options.items()}
     more |= {name: {k: v[begin:end] for k, v in part.items()} for name, part in parts.items()}
     images = model.sample(end - begin, seed=seed, first=begin, progress=progress, **more)
@@ -246,9 +251,10 @@ def _sampled(
     if len(conditions) == 1 and isinstance(judge.real, Dataset):
         ((name, condition),) = conditions.items()
         if tuple(condition.names) == classes_of(judge.real):
-            given = model.settings(dict(options))[3]
-            labels = model.given(given, seed, 0, count)[name]
-    low = next((c for c in model.conditions.values() if isinstance(c, LowResolution)), None)
+            given = {key: value for key, value in {**options, **parts}.items() if key == name}
+            labels = given_tensors({name: condition}, given, count, seed=seed)[name]
+    lows = (c for n, c in model.conditions.items() if isinstance(c, LowResolution) and n not in model.supplied)
+    low = next(lows, None)
     # how a column of low-resolution images was made is not known
     down = None if low is None or low.column is not None else partial(low.of, columns={})
     name = "samples" if model.run is None else str(model.run)
@@ -273,8 +279,8 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 def is_run(source: Any) -> bool:
-    """Whether it is a run directory."""
-    return isinstance(source, str | Path) and (Path(source) / "config.json").is_file()
+    """Whether it is a run directory, or the folder of a system."""
+    return isinstance(source, str | Path) and ((Path(source) / "config.json").is_file() or is_system(source))
 
 
 def _subject(source: Any, reading: Mapping[str, Any], trust: bool) -> Any:

@@ -33,6 +33,7 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import ReverseVariance, decoded, small
 from sfumato.errors import InputError, check_arguments
 from sfumato.io.progress import Progress, progress_bar
+from sfumato.models.cascade import one_stage
 from sfumato.models.model import Model
 from sfumato.random import Draws
 from sfumato.sampling import grids
@@ -202,10 +203,16 @@ def bits_per_dim(
     shape = data.shape if isinstance(data, Dataset) else tuple(data.shape[1:])
     count, dimensions = len(data), math.prod(shape)
     if isinstance(model, Model):
+        one_stage(model, "A likelihood")
         if shape != model.info.shape:
             raise InputError(f"The model is of images of shape {model.info.shape}; these data have shape {shape}.")
         cond = model.given(cond, seed, first, count, defaults=False)
     _check(count, bins, bound, flow, batch_size, first, probes, cond)
+    if getattr(denoiser, "base", None) is not None:
+        raise InputError(
+            "A residual model starts from the up-scaled image, for which this bound has no prior; train one with "
+            "--no-model.residual."
+        )
     if levels is None and bound and bins is not None:
         levels = default_levels(schedule, steps, bins)
     reverse = _variance(model, variance, levels, schedule) if levels is not None and bound else small

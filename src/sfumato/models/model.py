@@ -13,16 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, without_null
+from sfumato.conditioning.low_resolution import augmented
 from sfumato.conditioning.network import Conditioned
 from sfumato.config import Component, Config, SamplingConfig
-from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory, shown
 from sfumato.io.progress import Progress
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.inference import prepared
-from sfumato.models.storage import Info, read_config, write_config
-from sfumato.models.weights import fingerprint, read_fitted, read_weights, write_fitted, write_weights
+from sfumato.models.storage import Info, read_config
+from sfumato.models.weights import fingerprint, read_fitted, read_weights
 from sfumato.networks.slots import slots_of
 from sfumato.random import Draws
 from sfumato.sampling.fitted_solver import Fitted
@@ -47,7 +48,12 @@ class Model:
         fitted: what was fitted to its weights after the training (:func:`sfumato.tune`).
         trust: whether runs that it refers to, such as a weaker one, may import code of other packages.
         data: the training and the held-out data, if they were given in Python.
+        stages: the models that it consists of, by name, if it is a :class:`~sfumato.models.cascade.Cascade`.
+        supplied: the conditions that one of them makes for another, so that nobody needs to give them.
     """
+
+    stages: Mapping[str, Model] = {}
+    supplied: Collection[str] = ()
 
     def __init__(
         self,
@@ -202,7 +208,7 @@ class Model:
                 f"got {count}, {size} and {first}."
             )
         require_memory(count * math.prod(self.info.shape), f"{count} images", "the number of images")
-        tensors = self.given(cond, seed, first, count)
+        tensors = self.given(cond, seed, first, count, input_noise=sampling.input_noise)
         if isinstance(grid, Level):
             check_grid(grid)
         denoise, levels, step = self.sampler(sampling, grid, solver)
@@ -214,13 +220,21 @@ class Model:
         try:
             for start in range(0, count, size):
                 number = min(size, count - start)
-                x = initial(levels, self.info.shape, seed, first=first + start, count=number).to(self.device)
                 part = {name: rows[start : start + number].to(self.device) for name, rows in tensors.items()}
+                part = self.completed(part, number, seed, first + start, options)
+                x = initial(levels, self.info.shape, seed, first=first + start, count=number).to(self.device)
+                x = self.denoiser.start(x, levels[0], **part) if isinstance(self.denoiser, Denoiser) else x
                 yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, first + start), part, start)
         finally:
             self.module.train(training)
 
-    def settings(self, options: dict[str, Any]) -> tuple[SamplingConfig, Step | None, Level | None, dict[str, Any]]:
+    def completed(
+        self, cond: dict[str, Tensor], count: int, seed: int, first: int, options: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The conditions of a batch with those that are :attr:`supplied`."""
+        return cond
+
+    def settings(self, options: Mapping[str, Any]) -> tuple[SamplingConfig, Step | None, Level | None, dict[str, Any]]:
         """The sampling that options ask for, a solver and a grid that are objects, and the conditions among them."""
         options = dict(options)
         base = options.pop("sampling", None) or self.config.sampling
@@ -246,8 +260,19 @@ class Model:
             changes["grid"] = {"kind": changes["grid"]}
         return base.override(changes) if changes else base, step, levels, options
 
+    def described(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The sampling that options ask for, ready for JSON."""
+        return self.settings(options)[0].model_dump(mode="json")
+
     def given(
-        self, cond: Mapping[str, Any], seed: int, first: int, count: int, *, defaults: bool = True
+        self,
+        cond: Mapping[str, Any],
+        seed: int,
+        first: int,
+        count: int,
+        *,
+        defaults: bool = True,
+        input_noise: float | None = None,
     ) -> dict[str, Tensor]:
         """The tensors of conditions, a row per image: of those that are given, and the ``defaults`` of the others."""
         network = getattr(self.denoiser, "network", None)
@@ -260,8 +285,9 @@ class Model:
         if unknown:
             known = [*self.conditions, *raw, *_OPTIONS]
             raise InputError(f"This model knows no condition or option {unknown[0]!r}{nearest(unknown[0], known)}")
-        conditions = {name: c for name, c in self.conditions.items() if defaults or name in cond}
-        return given_tensors(conditions, cond, count, seed=seed, first=first, raw=raw)
+        known = augmented(self.conditions, input_noise)
+        chosen = {n: c for n, c in known.items() if n in cond or (defaults and n not in self.supplied)}
+        return given_tensors(chosen, cond, count, seed=seed, first=first, raw=raw)
 
     def of_data(
         self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws, *, given: Collection[str] = ()
@@ -273,7 +299,7 @@ class Model:
                 continue
             here = all(column in columns for column in condition.columns)
             parts = (
-                condition.training(x0, columns, draws.within(name)) if here else null_parts(name, condition, len(x0))
+                condition.evaluation(x0, columns, draws.within(name)) if here else null_parts(name, condition, len(x0))
             )
             tensors |= keyed(name, condition, parts)
         return {key: rows.to(self.device) for key, rows in tensors.items()}
@@ -368,31 +394,3 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = F
     model.step = read_weights(run, model.module)
     model.fitted = read_fitted(run, model.fingerprint, model.step)
     return model.to(device)
-
-
-def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
-    """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``.
-
-    Args:
-        model: the model.
-        run: the folder.
-        overwrite: replace the model that is there.
-    """
-    check_arguments(save, locals())
-    run = Path(run)
-    if (run / "config.json").exists() and not overwrite:
-        raise InputError(f"{run} holds a model already; replace it with overwrite=True, or choose another folder.")
-    if not model.configured:
-        raise InputError(
-            "This model was made around a denoiser, and does not know how it is made again; train or build it from a "
-            "configuration (Model.build(config, info, network=...)) to save it."
-        )
-    write_config(run, model.config, model.info)
-    write_weights(run, model.module, model.step)
-    save_fitted(model, run)
-
-
-def save_fitted(model: Model, run: Path) -> None:
-    """Write what was fitted to the weights of a model, if anything was."""
-    if model.fitted.gamma is not None or model.fitted.solvers:
-        write_fitted(run, model.fitted, model.fingerprint, model.step)

@@ -1,12 +1,16 @@
-"""What describes a stored model: ``config.json``, with the configuration and what the model must know of its data."""
+"""What describes a stored model: ``config.json``, with the configuration and what the model must know of its data.
+
+A system of several models has a ``system.json`` in its place, and each of them, a stage, is a run in ``stages``.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import sfumato
 from sfumato.config import Component, Config, merge, parse
@@ -25,7 +29,7 @@ class Info(Component):
     """What a model must know of the data it was trained on."""
 
     shape: tuple[int, ...] = Field(description="(C, *space) of one image.")
-    std: float = Field(default=1.0, gt=0, description="Standard deviation of the training data.")
+    std: float = Field(default=1.0, gt=0, description="Standard deviation of what is modelled.")
     train: int = Field(default=0, description="Number of training images.")
     heldout: int = Field(default=0, description="Number of held-out images.")
     conditions: Conditions = Field(default={}, description="The conditions, with what they know of the data.")
@@ -54,6 +58,54 @@ def write_config(run: Path, config: Config, info: Info) -> None:
     write_json(run / "config.json", value)
 
 
+class System(Component):
+    """What ``system.json`` says."""
+
+    format: Literal[1] = Field(default=1, description="The version of the layout of a system.")
+    system: Literal["cascade"] = Field(default="cascade", description="How its stages work together.")
+    stages: tuple[str, ...] = Field(description="The names of its stages, in the order of sampling.")
+    settings: dict[str, Any] = Field(default={}, description="How each stage is trained that is no run yet.")
+
+    @field_validator("stages")
+    @classmethod
+    def _named(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(stages)) < max(2, len(stages)) or not all(re.fullmatch(r"[a-z]\w*", name) for name in stages):
+            raise ValueError(f"stages are at least two different names, such as base and up; got {', '.join(stages)}")
+        return stages
+
+
+def is_system(folder: str | Path) -> bool:
+    """Whether a folder is a system of stages."""
+    return (Path(folder) / "system.json").is_file()
+
+
+def stage_of(folder: str | Path, name: str) -> Path:
+    """The run directory of a stage of a system."""
+    return Path(folder) / "stages" / name
+
+
+def read_system(folder: str | Path) -> System:
+    """What :func:`write_system` wrote."""
+    path = Path(folder) / "system.json"
+    return parse(System, read_json(path), origin=str(path), trust=True)
+
+
+def trained_stage(folder: str | Path, name: str) -> Path:
+    """The run directory of a stage of a system, if it is there."""
+    path = stage_of(folder, name)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"The stage {name!r} of {folder} is not trained yet; train it with: sfumato train --resume {folder} "
+            f"--stage {name}"
+        )
+    return path
+
+
+def write_system(folder: Path, system: System) -> None:
+    """Write ``system.json``."""
+    write_json(folder / "system.json", system.model_dump(mode="json"))
+
+
 def read_config(run: str | Path, *, trust: bool = False, network: bool = False) -> tuple[Config, Info]:
     """What :func:`write_config` wrote.
 
@@ -74,6 +126,12 @@ def read_config(run: str | Path, *, trust: bool = False, network: bool = False) 
     if (run / "model_index.json").is_file() or (isinstance(value, dict) and "_class_name" in value):
         raise InputError(
             f"{run} holds a model of diffusers; make a run of it with: sfumato import {run} --run runs/{run.name}"
+        )
+    if is_system(run):
+        stages = read_system(run).stages
+        raise InputError(
+            f"{run} is a system of the stages {' and '.join(stages)}, and this takes one of them: "
+            f"{stage_of(run, stages[-1])}."
         )
     if not path.is_file():
         pickles = [p.name for p in run.iterdir() if p.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl")]

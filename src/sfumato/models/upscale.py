@@ -17,6 +17,7 @@ from sfumato import random
 from sfumato.conditioning.low_resolution import LowResolution
 from sfumato.conditioning.network import Conditioned
 from sfumato.conditioning.resampling import consistent, in_range
+from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, SfumatoWarning, check_arguments, require_memory
 from sfumato.io.progress import Progress, progress_bar
@@ -66,7 +67,6 @@ def upscale(
     index: int = 0,
     tile: int | None = None,
     overlap: int = 16,
-    level: float | None = None,
     progress: Progress = None,
     **options: Any,
 ) -> Float[Tensor, "channels high wide"]:
@@ -92,12 +92,10 @@ def upscale(
         tile: the most pixels of the input in a tile, per axis; 0 takes the whole picture at once (default: 192, or what
             a network of one size takes).
         overlap: the fewest pixels of the input that tiles share, at most half a tile.
-        level: the level of the noise that is added to the input, from 0 to 1, for models that were trained with it
-            (default: that of the model).
         progress: False for no progress bar, or a function that is called with the percentage that is done; by default
             a bar is shown in terminals and notebooks.
-        options: as for :meth:`Model.sample`: ``steps``, ``solver``, ``grid``, ``guidance``, ``sampling``, ..., and
-            other conditions by name.
+        options: as for :meth:`Model.sample`: ``steps``, ``solver``, ``grid``, ``guidance``, ``input_noise``,
+            ``sampling``, ..., and other conditions by name.
 
     Returns:
         float32 values in [-1, 1], on the CPU.
@@ -109,11 +107,6 @@ def upscale(
         raise InputError(f"A picture has shape (1 to 4 channels, height, width); got {tuple(picture.shape)}.")
     if not bool(picture.isfinite().all()) or float(picture.abs().max()) > 1.05:
         raise InputError("A picture has values from -1 to 1; bytes become that by bytes / 127.5 - 1.")
-    if level is not None and not 0.0 <= level <= condition.noise:
-        trained = f"levels up to {condition.noise:g}" if condition.noise else "no noise, and takes no level"
-        raise InputError(
-            f"The level of the noise of the input is {level:g}, but this model was trained with {trained}."
-        )
     if overlap < 0 or (tile is not None and tile < 0):
         raise InputError(f"A tile and its overlap are numbers of pixels of the input; got {tile} and {overlap}.")
     if not 0 <= index < MOST_IMAGES:
@@ -134,7 +127,7 @@ def upscale(
                 advance(round(100 * (sum(work[:number]) + work[number] * fraction) / sum(work)))
 
             seed_of_pass = seed if number == 0 else random.fold(seed, "upscale", number)
-            values = _once(model, values, seed_of_pass, index, tile, overlap, level, options, part)
+            values = _once(model, values, seed_of_pass, index, tile, overlap, options, part)
     values = values.mean(0, keepdim=True) if grey else values
     return values if opacity is None else torch.cat([values, bicubic(opacity.float(), condition.factor**count)])
 
@@ -151,7 +144,6 @@ def _once(
     index: int,
     tile: int | None,
     overlap: int,
-    level: float | None,
     options: dict[str, Any],
     advance: Callable[[float], object],
 ) -> Float[Tensor, "channels high wide"]:
@@ -171,9 +163,8 @@ def _once(
     sides = zip((height, width), tiled.tile if tiled.exact else model.info.shape[1:], strict=True)
     high, wide = (math.ceil(max(side * factor, least) / tiled.multiple) * tiled.multiple for side, least in sides)
     low = mirrored(picture, high // factor, wide // factor)
-    noisy = condition if level is None else replace(condition, level=level)
-    given = {**cond, name: noisy.given(low, 1, seed=seed, first=index)}
-    tensors = {key: rows.to(model.device) for key, rows in model.given(given, seed, index, 1).items()}
+    given = model.given({**cond, name: low}, seed, index, 1, input_noise=sampling.input_noise)
+    tensors = {key: rows.to(model.device) for key, rows in given.items()}
 
     done = 0
 
@@ -190,7 +181,7 @@ def _once(
     if constrained is not False:
         whole = consistent(tiled, model.conditions, clean, require=bool(constrained))
     x = initial(levels, (model.info.shape[0], high, wide), seed, first=index).to(model.device)
-    x = _first(model.denoiser, x, levels[0], tensors)
+    x = model.denoiser.start(x, levels[0], **tensors) if isinstance(model.denoiser, Denoiser) else x
     batch = SamplingBatch(whole, x, levels, step, seeded_noise(seed, index), tensors, 0)
     training = model.module.training
     model.module.eval()
@@ -202,12 +193,6 @@ def _once(
     x = x[..., : height * factor, : width * factor].float()
     x = x.clamp(-1.0, 1.0) if whole is tiled else in_range(x, clean, factor, condition.down)
     return x[0].cpu()
-
-
-def _first(denoiser: Any, x: Tensor, level: Level, cond: dict[str, Tensor]) -> Tensor:
-    """Where sampling starts: pure noise, and of a model of residuals around the picture that they are added to."""
-    base = getattr(denoiser, "base", None)
-    return x if base is None else x + level.alpha * base(x, cond)
 
 
 def _tiled(model: Model, tile: int | None, overlap: int, batch_size: int) -> Tiled:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.networks.cpu_kernels import attend
-from sfumato.networks.layers import zero
+from sfumato.networks.layers import Norm, zero
 
 
 def head_count(channels: int, heads: int, head_channels: int | None = None) -> int:
@@ -41,7 +41,7 @@ class Attention(nn.Module):
     by :math:`\sqrt 2`.
     """
 
-    def __init__(self, norm: nn.GroupNorm, heads: int, *, rescale: bool = False) -> None:
+    def __init__(self, norm: Norm, heads: int, *, rescale: bool = False) -> None:
         super().__init__()
         channels = norm.num_channels
         self.heads, self.rescale, self.norm = heads, rescale, norm
@@ -61,7 +61,7 @@ class CrossAttention(nn.Module):
     defined, and equal to one without tokens. ``features`` are those of a token, the rest as in :class:`Attention`.
     """
 
-    def __init__(self, norm: nn.GroupNorm, heads: int, features: int, *, rescale: bool = False) -> None:
+    def __init__(self, norm: Norm, heads: int, features: int, *, rescale: bool = False) -> None:
         super().__init__()
         channels = norm.num_channels
         self.heads, self.rescale, self.norm = heads, rescale, norm

@@ -56,6 +56,23 @@ def group_norm(
     return GroupNorm(divisor, channels, affine=affine, eps=eps)
 
 
+class PixelNorm(nn.Module):
+    """Normalizes the channels of each position by themselves, so that no position depends on those far away."""
+
+    def __init__(self, channels: int, affine: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_channels, self.eps = channels, eps
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
+        normalized = functional.layer_norm(x.movedim(1, -1), (self.num_channels,), self.weight, self.bias, self.eps)
+        return normalized.movedim(-1, 1)
+
+
+Norm = nn.GroupNorm | PixelNorm
+
+
 def check_divisible(sides: Sequence[int], factor: int, name: str, advice: str) -> None:
     """Check that ``factor`` divides all sides; the message names the nearest sizes that it does."""
     if all(side > 0 and side % factor == 0 for side in sides):

@@ -20,6 +20,8 @@ from sfumato.networks.layers import (
     Dims,
     Downsample,
     Dropout,
+    Norm,
+    PixelNorm,
     Resample,
     Upsample,
     check_divisible,
@@ -60,6 +62,8 @@ class Blueprint:
         rescale: whether sums of two branches are divided by the square root of 2.
         heads: attention heads.
         head_channels: channels per attention head, in place of a number of heads.
+        normalization: whether groups of channels are normalized over all positions, or the channels of each pixel by
+            themselves, so that a part of an image has the output that it has in the whole.
         groups: groups of the normalizations, at most.
         group_channels: channels of such a group, at least.
         eps: what the normalizations add to the variance.
@@ -95,6 +99,7 @@ class Blueprint:
     rescale: bool = False
     heads: int = 4
     head_channels: int | None = None
+    normalization: Literal["group", "pixel"] = "group"
     groups: int = 32
     group_channels: int = 1
     eps: float = 1e-5
@@ -135,7 +140,9 @@ class Blueprint:
     def feature_count(self) -> int:
         return 2 * (self.channels[0] // 2) if self.time_features is None else self.time_features
 
-    def norm(self, channels: int, affine: bool = True) -> nn.GroupNorm:
+    def norm(self, channels: int, affine: bool = True) -> Norm:
+        if self.normalization == "pixel":
+            return PixelNorm(channels, affine, self.eps)
         return group_norm(channels, self.groups, affine, self.eps, self.group_channels)
 
     def resampler(self, channels: int, direction: Literal["down", "up"]) -> nn.Module:

@@ -21,8 +21,8 @@ def _read(name: str) -> Recipe:
     return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
 
 
-_FILES = ("digits", "small", "cifar", "images", "ddpm", "vectors")
-digits, small, cifar, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
+_FILES = ("digits", "small", "cifar", "upscale", "images", "ddpm", "vectors")
+digits, small, cifar, upscale, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{name: partial(_read, name) for name in _FILES},
@@ -61,4 +61,7 @@ def named(
         raise InputError(f"There is no recipe {recipe!r}{nearest(recipe, RECIPES)}")
     suits = "vectors" if layout == "NC" else "digits" if source in (None, "digits") else "images" if gpu else "small"
     values = RECIPES[recipe or suits]()
+    if source is not None and ".np" in Path(source.partition(":")[0]).suffix:
+        # the images of an array have one size, and are not cut
+        values.get("data", {}).pop("tile", None)
     return values if source is None else values | {"data": values.get("data", {}) | {"source": source}}

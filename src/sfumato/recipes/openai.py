@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sfumato.errors import InputError, nearest
-from sfumato.recipes.settings import Published, Settings, numbers, resolutions, settings_of, with_defaults
+from sfumato.recipes.settings import (
+    Published,
+    PublishedClassifier,
+    Settings,
+    numbers,
+    resolutions,
+    settings_of,
+    with_defaults,
+)
 
 _MULTIPLES: dict[int, tuple[float, ...]] = {
     32: (1, 2, 2, 2),
@@ -119,5 +128,63 @@ def guided(settings: Settings, program: str | None = None) -> Published:
     return Published(model, (3, size, size), flags["num_classes"] if flags["class_cond"] else 0, sampling)
 
 
+def upsampler(settings: Settings, program: str | None = None) -> Published:
+    """An up-sampling model by the flags of improved- or guided-diffusion.
+
+    Its condition ``low_resolution`` is the mean of squares of pixels, scaled up bilinearly.
+
+    Args:
+        settings: the flags, with ``large_size`` and ``small_size`` in place of ``image_size``.
+        program: as of :func:`flags_of`.
+    """
+    sizes = {"large_size": 256, "small_size": 64}
+    known = {name: value for name, value in GUIDED_DEFAULTS.items() if name != "image_size"} | sizes
+    given = with_defaults(settings, known, "guided-diffusion's up-sampler")
+    large, small = given["large_size"], given["small_size"]
+    rest = {name: value for name, value in settings.items() if name not in sizes}
+    multiples = numbers(rest.get("channel_mult", "")) or UPSAMPLER_MULTIPLES.get(large)
+    if not multiples:
+        raise InputError(
+            f"An up-sampler has no widths for a large_size of {large}; give channel_mult, or one of "
+            f"{', '.join(map(str, UPSAMPLER_MULTIPLES))}."
+        )
+    if small < 1 or large % small:
+        raise InputError(f"The small_size of an up-sampler divides the large_size; got {small} and {large}.")
+    low = {"kind": "low_resolution", "factor": large // small, "down": "area", "up": "bilinear"}
+    published = guided({**rest, "image_size": large, "channel_mult": multiples}, program)
+    return replace(published, others={"low_resolution": low})
+
+
+def classifier(settings: Settings) -> PublishedClassifier:
+    """A classifier of noisy images by the flags of guided-diffusion, ``image_size``, ``classifier_width`` and so on."""
+    flags = with_defaults(settings, CLASSIFIER_DEFAULTS, "guided-diffusion's classifier")
+    if flags["classifier_pool"] != "attention":
+        raise InputError(f"The classifier_pool {flags['classifier_pool']!r} can't be loaded; only attention can.")
+    size = flags["image_size"]
+    network = guided_network(
+        GUIDED_DEFAULTS
+        | {
+            "num_channels": flags["classifier_width"],
+            "num_res_blocks": flags["classifier_depth"],
+            "num_head_channels": 64,
+            "attention_resolutions": flags["classifier_attention_resolutions"],
+            "channel_mult": flags["channel_mult"],
+            "use_scale_shift_norm": flags["classifier_use_scale_shift_norm"],
+            "resblock_updown": flags["classifier_resblock_updown"],
+        },
+        size,
+    )
+    del network["kind"]
+    return PublishedClassifier(network, (3, size, size), flags["num_classes"])
+
+
 GUIDED: dict[str, Settings] = settings_of("guided")
 """The flags of the published models of Nichol and Dhariwal 2021 and of Dhariwal and Nichol 2021."""
+
+UPSAMPLERS: dict[str, Settings] = settings_of("upsampler")
+"""The flags of the published up-samplers of Dhariwal and Nichol 2021."""
+
+CLASSIFIERS: dict[str, PublishedClassifier] = {
+    name: classifier(flags) for name, flags in settings_of("classifier").items()
+}
+"""The published classifiers of noisy images of Dhariwal and Nichol 2021."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Published:
         classes: number of classes that it is conditioned on, 0 for none.
         sampling: how its authors sample.
         drop: the fraction of samples that were trained without their class.
+        others: its conditions besides the class, by name.
     """
 
     model: dict[str, Any]
@@ -46,11 +47,38 @@ class Published:
     classes: int
     sampling: dict[str, Any]
     drop: float = 0.0
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Its conditions: the label, if it has classes; all are sampled equally often."""
-        return {"label": {"kind": "label", "drop": self.drop, "draw": "uniform"}} if self.classes else {}
+        """Its conditions: the label, if it has classes, all of which are sampled equally often; and the others."""
+        label = {"kind": "label", "drop": self.drop, "draw": "uniform"}
+        return {**({"label": label} if self.classes else {}), **self.others}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its conditions with what they would know of its data."""
+        names = tuple(map(str, range(self.classes)))
+        facts: dict[str, dict[str, Any]] = {
+            "label": {"names": names, "frequencies": (1.0 / max(self.classes, 1),) * self.classes},
+            "low_resolution": {"channels": self.shape[0]},
+        }
+        return {name: {**settings, **facts.get(settings["kind"], {})} for name, settings in self.conditions.items()}
+
+
+@dataclass(frozen=True)
+class PublishedClassifier:
+    """A classifier of noisy images of a paper.
+
+    Attributes:
+        network: ``channels`` and further options of :class:`~sfumato.networks.classifier.Classifier`.
+        shape: ``(C, H, W)`` of its images.
+        classes: number of classes.
+    """
+
+    network: dict[str, Any]
+    shape: tuple[int, int, int]
+    classes: int
 
 
 def numbers(value: Any) -> tuple[float, ...]:

@@ -57,6 +57,7 @@ class Terminal(Reporter):
         """Also write what is said to this file, with the time."""
         self._log = path
         self._write(*self._unlogged)
+        self._unlogged.clear()
 
     def say(self, sentence: str, *, always: bool = False) -> None:
         """Show a sentence, or write it where errors go if nothing else is shown and it must ``always`` be."""
@@ -101,6 +102,9 @@ class Terminal(Reporter):
             console=self.console,
         )
         self._steps, self._batch = config.training.steps, config.training.batch_size
+        # of another training that was shown before
+        self._loss, self._speed, self._shown, self._told = None, None, -1, False
+        self._seconds.clear()
         self._task = self._progress.add_task(
             "training", total=self._steps, completed=trainer.step, loss="...", speed="..."
         )

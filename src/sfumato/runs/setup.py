@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
+from sfumato.conditioning.base import Condition, keyed
+from sfumato.conditioning.low_resolution import Base, base_of
 from sfumato.config import Config, parse
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, require_memory
@@ -32,17 +35,26 @@ from sfumato.training.precision import prefers_channels_last
 def describe(loader: Loader, heldout: int, config: Config) -> Info:
     """What a model must know of its data."""
     data = loader.dataset
-    std = loader.std(min(len(data), 4096))
+    known = {name: condition.build().describe(data) for name, condition in config.conditions.items()}
+    std = _residual_std(loader, base_of(known), known) if config.model.residual else loader.std(min(len(data), 4096))
     if std == 0.0:
         raise InputError(f"All {len(data)} images of {data.name} are one constant; there is nothing to learn.")
     conditions = {
-        name: {"kind": condition.kind, **dataclasses.asdict(condition.build().describe(data))}
+        name: {"kind": condition.kind, **dataclasses.asdict(known[name])}
         for name, condition in config.conditions.items()
     }
     values = {"shape": loader.shape, "std": std, "train": len(data), "heldout": heldout, "conditions": conditions}
     if data.units is not None:
         values |= {"shift": data.units.shift, "scale": data.units.scale}
     return parse(Info, values, trust=True)
+
+
+def _residual_std(loader: Loader, base: Base, conditions: Mapping[str, Condition]) -> float:
+    """The standard deviation of what the up-scaled images lack, of the first 256 samples."""
+    batch = loader.batch(0, min(len(loader.dataset), 256))
+    condition = conditions[base.name]
+    low = keyed(base.name, condition, condition.example(batch.x0, batch.cond))
+    return float((batch.x0 - base(batch.x0, low)).double().std(correction=0))
 
 
 def accelerator_without_settings(tracker: str | None = None, folder: Path | None = None) -> Accelerator:

@@ -24,7 +24,7 @@ from sfumato.io.files import write_json
 from sfumato.io.images import save_grid
 from sfumato.metrics.evaluator import Evaluator
 from sfumato.models.calibrate import tune
-from sfumato.models.data import GIVEN, SPLIT_SEED, examples, training_data
+from sfumato.models.data import GIVEN, examples, given_sets, training_data
 from sfumato.models.evaluate import judge_of, judged, recorded
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
@@ -104,9 +104,7 @@ def train(
     if stored is not None:
         _check_same(stored, config, {"network"} if own_network else set())
     run = Path(run) if run is not None else Path("runs") / default_name(config)
-    sets = None
-    if given is not None:
-        sets = (given, Dataset.of(heldout)) if heldout is not None else given.split(config.data.holdout, SPLIT_SEED)
+    sets = given_sets(config, given, heldout)
     seconds = None if budget is None else seconds_of(budget)
     if seconds is not None and resume:
         raise InputError("A run that is resumed has its steps; leave the budget out, or say more training.steps.")

@@ -99,7 +99,7 @@ class Consistent:
         if self.level is not None and bool((cond[self.level] > 0.0).any()):
             raise InputError(
                 f"Estimates can be kept consistent only with a low resolution without noise, and {self.level} is above "
-                "0; take a level of 0, or leave guidance.consistent out."
+                "0; take input_noise 0, or leave guidance.consistent out."
             )
         unknown = low.flatten(1).isnan().all(1)
         if bool(unknown.all()):

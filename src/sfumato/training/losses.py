@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfumato.conditioning.base import Condition, take, training_tensors
+from sfumato.conditioning.base import Condition, altered, take, training_tensors
 from sfumato.conditioning.network import Conditioned
 from sfumato.data import Batch
 from sfumato.diffusion import parameterization
@@ -46,6 +46,7 @@ class Denoising(nn.Module):
         stratified: spread the times of a batch evenly (Kingma et al. 2021, app. I.1), which lowers the variance.
         bins: number of values that a pixel can take, at least 2; a learned variance or schedule is trained by the
             likelihood of these.
+        power: whether errors count by their square (2) or by their size (1).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Denoising(nn.Module):
         *,
         stratified: bool = True,
         bins: int = 256,
+        power: Literal[1, 2] = 2,
     ) -> None:
         super().__init__()
         if bins < 2:
@@ -68,7 +70,7 @@ class Denoising(nn.Module):
         if conditions is None:
             conditions = denoiser.network.conditions if isinstance(denoiser.network, Conditioned) else {}
         self.conditions = dict(conditions)
-        self.stratified, self.bins = stratified, bins
+        self.stratified, self.bins, self.power = stratified, bins, power
         self.adaptive = self.times.adaptive
         self._dropout = has_dropout(denoiser)
 
@@ -79,12 +81,13 @@ class Denoising(nn.Module):
         return self.at(self.times.sample(self.uniforms(draws)), batch, draws)
 
     def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
-        """The losses at a level."""
+        """The losses at a level, in evaluation mode of the images as they are."""
         noise = draws.normal("noise", batch.x0.shape[1:])
-        cond = training_tensors(self.conditions, batch.x0, batch.cond, draws)
+        x0 = altered(self.conditions, batch.x0, draws) if self.training else batch.x0
+        cond = training_tensors(self.conditions, x0, batch.cond, draws, evaluation=not self.training)
         if self._dropout:
             cond["keys"] = draws.keys()
-        return training_loss(self.model, batch.x0, level, noise, self.weight, bins=self.bins, **cond)
+        return training_loss(self.model, x0, level, noise, self.weight, bins=self.bins, power=self.power, **cond)
 
     def importance(self, draws: Draws) -> Float64[Tensor, "batch"]:
         return self.times.weight(self.uniforms(draws))

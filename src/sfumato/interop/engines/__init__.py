@@ -13,12 +13,12 @@ import copy
 from typing import Any
 
 from sfumato.config import SamplingConfig
-from sfumato.diffusion.denoiser import Denoiser
 from sfumato.errors import InputError, nearest
 from sfumato.interop.engines import onnx, openvino
 from sfumato.interop.engines.deviation import Deviation, calibration, deviation
 from sfumato.interop.engines.graph import Graph, GraphNetwork, graph_of, require
 from sfumato.interop.model import description
+from sfumato.models.cascade import one_stage
 from sfumato.models.model import Model
 
 ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
@@ -65,19 +65,13 @@ def compile(
         sampling: the sampling of these trajectories; by default that of the configuration.
     """
     check(engine, precision)
+    one_stage(model, "An engine")
     if model.device.type != "cpu":
         raise InputError(f"Engines run on the CPU, but this model is on {model.device}; move it: model.to('cpu').")
     library: Any = openvino if engine == "openvino" else onnx
     graph, converted = convert(library, model, precision, sampling)
     old, fast = model.denoiser, copy.copy(model)
-    fast.denoiser = Denoiser(
-        GraphNetwork(graph, library.compiler(converted, graph, precision)),
-        old.schedule,
-        old.parameterization,
-        old.embed,
-        learned_variance=old.learned_variance,
-        data_std=old.data_std,
-    )
+    fast.denoiser = old.with_network(GraphNetwork(graph, library.compiler(converted, graph, precision)))
     fast.denoiser.eval()
     # what is written into a run is of the model in torch
     fast.run = None

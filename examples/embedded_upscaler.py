@@ -1,0 +1,63 @@
+"""How the embedded model of `sfumato upscale` was made.
+
+    python examples/embedded_upscaler.py pictures PHOTOGRAPHS pictures/
+    sfumato train pictures --task upscale --training.steps 2600 --data.holdout 0 --evaluation.samples 0 --run RUN
+    python examples/embedded_upscaler.py store RUN src/sfumato/pretrained/photos
+
+PHOTOGRAPHS is a folder of large JPEG files; they are made smaller, which takes away the traces of JPEG. Five pictures
+of scikit-image and two of scikit-learn are added. The weights are stored in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import sfumato
+from sfumato.io.tensors import read_tensors, write_tensors
+from sfumato.models.storage import write_config
+
+
+def pictures(source: Path, out: Path) -> None:
+    import skimage.data
+    from sklearn.datasets import load_sample_images
+
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.jpg")):
+        image = Image.open(path).convert("RGB")
+        times = 2 if max(image.size) < 2000 else 3
+        size = (image.width // times, image.height // times)
+        image.resize(size, Image.Resampling.BICUBIC).save(out / f"{path.stem}.png")
+    for name in ("chelsea", "coffee", "rocket", "hubble_deep_field", "retina"):
+        Image.fromarray(getattr(skimage.data, name)()).save(out / f"{name}.png")
+    for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
+        Image.fromarray(pixels).save(out / f"{name}.png")
+
+
+def store(run: Path, out: Path) -> None:
+    model = sfumato.load(run)
+    out.mkdir(parents=True, exist_ok=True)
+    # where the pictures were means nothing elsewhere
+    write_config(out, model.config.override({"data.source": "photos", "data.holdout": 0.1}), model.info)
+    tensors, meta = read_tensors(run / "model.safetensors")
+    half = {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}
+    write_tensors(out / "model.safetensors", half, meta)
+    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    print(f"{out / 'model.safetensors'}: {(out / 'model.safetensors').stat().st_size / 1e6:.2f} MB, sha256 {digest}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["pictures", "store"])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    (pictures if options.what == "pictures" else store)(options.source, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Systems of several models on the command line: trained, and what commands on a run do with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, create_model
+
+from sfumato.cli import flags
+from sfumato.cli.commands import PRINT, TRUST, fitted, given_flags, print_settings
+from sfumato.cli.flags import Fields, option
+from sfumato.config import Component, Config, DataConfig, SamplingConfig, merge, parse, read_file
+from sfumato.errors import InputError
+from sfumato.models.storage import System, read_config, read_system, stage_of, trained_stage
+from sfumato.runs.budget import has_gpu
+from sfumato.systems.stages import SYSTEMS, planned, stored
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_TRAIN = """\
+Train a cascade: a model of small images with their classes, base, and one that scales them up, up.
+
+Each is a run in the folder of the system, and can be stopped, resumed, sampled and evaluated by itself. Settings of a
+stage are options with its name, such as --up.training.steps; those of the data are the same for both.
+"""
+_OPTIONS: Fields = {
+    "system": option(Literal[SYSTEMS], "Which system.", SYSTEMS[0]),  # pyright: ignore[reportInvalidTypeForm]
+    "run": option(Path | None, "The folder of the system (default: runs/NAME-cascade, with the name of the data)."),
+    "resume": option(Path | None, "Go on with the first stage of this system that is not complete, where it stopped."),
+    "stage": option(str | None, "Train this stage only: base or up."),
+    "factor": option(int | None, "How many times larger the up-sampler makes the images of the base (default: 2)."),
+    "overwrite": option(bool, "Replace the system that is there, or the stage that is named.", False),
+    "config": option(Path | None, "A file of settings, TOML or JSON, with the groups data, base and up."),
+    "recipe": option(str | None, "Settings that each stage starts from, such as small (default: as suits DATA)."),
+    "quiet": option(bool, "Show nothing but errors; each stage keeps a log, train.log, in any case.", False),
+    "trust": TRUST,
+    "print_config": PRINT,
+}
+
+
+def train(arguments: list[str]) -> int:
+    first = flags.scan(arguments, _OPTIONS, Config)
+    folder = first.value("resume")
+    names = ("base", "up") if folder is None else read_system(folder).stages
+    groups: dict[str, Any] = {name: (Config, Field(default_factory=Config)) for name in names}
+    data = (DataConfig, Field(default_factory=DataConfig))
+    scanned = flags.scan(arguments, _OPTIONS, create_model("System", __base__=Component, data=data, **groups))
+    if len(scanned.words) > 1:
+        raise InputError(f"One DATA is trained on; got {' and '.join(map(repr, scanned.words))}.")
+    stages = _stages(scanned, trust="trust" in scanned.values)
+    fields = {**_OPTIONS, "data": flags.group(stages[names[0]].data, leave=("scale_down",))}
+    for name, config in stages.items():
+        fields[name] = flags.group(config, leave=("data",))
+    options = flags.parse(fields, scanned.options, prog="sfumato train [DATA] --system cascade", description=_TRAIN)
+    values = options.model_dump()
+    over = {name: values[name] for name in ("data", *stages)}
+    if options.print_config:
+        both = {name: merge(merge(c.model_dump(), {"data": over["data"]}), over[name]) for name, c in stages.items()}
+        configs = {name: parse(Config, settings, origin="the options", trust=True) for name, settings in both.items()}
+        print(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}, indent=2))
+        return 0
+    from sfumato.cli.train import shown
+    from sfumato.systems import cascade
+
+    more: dict[str, Any] = {"recipe": options.recipe, "run": options.resume or options.run, "stage": options.stage}
+    more |= {"resume": options.resume is not None, "overwrite": options.overwrite, "trust": True}
+    return shown(options.quiet, lambda terminal: cascade.train(over, reporter=terminal, **more))
+
+
+def _stages(scanned: flags.Scanned, trust: bool) -> dict[str, Config]:
+    """The configurations that the options start from: of recipes, file and kinds, or of the system that is there."""
+    folder, file, recipe, factor = map(scanned.value, ("resume", "config", "recipe", "factor"))
+    source = next(iter(scanned.words), None) or scanned.value("data.source")
+    if folder is not None:
+        if any(given is not None for given in (source, recipe, factor)):
+            raise InputError("A system that is resumed has its settings; leave DATA, --recipe and --factor out.")
+        return stored(folder, merge(read_file(file) if file is not None else {}, scanned.kinds), trust=trust)
+    over: dict[str, Any] = read_file(file) if file is not None else {}
+    if source is not None:
+        over = merge(over, {"data": {"source": source}})
+    if factor is not None:
+        if not factor.isdecimal() or int(factor) < 2:
+            raise InputError(f"--factor is {factor}; expected a whole number from 2 on.")
+        over = merge(over, {"up": {"conditions": {"low_resolution": {"factor": int(factor)}}}})
+    return planned(merge(over, scanned.kinds), recipe=recipe, gpu=has_gpu(), trust=True)
+
+
+def info(folder: Path, trust: bool, everything: bool) -> Iterator[RenderableType]:
+    """What a system is: the measures of the whole, and each of its stages, also of one that is not trained yet."""
+    from sfumato.cli.info import measured, of_run
+    from sfumato.models.model import load
+
+    system = read_system(folder)
+    whole = "".join(f"\n{title}  {value}" for title, value in measured(folder / "evaluation.json").items())
+    yield f"{system.system}  {folder}, of the stages {', '.join(system.stages)}{whole}"
+    for name in system.stages:
+        yield f"\nstage {name}"
+        run = stage_of(folder, name)
+        if (run / "config.json").is_file():
+            yield of_run(load(run, trust=trust), everything)
+        else:
+            yield f"not trained yet: sfumato train --resume {folder} --stage {name}"
+
+
+def export(folder: Path, to: str, out: Path | None, *, trust: bool, **options: Any) -> None:
+    """Export each stage of a system into a folder, beside what says how they work together."""
+    from sfumato.interop.export import TARGETS, check
+    from sfumato.interop.export import export as write
+    from sfumato.models.model import load
+    from sfumato.models.storage import write_system
+
+    system, suffix = read_system(folder), TARGETS.get(to, "")
+    out = out or folder / "export" / (to if options["precision"] == "fp32" else f"{to}-{options['precision']}")
+    if out.suffix or out.is_file():
+        raise InputError(f"A system is written as a folder with a part for each stage; got {out}.")
+    places = {name: out / f"{name}{suffix}" for name in system.stages}
+    models = {name: load(trained_stage(folder, name), trust=trust) for name in system.stages}
+    for name in system.stages:
+        check(to, places[name], options["precision"], options["overwrite"])
+    for name, model in models.items():
+        try:
+            notes = write(model, to, places[name], **options)
+        except InputError as error:
+            raise InputError(f"The stage {name!r}: {error}") from error
+        print(f"{name}, {to}: {places[name]}")
+        for note in notes:
+            print(note)
+    write_system(out, System(stages=system.stages))
+
+
+def with_sampling(
+    prog: str, arguments: list[str], fields: Fields, description: str, folder: Path
+) -> tuple[Any, SamplingConfig, dict[str, Any]]:
+    """As :func:`sfumato.cli.commands.with_sampling`, of a system: the settings of its last stage have plain names.
+
+    Those of the stages before are options with the name of the stage, and are given as its options are.
+    """
+    *before, last = read_system(folder).stages
+    groups: dict[str, Any] = {name: (SamplingConfig, Field(default_factory=SamplingConfig)) for name in before}
+    scanned = flags.scan(arguments, fields, create_model("Sampling", __base__=SamplingConfig, **groups))
+    known: dict[str, Any] = {}
+    usual: dict[str, SamplingConfig] = {}
+    for name in (*before, last):
+        config, info = read_config(trained_stage(folder, name), trust="trust" in scanned.values)
+        own = {key: value for key, value in scanned.kinds.items() if key not in before}
+        kinds = own if name == last else scanned.kinds.get(name, {})
+        usual[name] = parse(SamplingConfig, merge(config.sampling.model_dump(), kinds), trust=True)
+        known |= info.conditions
+    all_fields = {**fields, **given_flags(known), **flags.flag_fields(usual[last])}
+    all_fields |= {name: flags.group(usual[name]) for name in before}
+    options = flags.parse(all_fields, scanned.arguments, prog=prog, description=description)
+    values = options.model_dump()
+    found = {name: values[name] for name in before} | {last: flags.settings(options, SamplingConfig)}
+    sampling: dict[str, SamplingConfig] = {}
+    for name, settings in found.items():
+        sampling[name] = parse(SamplingConfig, settings, origin="the options", trust=True)
+        prefix = "" if name == last else f"{name}."
+        if not any(key.startswith((f"{prefix}sampler.", f"{prefix}grid.")) for key in scanned.values):
+            sampling[name] = fitted(sampling[name], stage_of(folder, name))
+    if options.print_config:
+        raise SystemExit(
+            print_settings(sampling[last], **{name: sampling[name].model_dump(mode="json") for name in before})
+        )
+    given = {name: getattr(options, name) for name in known if getattr(options, name) is not None}
+    return options, sampling[last], {**given, **{name: {"sampling": sampling[name]} for name in before}}

@@ -1,0 +1,171 @@
+"""Models that are sampled one after the other: a cascade (Ho et al. 2022, "Cascaded diffusion models")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import random
+from sfumato.conditioning.base import Condition, keyed, keys_of
+from sfumato.conditioning.low_resolution import LowResolution, augmented
+from sfumato.config import SamplingConfig
+from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.level import Level
+from sfumato.errors import InputError, shown
+from sfumato.models.batch import SamplingBatch
+from sfumato.models.model import Model
+from sfumato.sampling.sample import Step
+
+
+class Cascade(Model):
+    """A model whose low-resolution image is made by another, which is sampled first, for the same image of the seed.
+
+    It is sampled, evaluated and looked at as any model, at the resolution of its last stage. Conditions that several
+    stages know, such as the class, are drawn once and given to all. What is sampled first gets the noise of the last
+    stage's ``input_noise``, so that the details that are added depend less on its errors.
+
+    ::
+
+        model = Cascade({"base": sfumato.load("runs/small"), "up": sfumato.load("runs/large")})
+        images = model.sample(8, label="7", input_noise=0.1, base={"steps": 20, "guidance": 2.0})
+
+    Options of :meth:`Model.sample` are those of the last stage, and those of an earlier one are given by its name.
+
+    Args:
+        stages: the models by name, in the order of sampling; each but the first has a condition
+            :class:`~sfumato.conditioning.LowResolution`, whose ``factor`` leads from the shape of the one before to
+            its own.
+        run: the folder of the system.
+    """
+
+    def __init__(self, stages: Mapping[str, Model], *, run: Path | None = None) -> None:
+        if len(stages) < 2:
+            raise InputError(f"A cascade has at least two stages; got {', '.join(stages) or 'none'}.")
+        *earlier, self.name = stages
+        self.last = last = stages[self.name]
+        self.before = stages[earlier[0]] if len(earlier) == 1 else Cascade({name: stages[name] for name in earlier})
+        self.link = _link(self.before, last, earlier[-1], self.name)
+        free = {name: c for name, c in self.before.conditions.items() if name not in self.before.supplied}
+        super().__init__(
+            last.denoiser,
+            last.info,
+            config=last.config,
+            conditions={**free, **last.conditions},
+            run=run,
+            step=sum(stage.step for stage in stages.values()),
+        )
+        self.configured, self.fitted, self.trust, self.data = last.configured, last.fitted, last.trust, last.data
+        self.stages = dict(stages)
+        self.supplied = (self.link,)
+
+    def __repr__(self) -> str:
+        return f"Cascade({', '.join(f'{name}={stage!r}' for name, stage in self.stages.items())})"
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move the weights of all stages to a device."""
+        for stage in self.stages.values():
+            stage.to(device)
+        return self
+
+    def batches(self, count: int, *, stepwise: bool = False, **options: Any) -> Iterator[SamplingBatch]:
+        """The batches of the last stage; the earlier ones are sampled for each, unless their condition is given."""
+        if stepwise:
+            one_stage(self, "An edit")
+        yield from super().batches(count, **options)
+
+    def completed(
+        self, cond: dict[str, Tensor], count: int, seed: int, first: int, options: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The conditions of a batch with what the stage before makes for it, without those of that stage alone."""
+        if self.link not in cond:
+            keys = {name: keys_of(name, condition) for name, condition in self.before.conditions.items()}
+            shared = {
+                name: {part: cond[key] for key, part in of.items()}
+                for name, of in keys.items()
+                if of.keys() <= cond.keys()
+            }
+            # the stages must not share their noise: it would tie what one adds to what the other did
+            noise = random.fold(seed, f"before {self.name}")
+            own = self._options_before(options)
+            images = self.before.sample(count, seed=noise, first=first, progress=False, **shared, **own)
+            level = self.settings(options)[0].input_noise
+            condition = augmented({self.link: self.last.conditions[self.link]}, level)[self.link]
+            parts = condition.given(images, count, seed=seed, first=first)
+            cond = cond | {key: rows.to(self.device) for key, rows in keyed(self.link, condition, parts).items()}
+        of_others = {name: c for name, c in self.conditions.items() if name not in self.last.conditions}
+        unknown = {key for name, condition in of_others.items() for key in keys_of(name, condition)}
+        return {key: rows for key, rows in cond.items() if key not in unknown}
+
+    def settings(self, options: Mapping[str, Any]) -> tuple[SamplingConfig, Step | None, Level | None, dict[str, Any]]:
+        """As :meth:`Model.settings`, of the last stage."""
+        for name in self.stages.keys() & options.keys():
+            if name == self.name or not isinstance(options[name], Mapping):
+                first = next(iter(self.stages))
+                raise InputError(
+                    f"{name} is {shown(options[name])}; the options of the last stage, {self.name}, are given as they "
+                    f"are, and those of the others as dictionaries: model.sample(8, steps=20, {first}={{'steps': 10}})."
+                )
+        return super().settings({name: value for name, value in options.items() if name not in self.stages})
+
+    def described(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As :meth:`Model.described`, with the settings of the stages before the last one by their names."""
+        *_, name = self.before.stages or list(self.stages)[:1]
+        before = self.before.described(self._options_before(options))
+        return {**super().described(options), name: before}
+
+    def _options_before(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the stage before, and of those before it by their names."""
+        *earlier, name = list(self.stages)[:-1]
+        return {**options.get(name, {}), **{other: options[other] for other in earlier if other in options}}
+
+    def sampler(
+        self, sampling: SamplingConfig | None = None, grid: Level | None = None, solver: Step | None = None
+    ) -> tuple[Denoise, Level, Step]:
+        """That of the last stage."""
+        return self.last.sampler(sampling, grid, solver)
+
+
+def one_stage(model: Model, what: str) -> None:
+    """Refuse a system of several models for what is done with one."""
+    if model.stages:
+        *_, name = model.stages
+        where = f"model.stages[{name!r}]" if model.run is None else f"{model.run}/stages/{name}"
+        raise InputError(f"{what} works on one stage, and this is a system of {', '.join(model.stages)}: take {where}.")
+
+
+def _link(before: Model, last: Model, name_before: str, name: str) -> str:
+    """The condition that the stage before makes, if the two fit together."""
+    lows = {n: c for n, c in last.conditions.items() if isinstance(c, LowResolution)}
+    if len(lows) != 1:
+        raise InputError(
+            f"The stage {name!r} has {len(lows)} low-resolution conditions and needs one, to scale up what "
+            f"{name_before!r} makes: train it with --condition low_resolution."
+        )
+    ((link, condition),) = lows.items()
+    wanted = (last.info.shape[0], *(side // condition.factor for side in last.info.shape[1:]))
+    if condition.column is None and before.info.shape != wanted:
+        here, there, needed = ("x".join(map(str, shape)) for shape in (before.info.shape, last.info.shape, wanted))
+        raise InputError(
+            f"The stage {name_before!r} makes images of {here}, and {name!r} scales {needed} up to {there} (factor "
+            f"{condition.factor}); train one of them again with --data.size or the factor that fits."
+        )
+    for shared in before.conditions.keys() & last.conditions.keys():
+        theirs, ours = (_names(model.conditions[shared]) for model in (before, last))
+        if theirs != ours:
+            raise InputError(
+                f"The stages {name_before!r} and {name!r} were trained with other {shared}s, {_shown(theirs)} and "
+                f"{_shown(ours)}: train them on the same data."
+            )
+    return link
+
+
+def _names(condition: Condition) -> tuple[str, ...]:
+    return tuple(getattr(condition, "names", ()))
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])} ...)"

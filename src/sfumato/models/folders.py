@@ -1,0 +1,91 @@
+"""Models in folders: a run directory each, or a system of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.errors import InputError, check_arguments
+from sfumato.models import model as runs
+from sfumato.models.cascade import Cascade
+from sfumato.models.model import Model
+from sfumato.models.storage import System, is_system, read_system, stage_of, trained_stage, write_config, write_system
+from sfumato.models.weights import write_fitted, write_weights
+
+LEAST_TRAINED = 0.1
+"""The part of its steps after which a stage of a system is sampled from."""
+
+
+def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = False, network: Any = None) -> Model:
+    """The model of a run directory, or the system of several in a folder, with averaged weights, ready to sample.
+
+    ::
+
+        model = sfumato.load("runs/digits")
+        images = model.sample(64, seed=0)
+
+    Args:
+        run: the run directory, or the folder of a system.
+        device: where the weights go.
+        trust: whether Python code of other packages that the run names, such as an own network, may be imported.
+        network: an own network for the weights, or what makes it, where the run could not name how it is made.
+    """
+    check_arguments(load, locals())
+    if not is_system(run):
+        return runs.load(run, device, trust=trust, network=network)
+    if network is not None:
+        raise InputError(
+            f"{run} is a system, and a network is that of one stage: load each, and make a Cascade of them."
+        )
+    folder, stages = Path(run), dict[str, Model]()
+    for name in read_system(folder).stages:
+        path = trained_stage(folder, name)
+        stage = runs.load(path, device, trust=trust)
+        steps = stage.config.training.steps
+        # weights of other programs are of no known step
+        if 0 < stage.step < LEAST_TRAINED * steps:
+            raise InputError(
+                f"The stage {name!r} of {folder} was hardly trained, {stage.step:,} of {steps:,} steps; go on with: "
+                f"sfumato train --resume {folder} --stage {name}, or take a stage alone, such as {path}."
+            )
+        stages[name] = stage
+    return Cascade(stages, run=folder)
+
+
+def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
+    """Write a model into a folder, for :func:`load`: ``config.json``, ``model.safetensors`` and ``fitted.json``.
+
+    A system is written as a folder of its stages.
+
+    Args:
+        model: the model.
+        run: the folder.
+        overwrite: replace the model that is there.
+    """
+    check_arguments(save, locals())
+    run = Path(run)
+    if ((run / "config.json").exists() or is_system(run)) and not overwrite:
+        raise InputError(f"{run} holds a model already; replace it with overwrite=True, or choose another folder.")
+    if is_system(run) if not model.stages else (run / "config.json").exists():
+        raise InputError(f"{run} holds a model of another kind; choose another folder.")
+    if model.stages:
+        for name, stage in model.stages.items():
+            save(stage, stage_of(run, name), overwrite=overwrite)
+        write_system(run, System(stages=tuple(model.stages)))
+        return
+    if not model.configured:
+        raise InputError(
+            "This model was made around a denoiser, and does not know how it is made again; train or build it from a "
+            "configuration (Model.build(config, info, network=...)) to save it."
+        )
+    write_config(run, model.config, model.info)
+    write_weights(run, model.module, model.step)
+    save_fitted(model, run)
+
+
+def save_fitted(model: Model, run: Path) -> None:
+    """Write what was fitted to the weights of a model, if anything was."""
+    if model.fitted.gamma is not None or model.fitted.solvers:
+        write_fitted(run, model.fitted, model.fingerprint, model.step)

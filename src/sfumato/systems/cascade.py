@@ -1,0 +1,191 @@
+"""A class-conditional cascade: a model of small images, and one that scales them up (Ho et al. 2022)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from sfumato.config import Config
+from sfumato.data import Dataset
+from sfumato.errors import InputError, check_arguments, nearest
+from sfumato.io.files import read_json
+from sfumato.io.images import save_grid
+from sfumato.io.tensors import read_meta
+from sfumato.models.data import GIVEN, data_of, given_sets
+from sfumato.models.evaluate import judge_of, judged
+from sfumato.models.folders import load
+from sfumato.models.model import Model
+from sfumato.models.storage import System, is_system, read_system, stage_of, write_system
+from sfumato.runs import train as runs
+from sfumato.runs.budget import has_gpu
+from sfumato.runs.directory import Interrupted, RunDirectory
+from sfumato.runs.reporting import Reporter
+from sfumato.runs.setup import accelerator_without_settings
+from sfumato.systems.stages import Settings, planned, stored
+from sfumato.training.checkpoint import Checkpoints
+
+
+def train(
+    settings: Settings | None = None,
+    *,
+    recipe: str | None = None,
+    data: Any = None,
+    heldout: Any = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    stage: str | None = None,
+    overwrite: bool = False,
+    trust: bool = False,
+    reporter: Reporter | None = None,
+) -> Model | None:
+    """Train the stages of a cascade, one after the other, into a folder; as ``sfumato train --system cascade``.
+
+    The folder holds ``system.json``, a run directory for each stage in ``stages``, and, when all are trained,
+    ``evaluation.json`` and ``samples`` of the whole. No stage writes into that of another: each can be stopped,
+    resumed, trained longer or replaced by itself.
+
+    ::
+
+        model = train({"data": {"source": "digits"}, "base": {"training": {"steps": 500}}}, run="runs/system")
+
+    Args:
+        settings: settings of each stage by its name, ``base`` and ``up``, and ``data`` of both, in place of those of
+            the recipe.
+        recipe: the recipe that each stage starts from; by default the one that suits the data.
+        data: anything that :meth:`sfumato.data.Dataset.of` takes, at the full resolution and with labels; by default
+            the settings say where they are.
+        heldout: data that are not trained on, for the evaluation; by default a part of ``data``.
+        run: the folder, by default ``runs/NAME-cascade`` with the name of the data.
+        resume: go on with the first stage that is not complete, bit for bit as if there had been no stop.
+        stage: train this one only.
+        overwrite: delete what is there: the system, or the ``stage``.
+        trust: whether Python code of other packages that the settings name may be imported.
+        reporter: what shows progress; by default nothing does.
+
+    Returns:
+        The system, ready to sample; None if a stage is not trained yet.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, when the state is saved.
+    """
+    check_arguments(train, locals())
+    given = None if data is None else Dataset.of(data)
+    reporter = reporter or Reporter()
+    if resume:
+        if run is None:
+            raise InputError("Say which system to resume.")
+        folder = Path(run)
+        stages = stored(folder, settings, trust=trust)
+    else:
+        if given is not None:
+            settings = {**(settings or {}), "data": {"source": given.name, **(settings or {}).get("data", {})}}
+        stages = planned(settings, recipe=recipe, gpu=has_gpu(), trust=trust)
+        if given is not None:
+            stages = {n: config.override({"data.source": f"{GIVEN}{given.name}"}) for n, config in stages.items()}
+        usual = runs.default_name(next(iter(stages.values())))
+        folder = Path(run) if run is not None else Path("runs") / f"{usual}-cascade"
+    if stage is not None and stage not in stages:
+        raise InputError(f"The system has no stage {stage!r}{nearest(stage, stages)}")
+    if overwrite and resume and stage is None:
+        raise InputError("A system that is resumed keeps what is trained; name the stage that is to be replaced.")
+    accelerator = accelerator_without_settings()
+    if accelerator.is_main_process:
+        if not resume and (stage is None or not is_system(folder)):
+            _make_room(folder, overwrite, accelerator)
+        later = {name: config.model_dump(mode="json") for name, config in stages.items() if not _is_run(folder, name)}
+        write_system(folder, System(stages=tuple(stages), settings=later))
+    accelerator.wait_for_everyone()
+    began = time.perf_counter()
+    for number, (name, config) in enumerate(stages.items(), 1):
+        path = stage_of(folder, name)
+        if stage not in (None, name) or (resume and stage is None and _is_complete(path, config)):
+            continue
+        reporter.say(f"stage     {name}, {number} of {len(stages)}")
+        if accelerator.is_main_process:
+            # that of other weights
+            (folder / "evaluation.json").unlink(missing_ok=True)
+        more: dict[str, Any] = {"data": given, "heldout": heldout, "trust": trust, "reporter": reporter}
+        try:
+            if resume and not overwrite and _is_run(folder, name):
+                runs.train(config, run=path, resume=True, **more)
+            else:
+                runs.train(config, run=path, overwrite=overwrite, **more)
+        except Interrupted as stop:
+            raise Interrupted(folder, stop.step, stop.signal_number) from None
+    missing = [name for name, config in stages.items() if _steps_of(stage_of(folder, name)) < config.training.steps]
+    if missing:
+        reporter.say(f"system    {folder} lacks {' and '.join(missing)}; go on with: sfumato train --resume {folder}")
+        return None
+    model = load(folder, accelerator.device, trust=trust)
+    model.data = given_sets(model.config, given, heldout)
+    _show(model, folder, reporter, accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    reporter.say(f"{time.perf_counter() - began:.1f} s in all.")
+    reporter.say(f"use it    sfumato sample {folder}")
+    return model
+
+
+def _is_run(folder: Path, name: str) -> bool:
+    return (stage_of(folder, name) / "config.json").is_file()
+
+
+def _steps_of(run: Path) -> int:
+    """The steps that a stage was trained for."""
+    files = [run / "model.safetensors", *Checkpoints(run / "checkpoints").paths()[:1]]
+    return max(int(read_meta(path).get("step", 0)) for path in files)
+
+
+def _is_complete(run: Path, config: Config) -> bool:
+    """Whether a stage is trained to its last step, and evaluated if it is to be."""
+    if _steps_of(run) < config.training.steps:
+        return False
+    try:
+        return not config.evaluation.samples or read_json(run / "evaluation.json")["step"] == config.training.steps
+    except (InputError, KeyError, TypeError):
+        return False
+
+
+def _make_room(folder: Path, overwrite: bool, accelerator: Accelerator) -> None:
+    """Make sure that a folder is free for a new system, or make it so."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another folder with --run.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(
+            f"{folder} is there already; go on with --resume {folder}, replace it with --overwrite, or choose another "
+            "with --run."
+        )
+    if not is_system(folder):
+        raise InputError(f"{folder} is not a system of Sfumato, so --overwrite will not delete it.")
+    for name in read_system(folder).stages:
+        # one that another process trains is refused
+        directory = RunDirectory(stage_of(folder, name), accelerator)
+        if directory.folder.is_dir():
+            directory.prepare(True, False)
+            directory.close()
+    aside = folder.with_name(f".{folder.name}.overwritten-{os.getpid()}")
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _show(model: Model, folder: Path, reporter: Reporter, main: bool) -> None:
+    """Sample from the whole system, and evaluate it."""
+    options = model.config.training
+    if main and options.sample_count:
+        images = model.sample(options.sample_count, progress=False)
+        save_grid(images, folder / "samples" / f"step-{model.step:07d}.png")
+    if not model.config.evaluation.samples:
+        return
+    try:
+        judge = judge_of(model, data_of(model), progress=reporter.progress)
+        reporter.evaluating(model.config.evaluation.samples)
+        report = judged(judge, model, keep=True, overwrite=True, progress=reporter.progress)
+        reporter.evaluated(report, model.step)
+    except InputError as error:
+        reporter.say(f"No evaluation: {error}")

@@ -1,0 +1,113 @@
+"""The configurations of the stages of a system: from recipes, or from a system that is there."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sfumato.config import Config, merge, parse
+from sfumato.errors import InputError, nearest
+from sfumato.models.storage import read_config, read_system, stage_of
+from sfumato.recipes import named
+
+Settings = Mapping[str, Any]
+
+SYSTEMS = ("cascade",)
+"""The systems that can be trained."""
+
+
+def _changes(system: str) -> dict[str, dict[str, Any]]:
+    """What each stage of a system changes in the recipe of its data, by the name of the stage."""
+    if system not in SYSTEMS:
+        raise InputError(f"There is no system {system!r}{nearest(system, SYSTEMS)}")
+    return tomllib.loads(files("sfumato.recipes").joinpath(f"{system}.toml").read_text(encoding="utf-8"))
+
+
+def planned(
+    over: Settings | None = None,
+    *,
+    system: str = "cascade",
+    recipe: str | None = None,
+    gpu: bool = True,
+    trust: bool = False,
+) -> dict[str, Config]:
+    """How the stages of a new system are trained.
+
+    Args:
+        over: settings in place of those of the recipes: those of a stage by its name, and ``data`` of all of them.
+        system: which system.
+        recipe: the recipe that each starts from; by default the one that suits the data.
+        gpu: whether there is a GPU, for which the usual recipe is larger.
+        trust: whether settings may name Python code of other packages.
+    """
+    stages = _changes(system)
+    chosen = _checked(over, stages)
+    shared: dict[str, Any] = chosen.get("data", {})
+    usual = named(recipe, shared.get("source"), shared.get("layout"), gpu=gpu)
+    if (merge(usual.get("data", {}), shared)).get("random_crop") is not None:
+        raise InputError("The stages of a cascade are trained on whole images; leave --data.random-crop out.")
+    values = {name: merge(merge(usual, changed), {"data": shared}) for name, changed in stages.items()}
+    for name, scale in _scales(_merged(values, chosen)).items():
+        values[name] = merge(values[name], {"data.scale_down": scale})
+        if patch := values[name].get("model", {}).get("network", {}).get("patch"):
+            # as many positions in each stage, for images of whatever size
+            values[name] = merge(values[name], {"model.network.patch": max(1, patch // scale)})
+    return _parsed(_merged(values, chosen), trust)
+
+
+def stored(folder: str | Path, over: Settings | None = None, *, trust: bool = False) -> dict[str, Config]:
+    """How the stages of a system that is there are trained: as their runs say, or as was planned.
+
+    Args:
+        folder: the system.
+        over, trust: as for :func:`planned`.
+    """
+    system = read_system(folder)
+    values: dict[str, Any] = {}
+    for name in system.stages:
+        run = stage_of(folder, name)
+        if (run / "config.json").is_file():
+            values[name] = read_config(run, trust=trust)[0].model_dump()
+        elif name in system.settings:
+            values[name] = system.settings[name]
+        else:
+            raise InputError(f"{folder} does not say how its stage {name!r} is trained; train it with --run {run}.")
+    chosen = _checked(over, values)
+    values = {name: merge(value, {"data": chosen.get("data", {})}) for name, value in values.items()}
+    return _parsed(_merged(values, chosen), trust)
+
+
+def _checked(over: Settings | None, stages: Mapping[str, Any]) -> Settings:
+    over = over or {}
+    for name, settings in over.items():
+        if name not in (*stages, "data"):
+            raise InputError(f"{name!r} is no stage of this system{nearest(name, (*stages, 'data'))}")
+        if name != "data" and "data" in settings:
+            raise InputError(f"All stages are trained on the same data; give them once, as data, and not of {name!r}.")
+    return over
+
+
+def _merged(stages: Mapping[str, Settings], over: Settings) -> dict[str, dict[str, Any]]:
+    return {name: merge(settings, over.get(name, {})) for name, settings in stages.items()}
+
+
+def _scales(stages: Mapping[str, Settings]) -> dict[str, int]:
+    """How many times smaller the images of each stage are than those of the last."""
+    scales, scale = dict[str, int](), 1
+    for name in reversed(list(stages)):
+        scales[name] = scale
+        for condition in stages[name].get("conditions", {}).values():
+            if condition.get("kind") == "low_resolution":
+                if condition.get("down", "bicubic") != "bicubic":
+                    raise InputError(
+                        f"What is before {name!r} is scaled down by bicubic interpolation; leave down out."
+                    )
+                scale *= int(condition.get("factor", 4))
+    return scales
+
+
+def _parsed(stages: Mapping[str, Any], trust: bool) -> dict[str, Config]:
+    return {name: parse(Config, values, origin=f"the stage {name}", trust=trust) for name, values in stages.items()}
