@@ -47,6 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(place / "images.npz", images=generator.integers(0, 255, (20, 16, 16, 3), dtype=np.uint8))
     np.save(place / "signals.npy", generator.uniform(-1, 1, (20, 2, 32)).astype(np.float32))
     Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(place / "seven.png")
+    Image.fromarray(generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(place / "photo.jpg")
     Image.fromarray(np.array([[255], [0]], dtype=np.uint8).repeat(4, axis=0).repeat(8, axis=1)).save(place / "mask.png")
     label = {"label": {**LABELLED["label"], "drop": 0.1}}
     train(tiny(conditions=label, evaluation={"samples": 50}), run=place / "runs/digits")
@@ -100,7 +101,22 @@ def needed(words: list[str]) -> list[str]:
     return (["onnx", "onnxscript", *own] if graphs else []) + (["nncf"] if "int8" in words else [])
 
 
+def brief(words: list[str]) -> list[str]:
+    """What makes the training of a classifier, an up-sampler or a cascade brief."""
+    steps = "--training.steps 2 --training.batch-size 4 --training.sample-count 0"
+    network = "--model.network.channels 8 8"
+    if "--system" in words:
+        stages = [
+            f"--{stage}.{flag}" for stage in ("base", "up") for flag in (*steps.split("--")[1:], "evaluation.samples 0")
+        ]
+        return " ".join(stages).split()
+    if "classify" in words:
+        return f"{steps} {network} --model.schedule.kind {tiny().model.schedule.kind}".split()
+    return f"{steps} {network} --data.tile 64 --data.random-crop 32 --evaluation.samples 4 --data.holdout 4 --model.schedule.sigma-max 40".split()
+
+
 @pytest.mark.filterwarnings("ignore:With the large reverse variance")
+@pytest.mark.filterwarnings("ignore:.*hardly trained")
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_of_the_readme_run(
     line: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -122,6 +138,8 @@ def test_the_commands_of_the_readme_run(
             "4",
             "--overwrite",
         ]
+    elif "--task" in words or "--system" in words:
+        words = ["path/to/folder" if word == "FOLDER" else word for word in words] + brief(words)
     elif words[0] == "train" and "--resume" not in words:
         extra = flags(steps=2)
         # conditions are those of the README
@@ -134,6 +152,8 @@ def test_the_commands_of_the_readme_run(
             extra = extra[at[0] :]
             small = ["--model.network.width", "24", "--model.network.depth", "1", "--model.network.heads", "2"]
         words += [*extra, "--overwrite", *where, *small]
+    if words[0] == "evaluate" and ("--sweep" in words or "runs/photos" in words):
+        words += ["--samples", "20"]
     if words[0] == "sample" and "250" in words:
         words[words.index("250")] = "3"
     with pytest.raises(SystemExit) as exit_:

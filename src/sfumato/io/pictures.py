@@ -173,8 +173,13 @@ def png_facts(facts: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo | None:
         return None
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", _software())
-    info.add_text("sfumato", json.dumps(facts))
+    info.add_text("sfumato", json.dumps(facts, default=_plain))
     return info
+
+
+def _plain(value: Any) -> Any:
+    """Settings and what else is no JSON, as JSON holds it."""
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
 
 
 def _with_comment(exif: bytes | None, facts: Mapping[str, Any] | None) -> bytes | None:
