@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sfumato.metrics.pairs import consistency
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.models.upscale import mirrored, passes, upscale
+from sfumato.sampling.fitted_solver import Fitted, FittedSolver
 
 
 class Local(nn.Module):
@@ -217,7 +219,9 @@ def test_a_model_of_residuals_starts_around_its_picture() -> None:
 def test_a_fitted_solver_is_used_for_tiles_too() -> None:
     made, low = model(Local(3, 3)), picture(4, 4)
     plain = upscale(made, low, steps=2)
-    sfumato.tune(made, (torch.rand(40, 3, 16, 16) * 2 - 1).numpy(), steps=2, noises=16, progress=False)
+    # from sigma 20 to 0.5, then to the estimate of the data
+    solver = FittedSolver((-2.0 * math.log(20.0), 2.0 * math.log(2.0)), ((0.025, 0.975), (0.1, 0.0, 0.9)))
+    made.fitted = Fitted(solvers={2: solver})
     assert not torch.allclose(upscale(made, low, steps=2), plain, atol=1e-3)
     assert torch.equal(upscale(made, low, steps=2), made.sample(1, steps=2, low_resolution=low)[0])
     large = picture(30, 30)
