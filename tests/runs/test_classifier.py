@@ -19,7 +19,8 @@ from sfumato.errors import InputError
 from sfumato.models.data import data_of
 from sfumato.models.model import Model
 from sfumato.recipes import classify, named
-from sfumato.runs.train import default_name, train
+from sfumato.runs.setup import default_name
+from sfumato.runs.train import train
 from tests.cli.command import run
 from tests.runs.test_resume import assert_same_bytes
 from tests.training.tiny import LABELLED, TINY, tiny

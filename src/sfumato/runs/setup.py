@@ -20,6 +20,7 @@ from sfumato.conditioning import Label
 from sfumato.config import Config, parse
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, require_memory
+from sfumato.models.data import GIVEN
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.networks.execution import compile_in_place, count
@@ -27,6 +28,15 @@ from sfumato.random import Draws
 from sfumato.training.loop import Trainer
 from sfumato.training.optimization import learning_rate_schedule
 from sfumato.training.precision import prefers_channels_last
+
+
+def default_name(config: Config) -> str:
+    """The name of a run: that of its data, with what is trained on them where they are not generated."""
+    name = Path(config.data.source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
+    if config.classifies:
+        return f"{name}-classifier"
+    low = [one for one in config.conditions.values() if one.kind == "low_resolution" and one.column is None]
+    return f"{name}-x{low[0].factor}" if low else name
 
 
 def describe(loader: Loader, heldout: int, config: Config) -> Info:

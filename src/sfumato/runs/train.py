@@ -35,7 +35,7 @@ from sfumato.recipes import named
 from sfumato.runs.budget import has_gpu, seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
-from sfumato.runs.setup import accelerator_without_settings, describe, heldout_losses, make_trainer
+from sfumato.runs.setup import accelerator_without_settings, default_name, describe, heldout_losses, make_trainer
 from sfumato.training.loop import Record, Trainer
 from sfumato.training.precision import supports_bf16, tf32
 
@@ -156,15 +156,6 @@ def _described(network: Any) -> tuple[nn.Module | None, Mapping[str, Any]]:
     sentence = f"The run can't make its network again: to load or resume it, pass it again. {why}"
     warnings.warn(sentence, SfumatoWarning, stacklevel=4)
     return module, {"kind": "given"}
-
-
-def default_name(config: Config) -> str:
-    """The name of a run: that of its data, with what is trained on them where they are not generated."""
-    name = Path(config.data.source.removeprefix(GIVEN).removeprefix("hf:").partition(":")[0]).stem or "run"
-    if config.classifies:
-        return f"{name}-classifier"
-    low = [one for one in config.conditions.values() if one.kind == "low_resolution" and one.column is None]
-    return f"{name}-x{low[0].factor}" if low else name
 
 
 def _check_same(stored: Config, wanted: Config, model: set[str]) -> None:
