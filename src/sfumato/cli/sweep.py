@@ -99,7 +99,7 @@ def evaluate_sweep(
     return 0
 
 
-_MEASURES = ("FD", "KID", "precision k=3", "recall k=3", "density k=5", "coverage k=5", "diversity", "accuracy")
+_MEASURES = ("FD", "precision k=3", "recall k=3", "density k=5", "coverage k=5", "accuracy")
 
 
 def _table(curves: Sequence[Curve], key: str) -> Table:
@@ -111,14 +111,21 @@ def _table(curves: Sequence[Curve], key: str) -> Table:
     first = curves[0].reports[0]
     measures = [name for name in _MEASURES if name in first] or [row.title for row in first.rows]
     counts = ", ".join(f"{count:,} {name}" for name, count in first.counts.items())
-    table = Table(title=f"{counts} at each {key}", title_justify="left")
-    table.add_column(curves[0].name if len(curves) == 1 else "guidance")
+    error = number(first.main.value, first.main.error)
+    caption = f"Errors are in the file; the first {first.main.name} is {error}."
+    several = len(curves) > 1
+    title = f"{key if several else curves[0].name}: {counts}"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    if several:
+        table.add_column("", no_wrap=True)
+    table.add_column(key.rpartition(".")[2], no_wrap=True)
     for name in measures:
         table.add_column(first[name].name, justify="right")
     for curve in curves:
-        for value, report in zip(curve.values, curve.reports, strict=True):
-            label = value if len(curves) == 1 else f"{curve.name} {value}"
-            table.add_row(label, *(number(report[name].value, report[name].error) for name in measures))
+        for i, (value, report) in enumerate(zip(curve.values, curve.reports, strict=True)):
+            who = ["" if i else curve.name] if several else []
+            table.add_row(*who, value, *(number(report[name].value) for name in measures))
         table.add_section()
-    table.add_row("real pictures", *(number(first[name].floor, first[name].floor_error) for name in measures))
+    who = ["real pictures", ""] if several else ["real"]
+    table.add_row(*who, *(number(first[name].floor) for name in measures))
     return table

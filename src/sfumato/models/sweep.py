@@ -18,7 +18,7 @@ SCALE = "guidance.scale"
 """The setting of a sweep of guidance, which compares both kinds of it where there are two."""
 
 
-def swept(sampling: SamplingConfig, key: str, values: Sequence[str | float]) -> list[SamplingConfig]:
+def swept(sampling: SamplingConfig, key: str, values: Sequence[str | int | float]) -> list[SamplingConfig]:
     """The sampling with each value of one of its settings.
 
     Args:
@@ -68,7 +68,7 @@ class Curve:
 def evaluate_sweep(
     model: Model,
     key: str,
-    values: Sequence[str | float],
+    values: Sequence[str | int | float],
     *,
     sampling: SamplingConfig | None = None,
     samples: int | None = None,
