@@ -44,6 +44,7 @@ from sfumato.models.folders import save as save
 from sfumato.models.likelihood import bits_per_dim as bits_per_dim
 from sfumato.models.model import Model as Model
 from sfumato.models.model import generate as generate
+from sfumato.models.upscale import upscale as upscale
 from sfumato.networks.dit import DiT as DiT
 from sfumato.networks.mlp import MLP as MLP
 from sfumato.networks.unet import UNet as UNet

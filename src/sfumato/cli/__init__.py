@@ -19,6 +19,7 @@ Train, sample, evaluate and understand denoising diffusion models.
 commands:
   train [DATA]   train a model on data by name or path (default: digits, nothing to download)
   sample RUN     sample images from a trained model
+  upscale PIC... enlarge pictures of any size by a model of super-resolution
   edit RUN HOW   inpainting, SDEdit, DDIM inversion, interpolation
   evaluate SET   judge a run, pictures or arrays against real pictures: FD, KID, precision, copies ...
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
@@ -45,6 +46,7 @@ _LESS = (
 COMMANDS = {
     "train": "train:train",
     "sample": "commands:sample",
+    "upscale": "upscale:upscale",
     "evaluate": "evaluate:evaluate",
     "edit": "edit:edit",
     "likelihood": "fit:likelihood",

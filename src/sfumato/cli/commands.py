@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
 from sfumato.cli.flags import SEVERAL, Fields, is_positional, option
-from sfumato.cli.output import OUT, check_free, check_out, out_of, write_images
+from sfumato.cli.output import OUT, check_free, check_out, facts_of, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
 from sfumato.errors import InputError, require_device
@@ -43,31 +43,48 @@ def print_settings(settings: Component, **more: Any) -> int:
 
 
 def with_sampling(
-    prog: str, arguments: list[str], fields: Fields, description: str
+    prog: str,
+    arguments: list[str],
+    fields: Fields,
+    description: str,
+    *,
+    model: Callable[[], Path] | None = None,
+    given: str = "",
 ) -> tuple[Any, SamplingConfig, dict[str, Any]]:
     """The options of a command that samples, the settings of sampling, and the conditions that are given.
 
     The run comes first or after options: it decides the defaults of the others, and which conditions there are. What
     is no run, where ``fields`` allow it, leaves the defaults. Several classes can be given where only the run stands
     without a flag.
+
+    Args:
+        prog, arguments, fields, description: as for :func:`sfumato.cli.flags.parse`.
+        model: for a command whose run is the option ``--model``: the run where it is not given.
+        given: the kind of condition that comes by another way than an option of its name.
     """
     only_runs = "run" not in fields
     several = not any(is_positional(kind) for name, (kind, _) in fields.items() if name != "run")
-    fields = {"run": RUN, **fields, "trust": TRUST, "print_config": PRINT}
+    fields = {**({"run": RUN} if model is None else {}), **fields, "trust": TRUST, "print_config": PRINT}
     scanned = flags.scan(arguments, fields, SamplingConfig)
-    run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
+    if model is None:
+        run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
+    else:
+        run = scanned.value("model") or (None if scanned.helping else str(model()))
     base, conditions = SamplingConfig(), dict[str, Any]()
     if run is None and not scanned.helping:
         what = "run" if only_runs else "run or which pictures"
         raise InputError(f"Say which {what}: {prog} {'RUN' if only_runs else 'SET'}. See {prog} --help.")
     if run is not None and is_system(run):
+        if model is not None:
+            raise InputError(f"{run} is a system of several models; name one of them, in its folder stages.")
         from sfumato.cli import system
 
         return system.with_sampling(prog, arguments, fields, description, Path(run), several=several)
     is_run = run is not None and (only_runs or (Path(run) / "config.json").exists())
     if run is not None and is_run and (Path(run).is_dir() or not scanned.helping):
         config, info = read_config(run, trust="trust" in scanned.values)
-        base, conditions = config.sampling, info.conditions
+        base = config.sampling
+        conditions = {name: condition for name, condition in info.conditions.items() if condition.kind != given}
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
     if scanned.value("guidance.classifier") or base.guidance.classifier:
         # a classifier is told the class also where the model is not
@@ -81,9 +98,9 @@ def with_sampling(
     options = flags.parse({**fields, **flags.flag_fields(base)}, words, prog=prog, description=description)
     sampling = parse(SamplingConfig, settings_of(options), origin="the options", trust=True)
     named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
-    if not named and getattr(options, "sweep", None) is None:
+    if not named and getattr(options, "sweep", None) is None and run is not None:
         # what was fitted for this number of steps is taken where no sampler and no grid is named
-        sampling = with_fitted(sampling, Path(options.run))
+        sampling = with_fitted(sampling, Path(run))
     if options.print_config:
         raise SystemExit(print_settings(sampling))
     return options, sampling, given_of(options, conditions)
@@ -178,8 +195,9 @@ def sample(arguments: list[str]) -> int:
         image_files.save_animation(shown, options.animation)
         print(f"{len(shown)} frames: {options.animation}")
     out = out_of(options, f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}")
-    above = columns_of(given, options.first)
-    write_images(images, out, options.first, info=model.info, overwrite=options.overwrite, above=above)
+    facts = facts_of(model, sampling, options.seed, **given)
+    more: dict[str, Any] = {"above": columns_of(given, options.first), "facts": facts}
+    write_images(images, out, options.first, info=model.info, overwrite=options.overwrite, **more)
     return 0
 
 
@@ -216,7 +234,7 @@ def _animation(
     return frame.x.clamp(-1.0, 1.0).float().cpu(), shown
 
 
-def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
+def load_model(options: Any, sampling: SamplingConfig | None = None, run: Path | None = None) -> Model:
     """The model of a run, on the device or in the inference engine that the options ask for."""
     import torch
 
@@ -235,7 +253,7 @@ def load_model(options: Any, sampling: SamplingConfig | None = None) -> Model:
         engines.check(engine, precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     require_device(device)
-    model = load(options.run, device, trust=getattr(options, "trust", False))
+    model = load(run or options.run, device, trust=getattr(options, "trust", False))
     if engine is None:
         return model
     import sys

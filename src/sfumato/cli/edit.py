@@ -163,7 +163,7 @@ def _read(options: Any, model: Model) -> Tensor:
 
 def _write(images: Tensor, options: Any, model: Model, name: str, given: Tensor | None = None, **more: Any) -> None:
     """Write what was sampled, by default into the run."""
-    write_images(images, out_of(options, name), 0, given, info=model.info, overwrite=options.overwrite, **more)
+    write_images(images, out_of(options, name), 0, given, info=model.info, overwrite=options.overwrite, more=more)
 
 
 HOW: dict[str, Callable[[list[str]], int]] = {

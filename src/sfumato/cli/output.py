@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sfumato.config import SamplingConfig
+    from sfumato.models.model import Model
     from sfumato.models.storage import Info
 
 OUT: Fields = {
@@ -28,6 +30,21 @@ OUT: Fields = {
     ),
     "overwrite": option(bool, "Replace what is there: a file, or all numbered images of a folder.", False),
 }
+
+
+def facts_of(model: Model, sampling: SamplingConfig, seed: int, **more: Any) -> dict[str, Any]:
+    """How images are made, for their metadata; ``more`` are other options, of which None is left out."""
+    facts = {
+        "model": None if model.run is None else str(model.run),
+        "step": model.step,
+        "seed": seed,
+        "steps": sampling.steps,
+        "sampler": sampling.sampler.kind,
+        "grid": sampling.grid.kind,
+        "guidance": sampling.guidance.scale,
+        **{name: str(value) if isinstance(value, Path) else value for name, value in more.items()},
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def check_free(path: Path | None, overwrite: bool) -> None:
@@ -83,12 +100,14 @@ def write_images(
     info: Info | None = None,
     overwrite: bool = False,
     above: Sequence[str] = (),
-    **more: Tensor,
+    facts: Mapping[str, Any] | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write images as :data:`OUT` says, a grid with what was ``given`` at its start, and say where.
 
-    The numbers of vectors that were standardized are written in the units of their data, which ``info`` knows. A grid
-    has a column for each of the names that stand ``above``.
+    The numbers of vectors that were standardized are written in the units of their data, which ``info`` knows; what
+    ``facts`` say of how images were made goes into the metadata of PNGs, with the number of each image, and ``more``
+    arrays into an .npz. A grid has a column for each of the names that stand ``above``.
     """
     import torch
 
@@ -96,11 +115,12 @@ def write_images(
 
     beside = ""
     if out.suffix == ".png":
-        image_files.save_grid(images if given is None else torch.cat([given, images]), out, above)
+        numbers = None if facts is None else {**facts, "first": first, "count": len(images)}
+        image_files.save_grid(images if given is None else torch.cat([given, images]), out, numbers, above)
     elif out.suffix == ".npz":
-        image_files.save_array(images if info is None else info.in_units(images), out, **more)
+        image_files.save_array(images if info is None else info.in_units(images), out, **(more or {}))
     else:
-        image_files.save_each(images, out, first)
+        image_files.save_each(images, out, first, facts)
         rest = _pictures(out)[0] - _names(first, len(images))
         for name in rest if overwrite else ():
             (out / name).unlink()

@@ -37,6 +37,9 @@ def scale_down(
         shape = tuple(images.shape[1:])
         raise InputError(f"A low resolution is that of images whose sides {factor} divides; got {shape}.")
     size = [side // factor for side in sides]
+    if size[1] == 1 and how == "bicubic":
+        # torch (2.13, on the CPU) repeats the first row of anti-aliased images that become one pixel wide
+        return functional.interpolate(images.mT, size[::-1], mode=how, antialias=True).mT
     return functional.interpolate(images, size, mode=how, antialias=how == "bicubic")
 
 

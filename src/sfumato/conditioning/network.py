@@ -20,6 +20,8 @@ RESERVED = frozenset(
         *("batch_size", "progress", "compile", "stepwise", "model", "image", "images", "start", "end", "strength"),
         *("repeats", "jump", "samples", "heldout", "data", "run", "out", "device", "trust", "engine", "fit", "json"),
         *("seeds", "animation", "print_config", "engine_precision", "animation_x0", "help"),
+        *("pictures", "picture", "scale", "tile", "overlap", "index", "panel", "regression", "truth"),
+        *("overwrite",),
     }
 )
 """Names of the inputs of a network, and of the options of what is done with a model: a condition can't have them."""

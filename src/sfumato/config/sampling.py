@@ -90,6 +90,11 @@ class GuidanceConfig(Component):
         description="Dynamic thresholding: the fraction of the pixels of an estimate that are not clipped, such as "
         "0.995.",
     )
+    consistent: bool | None = Field(
+        default=False,
+        description="Super-resolution: change every estimate as little as makes it agree exactly, scaled down, with "
+        "the low-resolution picture; none does where the model has one.",
+    )
 
     @model_validator(mode="after")
     def _together(self) -> GuidanceConfig:
@@ -128,21 +133,31 @@ class GuidanceConfig(Component):
                 f"train with --conditions.{name}.drop 0.1, {weaker}."
             )
 
-    def build(self, denoiser: Denoise, weak: Denoise | None, null: Any) -> Denoise:
+    def constrain(self, denoiser: Denoise, conditions: Mapping[str, Any], input_noise: float | None) -> Denoise:
+        """The denoiser with its estimates consistent with their low resolution, where that is asked for."""
+        if self.consistent is False:
+            return denoiser
+        from sfumato.conditioning.low_resolution import augmented
+        from sfumato.conditioning.resampling import consistent
+
+        return consistent(denoiser, augmented(conditions, input_noise), require=bool(self.consistent))
+
+    def build(self, denoiser: Denoise, weak: Denoise | None, conditions: Mapping[str, Any]) -> Denoise:
         """The denoiser with its guidance by a condition or by a weaker model.
 
         Args:
             denoiser: what is guided.
             weak: the denoiser of ``weak_run``, where that is given.
-            null: the null version of conditions.
+            conditions: the conditions of the model, by name.
         """
+        from sfumato.conditioning.base import nulling
         from sfumato.sampling.guidance import EVERYWHERE, Autoguided, ClassifierFree
 
         if self.scale == 1.0 or self.classifier is not None:
             return denoiser
         interval = self.interval or EVERYWHERE
         if self.weak_run is None:
-            return ClassifierFree(denoiser, self.scale, self.rescale, interval, null)
+            return ClassifierFree(denoiser, self.scale, self.rescale, interval, nulling(conditions))
         if weak is None:
             raise InputError(f"Autoguidance needs the denoiser of the weaker run, {self.weak_run}.")
         return Autoguided(denoiser, weak, self.scale, interval)
@@ -259,7 +274,7 @@ class SamplingConfig(Component):
         denoiser: Denoiser,
         fitted: Fitted,
         weak: Denoise | None = None,
-        null: Any = None,
+        conditions: Mapping[str, Any] | None = None,
         *,
         classifier: Callable[..., Denoise] | None = None,
         levels: Level | None = None,
@@ -271,7 +286,7 @@ class SamplingConfig(Component):
             denoiser: a trained denoiser.
             fitted: what was fitted to it.
             weak: the denoiser of ``guidance.weak_run``, where that is given.
-            null: the null version of conditions, for guidance.
+            conditions: the conditions of the model, by name.
             classifier: what guides a denoiser by ``guidance.classifier``, where that is given.
             levels: a grid in place of one of the configuration.
             step: a solver in place of one of the configuration.
@@ -312,8 +327,9 @@ class SamplingConfig(Component):
                 self._warn_of_spread(grid, solver, denoiser.data_std)
         else:
             solver = step
-        inner = self.wrap(denoiser, self.guidance.build(denoiser, weak, null))
-        return self.guidance.by_classifier(inner, classifier, solver), grid, solver
+        guided = self.wrap(denoiser, self.guidance.build(denoiser, weak, conditions or {}))
+        guided = self.guidance.by_classifier(guided, classifier, solver)
+        return self.guidance.constrain(guided, conditions or {}, self.input_noise), grid, solver
 
     def _warn_of_spread(self, levels: Level, step: Step, std: float) -> None:
         from sfumato.sampling.steps import gaussian_spread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import atomic_write, read_npy
 from sfumato.io.lettering import lettered
+from sfumato.io.pictures import png_facts
 from sfumato.io.ranges import Range, range_of, signed
 from sfumato.io.reading import quiet, read_header, read_pixels, reason
 
@@ -185,22 +186,40 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
 
 
-def save_grid(images: Float[Tensor, "batch channels *space"], path: Path, above: Sequence[str] = ()) -> None:
-    """Write :func:`grid` as PNG, whole or not at all, with a column for each of the names that stand ``above``."""
-    save_png(lettered([grid(images, len(above))], above=above) if above else grid(images), path)
+def save_grid(
+    images: Float[Tensor, "batch channels *space"],
+    path: Path,
+    facts: Mapping[str, Any] | None = None,
+    above: Sequence[str] = (),
+) -> None:
+    """Write :func:`grid` as PNG, whole or not at all.
+
+    Args:
+        images: the images.
+        path: the file.
+        facts: how they were made, for its metadata.
+        above: names, each of which stands above a column.
+    """
+    save_png(lettered([grid(images, len(above))], above=above) if above else grid(images), path, facts)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, whole or not at all."""
-    _save(image, path, format="PNG")
+def save_png(image: Image.Image, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write a picture as PNG, whole or not at all, with ``facts`` of how it was made in its metadata."""
+    _save(image, path, format="PNG", pnginfo=png_facts(facts))
 
 
-def save_each(images: Float[Tensor, "batch channels *space"], folder: Path, first: int = 0) -> None:
-    """Write each image as ``NNNNNN.png``, numbered from ``first``."""
+def save_each(
+    images: Float[Tensor, "batch channels *space"],
+    folder: Path,
+    first: int = 0,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write each image as ``NNNNNN.png``, numbered from ``first``; ``facts`` and its ``index`` into its metadata."""
     if images.ndim != 4:
         raise InputError("Vectors and signals are no images; save them as .npz, or all in one .png.")
     for i, pixels in enumerate(to_uint8(images)):
-        _save(to_pillow(pixels), folder / f"{first + i:06d}.png", format="PNG")
+        info = None if facts is None else png_facts({**facts, "index": first + i})
+        _save(to_pillow(pixels), folder / f"{first + i:06d}.png", format="PNG", pnginfo=info)
 
 
 def save_array(images: Float[Tensor, "batch channels *space"], path: Path, **more: Tensor) -> None:

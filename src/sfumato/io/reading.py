@@ -97,14 +97,14 @@ def read_pixels(source: Path | BytesIO, least: tuple[int, int] | None = None) ->
             scale = 2.0 * max(height / image.height, width / image.width)
             image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image.load()
-        return pixels_of(_upright(image))
+        return pixels_of(upright(image))
 
 
 def pixels_of(image: Image.Image) -> Array:
     """The pixels of an image of Pillow, as those of :func:`read_pixels`."""
     if image.mode == "F" or image.mode.startswith("I"):
         return np.asarray(image).astype(np.float32 if image.mode == "F" else np.int32)[None]
-    pixels = np.asarray(_in_srgb(image), dtype=np.uint8)
+    pixels = np.asarray(in_srgb(image), dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
@@ -132,7 +132,7 @@ def _orientation(image: Image.Image) -> int | None:
     return orientation if orientation in range(1, 9) else None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """A decoded image, turned by Pillow's own transposition, but with no metadata that it could fail on."""
     orientation = _orientation(image) or 1
     if orientation == 1:
@@ -145,7 +145,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(plain)
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
+def in_srgb(image: Image.Image) -> Image.Image:
     """An image of 8 bits per channel in sRGB, as L, RGB or RGBA."""
     mode, profile = _mode(image), image.info.get("icc_profile")
     if image.mode == "LAB":

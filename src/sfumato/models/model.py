@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, nulling, without_null
+from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, without_null
 from sfumato.conditioning.low_resolution import augmented
 from sfumato.conditioning.network import Conditioned
 from sfumato.config import Config, GuidanceConfig, SamplingConfig
@@ -321,11 +321,11 @@ class Model:
         task = (self.config, self.info, self.conditions, sampling, self.device, self.trust)
         weak = None if guidance.weak_run is None else guides.weaker(guidance.weak_run, *task)
         classifier = None if guidance.classifier is None else guides.by_classifier(guidance.classifier, *task)
-        null = nulling(self.conditions) if guidance.by_condition else None
         denoiser = prepared(self.denoiser, self.info.shape, sampling)
         if grid is None and solver is None:
             sampling = sampling.tuned(self.fitted)
-        return sampling.build(denoiser, self.fitted, weak, null, classifier=classifier, levels=grid, step=solver)
+        more: dict[str, Any] = {"classifier": classifier, "levels": grid, "step": solver}
+        return sampling.build(denoiser, self.fitted, weak, self.conditions, **more)
 
 
 _OPTIONS = (

@@ -67,6 +67,59 @@ class Thresholded:
         return Prediction.of_x0(x, scaled, level, prediction.variance_fraction, prediction.shift)
 
 
+@dataclass(frozen=True, slots=True)
+class Consistent:
+    r"""Keeps estimates true to a low-resolution picture (range-null-space projection; Wang et al. 2023, "DDNM").
+
+    .. math:: \hat x_0 \leftarrow \hat x_0 + D^+ (y - D \hat x_0)
+
+    With the pseudo-inverse :math:`D^+` of scaling down, :math:`D`, it is the least change after which the estimate,
+    scaled down, is :math:`y` exactly: only what :math:`y` says nothing of is left to the model.
+
+    Attributes:
+        denoiser: what is corrected.
+        low: the low-resolution pictures without noise, or the name of the condition that is them. Rows of NaN are none.
+            Of a larger estimate, such as one that was padded, the upper left corner is corrected.
+        factor: how many times smaller their sides are.
+        down: :math:`D`, from pictures to low-resolution ones.
+        up: :math:`D^+`.
+        level: the name of the condition that is the level of the noise in ``low``, which has to be 0.
+    """
+
+    denoiser: Denoise
+    low: Tensor | str
+    factor: int
+    down: Callable[[Tensor], Tensor]
+    up: Callable[[Tensor], Tensor]
+    level: str | None = None
+
+    def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
+        prediction = self.denoiser(x, level, **cond)
+        low = cond.get(self.low) if isinstance(self.low, str) else self.low
+        if low is None:
+            return prediction
+        if self.level is not None and bool((cond[self.level] > 0.0).any()):
+            raise InputError(
+                f"Estimates can be kept consistent only with a low resolution without noise, and {self.level} is above "
+                "0; take input_noise 0, or leave guidance.consistent out."
+            )
+        unknown = low.flatten(1).isnan().all(1)
+        if bool(unknown.all()):
+            return prediction
+        height, width = (side * self.factor for side in low.shape[2:])
+        if x.shape[2:] != (height, width) and (isinstance(self.low, str) or x.shape[2] < height or x.shape[3] < width):
+            sides = "x".join(map(str, low.shape[2:]))
+            raise InputError(
+                f"Consistent estimates need a low resolution {self.factor} times smaller than the images, which are "
+                f"{x.shape[2]}x{x.shape[3]}; this one is {sides}."
+            )
+        x0 = prediction.x0.clone()
+        corner = x0[..., :height, :width]
+        change = self.up(low.to(x0) - self.down(corner))
+        corner += torch.where(unknown[:, None, None, None], 0.0, change)
+        return Prediction.of_x0(x, x0, level, prediction.variance_fraction, prediction.shift)
+
+
 def null_labels(cond: dict[str, Tensor]) -> dict[str, Tensor]:
     """The null of conditions that are class labels: -1 for each."""
     for name, value in cond.items():

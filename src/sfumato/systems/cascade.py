@@ -182,7 +182,7 @@ def _show(model: Model, folder: Path, reporter: Reporter, main: bool) -> None:
         return
     try:
         judge = judge_of(model, data_of(model), progress=reporter.progress)
-        reporter.evaluating(model.config.evaluation.samples)
+        reporter.evaluating(model)
         report = judged(judge, model, keep=True, overwrite=True, progress=reporter.progress)
         reporter.evaluated(report, model.step)
     except InputError as error:

@@ -1,0 +1,168 @@
+"""``sfumato upscale``: pictures of any size, enlarged by a model of super-resolution."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfumato.cli.commands import DEVICE, load_model, with_sampling
+from sfumato.cli.flags import Fields, option, options_of
+from sfumato.cli.output import check_free, facts_of, free_name
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.io.pictures import Picture
+    from sfumato.models.model import Model
+
+TEXT = """\
+Enlarge pictures of any size by a model of super-resolution: in tiles that fit together, with colour profile, opacity,
+depth and the camera's metadata kept.
+
+The options of sampling start from those of the run."""
+
+_UPSCALE = "sfumato.models.upscale:upscale"
+FIELDS: Fields = {
+    "pictures": option(tuple[Path, ...], "Image files.", ..., positional="PICTURE"),
+    "model": option(Path | None, "The run of a model of super-resolution (default: the one that comes along)."),
+    **options_of(_UPSCALE, "scale", "seed", "index"),
+    "count": option(int, "Samples of each picture, from the index on.", 1),
+    **options_of(_UPSCALE, "tile", "overlap"),
+    "out": option(
+        Path | None,
+        "A .png, .jpg or .webp for one sample of one picture, or a folder (default: NAME-x4.png beside each picture, "
+        "numbered where others are).",
+    ),
+    "overwrite": option(bool, "Replace what is there.", False),
+    "panel": option(
+        Path | None, "Also draw one picture with its enlargements, a closer look and where samples differ, .png."
+    ),
+    "regression": option(Path | None, "In the panel, also what a run gives that was trained for the least error."),
+    "truth": option(Path | None, "In the panel, also the picture that the input is the small version of."),
+    "device": DEVICE,
+}
+
+
+def upscale(arguments: list[str]) -> int:
+    options, sampling, given = with_sampling(
+        "sfumato upscale", arguments, FIELDS, TEXT, model=_embedded, given="low_resolution"
+    )
+    from sfumato.io.pictures import read_picture
+    from sfumato.models.upscale import low_resolution_of, passes
+
+    run: Path = options.model or _embedded()
+    _check(options)
+    model = load_model(options, sampling, run)
+    passes(model, options.scale)
+    scale = options.scale or low_resolution_of(model)[1].factor
+    facts = facts_of(model, sampling, options.seed, scale=scale, input_noise=sampling.input_noise, **given)
+    if sampling.guidance.consistent is not False:
+        facts["consistent"] = sampling.guidance.consistent
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("seed", "tile", "overlap")}
+    settings |= {"scale": scale, "sampling": sampling, **given}
+    failed = 0
+    for path in options.pictures:
+        try:
+            picture = read_picture(path)
+            samples = _enlarge(model, picture, path, settings, facts, options)
+        except (InputError, OSError) as error:
+            if len(options.pictures) == 1:
+                raise
+            print(f"sfumato: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if options.panel is not None:
+            _draw(model, picture, path, samples, settings, options)
+    if failed:
+        print(f"sfumato: {failed} of {len(options.pictures)} pictures were not enlarged.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _embedded() -> Path:
+    """The model of photographs that comes along with the package."""
+    try:
+        from sfumato import pretrained  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+    except ImportError:
+        raise InputError("No model of super-resolution comes along; name a model with --model RUN.") from None
+    path: Path = pretrained.path("photos")
+    return path
+
+
+def _check(options: Any) -> None:
+    """Refuse, before any work, what could not be written or drawn."""
+    from sfumato.io.pictures import FORMATS
+
+    one = len(options.pictures) == 1
+    if options.count < 1:
+        raise InputError(f"There is at least one sample of a picture; --count is {options.count}.")
+    if options.out is not None and options.out.suffix and not options.out.is_dir():
+        if options.out.suffix.lower() not in FORMATS:
+            raise InputError(f"Pictures are written as {', '.join(FORMATS)}, or into a folder; got {options.out}.")
+        if not one or options.count > 1:
+            raise InputError(f"{options.out} is one file, and there will be several pictures; name a folder.")
+        check_free(options.out, options.overwrite)
+    for name in ("regression", "truth"):
+        if options.panel is None and getattr(options, name) is not None:
+            raise InputError(f"--{name} belongs into a panel; name one with --panel FILE.png.")
+    if options.panel is not None:
+        if not one or options.panel.suffix.lower() != ".png":
+            raise InputError("A panel shows one picture and is written as .png.")
+        check_free(options.panel, options.overwrite)
+
+
+def _enlarge(
+    model: Model, picture: Picture, path: Path, settings: dict[str, Any], facts: dict[str, Any], options: Any
+) -> list[Tensor]:
+    """Write the samples of a picture; they come back where a panel shows them."""
+    from sfumato.io.pictures import write_picture
+    from sfumato.models.upscale import upscale
+
+    kept: list[Tensor] = []
+    for index in range(options.index, options.index + options.count):
+        large = replace(picture, values=upscale(model, picture.values, index=index, **settings))
+        out: Path | None = options.out
+        if out is None or out.is_dir() or not out.suffix:
+            folder = path.parent if out is None else out
+            name = f"{path.stem}-x{settings['scale']}" + (f"-{index}" if options.count > 1 else "")
+            out = folder / f"{free_name(folder, name, ['.png'], options.overwrite)}.png"
+        write_picture(large, out, {**facts, "index": index, "picture": path.name})
+        print(f"{picture.size} -> {large.size}: {out}")
+        kept += [large.values] if options.panel is not None else []
+    return kept
+
+
+def _draw(
+    model: Model, picture: Picture, path: Path, samples: list[Tensor], settings: dict[str, Any], options: Any
+) -> None:
+    """The panel of one picture."""
+    from sfumato.analysis import panels
+    from sfumato.io.pictures import read_picture
+    from sfumato.models.upscale import low_resolution_of, upscale
+
+    scale, sampling = settings["scale"], settings["sampling"]
+    least = None
+    if options.regression is not None:
+        other = load_model(options, run=options.regression)
+        least = upscale(other, picture.values, scale=scale, seed=options.seed)
+    truth = None if options.truth is None else read_picture(options.truth).values
+    name = model.run.name if model.run is not None else "the model"
+    made = f"{name}, {sampling.steps} steps of {sampling.sampler.kind}, guidance {sampling.guidance.scale:g}"
+    if sampling.guidance.consistent is not False:
+        made += ", consistent"
+    figure = panels.enlargements(
+        panels.Enlargements(
+            picture.values,
+            samples,
+            [f"seed {options.seed}, index {options.index + number}" for number in range(len(samples))],
+            scale,
+            low_resolution_of(model)[1].down,
+            regression=least,
+            truth=truth,
+        ),
+        f"{path.name}, {picture.size}, x{scale}: {made}",
+    )
+    panels.save(figure, options.panel)
+    print(f"panel: {options.panel}")
