@@ -331,6 +331,13 @@ def test_on_the_command_line(system: Path, tmp_path: Path, capsys: pytest.Captur
     assert run("info", folder) == 0
     said = capsys.readouterr().out
     assert "stage base" in said and "stage up" in said and "2x up-scaling" in said
+    sweep = ["--sweep", "input_noise", "0", "0.4", "--overwrite"]
+    assert run("sample", folder, *sweep, "--label", "3", "5", "--out", str(tmp_path / "sweep.png")) == 0
+    judged = ["--samples", "20", "--features", "pixels", "--measures", "fd", "--base.steps", "1"]
+    assert run("evaluate", folder, *judged, *sweep) == 0
+    swept = json.loads((system / "evaluation-sweep.json").read_text())
+    one, two = (report["rows"][0]["value"] for report in swept["curves"][0]["reports"])
+    assert one != two and (system / "evaluation-sweep.png").is_file()
     out = tmp_path / "exported"
     assert run("export", folder, str(out), "--to", "safetensors") == 0
     assert {path.name for path in out.iterdir()} == {"base.safetensors", "up.safetensors", "system.json"}

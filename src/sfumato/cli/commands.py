@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def with_sampling(
             raise InputError(f"{run} is a system of several models; name one of them, in its folder stages.")
         from sfumato.cli import system
 
-        return system.with_sampling(prog, arguments, fields, description, Path(run))
+        return system.with_sampling(prog, arguments, fields, description, Path(run), several=several)
     is_run = run is not None and (only_runs or (Path(run) / "config.json").exists())
     if run is not None and is_run and (Path(run).is_dir() or not scanned.helping):
         config, info = read_config(run, trust="trust" in scanned.values)
@@ -96,20 +96,23 @@ def with_sampling(
     scanned = flags.scan(arguments, fields, SamplingConfig)
     words = [*scanned.words, *scanned.options]
     options = flags.parse({**fields, **flags.flag_fields(base)}, words, prog=prog, description=description)
-    settings = flags.settings(options, SamplingConfig)
-    sweep = getattr(options, "sweep", None)
-    if sweep and sweep[0].replace("-", "_") == "guidance.scale":
-        # each value takes its place; at 1, the default, other settings of guidance are refused
-        settings = merge(settings, {"guidance.scale": 2.0})
-    sampling = parse(SamplingConfig, settings, origin="the options", trust=True)
+    sampling = parse(SamplingConfig, settings_of(options), origin="the options", trust=True)
     named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
-    if not named and sweep is None and run is not None:
+    if not named and getattr(options, "sweep", None) is None and run is not None:
         # what was fitted for this number of steps is taken where no sampler and no grid is named
         sampling = with_fitted(sampling, Path(run))
     if options.print_config:
         raise SystemExit(print_settings(sampling))
-    values = {name: getattr(options, name) for name in conditions if getattr(options, name) is not None}
-    return options, sampling, {name: _one_or_several(value) for name, value in values.items()}
+    return options, sampling, given_of(options, conditions)
+
+
+def settings_of(options: Any) -> dict[str, Any]:
+    """The nested values of the settings of sampling among parsed options."""
+    settings, sweep = flags.settings(options, SamplingConfig), getattr(options, "sweep", None)
+    if sweep and sweep[0].replace("-", "_") == "guidance.scale":
+        # each value takes its place; at 1, the default, other settings of guidance are refused
+        return merge(settings, {"guidance.scale": 2.0})
+    return settings
 
 
 def given_flags(conditions: Mapping[str, Any], *, several: bool = False) -> dict[str, Any]:
@@ -122,8 +125,11 @@ def given_flags(conditions: Mapping[str, Any], *, several: bool = False) -> dict
     return fields
 
 
-def _one_or_several(value: Any) -> Any:
-    return value if not isinstance(value, tuple) else value[0] if len(value) == 1 else list(value)
+def given_of(options: Any, conditions: Iterable[str]) -> dict[str, Any]:
+    """The conditions that are given among parsed options; a list of what takes turns."""
+    given = {name: getattr(options, name) for name in conditions}
+    plain = {n: (v[0] if len(v) == 1 else list(v)) if isinstance(v, tuple) else v for n, v in given.items()}
+    return {name: value for name, value in plain.items() if value is not None}
 
 
 def with_fitted(sampling: SamplingConfig, run: Path) -> SamplingConfig:

@@ -55,8 +55,10 @@ def sample_sweep(options: Any, sampling: SamplingConfig, given: dict[str, Any]) 
 
 def _as_fitted(sampling: SamplingConfig, run: Path, key: str) -> SamplingConfig:
     """With what was fitted for this number of steps, unless a sampler or a grid is named."""
-    from sfumato.models.storage import read_config
+    from sfumato.models.storage import is_system, read_config, read_system, stage_of
 
+    # of a system, the settings that have no other name are those of its last stage
+    run = stage_of(run, read_system(run).stages[-1]) if is_system(run) else run
     usual = read_config(run, trust=True)[0].sampling
     named = sampling.sampler != usual.sampler or sampling.grid != usual.grid or key.startswith(("sampler", "grid"))
     return sampling if named else with_fitted(sampling, run)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, create_model
 
 from sfumato.cli import flags
-from sfumato.cli.commands import PRINT, TRUST, given_flags, print_settings, with_fitted
+from sfumato.cli.commands import PRINT, TRUST, given_flags, given_of, print_settings, settings_of, with_fitted
 from sfumato.cli.flags import Fields, option
 from sfumato.config import Component, Config, DataConfig, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError
@@ -133,7 +133,7 @@ def export(folder: Path, to: str, out: Path | None, *, trust: bool, **options: A
 
 
 def with_sampling(
-    prog: str, arguments: list[str], fields: Fields, description: str, folder: Path
+    prog: str, arguments: list[str], fields: Fields, description: str, folder: Path, *, several: bool
 ) -> tuple[Any, SamplingConfig, dict[str, Any]]:
     """As :func:`sfumato.cli.commands.with_sampling`, of a system: the settings of its last stage have plain names.
 
@@ -141,7 +141,8 @@ def with_sampling(
     """
     *before, last = read_system(folder).stages
     groups: dict[str, Any] = {name: (SamplingConfig, Field(default_factory=SamplingConfig)) for name in before}
-    scanned = flags.scan(arguments, fields, create_model("Sampling", __base__=SamplingConfig, **groups))
+    kind = create_model("Sampling", __base__=SamplingConfig, **groups)
+    scanned = flags.scan(arguments, fields, kind)
     known: dict[str, Any] = {}
     usual: dict[str, SamplingConfig] = {}
     for name in (*before, last):
@@ -150,20 +151,26 @@ def with_sampling(
         kinds = own if name == last else scanned.kinds.get(name, {})
         usual[name] = parse(SamplingConfig, merge(config.sampling.model_dump(), kinds), trust=True)
         known |= info.conditions
-    all_fields = {**fields, **given_flags(known), **flags.flag_fields(usual[last])}
-    all_fields |= {name: flags.group(usual[name]) for name in before}
-    options = flags.parse(all_fields, scanned.arguments, prog=prog, description=description)
+    fields = {**fields, **given_flags(known, several=several)}
+    # again: it is known now which flags take several words
+    scanned = flags.scan(arguments, fields, kind)
+    fields |= {**flags.flag_fields(usual[last]), **{name: flags.group(usual[name]) for name in before}}
+    options = flags.parse(fields, [*scanned.words, *scanned.options], prog=prog, description=description)
     values = options.model_dump()
-    found = {name: values[name] for name in before} | {last: flags.settings(options, SamplingConfig)}
+    found = {name: values[name] for name in before} | {last: settings_of(options)}
     sampling: dict[str, SamplingConfig] = {}
     for name, settings in found.items():
         sampling[name] = parse(SamplingConfig, settings, origin="the options", trust=True)
         prefix = "" if name == last else f"{name}."
-        if not any(key.startswith((f"{prefix}sampler.", f"{prefix}grid.")) for key in scanned.values):
+        named = any(key.startswith((f"{prefix}sampler.", f"{prefix}grid.")) for key in scanned.values)
+        if not named and (name != last or getattr(options, "sweep", None) is None):
             sampling[name] = with_fitted(sampling[name], stage_of(folder, name))
     if options.print_config:
         raise SystemExit(
             print_settings(sampling[last], **{name: sampling[name].model_dump(mode="json") for name in before})
         )
-    given = {name: getattr(options, name) for name in known if getattr(options, name) is not None}
-    return options, sampling[last], {**given, **{name: {"sampling": sampling[name]} for name in before}}
+    return (
+        options,
+        sampling[last],
+        {**given_of(options, known), **{name: {"sampling": sampling[name]} for name in before}},
+    )

@@ -259,7 +259,7 @@ def _sampled(
     if len(conditions) == 1 and isinstance(judge.real, Dataset):
         ((name, condition),) = conditions.items()
         if tuple(condition.names) == classes_of(judge.real):
-            labels = model.given(given, seed, 0, count, guidance=guidance)[name]
+            labels = model.given({**given, **parts}, seed, 0, count, guidance=guidance)[name]
     lows = (c for n, c in model.conditions.items() if isinstance(c, LowResolution) and n not in model.supplied)
     low = next(lows, None)
     # how a column of low-resolution images was made is not known
