@@ -95,4 +95,4 @@ def consistent(
     down, up = (partial(f, factor=condition.factor, how=condition.down) for f in (scale_down, least_up))
     if low is not None:
         return Consistent(denoiser, low, condition.factor, down, up)
-    return Consistent(denoiser, name, condition.factor, down, up, level)
+    return Consistent(denoiser, name, condition.factor, down, up, level, strict=require)

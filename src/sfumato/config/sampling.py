@@ -91,9 +91,9 @@ class GuidanceConfig(Component):
         "0.995.",
     )
     consistent: bool | None = Field(
-        default=False,
+        default=None,
         description="Super-resolution: change every estimate as little as makes it agree exactly, scaled down, with "
-        "the low-resolution picture; none does where the model has one.",
+        "the low-resolution picture; by default where it is without noise and of the size of the training.",
     )
 
     @model_validator(mode="after")

@@ -84,6 +84,7 @@ class Consistent:
         down: :math:`D`, from pictures to low-resolution ones.
         up: :math:`D^+`.
         level: the name of the condition that is the level of the noise in ``low``, which has to be 0.
+        strict: whether pictures with noise, or of another size, are refused; else their estimates are left alone.
     """
 
     denoiser: Denoise
@@ -92,6 +93,7 @@ class Consistent:
     down: Callable[[Tensor], Tensor]
     up: Callable[[Tensor], Tensor]
     level: str | None = None
+    strict: bool = True
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
         prediction = self.denoiser(x, level, **cond)
@@ -99,6 +101,8 @@ class Consistent:
         if low is None:
             return prediction
         if self.level is not None and bool((cond[self.level] > 0.0).any()):
+            if not self.strict:
+                return prediction
             raise InputError(
                 f"Estimates can be kept consistent only with a low resolution without noise, and {self.level} is above "
                 "0; take input_noise 0, or leave guidance.consistent out."
@@ -108,6 +112,8 @@ class Consistent:
             return prediction
         height, width = (side * self.factor for side in low.shape[2:])
         if x.shape[2:] != (height, width) and (isinstance(self.low, str) or x.shape[2] < height or x.shape[3] < width):
+            if not self.strict:
+                return prediction
             sides = "x".join(map(str, low.shape[2:]))
             raise InputError(
                 f"Consistent estimates need a low resolution {self.factor} times smaller than the images, which are "
