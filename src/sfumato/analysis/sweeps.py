@@ -47,8 +47,10 @@ def _has(report: object, names: Sequence[str]) -> bool:
 def _tradeoff(axes: Axes, curve: Curve, colour: str, key: str) -> None:
     x, y = ([report[name].value for report in curve.reports] for name in (DIVERSITY, FIDELITY))
     axes.plot(x, y, "o-", color=colour, label=curve.name)
+    # below the points of the second curve, which may lie on those of the first
+    beside = (5, 4) if colour == COLOURS[0] else (5, -12)
     for value, across, up in zip(curve.values, x, y, strict=True):
-        axes.annotate(value, (across, up), xytext=(5, 4), textcoords="offset points", color=colour, fontsize=9)
+        axes.annotate(value, (across, up), xytext=beside, textcoords="offset points", color=colour, fontsize=9)
     floor = curve.reports[0]
     across, up = floor[DIVERSITY].floor, floor[FIDELITY].floor
     if across is not None and up is not None:
