@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato import pretrained
 from sfumato.cli.commands import DEVICE, load_model, with_sampling
 from sfumato.cli.flags import Fields, option, options_of
 from sfumato.cli.output import check_free, facts_of, free_name
@@ -55,6 +56,8 @@ def upscale(arguments: list[str]) -> int:
 
     run: Path = options.model or _embedded()
     _check(options)
+    if options.model is None:
+        print(f"model: {pretrained.SAID['photos']} ({run / 'card.md'})")
     model = load_model(options, sampling, run)
     passes(model, options.scale)
     scale = options.scale or low_resolution_of(model)[1].factor
@@ -83,12 +86,7 @@ def upscale(arguments: list[str]) -> int:
 
 def _embedded() -> Path:
     """The model of photographs that comes along with the package."""
-    try:
-        from sfumato import pretrained  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
-    except ImportError:
-        raise InputError("No model of super-resolution comes along; name a model with --model RUN.") from None
-    path: Path = pretrained.path("photos")
-    return path
+    return pretrained.path("photos")
 
 
 def _check(options: Any) -> None:

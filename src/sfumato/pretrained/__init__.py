@@ -6,12 +6,12 @@ from pathlib import Path
 
 from sfumato.errors import InputError, nearest
 
-NAMES = ("photos",)
-"""What there is: ``photos`` makes photographs 4 times larger."""
+SAID = {"photos": "photographs 4 times larger, trained on 16 photographs of Debian, scikit-image and scikit-learn"}
+"""What there is, and what each was trained on."""
 
 
 def path(name: str) -> Path:
     """The directory of a model, for :func:`sfumato.load`; its ``card.md`` says what it was trained on."""
-    if name not in NAMES:
-        raise InputError(f"No model {name!r} comes along{nearest(name, NAMES)}")
+    if name not in SAID:
+        raise InputError(f"No model {name!r} comes along{nearest(name, SAID)}")
     return Path(__file__).with_name(name)

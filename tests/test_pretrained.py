@@ -1,0 +1,49 @@
+"""The weights that come along: whole, described, and better than interpolation on a picture that they have not seen."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from torch.nn import functional
+
+import sfumato
+from sfumato import pretrained
+from sfumato.conditioning.low_resolution import scale_down
+from sfumato.errors import InputError
+from sfumato.metrics import colour_error, consistency, psnr
+
+
+@pytest.mark.parametrize("name", pretrained.SAID)
+def test_the_weights_are_those_of_the_card(name: str) -> None:
+    path = pretrained.path(name)
+    digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+    card = (path / "card.md").read_text("utf-8")
+    model = sfumato.load(path)
+    assert digest in card and f"{sum(p.numel() for p in model.module.parameters()):,}" in card
+    assert sum(file.stat().st_size for file in path.iterdir()) < 10e6
+    with pytest.raises(InputError, match="did you mean"):
+        pretrained.path("photo")
+
+
+def test_photographs_that_it_has_not_seen_are_sharper_and_agree_with_their_input() -> None:
+    data = pytest.importorskip("skimage.data")
+    picture = torch.from_numpy(data.astronaut()).movedim(2, 0)[None].float() / 127.5 - 1.0
+    # crops of the face and of the shuttle, where there is something to add
+    truth = torch.cat([picture[..., y : y + 64, x : x + 64] for y, x in ((64, 192), (0, 384), (128, 128), (320, 256))])
+    low = scale_down(truth, 4)
+    model = sfumato.load(pretrained.path("photos"))
+    found = model.sample(4, seed=0, low_resolution=low)
+    bicubic = functional.interpolate(low, (64, 64), mode="bicubic").clamp(-1.0, 1.0)
+
+    def sharpness(images: torch.Tensor) -> torch.Tensor:
+        return (images - functional.avg_pool2d(images, 3, 1, 1)).square().flatten(1).mean(1)
+
+    # between the sharpness of interpolation and twice that of the truth
+    assert bool((sharpness(found) > 1.3 * sharpness(bicubic)).all())
+    assert bool((sharpness(found) < 2.0 * sharpness(truth)).all())
+    assert float(consistency(found, low, lambda x: scale_down(x, 4)).psnr.min()) > 45.0
+    assert float(colour_error(found, truth).mean()) < 0.5
+    # noise would be far below
+    assert float((psnr(found, truth) - psnr(bicubic, truth)).min()) > -4.0
