@@ -90,6 +90,7 @@ def kinds(folder: Path) -> dict[str, tuple[Path, str, tuple[int, int]]]:
     return found
 
 
+@pytest.mark.filterwarnings("always::sfumato.errors.SfumatoWarning")
 def test_pictures_of_every_kind(run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, out = kinds(tmp_path), tmp_path / "large"
     paths = [path for path, _, _ in pictures.values()]
@@ -133,7 +134,7 @@ def test_a_panel(run_folder: str, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ("--scale 3", "can't reach a scale of 3"),
-        ("--input-noise 0.9", "level <= noise"),
+        ("--input-noise 0.9", "input_noise is 0.9"),
         ("--tile -2", "numbers of pixels"),
         ("--count 0", "at least one sample"),
         ("--out x.gif", "written as .png, .jpg"),

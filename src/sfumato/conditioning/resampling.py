@@ -89,7 +89,7 @@ def consistent(
             )
         return denoiser
     [(name, condition)] = derived.items()
-    if low is None and condition.level > 0.0 and not require:
+    if condition.level > 0.0 and not require:
         return denoiser
     level = next((key for key, part in keys_of(name, condition).items() if part == "level"), None)
     down, up = (partial(f, factor=condition.factor, how=condition.down) for f in (scale_down, least_up))
