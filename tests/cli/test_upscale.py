@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ def kinds(folder: Path) -> dict[str, tuple[Path, str, tuple[int, int]]]:
 def test_pictures_of_every_kind(run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, out = kinds(tmp_path), tmp_path / "large"
     paths = [path for path, _, _ in pictures.values()]
-    assert upscale(run_folder, *paths, "--steps", "1", "--out", out) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert upscale(run_folder, *paths, "--steps", "1", "--out", out) == 0
     assert "colours in CMYK" in capsys.readouterr().err
     for name, (_, mode, size) in pictures.items():
         with Image.open(out / f"{name}-x4.png") as image:
