@@ -103,3 +103,26 @@ def test_what_needs_pure_noise_is_refused_of_a_residual_model(tmp_path: Path, pi
     with pytest.raises(SystemExit) as done:
         main(["explain", "reverse", str(tmp_path / "run"), "--out", str(tmp_path / "figures")])
     assert done.value.code == 0 and list((tmp_path / "figures").glob("*.png"))
+
+
+def test_a_grid_is_fitted_to_trajectories_that_start_around_the_picture(tmp_path: Path, pictures: Path) -> None:
+    from sfumato.sampling import fitting
+
+    model = sfumato.train(settings(pictures), run=tmp_path / "run")
+    seen: list[torch.Tensor] = []
+    usual = fitting.examples
+
+    def watched(denoise: Any, schedule: Any, noise: torch.Tensor, **more: Any) -> Any:
+        seen.append(noise)
+        return usual(denoise, schedule, noise, evaluations=8, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "examples", watched)
+        sfumato.tune(model, steps=2, noises=8, progress=False)
+        assert 2 in model.fitted.solvers
+        model.denoiser.base = None
+        sfumato.tune(model, steps=2, noises=8, progress=False)
+    around, plain = seen
+    # what is added to the noise is pictures
+    known = (around - plain) * model.denoiser.schedule.sigma_max
+    assert float(known.abs().max()) < 1.3 and float(known.std()) > 0.2

@@ -11,7 +11,7 @@ import torch
 
 from sfumato import random
 from sfumato.data import Dataset, Loader
-from sfumato.diffusion.denoiser import Denoise
+from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Batch, Estimator, estimate
@@ -120,6 +120,11 @@ def _tune_grid(
     if any(condition.default(seed, 0, 1) is None for condition in model.conditions.values()):
         given, _ = examples(model, (data or data_of(model))[0], noises, seed=seed)
     cond = {name: rows.to(model.device) for name, rows in model.given(given, seed, 0, noises).items()}
+    if isinstance(model.denoiser, Denoiser):
+        # in units of the noise, around what is known of the images
+        first = fitting.first_level(model.denoiser.schedule)
+        sigma = float(first.sigma)
+        noise = model.denoiser.start(noise * sigma, first, **cond) / sigma
     was_training = model.module.training
     model.module.eval()
     known = fitting.examples(denoise, model.denoiser.schedule, noise, cond=cond)

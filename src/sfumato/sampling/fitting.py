@@ -111,6 +111,11 @@ def examples(
     return dataclasses.replace(starts, end=torch.cat(ends))
 
 
+def first_level(schedule: Schedule) -> Level:
+    """Where the trajectories start."""
+    return schedule.at(torch.tensor(_range(schedule)[0], dtype=torch.float64))
+
+
 def _range(schedule: Schedule) -> tuple[float, float]:
     """The log-SNR at which a schedule starts, and the greatest at which a denoiser is called."""
     nearest = float(schedule(1.0 / schedule.steps).log_snr) if isinstance(schedule, Discrete) else _MAX_LOG_SNR
