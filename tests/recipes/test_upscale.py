@@ -118,10 +118,10 @@ def test_a_grid_is_fitted_to_trajectories_that_start_around_the_picture(tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "examples", watched)
-        sfumato.tune(model, steps=2, noises=8, progress=False)
+        sfumato.tune(model, steps=2, noises=16, progress=False)
         assert 2 in model.fitted.solvers
         model.denoiser.base = None
-        sfumato.tune(model, steps=2, noises=8, progress=False)
+        sfumato.tune(model, steps=2, noises=16, progress=False)
     around, plain = seen
     # what is added to the noise is pictures
     known = (around - plain) * model.denoiser.schedule.sigma_max
