@@ -125,4 +125,4 @@ def test_a_grid_is_fitted_to_trajectories_that_start_around_the_picture(tmp_path
     around, plain = seen
     # what is added to the noise is pictures
     known = (around - plain) * model.denoiser.schedule.sigma_max
-    assert float(known.abs().max()) < 1.3 and float(known.std()) > 0.2
+    assert float(known.abs().max()) < 2.0 and float(known.std()) > 0.2
