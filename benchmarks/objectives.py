@@ -104,6 +104,7 @@ def of(schedule: Mapping[str, Any] | None = None, output: str | None = None, **w
 
 QUADRATIC = [(0.01 + (math.sqrt(0.02) - 0.01) * i / 999) ** 2 for i in range(1000)]
 LOG_NORMAL: Over = {"objective": {"times": {"kind": "log_normal", "mean": -0.6, "std": 0.9}}}
+BETWEEN: Over = {"objective": {"times": {"kind": "between_steps"}}}
 # a hundred strata fill in the first steps of a short run
 IMPORTANCE: Over = {"objective": {"times": {"kind": "loss_second_moment", "strata": 100}}}
 KARRAS: Over = {"sampling": {"grid": {"kind": "karras"}}}
@@ -131,6 +132,7 @@ ROWS: list[Row] = [
     # its L_simple is hopeless: the mean differs from x by a hundredth (Ho et al. 2020, table 2, found the same)
     Row("parameterizations", "mean, VLB", of(output="mean", weight="vlb")),
     Row("weightings", "L_simple"),
+    Row("weightings", "L_simple, gamma between the steps", BETWEEN),
     Row("weightings", "VLB, small variance", of(weight="vlb")),
     Row("weightings", "VLB, large variance", of(weight="vlb", variance="large")),
     Row("weightings", "continuous VLB", of({"kind": "continuous_linear"}, weight="vlb_continuous")),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato import random
-from sfumato.data.sources import digits
+from sfumato.data.embedded import digits
 from sfumato.diffusion.oracle import Covariances, EmpiricalOracle, MixtureOracle, Oracle
 
 Noise = Callable[[int, int], Tensor]

@@ -174,7 +174,7 @@ def test_a_low_resolution_keeps_what_is_coarse_and_loses_what_is_fine(down: Any)
 
 def test_noise_of_a_low_resolution_keeps_the_variance_and_says_its_level() -> None:
     low = LowResolution(factor=1, noise=0.8)
-    x0 = torch.randn(4000, 1, 4, 4)
+    x0 = torch.randn(4000, 1, 4, 4).sign()
     parts = low.training(x0, {}, Draws(0, 0, 4000, 64))
     level = parts["level"]
     assert float(level.min()) >= 0.0 and float(level.max()) <= 0.8

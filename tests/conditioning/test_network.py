@@ -326,7 +326,7 @@ def test_tokens_that_do_not_fit_are_refused(kind: str, slot: Any, labels: bool, 
         ({"two words": Label(names=NAMES)}, "can't be called"),
         ({"low": LowResolution(noise=0.1), "low_level": Label(names=NAMES)}, "tensor 'low_level'"),
         ({"low": LowResolution(), "other": LowResolution(), "third": LowResolution()}, "fill 3 channels"),
-        ({"picture": Embedding()}, "not described"),
+        ({"portrait": Embedding()}, "not described"),
         ({"text": Tokens()}, "not described"),
     ],
 )

@@ -26,4 +26,4 @@ def named(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         return network_of(PRESETS[name]), PRESETS[name].shape
     published = CLASSIFIERS[name]
     channels, size, _ = published.shape
-    return Classifier(channels, published.classes, size, **published.network), published.shape
+    return Classifier(channels, published.classes, (size, size), **published.network), published.shape

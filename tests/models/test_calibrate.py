@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import sfumato
 from sfumato.cli import main
+from sfumato.conditioning import Label
 from sfumato.config import Config, SamplingConfig, merge, parse
 from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError, SfumatoWarning
@@ -180,7 +182,7 @@ def test_the_best_takes_what_was_fitted(run: Path) -> None:
     assert guided.tuned(model.fitted).sampler.kind == "best"
     with pytest.warns(SfumatoWarning, match=r"fitted with guidance\.scale 1, but 2"):
         parse(SamplingConfig, merge(FITTED.model_dump(), {"guidance": {"scale": 2.0}})).build(
-            model.denoiser, model.fitted
+            model.denoiser, model.fitted, conditions={"label": Label(drop=0.1)}
         )
 
 
@@ -259,7 +261,7 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     drawn: dict[str, list[bytes]] = {}
     for name, kinds in {"unasked": (), "fitted": fitted, "ddim": ("--sampler.kind", "ddim")}.items():
         assert command("sample", str(run), "--count", "2", *kinds, "--steps", "2", "--out", str(run / name))[0] == 0
-        drawn[name] = [path.read_bytes() for path in sorted((run / name).iterdir())]
+        drawn[name] = [Image.open(path).tobytes() for path in sorted((run / name).iterdir())]
     assert drawn["unasked"] == drawn["fitted"] != drawn["ddim"]
     code, out, _ = command("likelihood", str(run), "--images", "6", "--steps", "10", "--variance", "analytic", "--json")
     value = json.loads(out)

@@ -118,6 +118,7 @@ def test_a_grid_is_fitted_to_trajectories_that_start_around_the_picture(tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "examples", watched)
+        patch.setattr(fitting, "most_iterations", lambda coefficients: 2)
         sfumato.tune(model, steps=2, noises=16, progress=False)
         assert 2 in model.fitted.solvers
         model.denoiser.base = None

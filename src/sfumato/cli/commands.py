@@ -93,7 +93,7 @@ def with_sampling(
     if run is None:
         fields["label"] = option(str | None, "The class of all images, of a model with labels.")
     # again: it is known now which flags take several words
-    scanned = flags.scan(arguments, fields, SamplingConfig)
+    scanned = flags.scan(arguments, fields, SamplingConfig, base.model_dump())
     words = [*scanned.words, *scanned.options]
     options = flags.parse({**fields, **flags.flag_fields(base)}, words, prog=prog, description=description)
     sampling = parse(SamplingConfig, settings_of(options), origin="the options", trust=True)

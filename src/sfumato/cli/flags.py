@@ -129,9 +129,14 @@ class Scanned:
         return found[-1] if found else None
 
 
-def scan(arguments: list[str], fields: Fields, settings: type[Component]) -> Scanned:
-    """Read a command line that has these options and settings; an unknown flag is taken to have one value."""
-    known = {**dict(_flat(fields)), **{key: field.annotation for key, field in walk(settings)}}
+def scan(
+    arguments: list[str], fields: Fields, settings: type[Component], values: Mapping[str, Any] | None = None
+) -> Scanned:
+    """Read a command line that has these options and settings; an unknown flag is taken to have one value.
+
+    Which settings there are is known by the kinds that nested ``values`` name.
+    """
+    known = {**dict(_flat(fields)), **{key: field.annotation for key, field in walk(settings, values)}}
     rewritten: list[str] = []
     options: list[str] = []
     words: list[str] = []

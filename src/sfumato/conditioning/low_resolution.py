@@ -61,13 +61,13 @@ def blurred(
 
 
 def scaled_up(
-    low: Float[Tensor, "batch planes h w"], x: Float[Tensor, "batch channels height width"], how: str
+    low: Float[Tensor, "batch planes h w"], shape: Sequence[int], how: str
 ) -> Float[Tensor, "batch channels height width"]:
-    """Low-resolution images at the size and with the channels of ``x``."""
-    if low.shape[1] not in (1, x.shape[1]):
-        raise InputError(f"The low-resolution image has {low.shape[1]} channels; expected {x.shape[1]}.")
-    low = low.expand(-1, x.shape[1], -1, -1)
-    return functional.interpolate(low, x.shape[2:], mode=how)
+    """Low-resolution images in a shape ``(channels, height, width)``."""
+    channels, *sides = shape
+    if low.shape[1] not in (1, channels):
+        raise InputError(f"The low-resolution image has {low.shape[1]} channels; expected {channels}.")
+    return functional.interpolate(low.expand(-1, channels, -1, -1), sides, mode=how)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Base:
     def __call__(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         if self.name not in cond:
             return torch.zeros_like(x)
-        return scaled_up(without_null(cond[self.name])[0].to(x), x, self.how)
+        return scaled_up(without_null(cond[self.name])[0].to(x), x.shape[1:], self.how)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class LowResolutionEncoder(nn.Module):
         level: Float[Tensor, "batch"] | None = None,
     ) -> dict[str, Tensor]:
         value, null = without_null(value)
-        slots = {"channels": self.null(scaled_up(value, x, self.mode), null)}
+        slots = {"channels": self.null(scaled_up(value, (self.channels, *x.shape[2:]), self.mode), null)}
         if self.embed is not None and self.null_level is not None and level is not None:
             slots["vector"] = self.null_level(self.embed(without_null(level)[0]), null)
         return slots

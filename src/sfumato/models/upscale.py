@@ -81,7 +81,10 @@ def upscale(
 
     ::
 
-        large = sfumato.upscale(sfumato.load("runs/photos"), picture, steps=8)
+        from sfumato import pretrained
+
+        photos = sfumato.load(pretrained.path("photos"))
+        large = sfumato.upscale(photos, images[0], steps=8)
 
     Args:
         model: a model with a condition of kind ``low_resolution``.
