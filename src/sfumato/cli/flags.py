@@ -130,13 +130,13 @@ class Scanned:
 
 
 def scan(
-    arguments: list[str], fields: Fields, settings: type[Component], values: Mapping[str, Any] | None = None
+    arguments: list[str], fields: Fields, settings: type[Component], named: Mapping[str, Any] | None = None
 ) -> Scanned:
     """Read a command line that has these options and settings; an unknown flag is taken to have one value.
 
-    Which settings there are is known by the kinds that nested ``values`` name.
+    Which settings there are is known by the kinds that the nested values ``named`` have.
     """
-    known = {**dict(_flat(fields)), **{key: field.annotation for key, field in walk(settings, values)}}
+    known = {**dict(_flat(fields)), **{key: field.annotation for key, field in walk(settings, named)}}
     rewritten: list[str] = []
     options: list[str] = []
     words: list[str] = []
