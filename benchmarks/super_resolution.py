@@ -11,8 +11,10 @@ PICTURES are files, or folders that are searched for .png; those whose names end
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,17 +44,17 @@ def crops(sources: list[Path], stride: int) -> Tensor:
     return torch.cat(found)
 
 
-def methods(runs: list[Path], steps: list[int], low: Tensor) -> Iterator[tuple[str, Tensor]]:
+def methods(runs: list[Path], steps: list[int], temperatures: list[float], low: Tensor) -> Iterator[tuple[str, Tensor]]:
     """What each method makes of the small pictures."""
     yield "bicubic", functional.interpolate(low, (SIDE, SIDE), mode="bicubic").clamp(-1.0, 1.0)
     for run in runs:
         model = sfumato.load(run)
         blind = model.config.model.parameterization.kind == "regression"
-        for count in [1] if blind else steps:
-            for consistent in (False, True):
-                options = {"consistent": consistent}
-                images = model.sample(len(low), seed=1, steps=count, guidance=options, low_resolution=low)
-                yield f"{run.name}, {count} steps" + (", consistent" if consistent else ""), images
+        settings = [(1, 1.0)] if blind else itertools.product(steps, temperatures)
+        for (count, warmth), consistent in itertools.product(settings, (False, True)):
+            name = run.name if blind else f"{run.name}, {count} steps, temperature {warmth:g}"
+            options: dict[str, Any] = {"steps": count, "temperature": warmth, "guidance": {"consistent": consistent}}
+            yield name + ", consistent" * consistent, model.sample(len(low), seed=1, low_resolution=low, **options)
 
 
 def main() -> None:
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--runs", nargs="+", type=Path, required=True)
     parser.add_argument("--steps", nargs="+", type=int, default=[8])
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.7, 1.0])
     parser.add_argument("--stride", type=int, default=SIDE)
     options = parser.parse_args()
     truth = crops(options.pictures, options.stride)
@@ -72,7 +75,7 @@ def main() -> None:
     halves = real[order[::2]], real[order[1::2]]
     table = Table("method", "FD", "KID x 1000", "PSNR", "SSIM", "consistency dB", "colour error / 255")
     table.add_row("two halves of the real crops", f"{frechet(*halves).value:.2f}", f"{1000 * kid(*halves).value:.2f}")
-    for name, images in methods(options.runs, options.steps, low):
+    for name, images in methods(options.runs, options.steps, options.temperatures, low):
         vectors = extract(space, images, progress=False)
         fd, kernel = frechet(vectors, real), kid(vectors, real)
         agreement = consistency(images, low, lambda x: condition.of(x, {}))

@@ -42,6 +42,7 @@ def facts_of(model: Model, sampling: SamplingConfig, seed: int, **more: Any) -> 
         "sampler": sampling.sampler.kind,
         "grid": sampling.grid.kind,
         "guidance": sampling.guidance.scale,
+        "temperature": None if sampling.temperature == 1.0 else sampling.temperature,
         **{name: str(value) if isinstance(value, Path) else value for name, value in more.items()},
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -16,7 +16,7 @@ RESERVED = frozenset(
     {
         *("x", "time", "keys"),
         *("count", "seed", "first", "steps", "solver", "sampler", "grid", "guidance", "sampling", "clip", "precision"),
-        *("input_noise", "stages"),
+        *("input_noise", "temperature", "stages"),
         *("batch_size", "progress", "compile", "stepwise", "model", "image", "images", "start", "end", "strength"),
         *("repeats", "jump", "samples", "heldout", "data", "run", "out", "device", "trust", "engine", "fit", "json"),
         *("seeds", "animation", "print_config", "engine_precision", "animation_x0", "help"),

@@ -193,6 +193,13 @@ class SamplingConfig(Component):
         "score, whose errors become large errors of the data at high noise.",
     )
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)
+    temperature: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        description="Factor of all noise that sampling draws: less than 1 gives samples that vary less and lie nearer "
+        "to what is most expected.",
+    )
     input_noise: float | None = Field(
         default=None,
         ge=0,

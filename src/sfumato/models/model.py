@@ -238,9 +238,10 @@ class Model:
                 number = min(size, count - start)
                 part = {name: rows[start : start + number].to(self.device) for name, rows in tensors.items()}
                 part = self.completed(part, number, seed, first + start, options)
-                x = initial(levels, self.info.shape, seed, first=first + start, count=number).to(self.device)
+                at, warmth = first + start, sampling.temperature
+                x = initial(levels, self.info.shape, seed, first=at, count=number, temperature=warmth).to(self.device)
                 x = self.denoiser.start(x, levels[0], **part) if isinstance(self.denoiser, Denoiser) else x
-                yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, first + start), part, start)
+                yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, at, warmth), part, start)
         finally:
             self.module.train(training)
 
@@ -329,7 +330,7 @@ class Model:
 
 
 _OPTIONS = (
-    *("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "input_noise"),
+    *("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "input_noise", "temperature"),
     *("batch_size", "progress"),
 )
 

@@ -22,22 +22,25 @@ Noise = Callable[[Tensor], Tensor]
 Predict = Callable[[Tensor, Level], Prediction]
 
 
-def seeded_noise(seed: int, first: int = 0) -> Noise:
+def seeded_noise(seed: int, first: int = 0, temperature: float = 1.0) -> Noise:
     """Noise of a seed for the images ``first``, ...: the k-th call returns the k-th noise of each, for any batch."""
     calls = itertools.count(1)
 
     def noise(x: Tensor) -> Tensor:
         normal = random.normal(seed, "sampling", first, x.shape[0], tuple(x.shape[1:]), step=next(calls))
-        return normal.to(x.dtype).to(x.device, non_blocking=True)
+        return (normal * temperature).to(x.dtype).to(x.device, non_blocking=True)
 
     return noise
 
 
 def initial(
-    levels: Level, shape: tuple[int, ...], seed: int, *, first: int = 0, count: int = 1
+    levels: Level, shape: tuple[int, ...], seed: int, *, first: int = 0, count: int = 1, temperature: float = 1.0
 ) -> Float[Tensor, "batch *shape"]:
-    r"""Pure noise at the first level of a grid, :math:`x \sim \mathcal N(0, \sigma^2 I)`, of images ``first``, ..."""
-    return random.normal(seed, "prior", first, count, shape) * levels[0].sigma
+    r"""Pure noise at the first level of a grid, of images ``first``, ...
+
+    :math:`x \sim \mathcal N(0, (\tau \sigma)^2 I)` with the level's :math:`\sigma` and the temperature :math:`\tau`.
+    """
+    return random.normal(seed, "prior", first, count, shape) * (levels[0].sigma * temperature)
 
 
 @dataclass(slots=True)
