@@ -310,7 +310,8 @@ class Evaluator:
 
     def __call__(self, images: Tensor) -> tuple[float, float]:
         ratio = Moments.fit(self.classifier(images)).distance(self.real) / self.floor
-        return ratio, metrics.nearest_neighbour_ratio(images, self.train, self.heldout).value
+        near, real = (metrics.nearest_distances(each, self.train) for each in (images, self.heldout))
+        return ratio, metrics.neighbour_ratio(near, real).value
 
 
 def speed(contender: Contender) -> float:
