@@ -28,7 +28,7 @@ from sfumato.diffusion.parameterization import eps
 from sfumato.diffusion.schedule import linear
 from sfumato.sampling import grids
 from sfumato.sampling.defaults import best
-from sfumato.sampling.published import dpm_solver_pp_2m
+from sfumato.sampling.published import dpm_solver_pp
 from sfumato.sampling.sample import Step, initial, sample
 from sfumato.sampling.steps import ddim, heun
 
@@ -117,7 +117,7 @@ def main() -> None:
     results = [run() for run in runs.values()]
     assert all((result - results[0]).abs().max() < 1e-4 for result in results)
     runs |= {
-        "sfumato 2M": lambda: ours(dpm_solver_pp_2m),
+        "sfumato 2M": lambda: ours(dpm_solver_pp(2)),
         "sfumato Heun": lambda: ours(heun),
         "sfumato best": lambda: ours(*reversed(best(schedule, options.steps))),
         **peers(start, network, options.steps),

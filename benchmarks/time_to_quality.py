@@ -310,7 +310,8 @@ class Evaluator:
 
     def __call__(self, images: Tensor) -> tuple[float, float]:
         ratio = Moments.fit(self.classifier(images)).distance(self.real) / self.floor
-        return ratio, metrics.nearest_neighbour_ratio(images, self.train, self.heldout).value
+        near, real = (metrics.nearest_distances(each, self.train) for each in (images, self.heldout))
+        return ratio, metrics.neighbour_ratio(near, real).value
 
 
 def speed(contender: Contender) -> float:
@@ -350,13 +351,8 @@ def main() -> None:
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
     given |= {"widths": tuple(options.widths)} if options.widths else {}
     task = replace(task, diffusers=replace(task.diffusers, **given), denoising=replace(task.denoising, **given))
-    contenders = [
-        sfumato(task, labels=True),
-        sfumato(task, labels=False),
-        diffusers(task, labels=True),
-        diffusers(task, labels=False),
-        denoising_diffusion_pytorch(task),
-    ]
+    contenders = [make(task, labels) for make in (sfumato, diffusers) for labels in (True, False)]
+    contenders.append(denoising_diffusion_pytorch(task))
     if options.only:
         contenders = [c for c in contenders if any(word in c.name for word in options.only)]
     evaluator = Evaluator(task)
@@ -371,17 +367,12 @@ def main() -> None:
             for _ in range(steps):
                 step()
             spent = time.perf_counter() - began
-            row: dict[str, Any] = {
-                "name": contender.name,
-                "seconds": round(spent, 1),
-                "steps": steps,
-                "ms_per_step": round(1e3 * spent / steps, 2),
-            }
+            row: dict[str, Any] = {"name": contender.name, "seconds": round(spent, 1), "steps": steps}
+            row["ms_per_step"] = round(1e3 * spent / steps, 2)
             print(f"{contender.name:28} {spent:6.1f} s {steps:6d} steps {row['ms_per_step']:6.1f} ms", flush=True)
             for stochastic in (False, True):
-                scores = torch.tensor(
-                    [evaluator(draw(1000, seed, stochastic)) for seed in range(options.samplings)], dtype=torch.float64
-                )
+                each = [evaluator(draw(1000, seed, stochastic)) for seed in range(options.samplings)]
+                scores = torch.tensor(each, dtype=torch.float64)
                 (distance, copies), spread = scores.mean(0).tolist(), float(scores[:, 0].std(correction=0))
                 how = "with noise" if stochastic else "without noise"
                 row[how.replace(" ", "_")] = {

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 import sfumato
 from sfumato.cli import main
 from sfumato.interop import export, save_run
-from sfumato.recipes.published import EDM, GUIDED
+from sfumato.recipes.openai import CLASSIFIERS
+from sfumato.recipes.published import EDM, GUIDED, PRESETS
 from sfumato.runs.train import train
 from tests.interop.edm_reference import Reference
 from tests.interop.engines.models import random_model
@@ -58,6 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_what_is_run_here() -> None:
     assert len(PYTHON) >= 3 and len(COMMANDS) >= 10
+    assert f"have names, {len(PRESETS) + len(CLASSIFIERS)} with up-samplers" in README
     assert README.count("```\npip install -e . && sfumato train\n```") == 1
     assert README.count('```\npip install -e ".[dev]" && python -m pytest\n```') == 1
     for path in re.findall(r'src="([^"]+)"', README) + re.findall(r"\]\(([^)#:]+)\)", README):

@@ -12,7 +12,7 @@ from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import Schedule
 from sfumato.sampling import defaults, grids
-from sfumato.sampling.published import dpm_solver_pp_2m
+from sfumato.sampling.published import dpm_solver_pp
 from sfumato.sampling.sample import Step, sample
 from sfumato.sampling.steps import ddim, heun
 from side_by_side.peers import Result
@@ -36,7 +36,7 @@ def _plain(
 CONFIGURATIONS: dict[str, Configuration] = {"the default": defaults.best} | {
     f"{step_name}, {grid_name}": partial(_plain, grid=grid, step=step, per_step=per_step)
     for (step_name, step, per_step), (grid_name, grid) in itertools.product(
-        (("DDIM", ddim, 1), ("Heun", heun, 2), ("DPM-Solver++(2M)", dpm_solver_pp_2m, 1)),
+        (("DDIM", ddim, 1), ("Heun", heun, 2), ("DPM-Solver++(2M)", dpm_solver_pp(2), 1)),
         (("uniform", grids.uniform), ("karras", grids.karras)),
     )
 }

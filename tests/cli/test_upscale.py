@@ -12,8 +12,8 @@ import torch
 from PIL import ExifTags, Image
 
 import sfumato
-from sfumato.io.pictures import read_facts
 from tests.cli.command import run
+from tests.facts import read_facts
 from tests.models.test_upscale import model
 
 

@@ -17,7 +17,7 @@ from sfumato.diffusion.oracle import GaussianOracle as Correlated
 from sfumato.errors import InputError
 from sfumato.sampling import grids
 from sfumato.sampling.editing import Inpainting, below, invert, resampled, slerp
-from sfumato.sampling.published import dpm_solver_pp_2m, sa_solver, sde_dpm_solver_pp
+from sfumato.sampling.published import dpm_solver_pp, sa_solver, sde_dpm_solver_pp
 from sfumato.sampling.sample import Memory, initial, sample, seeded_noise
 from sfumato.sampling.steps import ancestral, ddim, heun
 
@@ -39,7 +39,7 @@ def inpainted(levels: Level, step: object, count: int = 1500) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "step", [partial(ancestral, variance=variance.large), ddim, dpm_solver_pp_2m], ids=["ancestral", "ddim", "dpm"]
+    "step", [partial(ancestral, variance=variance.large), ddim, dpm_solver_pp(2)], ids=["ancestral", "ddim", "dpm"]
 )
 def test_resampling_leads_to_the_exact_conditional(step: object) -> None:
     levels = grids.karras(schedules.Karras(30.0), 40)
@@ -127,7 +127,7 @@ def test_sampling_from_any_level_follows_the_flow(schedule: schedules.Schedule) 
     assert torch.equal(torch.as_tensor(whole.t), torch.as_tensor(levels.t))
 
 
-@pytest.mark.parametrize(("step", "order"), [(ddim, 1.0), (heun, 2.0), (dpm_solver_pp_2m, 2.0)])
+@pytest.mark.parametrize(("step", "order"), [(ddim, 1.0), (heun, 2.0), (dpm_solver_pp(2), 2.0)])
 @pytest.mark.parametrize("name", ["linear", "edm"])
 def test_the_error_of_inversion_falls_at_the_order_of_the_step(name: str, step: object, order: float) -> None:
     schedule = {"linear": schedules.ContinuousLinear(), "edm": schedules.Karras()}[name]
@@ -148,7 +148,7 @@ def test_the_error_of_inversion_falls_at_the_order_of_the_step(name: str, step: 
 def test_inversion_to_where_nothing_of_the_data_is_left() -> None:
     schedule, oracle = schedules.RectifiedFlow(), gaussian()
     x0 = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
-    for step in (ddim, heun, dpm_solver_pp_2m):
+    for step in (ddim, heun, dpm_solver_pp(2)):
         found = invert(oracle, x0, grids.uniform(schedule, 300), step)
         assert (found.noise - oracle.flow(x0, schedule(0.0), schedule(1.0))).abs().max() < 0.02
         assert float(found.error.max()) < 0.02

@@ -22,7 +22,7 @@ from sfumato.sampling import fitting, grids
 from sfumato.sampling.coordinates import PredictedNoise, Rotation
 from sfumato.sampling.fitted_solver import Fitted, FittedSolver, fitted_grid, follow, weights_of
 from sfumato.sampling.multistep import Adams, multistep
-from sfumato.sampling.published import deis, dpm_solver_pp, dpm_solver_pp_2m, lms, unipc
+from sfumato.sampling.published import deis, dpm_solver_pp, lms, unipc
 from sfumato.sampling.sample import Step, check_grid, sample
 from sfumato.sampling.steps import ancestral, ddim, heun
 
@@ -55,7 +55,7 @@ def rows(table: Tensor) -> tuple[tuple[float, ...], ...]:
 
 SOLVERS: dict[str, Step] = {
     "ddim": ddim,
-    "2m": dpm_solver_pp_2m,
+    "2m": dpm_solver_pp(2),
     "3m": dpm_solver_pp(3),
     "lms": lms(4),
     "deis": deis(linear(1000), 3),

@@ -17,7 +17,7 @@ from sfumato.diffusion.parameterization import eps, v
 from sfumato.errors import InputError
 from sfumato.sampling import grids
 from sfumato.sampling.guidance import Autoguided, ClassifierFree, ClassifierGuided, Clipped, Thresholded
-from sfumato.sampling.published import dpm_solver_pp_2m
+from sfumato.sampling.published import dpm_solver_pp
 from sfumato.sampling.sample import initial, sample, seeded_noise
 from sfumato.sampling.steps import ancestral, ddim, heun
 
@@ -222,7 +222,7 @@ def test_two_gaussians_guided_are_a_third() -> None:
     for schedule in (schedules.linear(1000), schedules.Karras(), schedules.RectifiedFlow()):
         levels = grids.uniform(schedule, 100)
         x = initial(levels, (3,), 0, count=5).double()
-        for step in (ddim, heun, dpm_solver_pp_2m, ancestral):
+        for step in (ddim, heun, dpm_solver_pp(2), ancestral):
             free = partial(sample, x=x, levels=levels, step=step)
             label = torch.zeros(5, dtype=torch.long)
             found = list(free(ClassifierFree(labelled, 2.5), noise=seeded_noise(1), label=label))[-1].x

@@ -16,13 +16,13 @@ from tests.four_dimensions import (
 
 from sfumato.diffusion.oracle import Covariances, EmpiricalOracle, GaussianOracle, MixtureOracle
 from sfumato.sampling import grids
-from sfumato.sampling.published import dpm_solver_pp_2m
+from sfumato.sampling.published import dpm_solver_pp
 from sfumato.sampling.sample import initial, sample
 from sfumato.sampling.steps import heun
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("step", [heun, dpm_solver_pp_2m])
+@pytest.mark.parametrize("step", [heun, dpm_solver_pp(2)])
 def test_samplers_follow_the_flow_of_a_gaussian(name: str, step: object) -> None:
     oracle, schedule = GaussianOracle(MEANS[0], matrices(1)[0]), SCHEDULES[name]
     levels = grids.karras(schedule, 400, sigma_min=1e-4)
@@ -36,7 +36,7 @@ def test_samplers_follow_the_flow_of_a_gaussian(name: str, step: object) -> None
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("step", [heun, dpm_solver_pp_2m])
+@pytest.mark.parametrize("step", [heun, dpm_solver_pp(2)])
 def test_samplers_reproduce_the_distribution(name: str, step: object) -> None:
     """A mixture on a line: the Kolmogorov-Smirnov distance of samples to the exact distribution is that of chance."""
     means, stds, weights = [-1.0, 0.2, 1.5], [0.1, 0.3, 0.2], [0.5, 0.3, 0.2]

@@ -20,8 +20,6 @@ from sfumato.sampling.published import dpm_solver_pp
 from sfumato.sampling.sample import Frame, initial, sample, seeded_noise
 from sfumato.sampling.steps import ancestral, ddim, heun
 
-dpm_solver_pp_2m = dpm_solver_pp(2)
-
 SCHEDULES = {
     "linear": schedules.ContinuousLinear(),
     "cosine": schedules.ContinuousCosine(),
@@ -35,7 +33,7 @@ def last(frames: object) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(
-    ("step", "order"), [(ddim, 1.0), (heun, 2.0), (dpm_solver_pp_2m, 2.0)], ids=["ddim", "heun", "dpm"]
+    ("step", "order"), [(ddim, 1.0), (heun, 2.0), (dpm_solver_pp(2), 2.0)], ids=["ddim", "heun", "dpm"]
 )
 def test_order_of_convergence(name: str, step: object, order: float) -> None:
     """The error against the exact flow falls as the nominal power of the number of steps, down to the data."""
@@ -91,7 +89,7 @@ def _one(oracle: Denoise, x: torch.Tensor, t: Level, s: Level, step: object, noi
         (partial(ddim, eta=0.5), 0.05),
         (ddim, 0.02),
         (heun, 0.02),
-        (dpm_solver_pp_2m, 0.02),
+        (dpm_solver_pp(2), 0.02),
     ],
 )
 def test_samples_have_the_mean_and_spread_of_the_data(step: object, tolerance: float) -> None:
@@ -126,11 +124,11 @@ def test_deterministic_steps_draw_no_noise() -> None:
         raise AssertionError("noise was drawn")
 
     levels = grids.uniform(schedules.linear(100), 5)
-    for step in (ddim, heun, dpm_solver_pp_2m):
+    for step in (ddim, heun, dpm_solver_pp(2)):
         last(sample(gaussian(), torch.zeros(2, 1), levels, step, noise=refuse))
 
 
-@pytest.mark.parametrize("step", [ddim, partial(ddim, eta=0.5), ancestral, heun, dpm_solver_pp_2m])
+@pytest.mark.parametrize("step", [ddim, partial(ddim, eta=0.5), ancestral, heun, dpm_solver_pp(2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_frame_is_written_over(step: object, dtype: torch.dtype) -> None:
     levels = grids.uniform(schedules.linear(100), 10)
@@ -188,7 +186,7 @@ def test_a_full_uniform_grid_visits_every_step_of_a_table() -> None:
     assert alphas[:-1] == pytest.approx(schedule.alpha_bars.flip(0).tolist(), abs=1e-14)
 
 
-@pytest.mark.parametrize("step", [ddim, heun, dpm_solver_pp_2m, ancestral])
+@pytest.mark.parametrize("step", [ddim, heun, dpm_solver_pp(2), ancestral])
 def test_steps_start_where_nothing_of_the_data_is_left(step: object) -> None:
     """Rectified flow begins at alpha = 0: the first step is first order, and the exact flow is followed."""
     schedule, oracle = schedules.RectifiedFlow(), gaussian()

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms
+from tests.facts import read_facts
 
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.pictures import Picture, read_facts, read_picture, write_picture
+from sfumato.io.pictures import Picture, read_picture, write_picture
 
 FACTS = {"seed": 3, "index": 7, "model": "runs/größe", "guidance": 1.5}
 

@@ -18,7 +18,7 @@ from sfumato.data.dataset import Column
 from sfumato.errors import InputError
 from sfumato.metrics import Evaluator, Moments, frechet, kid, table
 from sfumato.metrics.estimate import Estimate
-from sfumato.metrics.measures import MEASURES
+from sfumato.metrics.measures import MEASURES, Vectors, of_pairs
 from sfumato.metrics.report import Report, Row, number, row
 
 
@@ -243,6 +243,19 @@ def test_names_of_measures_and_features_are_those_of_the_settings() -> None:
     from sfumato.metrics.features import NAMED
 
     assert set(NAMES) == {*MEASURES, *MORE} and set(FEATURES) == set(NAMED)
+
+
+def test_weights_can_be_the_best_by_every_row_but_those_that_tell_copies() -> None:
+    from sfumato.conditioning.low_resolution import scale_down
+    from sfumato.config.evaluation import RANKING
+
+    draw = torch.Generator().manual_seed(0)
+    one, two, three = torch.randn(3, 1200, 3, generator=draw)
+    sets = Vectors(one, two, two, three, labels=torch.arange(1200) % 3, logits=one)
+    rows = {title for measure in MEASURES.values() for title, _, _ in measure.compute(sets)}
+    pictures = torch.rand(2, 2, 3, 164, 164, generator=draw)
+    rows |= {row.measure for row in of_pairs(*pictures, lambda x: scale_down(x, 4))}
+    assert {*RANKING} == (rows | {"accuracy", "bits/dim", "FID", "FID∞"}) - {"copies", "nearest / real"}
 
 
 def test_labels_of_a_column_with_names() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.data import Dataset
 from sfumato.errors import InputError
-from sfumato.metrics import Features, default_features, extract, features, train_classifier
+from sfumato.metrics import Features, Row, default_features, extract, features, train_classifier
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
 LABELS = (IMAGES.mean(dim=(1, 2, 3)) > 0.0).long() * 3
@@ -36,7 +36,7 @@ class Own(nn.Module):
 def test_pixels_are_the_values() -> None:
     pixels = features("pixels", device="cpu")
     assert torch.equal(pixels(IMAGES), IMAGES.reshape(40, 64))
-    assert pixels.title("FD") == "FD (pixels)"
+    assert pixels.name == "pixels"
 
 
 def test_the_classifier_is_the_datas_own() -> None:
@@ -64,7 +64,6 @@ def test_a_module_and_a_function_of_ones_own() -> None:
     assert own.name == "mine" and features(module).name == "Own" and features(halves).name == "halves"
     assert torch.equal(features(halves, device="cpu")(IMAGES), halves(IMAGES))
     assert features(own) is own
-    assert own.title("KD") == "KD (mine)"
 
 
 def test_identities_differ_with_what_decides_the_numbers() -> None:
@@ -168,8 +167,8 @@ def test_titles() -> None:
         return Features(name, "0" * 64, halves, torch.device("cpu"))
 
     inception = named("inception (clean-fid)")
-    assert inception.title("FD") == "FID (clean-fid)"
-    assert named("dinov2").title("FD") == "FD (dinov2)"
+    assert Row("FD", inception.name, 0.0).title == "FID (clean-fid)"
+    assert Row("FD", named("dinov2").name, 0.0).title == "FD (dinov2)"
 
 
 @pytest.mark.parametrize(

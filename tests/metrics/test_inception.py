@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.io.tensors import sha256_of
-from sfumato.metrics import features, inception
+from sfumato.metrics import Row, features, inception
 from sfumato.metrics.inception import RESIZINGS, Inception, _Mixed, build
 from sfumato.metrics.pictures import bilinear, bilinear_corner, colours
 from tests.metrics.photographs import photograph, square
@@ -168,7 +168,7 @@ def test_features_by_name(
     found = {resize: features("inception", weights=file, resize=resize, device="cpu") for resize in RESIZINGS}
     for resize, own in found.items():
         assert own.name == f"inception ({resize})"
-        assert own.title("FD") == f"FID ({resize})"
+        assert Row("FD", own.name, 0.0).title == f"FID ({resize})"
         torch.testing.assert_close(own(picture), network(RESIZINGS[resize](picture)), rtol=1e-3, atol=1e-3)
     assert len({own.identity for own in found.values()}) == 3
     default = features("inception", weights=str(file), device="cpu")

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from sfumato.errors import InputError
-from sfumato.metrics import copies, nearest_distances, nearest_neighbour_ratio
-from sfumato.metrics.neighbours import neighbour_ratio
+from sfumato.metrics import Estimate, copied_share, nearest_distances, neighbour_ratio
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -18,11 +17,15 @@ def brute(queries: torch.Tensor, train: torch.Tensor) -> np.ndarray:
     return np.array([min(np.linalg.norm(x - y) for y in t) for x in q])
 
 
+def ratio_of(samples: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor) -> Estimate:
+    return neighbour_ratio(nearest_distances(samples, train), nearest_distances(heldout, train))
+
+
 def test_against_brute_force() -> None:
     samples, train, heldout = draw(0, 31, 2, 3, 3), draw(1, 57, 2, 3, 3), draw(2, 23, 2, 3, 3)
     np.testing.assert_allclose(nearest_distances(samples, train).numpy(), brute(samples, train), rtol=1e-6)
     truth = torch.from_numpy(brute(samples, train)).median() / torch.from_numpy(brute(heldout, train)).median()
-    assert nearest_neighbour_ratio(samples, train, heldout).value == pytest.approx(float(truth), rel=1e-6)
+    assert ratio_of(samples, train, heldout).value == pytest.approx(float(truth), rel=1e-6)
 
 
 def test_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,26 +39,14 @@ def test_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memorizer_is_at_zero() -> None:
     train, heldout = draw(5, 40, 1, 8, 8) + 100.0, draw(6, 20, 1, 8, 8) + 100.0
     memorized = train[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
-    assert nearest_neighbour_ratio(memorized, train, heldout).value == 0.0
-    assert nearest_neighbour_ratio(memorized + 1e-3, train, heldout).value < 0.01
+    assert ratio_of(memorized, train, heldout).value == 0.0
+    assert ratio_of(memorized + 1e-3, train, heldout).value < 0.01
 
 
 def test_fresh_samples_are_near_one() -> None:
-    ratio = nearest_neighbour_ratio(draw(7, 500, 6), draw(8, 500, 6), draw(9, 500, 6))
+    ratio = ratio_of(draw(7, 500, 6), draw(8, 500, 6), draw(9, 500, 6))
     assert ratio.value == pytest.approx(1.0, abs=0.1)
     assert 0.005 < (ratio.error or 0.0) < 0.05
-
-
-def test_leave_one_out() -> None:
-    """The nearest of the others, at 0 for duplicates."""
-    train = torch.cat([draw(13, 40, 5), draw(13, 40, 5)[:3]])
-    gaps = torch.cdist(train.double(), train.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    truth = gaps.fill_diagonal_(torch.inf).amin(dim=1)
-    found = nearest_distances(train, train, leave_one_out=True)
-    np.testing.assert_allclose(found.numpy(), truth.numpy(), rtol=1e-6)
-    assert (found[:3] == 0).all() and (found[40:] == 0).all()
-    with pytest.raises(InputError, match="the same set twice"):
-        nearest_distances(train[:5], train, leave_one_out=True)
 
 
 def test_error_of_the_ratio_is_a_bootstrap() -> None:
@@ -69,12 +60,17 @@ def test_error_of_the_ratio_is_a_bootstrap() -> None:
 def test_copied_share() -> None:
     """Real images have the share that the percentile says, a memorizer has 1; a tenth of copies is seen as that."""
     train, heldout, fresh = draw(16, 500, 4), draw(17, 2000, 4), draw(18, 2000, 4)
-    real = copies(fresh, train, heldout)
+
+    def copies(samples: torch.Tensor) -> Estimate:
+        return copied_share(nearest_distances(samples, train), nearest_distances(heldout, train))
+
+    real = copies(fresh)
     assert real.value == pytest.approx(0.01, abs=2 * (real.error or 0.0)) and 0.002 < (real.error or 0.0) < 0.01
-    assert copies(train, train, heldout).value == 1.0
+    assert copies(train).value == 1.0
     fresh[:200] = train[:200] + 1e-4
-    assert copies(fresh, train, heldout).value == pytest.approx(0.1 + 0.9 * 0.01, abs=0.01)
-    assert copies(train.half(), train.half(), heldout.half()).value == 1.0
+    assert copies(fresh).value == pytest.approx(0.1 + 0.9 * 0.01, abs=0.01)
+    train, heldout = train.half(), heldout.half()
+    assert copies(train).value == 1.0
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -87,4 +83,4 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match="NaN"):
         nearest_distances(torch.full((2, 4), float("nan")), train)
     with pytest.raises(InputError, match="copies of training images"):
-        nearest_neighbour_ratio(draw(12, 3, 4), train, train)
+        ratio_of(draw(12, 3, 4), train, train)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.metrics import PRDC, density_coverage, improved_precision_recall, prdc
+from sfumato.metrics import PRDC, prdc
 from tests.metrics.fidelity import fidelity
 
 
@@ -61,8 +61,6 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_against_the_package(n: int, m: int, d: int, dtype: torch.dtype) -> None:
     generated, real = draw(0, n, d, 0.9).to(dtype), draw(1, m, d).to(dtype)
     assert values(prdc(generated, real, 5, 5)) == pytest.approx(of_the_package(generated, real, 5), rel=1e-9)
-    assert density_coverage(generated, real) == prdc(generated, real)[2:]
-    assert improved_precision_recall(generated, real) == prdc(generated, real)[:2]
     assert values(prdc(generated, real)) == pytest.approx(defined(generated, real, 3, 5), rel=1e-9)
 
 
@@ -72,9 +70,9 @@ def test_against_torch_fidelity() -> None:
     generated, real = draw(2, 140, 16, 0.8), draw(3, 160, 16)
     keys = {"prc_neighborhood": 3, "prc_batch_size": 50, "save_cpu_ram": False, "verbose": False}
     peer = metric_prc.prc_features_to_metric(generated, real, **keys)
-    precision, recall = improved_precision_recall(generated, real)
-    assert precision.value == pytest.approx(peer["precision"], rel=1e-6)
-    assert recall.value == pytest.approx(peer["recall"], rel=1e-6)
+    found = prdc(generated, real)
+    assert found.precision.value == pytest.approx(peer["precision"], rel=1e-6)
+    assert found.recall.value == pytest.approx(peer["recall"], rel=1e-6)
 
 
 @pytest.mark.usefixtures("block")
@@ -153,4 +151,4 @@ def test_bad_input() -> None:
         with pytest.raises(InputError, match=words):
             prdc(x, y)
     with pytest.raises(InputError, match="k at least 1"):
-        improved_precision_recall(a, a, k=0)
+        prdc(a, a, k_pr=0)

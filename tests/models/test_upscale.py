@@ -105,7 +105,7 @@ def test_normalization_over_a_tile_is_said() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (4, 4), (7, 5)])
 def test_pictures_smaller_than_those_of_the_training(size: tuple[int, int]) -> None:
     made = model(size=24)
-    found = upscale(made, picture(*size), steps=1)
+    found = upscale(made, picture(*size).requires_grad_(), steps=1)
     assert found.shape == (3, 4 * size[0], 4 * size[1]) and bool(found.isfinite().all())
     kept = upscale(made, 0.3 * picture(*size), steps=2, guidance={"consistent": True})
     assert (scale_down(kept[None], 4)[0] - 0.3 * picture(*size)).abs().max() < 1e-4 or float(kept.abs().max()) == 1.0

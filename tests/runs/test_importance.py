@@ -14,7 +14,7 @@ from sfumato.io.tensors import read_tensors
 from sfumato.models.model import load
 from sfumato.runs.train import train
 from tests.runs.test_resume import assert_same_bytes, losses, state
-from tests.training.tiny import command, flags, tiny
+from tests.training.tiny import LONG, command, flags, tiny
 
 TIMES = {"kind": "loss_second_moment", "history": 2, "strata": 8}
 ADAPTIVE = {"objective": {"times": TIMES}}
@@ -57,10 +57,10 @@ def test_two_processes_see_the_same_times(tmp_path: Path) -> None:
     settings += ["--objective.times.history", "2", "--objective.times.strata", "8"]
     parts = ["--training.accumulate", "2"]
     two = command("train", "digits", "--run", "two", *settings, *parts, cwd=tmp_path, processes=2)
-    _, errors = two.communicate(timeout=180)
+    _, errors = two.communicate(timeout=LONG)
     assert two.returncode == 0, errors
     one = command("train", "digits", "--run", "one", *settings, cwd=tmp_path)
-    _, errors = one.communicate(timeout=180)
+    _, errors = one.communicate(timeout=LONG)
     assert one.returncode == 0, errors
     assert_same_run(tmp_path / "one", tmp_path / "two")
 

@@ -13,7 +13,7 @@ import torch
 
 from sfumato.io.tensors import read_tensors
 from sfumato.runs.train import train
-from tests.training.tiny import command, flags, tiny
+from tests.training.tiny import LONG, command, flags, tiny, wait_until
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -43,10 +43,8 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     process = command("train", "digits", "--run", "killed", *settings, cwd=tmp_path)
     for _ in range(2):
-        deadline = time.time() + 60
         before = set((killed / "checkpoints").glob("*"))
-        while set((killed / "checkpoints").glob("*")) <= before and time.time() < deadline:
-            time.sleep(0.005)
+        wait_until(lambda before=before: not set((killed / "checkpoints").glob("*")) <= before, process)
         time.sleep(random.uniform(0.0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -62,11 +60,9 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path) -> None:
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     settings = flags(steps=1_000_000, checkpoint_every=1_000_000)
     process = command("train", "digits", "--run", "run", *settings, cwd=tmp_path)
-    deadline = time.time() + 60
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.time() < deadline:
-        time.sleep(0.01)
+    wait_until((tmp_path / "run" / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=LONG)
     assert process.returncode == 130, errors
     assert "resume with: sfumato train --resume run" in out
     assert "Traceback" not in errors
@@ -102,7 +98,7 @@ def test_accumulation_sees_the_same_numbers(tmp_path: Path, method: str) -> None
 def test_two_processes_give_the_same_as_one(tmp_path: Path) -> None:
     settings = flags("label", batch_size=64, steps=8)
     two = command("train", "digits", "--run", "two", *settings, cwd=tmp_path, processes=2)
-    out, errors = two.communicate(timeout=180)
+    out, errors = two.communicate(timeout=LONG)
     assert two.returncode == 0, errors
     assert "on 2 x cpu" in out
     one = command("train", "digits", "--run", "one", *settings, cwd=tmp_path)

@@ -21,7 +21,7 @@ import sfumato
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.tensors import read_tensors, write_tensors
 from sfumato.runs.train import train
-from tests.training.tiny import command, flags, tiny
+from tests.training.tiny import LONG, command, flags, tiny, wait_until
 
 Tensors = dict[str, torch.Tensor]
 
@@ -146,9 +146,7 @@ def started(run: Path, *more: str) -> subprocess.Popen[str]:
     """A long training, after its first step."""
     settings = flags(steps=10**6, checkpoint_every=10**6)
     process = command("train", "digits", "--run", str(run), *settings, *more, cwd=run.parent)
-    deadline = time.time() + 60
-    while not (run / "metrics.jsonl").exists() and time.time() < deadline:
-        time.sleep(0.01)
+    wait_until((run / "metrics.jsonl").exists, process)
     return process
 
 
@@ -168,11 +166,11 @@ def test_a_signal_saves_and_a_second_trainer_is_refused(tmp_path: Path, name: st
     process = started(run)
     for arguments in (("--resume", str(run)), ("digits", "--run", str(run), "--overwrite", *flags(steps=1))):
         second = command("train", *arguments, cwd=tmp_path)
-        errors = second.communicate(timeout=60)[1]
+        errors = second.communicate(timeout=LONG)[1]
         assert second.returncode == 2 and "by another process" in errors
     number = getattr(signal, name)
     process.send_signal(number)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=LONG)
     assert process.returncode == 128 + number, errors
     assert "resume with" in out and not errors
     step = int(read_tensors(next((run / "checkpoints").glob("*.safetensors")))[1]["step"])
@@ -185,7 +183,7 @@ def test_a_signal_before_the_first_step_says_so(tmp_path: Path) -> None:
     process = command("train", "digits", "--run", "run", *flags(steps=10**6), cwd=tmp_path)
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=LONG)
     assert process.returncode == 143
     assert "Traceback" not in errors and ("nothing to save" in out or "interrupted" in errors or "Stopped at" in out)
 
@@ -225,7 +223,7 @@ def test_processes_that_do_not_find_each_other_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_CPU", cpu)
     process = command("train", "digits", "--run", "run", *flags(steps=1), cwd=tmp_path)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=LONG)[1]
     assert process.returncode == 2 and "torchrun --nproc-per-node 2" in errors
 
 
@@ -233,5 +231,5 @@ def test_processes_that_do_not_find_each_other_are_refused(
 def test_accelerate_that_starts_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "sfumato"]
     arguments = [*launch, "train", "digits", "--run", "run", *flags(steps=1)]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode != 0 and "2 processes were asked for" in done.stderr

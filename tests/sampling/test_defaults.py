@@ -32,7 +32,7 @@ from sfumato.sampling import grids
 from sfumato.sampling.defaults import CHOICES, best, best_grid, best_step, choice
 from sfumato.sampling.grids import karras
 from sfumato.sampling.multistep import Unified
-from sfumato.sampling.published import dpm_solver_pp_2m
+from sfumato.sampling.published import dpm_solver_pp
 from sfumato.sampling.sample import Noise, Step, check_grid, initial, sample
 from sfumato.sampling.steps import heun
 
@@ -113,7 +113,7 @@ def test_units_do_not_matter(schedule: Callable[[], Schedule], scale: float) -> 
     for nfe, most in ((10, 0.05), (20, 0.01), (50, 5e-4)):
         ours = error(*best(noise, nfe, scale, 1e-3 * scale))
         assert ours < most
-        assert ours < 0.5 * error(karras(noise, nfe, sigma_min=0.01 * scale), dpm_solver_pp_2m)
+        assert ours < 0.5 * error(karras(noise, nfe, sigma_min=0.01 * scale), dpm_solver_pp(2))
 
 
 def test_every_number_has_one_row() -> None:
@@ -201,7 +201,7 @@ def test_best_is_sound_on_every_grid(name: str) -> None:
                 exact[start] = _exact(ring, x, levels[0])
             ours, theirs = (
                 float((end(ring, x, levels, step) - exact[start]).square().mean().sqrt())
-                for step in (best_step(schedule, levels, 1.42), dpm_solver_pp_2m)
+                for step in (best_step(schedule, levels, 1.42), dpm_solver_pp(2))
             )
             assert ours < 1.5 * theirs + 1e-3, (make.__name__, steps, ours, theirs)
             ratios.append(ours / theirs)
@@ -217,7 +217,7 @@ def test_best_on_the_grid_of_karras_under_cosine(sigma_max: float | None) -> Non
     exact = _exact(ring, x, levels[0])
     ours, theirs = (
         float((end(ring, x, levels, step) - exact).square().mean().sqrt())
-        for step in (best_step(schedule, levels, 1.42), dpm_solver_pp_2m)
+        for step in (best_step(schedule, levels, 1.42), dpm_solver_pp(2))
     )
     # from the end of cosine, 2e4 times the data, no solver on this grid comes near
     assert ours < (0.1 if sigma_max else 0.9) and ours < 1.2 * theirs, (ours, theirs)

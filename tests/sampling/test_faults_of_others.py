@@ -14,7 +14,7 @@ from sfumato.diffusion.level import Level
 from sfumato.diffusion.oracle import Covariances, MixtureOracle
 from sfumato.diffusion.schedule import ContinuousCosine, Karras, Schedule, cosine, linear
 from sfumato.sampling import grids
-from sfumato.sampling.published import dpm_solver_pp_2m
+from sfumato.sampling.published import dpm_solver_pp
 from sfumato.sampling.sample import check_grid, initial, sample
 
 Grid = Callable[[Schedule, int], Level]
@@ -64,7 +64,7 @@ def test_more_steps_are_not_much_worse(schedule: Callable[[], Schedule]) -> None
     x = initial(noise(1.0), (2,), 0, count=64).double()
 
     def end(steps: int) -> torch.Tensor:
-        *_, last = sample(oracle, x, grids.karras(noise, steps), dpm_solver_pp_2m)
+        *_, last = sample(oracle, x, grids.karras(noise, steps), dpm_solver_pp(2))
         return last.x
 
     exact = end(300)
@@ -84,7 +84,7 @@ def test_the_denoiser_is_told_the_exact_level(schedule: Callable[[], Schedule]) 
         return Prediction.of_x0(x, torch.zeros_like(x), level)
 
     levels = grids.karras(noise, 10)
-    for _ in sample(denoiser, torch.ones(1, 2), levels, dpm_solver_pp_2m):
+    for _ in sample(denoiser, torch.ones(1, 2), levels, dpm_solver_pp(2)):
         pass
     assert [level.sigma for level in seen] == [level.sigma for level in list(levels)[:-1]]
     whole = [level.t * 1000 for level in seen]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,16 @@ def command(*arguments: str, cwd: Path, processes: int = 1) -> subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+LONG = 600
+"""Seconds after which something hangs, also on a machine that is busy with other work."""
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for what a running process will bring about."""
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)

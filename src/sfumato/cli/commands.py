@@ -91,7 +91,9 @@ def with_sampling(
         conditions = {"label": component("condition", "label")(), **conditions}  # pyright: ignore[reportCallIssue]
     fields |= given_flags(conditions, several=several)
     if run is None:
-        fields["label"] = option(str | None, "The class of all images, of a model with labels.")
+        fields["label"] = option(
+            str | None, "The class of all images, of a model with labels; of sample, several take turns."
+        )
     # again: it is known now which flags take several words
     scanned = flags.scan(arguments, fields, SamplingConfig, base.model_dump())
     words = [*scanned.words, *scanned.options]
@@ -159,7 +161,9 @@ def sample(arguments: list[str]) -> int:
             "guidance.scale 0 1 2 4.",
         ),
         "animation": option(Path | None, "Also write the trajectory from noise to images, .gif or .webp."),
-        "animation_x0": option(bool, "In the animation, show the estimate of the images at its side.", False),
+        "animation_x0": option(
+            bool, "In the animation, also show the estimate of the final images, beside the noisy ones.", False
+        ),
         "device": DEVICE,
         **ENGINE,
     }

@@ -28,13 +28,12 @@ _TRAIN_OPTIONS: Fields = {
     "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one."),
     "recipe": option(
         str | None,
-        "Settings to start from: digits, small, images, ddpm, vectors, or a published model by a name that "
-        "sfumato info --presets lists (default: as suits DATA).",
+        "Settings to start from: digits, small, cifar, images, ddpm, vectors, or a published model, other than a "
+        "classifier, by a name that sfumato info --presets lists (default: as suits DATA).",
     ),
     "task": option(
         Literal["generate", "classify", "upscale"],
-        "What is trained: a model that generates, a classifier of noisy images for guidance, or a model that scales "
-        "images up.",
+        "What to train: a generative model, a classifier of noisy images for guidance, or a super-resolution model.",
         "generate",
     ),
     "condition": option(
@@ -50,8 +49,8 @@ _TRAIN_OPTIONS: Fields = {
     ),
     "system": option(
         str | None,
-        "Train several models that work together, into one folder: cascade, of small images that a second model scales "
-        "up. Its options: sfumato train --system cascade --help.",
+        "Train several models that are sampled as one, into one folder: cascade, a model of small images and one that "
+        "upscales them. Its options: sfumato train --system cascade --help.",
     ),
     "init_from": option(
         Path | None,

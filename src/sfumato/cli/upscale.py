@@ -28,9 +28,11 @@ The options of sampling start from those of the run."""
 _UPSCALE = "sfumato.models.upscale:upscale"
 FIELDS: Fields = {
     "pictures": option(tuple[Path, ...], "Image files.", ..., positional="PICTURE"),
-    "model": option(Path | None, "The run of a model of super-resolution (default: the one that comes along)."),
+    "model": option(
+        Path | None, "The run of a super-resolution model (default: the model of photographs that comes with sfumato)."
+    ),
     **options_of(_UPSCALE, "scale", "seed", "index"),
-    "count": option(int, "Samples of each picture, from the index on.", 1),
+    "count": option(int, "Number of samples of each picture, from --index on.", 1),
     **options_of(_UPSCALE, "tile", "overlap"),
     "out": option(
         Path | None,
@@ -39,10 +41,10 @@ FIELDS: Fields = {
     ),
     "overwrite": option(bool, "Replace what is there.", False),
     "panel": option(
-        Path | None, "Also draw one picture with its enlargements, a closer look and where samples differ, .png."
+        Path | None, "Also write a figure, .png: the input, its enlargements with insets, and where samples differ."
     ),
-    "regression": option(Path | None, "In the panel, also what a run gives that was trained for the least error."),
-    "truth": option(Path | None, "In the panel, also the picture that the input is the small version of."),
+    "regression": option(Path | None, "Also show, in the panel, what the run of a regression baseline gives."),
+    "truth": option(Path | None, "Also show, in the panel, the ground truth that the input was downscaled from."),
     "device": DEVICE,
 }
 

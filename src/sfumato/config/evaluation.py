@@ -18,12 +18,12 @@ MEASURES = (
 )
 """The measures of an evaluation, by name."""
 
-
 RANKING = (
-    *("FD", "FID", "FD∞", "FID∞", "KID", "CMMD", "precision k=3", "recall k=3", "density k=5", "coverage k=5"),
-    *("inception score", "diversity", "accuracy", "PSNR", "SSIM", "colour error", "bits/dim"),
+    *("FD", "FID", "FD∞", "FID∞", "KID", "KID 100 x 1000", "CMMD", "inception score", "diversity", "accuracy"),
+    *("precision k=3", "recall k=3", "density k=5", "coverage k=5", "bits/dim"),
+    *("PSNR", "SSIM", "MS-SSIM", "colour error", "consistency PSNR", "consistency MSE x 1e5"),
 )
-"""The rows of an evaluation by which weights can be the best."""
+"""The rows of an evaluation by which weights can be the best: all but those that tell copies."""
 
 
 class EvaluationConfig(Component):

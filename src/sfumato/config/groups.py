@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class _Training(Built):
     """Which part of the data is trained on, and how it varies."""
 
-    random_crop: int | tuple[int, int] | None = Field(default=None, description="Train on random windows of this size.")
+    random_crop: int | tuple[int, int] | None = Field(default=None, description="Train on random crops of this size.")
     scale_down: int = Field(
         default=1,
         ge=1,
         le=1024,
-        description="Make images so many times smaller, exactly as the condition low_resolution of a later stage does.",
+        description="Downscale images by this factor, exactly as the condition low_resolution of a later stage does.",
     )
-    flip: bool = Field(default=False, description="Mirror half of the images left to right while training.")
+    flip: bool = Field(default=False, description="Flip images horizontally at random while training.")
     holdout: int | float = Field(
         default=0.1, ge=0, description="Images kept out of training: a count, or a fraction below 1."
     )
@@ -71,7 +71,7 @@ class ModelConfig(Component):
     )
     residual: bool = Field(
         default=False,
-        description="Model what the up-scaled image of the condition low_resolution lacks, in place of the image.",
+        description="Model the residual: the image less the upscaled image of the condition low_resolution.",
     )
     learned_variance: bool = Field(
         default=False,

@@ -81,7 +81,8 @@ class GuidanceConfig(Component):
     )
     classifier: Path | None = Field(
         default=None,
-        description="Classifier guidance: a run of train --task classify, whose gradient is followed towards a class.",
+        description="Classifier guidance: the run of a noisy classifier (train --task classify), whose gradient guides "
+        "to a class.",
     )
     threshold: float | None = Field(
         default=None,
@@ -92,8 +93,8 @@ class GuidanceConfig(Component):
     )
     consistent: bool | None = Field(
         default=None,
-        description="Super-resolution: change every estimate as little as makes it agree exactly, scaled down, with "
-        "the low-resolution picture; by default where it is without noise and of the size of the training.",
+        description="Super-resolution: project every estimate onto the images that, downscaled, are exactly the "
+        "low-resolution image; by default where no noise is added to that and its size is that of the training.",
     )
 
     @model_validator(mode="after")
@@ -204,8 +205,8 @@ class SamplingConfig(Component):
         default=None,
         ge=0,
         le=1,
-        description="The level of the noise that is added to a low-resolution image before it conditions, from 0 to "
-        "the largest of the training (default: conditions.NAME.level of the run).",
+        description="The level of the noise that is added to the low-resolution image (noise conditioning "
+        "augmentation), from 0 to the highest of the training (default: conditions.NAME.level of the run).",
     )
     batch_size: int = Field(default=250, ge=1, le=2**31 - 1, description="Images that are computed at once.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

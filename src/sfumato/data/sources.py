@@ -72,9 +72,9 @@ def load(
         crop: how the size is reached: center scales to cover it and cuts what is over, none stretches.
         workers: the number of threads that decode and resize images.
         cache: the folder that keeps decoded images (default: sfumato in the user's folder for caches).
-        tile: cut pictures of any size into overlapping tiles of this side, in pixels; tiles of one picture are held out
-            together (default: not; photos: 128).
-        shrink: make pictures so many times smaller before they are cut into tiles, which takes away traces of JPEG.
+        tile: cut images of any size into overlapping tiles of this side, in pixels; the tiles of one image are held out
+            together (default: no tiles; photos: 128).
+        shrink: downscale images by this factor before they are cut into tiles, which removes traces of JPEG.
         columns: the names of columns that must be there, such as label: the sub-folders of a folder, which has labels
             only then, or the labels of another source; further arrays of an .npz with a row per image.
     """

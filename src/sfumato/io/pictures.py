@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.files import atomic_write, json_object
+from sfumato.io.files import atomic_write
 from sfumato.io.reading import in_srgb, quiet, read_header, reason, upright
 
 Bytes = npt.NDArray[np.uint8]
@@ -198,14 +198,3 @@ def _software() -> str:
     from sfumato import __version__
 
     return f"sfumato {__version__}"
-
-
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_picture` and the commands wrote of how a picture was made; None where nothing is said."""
-    with quiet(), Image.open(path) as image:
-        image.load()
-        text: Any = image.info.get("sfumato")
-        comment: Any = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    if text is None and isinstance(comment, bytes) and comment[:8] == b"ASCII\0\0\0":
-        text = comment[8:].decode("ascii", "ignore")
-    return json_object(text) if isinstance(text, str) else None

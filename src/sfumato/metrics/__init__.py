@@ -6,16 +6,14 @@ from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.evaluator import Evaluator
 from sfumato.metrics.features import Features, default_features, extract, features
-from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_error, frechet_infinity
+from sfumato.metrics.frechet import Moments, frechet, frechet_distance, frechet_infinity
 from sfumato.metrics.inception_score import inception_score
 from sfumato.metrics.kernel import cmmd, kid, kid_subsets
 from sfumato.metrics.neighbours import (
     PRDC,
-    copies,
-    density_coverage,
-    improved_precision_recall,
+    copied_share,
     nearest_distances,
-    nearest_neighbour_ratio,
+    neighbour_ratio,
     prdc,
 )
 from sfumato.metrics.page import Gallery, write_page
@@ -24,7 +22,7 @@ from sfumato.metrics.report import Report, Row, table
 
 __all__ = ["ClassifierFeatures", "Estimate", "Evaluator", "Features", "Gallery", "Moments", "Report", "Row", "cmmd"]
 __all__ += ["colour_error", "consistency", "default_features", "diversity", "extract", "features", "frechet"]
-__all__ += ["frechet_distance", "frechet_error", "frechet_infinity", "inception_score", "kid", "kid_subsets"]
-__all__ += ["label_accuracy", "ms_ssim", "nearest_distances", "nearest_neighbour_ratio", "psnr", "ssim", "table"]
-__all__ += ["PRDC", "copies", "density_coverage", "improved_precision_recall", "prdc", "train_classifier", "write_page"]
+__all__ += ["frechet_distance", "frechet_infinity", "inception_score", "kid", "kid_subsets"]
+__all__ += ["label_accuracy", "ms_ssim", "nearest_distances", "neighbour_ratio", "psnr", "ssim", "table"]
+__all__ += ["PRDC", "copied_share", "prdc", "train_classifier", "write_page"]
 __all__ += ["cached_features", "read_statistics", "write_statistics"]

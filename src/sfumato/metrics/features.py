@@ -25,7 +25,6 @@ from sfumato.errors import InputError, nearest
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
 from sfumato.metrics.pictures import check_images, check_picture
-from sfumato.metrics.report import titled
 from sfumato.networks.execution import copy_sharing_weights
 from sfumato.random import sent
 
@@ -47,10 +46,6 @@ class Features:
     head: Callable[[Tensor], Tensor] | None = None  # from features to the logits of classes
     classes: Int[Tensor, " classes"] | None = None  # the label of each logit, where they are those of the data
     pictures: bool = False  # whether it is a published network, for pictures of 1 or 3 channels
-
-    def title(self, measure: str) -> str:
-        """A measure in these features, as reports call it: ``FD (efficientnet-lite0)``, ``FID (pytorch-fid)``."""
-        return titled(measure, self.name)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """An InputError where images of shape ``(C, *space)`` are none that these features are for."""

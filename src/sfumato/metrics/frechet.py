@@ -249,11 +249,6 @@ def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"] | Moments) -> Estim
     return Estimate(_distance(first, second, values), math.sqrt(variance), "delta method")
 
 
-def frechet_error(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"] | Moments) -> float | None:
-    """The standard error of `frechet`."""
-    return frechet(a, b).error
-
-
 def frechet_infinity(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"] | Moments, seed: int = 0) -> Estimate:
     r"""The Frechet distance for endlessly many samples, by extrapolation (Chong and Forsyth, 2020).
 

@@ -22,7 +22,6 @@ _CHUNK = 4096  # vectors whose distances are computed in float64 at once
 def nearest_distances(
     queries: Float[Tensor, "batch channels *space"],
     train: Float[Tensor, "train channels *space"],
-    leave_one_out: bool = False,
 ) -> Float[Tensor, " batch"]:
     """The Euclidean distance of each query to its nearest training image, ``(batch,)`` in float64.
 
@@ -32,10 +31,8 @@ def nearest_distances(
     Args:
         queries: the images or vectors.
         train: those that are searched.
-        leave_one_out: the queries are the training set itself, and the neighbour of each is one of the others.
     """
     from sklearn.metrics import pairwise_distances_argmin
-    from sklearn.neighbors import NearestNeighbors
 
     queries, train = queries.detach().flatten(1), train.detach().flatten(1)
     if len(queries) == 0 or len(train) == 0:
@@ -44,13 +41,7 @@ def nearest_distances(
         raise InputError(f"the sets have {queries.shape[1]} and {train.shape[1]} features; images need one shape.")
     if not all(bool(torch.isfinite(end)) for x in (queries, train) for end in torch.aminmax(x)):
         raise InputError("nearest neighbours of NaN or infinite values are not defined; check both sets.")
-    if leave_one_out:
-        if len(train) < 2 or not torch.equal(queries, train):
-            raise InputError("leave_one_out needs the same set twice, of 2 vectors or more.")
-        search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_numpy(train))
-        found = search.kneighbors(return_distance=False)[:, 0]
-    else:
-        found = pairwise_distances_argmin(_numpy(queries), _numpy(train))
+    found = pairwise_distances_argmin(_numpy(queries), _numpy(train))
     if train.device.type == "mps":
         queries, train = queries.cpu(), train.cpu()
     nearest = torch.from_numpy(found).to(train.device)
@@ -62,12 +53,8 @@ def _numpy(vectors: Tensor) -> npt.NDArray[np.floating]:
     return (vectors if vectors.dtype == torch.float64 else vectors.float()).cpu().numpy()
 
 
-def nearest_neighbour_ratio(
-    samples: Float[Tensor, "samples channels *space"],
-    train: Float[Tensor, "train channels *space"],
-    heldout: Float[Tensor, "heldout channels *space"],
-) -> Estimate:
-    r"""How far samples lie from the training set, relative to unseen real images; all are images or feature vectors.
+def neighbour_ratio(samples: Float[Tensor, " samples"], heldout: Float[Tensor, " heldout"]) -> Estimate:
+    r"""How far samples lie from the training set, relative to unseen real images, from the `nearest_distances` of both.
 
     .. math::
         \frac{\operatorname{median}_i \min_k \lVert s_i - x_k \rVert}
@@ -75,12 +62,6 @@ def nearest_neighbour_ratio(
 
     for samples :math:`s`, training images :math:`x` and held-out images :math:`h`. Near 1 the samples are as
     new as real images are; well below 1 they are copies; well above 1 they are unlike the data.
-    """
-    return neighbour_ratio(nearest_distances(samples, train), nearest_distances(heldout, train))
-
-
-def neighbour_ratio(samples: Float[Tensor, " samples"], heldout: Float[Tensor, " heldout"]) -> Estimate:
-    """The ratio of the medians of two sets of `nearest_distances`.
 
     The error is that of Maritz and Jarrett (1978) for medians: what a bootstrap gives with endlessly many draws.
     """
@@ -95,23 +76,12 @@ def neighbour_ratio(samples: Float[Tensor, " samples"], heldout: Float[Tensor, "
     return Estimate(ratio, math.hypot(errors[0], ratio * errors[1]) / reference, "bootstrap of the medians")
 
 
-def copies(
-    generated: Float[Tensor, "n channels *space"],
-    train: Float[Tensor, "train channels *space"],
-    heldout: Float[Tensor, "heldout channels *space"],
-) -> Estimate:
-    """The share of samples that lie as near to the training set as only 1 of 100 held-out images does.
-
-    Samples as new as real images have 0.01, and a model that repeats its training images up to 1.
-    """
-    return copied_share(nearest_distances(generated, train), nearest_distances(heldout, train))
-
-
 def copied_share(
     samples: Float[Tensor, " samples"], heldout: Float[Tensor, " heldout"], rank: float = 0.01
 ) -> Estimate:
-    """The share of `nearest_distances` that are at most the quantile ``rank`` of those of held-out images.
+    """The share of samples whose `nearest_distances` are at most the quantile ``rank`` of those of held-out images.
 
+    Samples as new as real images have a share of ``rank``, and a model that repeats its training images up to 1.
     The error is the binomial one, with that of the quantile: few held-out images do not know it well.
     """
     share = _share(samples.double() <= heldout.double().quantile(rank), "")
@@ -152,21 +122,14 @@ def prdc(generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], k_pr: int 
     that of a mean. All four depend on the numbers of vectors; compare only at equal ones.
     """
     hits = _hits(generated, real, k_pr, k_dc)
-    return PRDC(*_precision_recall(hits), *_density_coverage(hits, k_dc))
-
-
-def improved_precision_recall(
-    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], k: int = 3
-) -> tuple[Estimate, Estimate]:
-    """Precision and recall of `prdc` alone."""
-    return _precision_recall(_hits(generated, real, k, None))
-
-
-def density_coverage(
-    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], k: int = 5
-) -> tuple[Estimate, Estimate]:
-    """Density and coverage of `prdc` alone, which need no neighbours among the generated."""
-    return _density_coverage(_hits(generated, real, None, k), k)
+    balls = hits.balls.double() / k_dc
+    error = float(balls.std()) / math.sqrt(len(balls))
+    return PRDC(
+        _share(hits.precise, " over the generated"),
+        _share(hits.recalled, " over the real"),
+        Estimate(float(balls.mean()), error, "standard error of the mean over the generated"),
+        _share(hits.covered, " over the real"),
+    )
 
 
 class _Hits(NamedTuple):
@@ -176,44 +139,29 @@ class _Hits(NamedTuple):
     covered: Tensor  # per real vector: is a generated one in its ball?
 
 
-def _precision_recall(hits: _Hits) -> tuple[Estimate, Estimate]:
-    return _share(hits.precise, " over the generated"), _share(hits.recalled, " over the real")
-
-
-def _density_coverage(hits: _Hits, k: int) -> tuple[Estimate, Estimate]:
-    balls = hits.balls.double() / k
-    error = float(balls.std()) / math.sqrt(len(balls))
-    density = Estimate(float(balls.mean()), error, "standard error of the mean over the generated")
-    return density, _share(hits.covered, " over the real")
-
-
-def _hits(generated: Tensor, real: Tensor, k_pr: int | None, k_dc: int | None) -> _Hits:
-    """Without a k, its balls are empty."""
+def _hits(generated: Tensor, real: Tensor, k_pr: int, k_dc: int) -> _Hits:
     if generated.shape[1:] != real.shape[1:] or generated.ndim != 2:
         raise InputError(
             f"two matrices (n, d) and (m, d) are needed, not {tuple(generated.shape)} and {tuple(real.shape)}."
         )
-    ranks = tuple(k for k in (k_pr, k_dc) if k is not None)
+    ranks = k_pr, k_dc
     if min(ranks) < 1 or min(len(generated), len(real)) <= max(ranks):
         raise InputError(
             f"{max(ranks)} nearest others need more vectors than that in each set, and k at least 1; there are"
             f" {len(generated)} generated and {len(real)} real ones."
         )
     a, b = blocks.prepared(generated, real)
-    of_real, of_generated = Radii(b, ranks), None if k_pr is None else Radii(a, (k_pr,))
-    nothing = torch.full((max(len(a), len(b)),), -math.inf, dtype=torch.float64, device=a.squares.device)
+    of_real, of_generated = Radii(b, ranks), Radii(a, (k_pr,))
 
     def edges(pairs: Pairs, bound: str) -> tuple[Tensor, Tensor, Tensor]:
         """Of the balls of both vectors: of the real one for precision and for density, of the generated one."""
-        bounds: Tensor = getattr(of_real, bound)
-        near, far = (nothing if k is None else bounds[ranks.index(k)] for k in (k_pr, k_dc))
-        other: Tensor = nothing if of_generated is None else getattr(of_generated, bound)[0]
+        near, far = getattr(of_real, bound)
+        other: Tensor = getattr(of_generated, bound)[0]
         return near[pairs.first], far[pairs.first], other[pairs.second]
 
     balls = torch.zeros(len(a), dtype=torch.long, device=a.squares.device)
     precise, (recalled, covered) = balls.bool(), torch.zeros(2, len(b), dtype=torch.bool, device=balls.device)
-    reach = nothing[: len(a)] if of_generated is None else of_generated.most[0]
-    for pairs in blocks.pairs_within(b, a, of_real.most.amax(dim=0), reach):
+    for pairs in blocks.pairs_within(b, a, of_real.most.amax(dim=0), of_generated.most[0]):
         doubtful = torch.zeros_like(pairs.first, dtype=torch.bool)
         for least, most in zip(edges(pairs, "least"), edges(pairs, "most"), strict=True):
             doubtful |= (pairs.least <= most * blocks.ABOVE) & (pairs.most >= least * blocks.BELOW)
@@ -222,8 +170,7 @@ def _hits(generated: Tensor, real: Tensor, k_pr: int | None, k_dc: int | None) -
             open_pairs = pairs.where(doubtful)
             squares[doubtful] = blocks.exact_squares(b, a, open_pairs)
             of_real.settle(open_pairs.first)
-            if of_generated is not None:
-                of_generated.settle(open_pairs.second)
+            of_generated.settle(open_pairs.second)
         near, far, other = edges(pairs, "least")
         precise[pairs.second[squares <= near * blocks.ABOVE]] = True
         recalled[pairs.first[squares <= other * blocks.ABOVE]] = True

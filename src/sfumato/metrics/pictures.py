@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from sfumato.errors import InputError
-
-Resize = Callable[[Tensor, int], Tensor]
-"""Colours 0 ... 255 ``(N, 3, H, W)`` and a side, to ``(N, 3, side, side)``; proportions are not kept."""
 
 
 def check_images(what: str, images: Tensor) -> None:

@@ -15,20 +15,6 @@ from sfumato.metrics.estimate import Estimate
 Better = Literal["lower", "higher", "floor"]
 
 
-def titled(measure: str, features: str | None) -> str:
-    """A measure with its features: ``FD (efficientnet-lite0)``.
-
-    A Frechet distance is a FID with the features of Inception only, and bears its resizing: ``FID (pytorch-fid)``.
-    """
-    if features is None:
-        return measure
-    network, _, resizing = features.partition(" (")
-    if network != "inception":
-        return f"{measure} ({features})"
-    known = resizing.rstrip(")")
-    return f"{measure.replace('FD', 'FID')} ({known if measure in ('FD', 'FD∞', 'KID') else f'inception, {known}'})"
-
-
 @dataclass(frozen=True)
 class Row:
     """One measure of one set of samples.
@@ -54,8 +40,18 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The measure with its features, such as ``"FD (pixels)"``."""
-        return titled(self.measure, self.features)
+        """The measure with its features, such as ``"FD (pixels)"``.
+
+        A Frechet distance is a FID with the features of Inception only, and bears its resizing: ``FID (pytorch-fid)``.
+        """
+        if self.features is None:
+            return self.measure
+        network, _, resizing = self.features.partition(" (")
+        if network != "inception":
+            return f"{self.measure} ({self.features})"
+        known = resizing.rstrip(")")
+        shown = known if self.measure in ("FD", "FD∞", "KID") else f"inception, {known}"
+        return f"{self.measure.replace('FD', 'FID')} ({shown})"
 
     @property
     def name(self) -> str:

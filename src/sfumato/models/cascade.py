@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sfumato import random
-from sfumato.conditioning.base import Condition, keyed, keys_of
+from sfumato.conditioning.base import keyed, keys_of
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, shown
 from sfumato.models.batch import SamplingBatch
+from sfumato.models.guides import few
 from sfumato.models.model import Model
 from sfumato.sampling.sample import Step
 
@@ -150,18 +151,10 @@ def _link(before: Model, last: Model, name_before: str, name: str) -> str:
             f"{condition.factor}); train one of them again with --data.size or the factor that fits."
         )
     for shared in before.conditions.keys() & last.conditions.keys():
-        theirs, ours = (_names(model.conditions[shared]) for model in (before, last))
+        theirs, ours = (getattr(model.conditions[shared], "names", ()) for model in (before, last))
         if theirs != ours:
             raise InputError(
-                f"The stages {name_before!r} and {name!r} were trained with other {shared}s, {_shown(theirs)} and "
-                f"{_shown(ours)}: train them on the same data."
+                f"The stages {name_before!r} and {name!r} were trained with other {shared}s, {few(theirs)} and "
+                f"{few(ours)}: train them on the same data."
             )
     return link
-
-
-def _names(condition: Condition) -> tuple[str, ...]:
-    return tuple(getattr(condition, "names", ()))
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return f"{len(names)} ({', '.join(names[:3])} ...)"

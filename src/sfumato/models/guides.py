@@ -58,8 +58,8 @@ def guiding_label(run: Path, conditions: Mapping[str, Condition], trust: bool) -
             return name, label
     for name, label in labels.items():
         raise InputError(
-            f"The classifier {run} knows the classes {_few(info.classes)}, and the {name} of this model are "
-            f"{_few(label.names)}; guidance needs the same, in the same order."
+            f"The classifier {run} knows the classes {few(info.classes)}, and the {name} of this model are "
+            f"{few(label.names)}; guidance needs the same, in the same order."
         )
     if "label" in conditions:
         raise InputError(f"The condition 'label' of this model holds no classes, to which the classifier {run} guides.")
@@ -110,5 +110,6 @@ def _task(info: Info, conditions: Mapping[str, Condition]) -> tuple[str, list[tu
     return f"{'x'.join(map(str, info.shape))} by{','.join(words) or ' no condition'}", names
 
 
-def _few(names: tuple[str, ...]) -> str:
+def few(names: tuple[str, ...]) -> str:
+    """The first of many names, and their number."""
     return ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")

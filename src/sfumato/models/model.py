@@ -160,7 +160,7 @@ class Model:
         Args:
             count: number of images.
             seed: the seed of their noise.
-            first: the number of the first image of the seed.
+            first: the index of the first image of the seed.
             steps: sampling steps.
             solver: a kind of sampler such as ``"unipc"``, a usual name such as ``"dpm++2m"``, its settings with their
                 ``kind``, or a function that is one :class:`~sfumato.sampling.sample.Step`.

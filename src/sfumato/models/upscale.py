@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -89,12 +90,12 @@ def upscale(
     Args:
         model: a model with a condition of kind ``low_resolution``.
         picture: values in [-1, 1]: grey or RGB, either with opacity or without.
-        scale: how many times larger the picture becomes, a power of the factor of the model (default: the factor).
+        scale: the upscaling factor, a power of that of the model (default: that of the model).
         seed: the seed of the noise.
-        index: the number of the sample of the seed; others are other pictures of the same input.
-        tile: the most pixels of the input in a tile, per axis; 0 takes the whole picture at once (default: 192, or what
-            a network of one size takes).
-        overlap: the fewest pixels of the input that tiles share, at most half a tile.
+        index: the index of the sample of the seed; each is another sample for the same input.
+        tile: the largest side of a tile in pixels of the input; 0 takes the whole picture at once (default: 192, or
+            the size of a network that takes one only).
+        overlap: the least overlap of neighbouring tiles in pixels of the input, at most half a tile.
         progress: False for no progress bar, or a function that is called with the percentage that is done; by default
             a bar is shown in terminals and notebooks.
         options: as for :meth:`Model.sample`: ``steps``, ``solver``, ``grid``, ``guidance``, ``input_noise``,
@@ -106,6 +107,7 @@ def upscale(
     check_arguments(upscale, locals())
     count, channels = passes(model, scale), model.info.shape[0]
     _, condition = low_resolution_of(model)
+    picture = picture.detach().cpu()
     if picture.ndim != 3 or picture.shape[0] not in (1, 2, 3, 4) or 0 in picture.shape:
         raise InputError(f"A picture has shape (1 to 4 channels, height, width); got {tuple(picture.shape)}.")
     if not bool(picture.isfinite().all()) or float(picture.abs().max()) > 1.05:
@@ -220,11 +222,9 @@ def mirrored(
     picture: Float[Tensor, "channels height width"], rows: int, columns: int
 ) -> Float[Tensor, "channels {rows} {columns}"]:
     """The picture, continued by its mirror images to the right and below up to a size."""
-    for axis, size in ((1, rows), (2, columns)):
-        side = picture.shape[axis]
-        place = torch.arange(size) % max(2 * side - 2, 1)
-        picture = picture.index_select(axis, torch.minimum(place, (2 * side - 2 - place).clamp(min=0)))
-    return picture
+    missing = ((0, 0), (0, rows - picture.shape[1]), (0, columns - picture.shape[2]))
+    # that of torch mirrors once only
+    return torch.from_numpy(np.pad(picture.numpy(), missing, mode="reflect"))
 
 
 def _warn_of_context(model: Model) -> None:

@@ -62,8 +62,8 @@ class Blueprint:
         rescale: whether sums of two branches are divided by the square root of 2.
         heads: attention heads.
         head_channels: channels per attention head, in place of a number of heads.
-        normalization: whether groups of channels are normalized over all positions, or the channels of each pixel by
-            themselves, so that a part of an image has the output that it has in the whole.
+        normalization: group normalization, over all positions; or of the channels of each pixel by themselves, by which
+            a crop has the output that it has in the whole image.
         groups: groups of the normalizations, at most.
         group_channels: channels of such a group, at least.
         eps: what the normalizations add to the variance.

@@ -43,10 +43,6 @@ def dpm_solver_pp(order: int = 2, final_order: int | None = None) -> Step:
     return _solver(Unified(), order, 0, final_order)
 
 
-dpm_solver_pp_2m = dpm_solver_pp(2)
-"""DPM-Solver++(2M), the step itself."""
-
-
 def unipc(
     order: int = 3, b: Literal["bh1", "bh2"] = "bh2", corrector: bool = True, final_order: int | None = None
 ) -> Step:

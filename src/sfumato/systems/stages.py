@@ -19,31 +19,23 @@ SYSTEMS = ("cascade",)
 """The systems that can be trained."""
 
 
-def _changes(system: str) -> dict[str, dict[str, Any]]:
-    """What each stage of a system changes in the recipe of its data, by the name of the stage."""
-    if system not in SYSTEMS:
-        raise InputError(f"There is no system {system!r}{nearest(system, SYSTEMS)}")
-    return tomllib.loads(files("sfumato.recipes").joinpath(f"{system}.toml").read_text(encoding="utf-8"))
-
-
 def planned(
     over: Settings | None = None,
     *,
-    system: str = "cascade",
     recipe: str | None = None,
     gpu: bool = True,
     trust: bool = False,
 ) -> dict[str, Config]:
-    """How the stages of a new system are trained.
+    """How the stages of a new cascade are trained.
 
     Args:
         over: settings in place of those of the recipes: those of a stage by its name, and ``data`` of all of them.
-        system: which system.
         recipe: the recipe that each starts from; by default the one that suits the data.
         gpu: whether there is a GPU, for which the usual recipe is larger.
         trust: whether settings may name Python code of other packages.
     """
-    stages = _changes(system)
+    # what each stage changes in the recipe of its data
+    stages = tomllib.loads(files("sfumato.recipes").joinpath("cascade.toml").read_text(encoding="utf-8"))
     chosen = _checked(over, stages)
     shared: dict[str, Any] = chosen.get("data", {})
     usual = named(recipe, shared.get("source"), shared.get("layout"), gpu=gpu)

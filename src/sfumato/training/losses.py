@@ -101,7 +101,7 @@ class Denoising(AtLevels):
         stratified: spread the times of a batch evenly (Kingma et al. 2021, app. I.1), which lowers the variance.
         bins: number of values that a pixel can take, at least 2; a learned variance or schedule is trained by the
             likelihood of these.
-        power: whether errors count by their square (2) or by their size (1).
+        power: of the errors that are minimized: 2 for squared errors, 1 for absolute ones.
     """
 
     def __init__(
