@@ -251,7 +251,8 @@ def test_info_of_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_of_a_published_classifier(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", "adm-128-classifier") == 0
     said = capsys.readouterr().out
-    assert "42,558,568 parameters, 21 GMAC per call" in said and "1000 classes" in said and "--recipe" not in said
+    assert "42,558,568 parameters, 21 GMAC per call" in said and "1000 classes" in said
+    assert "sfumato train DATA --recipe adm-128-classifier" in said
     assert "optimizer.method.weight_decay" in said and "network.channels" in said
 
 

@@ -42,7 +42,7 @@ def test_classes_take_turns() -> None:
     assert label.given([2, None], 4)["value"].tolist() == [2, -1, 2, -1]
     for value, words in (
         (["frog", "dgo, wet"], "no class 'dgo, wet'; did you mean 'dog, wet'"),
-        (["frog"] * 3, "must be 2 numbers"),
+        (["frog"] * 3, "3 classes are given for 2 images"),
         ([], "whole numbers"),
         (torch.tensor([1]), "must be 2 numbers"),
     ):
@@ -131,6 +131,9 @@ def test_settings_of_a_sweep() -> None:
     assert [one.guidance.interval for one in found] == [(0.1, 5.0), None, (0.1, 5.0)]
     assert all(one.guidance.threshold == 0.99 for one in found)
     assert [one.guidance.interval for one in swept(base, "guidance.interval", ["0.2,3", "1,2"])] == [(0.2, 3), (1, 2)]
+    # however 1 is written
+    for one in ("1.00", "1.", "+1", 1.0):
+        assert swept(base, "guidance.scale", [one])[0].guidance.interval is None
     kinds = swept(base, "grid", ["karras", "uniform"])
     assert [one.grid.kind for one in kinds] == ["karras", "uniform"] and kinds[0].steps == base.steps
 

@@ -1,4 +1,4 @@
-"""Transforms of training images: what is done, what is told of it, and that nothing of it is left in samples."""
+"""Augmentation of training images: what is done, what it conditions, and that nothing of it is left in samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 from sfumato.conditioning import Augmentation, Label, LowResolution
-from sfumato.conditioning.augmentation import AugmentationEncoder, told, warp
+from sfumato.conditioning.augmentation import AugmentationEncoder, encoded, warp
 from sfumato.conditioning.base import altered, training_tensors
 from sfumato.data import Batch, Column, Dataset
 from sfumato.errors import InputError
@@ -111,7 +111,7 @@ def test_flips_and_quarter_turns_are_exact() -> None:
         image = image[:, ::-1] if flip else image
         # as seen, counter-clockwise
         assert np.array_equal(np.rot90(image, turns, axes=(1, 2)), result)
-    assert len(seen) == 16 and torch.equal(told(a)[:, 3:5].round(), told(a)[:, 3:5].float().round().double())
+    assert len(seen) == 16 and torch.equal(encoded(a)[:, 3:5].round(), encoded(a)[:, 3:5].float().round().double())
     # quarter turns are rotations by these angles
     linear = torch.stack([by_formulas([0.0, 0.0, 0.0, float(one[3]), *[0.0] * 4], 6, 6)[0] for one in a])
     plain = Augmentation(probability=0.7, rotation="quarter", scale=0.0, stretch=0.0, shift=0.0, mirror=0.0, flip=False)
@@ -139,12 +139,12 @@ def test_what_is_drawn_has_the_distributions_of_the_paper() -> None:
     assert np.abs(np.corrcoef(a[a[:, 6] != 0.0][:, [6, 7]].T)[0, 1]) < 0.05
 
 
-def test_what_is_told() -> None:
+def test_what_the_network_is_conditioned_on() -> None:
     """The nine numbers of the table, zeros exactly where nothing is done."""
     a = torch.tensor([[1.0, 0.0, -0.5, 0.3, 2.0, 1.5, 0.2, -0.7], [0.0] * 8], dtype=torch.float64)
     expected = [1.0, 0.0, -0.5, math.cos(0.3) - 1.0, math.sin(0.3), 1.5 * math.cos(2.0), 1.5 * math.sin(2.0), 0.2, -0.7]
-    assert torch.allclose(told(a)[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12)
-    assert not told(a)[1].any()
+    assert torch.allclose(encoded(a)[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12)
+    assert not encoded(a)[1].any()
     condition, draws = Augmentation(), Draws(0, 0, 400, 64)
     images = torch.rand(400, 1, 8, 8) * 2.0 - 1.0
     values = condition.training(images, {}, draws)["value"]
@@ -181,7 +181,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_trains_and_samples_are_told_of_nothing(run: Path) -> None:
+def test_it_trains_and_samples_have_no_transform(run: Path) -> None:
     model = load(run)
     plain = model.sample(3, steps=3)
     zeros = torch.zeros(3, 9)
@@ -243,7 +243,7 @@ def test_what_can_not_be_augmented(unchecked: None) -> None:
     with pytest.raises(InputError, match="not those of their column 'small'"):
         Augmentation().describe(small)
     for options, words in (
-        ({"drop": 0.1}, "always told"),
+        ({"drop": 0.1}, "never dropped"),
         ({"column": "x"}, "has no column"),
         ({"probability": 1.5}, r"probability .* lies in \[0, 1\]; got 1.5"),
         ({"mirror": -0.5}, "mirror .* got -0.5"),

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.cli.command import run
 from tests.interop.published import network_of
 
+import sfumato
 from sfumato import recipes
 from sfumato.conditioning import LowResolution
 from sfumato.config import Config, merge, parse
@@ -88,11 +90,31 @@ def test_averages_are_those_of_the_papers() -> None:
         assert 1.0 - decay(step) == pytest.approx(1.0 - 0.5 ** (batch / half_life), rel=0.02)
 
 
+def test_a_recipe_fits_its_task() -> None:
+    assert recipes.named("adm-64-classifier", "folder", task="classify")["data"] == {"source": "folder", "flip": True}
+    assert "low_resolution" in recipes.named("sr3-16-128", "folder", task="upscale")["conditions"]
+    for name, task in (("adm-64", "classify"), ("digits", "upscale"), ("adm-64-classifier", "upscale")):
+        with pytest.raises(InputError, match=f"{name} is none of the task {task}"):
+            recipes.named(name, "folder", task=task)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_classifiers_are_recipes_with_the_settings_of_their_authors(name: str) -> None:
+    """The flags of guided-diffusion's README: their network counts as many parameters on the device meta."""
+    config = parse(Config, recipes.named(name, "folder", task="classify"))
+    assert config.classifies and parse(Config, config.model_dump(mode="json")) == config
+    assert config.model.schedule.kind == "linear" and config.model.embedding == "index"
+    assert config.objective.times.kind == "uniform" and config.optimizer.decay == "linear"
+    # no average of the weights
+    assert config.ema.build()(10**6) == 0.0
+    with torch.device("meta"):
+        network = config.model.build_network(CLASSIFIERS[name].shape, classes=1000)
+    assert sum(p.numel() for p in network.parameters()) == TRAINED[name].parameters
+
+
 def test_a_wrong_name() -> None:
     with pytest.raises(InputError, match="did you mean 'adm-256'"):
         recipes.preset("adm-25")
-    with pytest.raises(InputError, match="adm-64-classifier is a classifier"):
-        recipes.preset("adm-64-classifier")
     with pytest.raises(InputError, match="no recipe 'ncsnp-64'; did you mean 'ncsnpp-64'"):
         recipes.named("ncsnp-64", None)
 
@@ -117,6 +139,27 @@ def test_they_train(name: str, tmp_path: Path) -> None:
     assert model.conditions.keys() == PRESETS[name].conditions.keys()
     low = {"low_resolution": np.zeros((1, 1, 1), np.float32)} if "low_resolution" in model.conditions else {}
     assert model.sample(2, **low).isfinite().all()
+
+
+def test_a_published_classifier_trains_and_guides(tmp_path: Path) -> None:
+    """From the command line, narrower and on grey pictures of another size; it guides a model of the same schedule."""
+    images = np.random.default_rng(0).integers(0, 255, (12, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 2)
+    network = "--model.network.channels 8 8 --model.network.attention 1 --model.network.blocks 1"
+    network += " --model.network.embedding 16 --model.network.time-features 8 --model.network.heads 2"
+    network += " --model.network.head-channels none"
+    short = "--training.steps 2 --training.batch-size 4 --training.precision fp32 --evaluation.samples 0 --quiet"
+    classifier, model = tmp_path / "classifier", tmp_path / "model"
+    asked = ["--recipe", "adm-64-classifier", "--run", str(classifier), *network.split(), *short.split()]
+    assert run("train", str(tmp_path / "x.npz"), "--task", "classify", *asked) == 0
+    known = sfumato.load(classifier)
+    assert known.info.classes == ("0", "1") and known.config.training.steps == 2
+    assert known.config.optimizer.method.weight_decay == 0.2 and known.config.data.flip
+    asked = ["--recipe", "ddpm-cifar10", "--run", str(model), *network.split(), *short.split()]
+    assert run("train", str(tmp_path / "x.npz"), *asked, "--training.sample-count", "0") == 0
+    options = {"guidance": {"classifier": classifier, "scale": 2.0}, "label": "1", "progress": False}
+    plain, guided = sfumato.load(model).sample(2, steps=3), sfumato.load(model).sample(2, steps=3, **options)
+    assert guided.isfinite().all() and not torch.equal(plain, guided)
 
 
 def test_up_samplers_scale_as_their_papers_do() -> None:

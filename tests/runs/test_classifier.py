@@ -133,6 +133,8 @@ def test_any_schedule(tmp_path: Path, schedule: str) -> None:
         ({"objective": {"kind": "denoising"}}, "predicts no images"),
         ({"conditions": LABELLED}, "given no conditions"),
         ({"objective": {"column": "lable"}}, "no column 'lable'"),
+        ({"model": {"residual": True}}, "model.residual is of a model that samples"),
+        ({"model": {"schedule": {"kind": "linear"}, "learned_variance": True}}, "model.learned_variance is of a model"),
     ],
 )
 def test_settings_that_do_not_belong_together(tmp_path: Path, over: dict[str, Any], words: str) -> None:
@@ -209,6 +211,8 @@ def test_a_classifier_that_does_not_fit_is_refused(
     for model, guidance, words in cases:
         with pytest.raises(InputError, match=words):
             model.sample(2, guidance=guidance, progress=False)
+    with pytest.raises(InputError, match="inference_mode"), torch.inference_mode():
+        plain.sample(2, guidance={"classifier": classifier}, label=2, steps=3, progress=False)
     # at scale 1 it guides, within an interval if one is said
     more = {"classifier": classifier, "interval": (0.5, 5.0)}
     assert plain.sample(2, guidance=more, label=2, steps=3, progress=False).shape == (2, 1, 8, 8)
@@ -217,3 +221,6 @@ def test_a_classifier_that_does_not_fit_is_refused(
             plain.sample(2, guidance=more, label=label, progress=False)
     assert run("sample", str(models["plain"]), "--label", "3") == 2
     assert "--label" in capsys.readouterr().err
+    # the task of a run that another starts from is that of its settings
+    assert run("train", "--task", "classify", "--init-from", str(models["plain"]), "--run", str(tmp_path / "x")) == 2
+    assert "leave --recipe and --task out" in capsys.readouterr().err

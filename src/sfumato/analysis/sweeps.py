@@ -57,7 +57,13 @@ def _tradeoff(axes: Axes, curve: Curve, colour: str, key: str) -> None:
         axes.plot([across], [up], "*", color=FAINT, markersize=11)
         axes.annotate("real", (across, up), xytext=(6, -11), textcoords="offset points", color=FAINT, fontsize=9)
     space = floor[FIDELITY].features
-    axes.set(xlabel=f"recall (diversity), {space}", ylabel="precision (fidelity)", title="Fidelity against diversity")
+    axes.set(
+        xlabel="recall (diversity)",
+        ylabel="precision (fidelity)",
+        title=f"Fidelity against diversity ({space} features)",
+    )
+    # room for the values beside the outermost points
+    axes.margins(0.1)
 
 
 def _distance(axes: Axes, curve: Curve, colour: str, key: str) -> None:

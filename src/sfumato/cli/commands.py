@@ -87,7 +87,7 @@ def with_sampling(
         conditions = {name: condition for name, condition in info.conditions.items() if condition.kind != given}
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
     if scanned.value("guidance.classifier") or base.guidance.classifier:
-        # a classifier is told the class also where the model is not
+        # a classifier needs the class also where the model has none
         conditions = {"label": component("condition", "label")(), **conditions}  # pyright: ignore[reportCallIssue]
     fields |= given_flags(conditions, several=several)
     if run is None:

@@ -111,35 +111,31 @@ def measured(path: Path) -> dict[str, str]:
 
 def _tables(rows: Mapping[str, str], config: Config, everything: bool) -> Group:
     """Facts, and the settings of a configuration: all, or those that are not the defaults."""
-    plain, settings = (_flat(one.model_dump(mode="json")) for one in (Config(), config))
-    shown = {key: value for key, value in settings.items() if everything or key not in plain or plain[key] != value}
-    return _listed(rows, "all settings" if everything else "settings that are not the defaults", shown)
-
-
-def _listed(rows: Mapping[str, str], title: str, values: Mapping[str, Any]) -> Group:
     from rich.console import Group
     from rich.table import Table
 
+    plain, settings = (_flat(one.model_dump(mode="json")) for one in (Config(), config))
+    shown = {key: value for key, value in settings.items() if everything or key not in plain or plain[key] != value}
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         facts.add_row(name, value)
-    settings = Table("setting", "value", box=None, padding=(0, 2, 0, 0))
-    for key, value in values.items():
-        settings.add_row(key, str(value))
-    return Group(facts, "", title, settings)
+    table = Table("setting", "value", box=None, padding=(0, 2, 0, 0))
+    for key, value in shown.items():
+        table.add_row(key, str(value))
+    return Group(facts, "", "all settings" if everything else "settings that are not the defaults", table)
 
 
 def _published(name: str, everything: bool) -> Group:
     """What a published model is, as a table of facts and one of the settings of its recipe."""
     size, model = TRAINED[name], CLASSIFIERS[name] if name in CLASSIFIERS else PRESETS[name]
     rows = {"published": name, "data": f"images of {_images(model)}"}
-    cost = {"model": f"{size.parameters:,} parameters, {_macs(size.macs)} per call"}
     if isinstance(model, PublishedClassifier):
-        rows |= {"classifies": f"noisy images, for classifier guidance, into {model.classes} classes", **cost}
-        return _listed(rows, "settings", _flat({"network": model.network, **size.settings}))
-    labels = {"label": f"label: {model.classes} classes"}
-    rows["conditions"] = "; ".join(labels.get(condition, condition) for condition in model.conditions) or "none"
-    rows |= {**cost, "train it": f"sfumato train DATA --recipe {name}"}
+        rows["classifies"] = f"noisy images, for classifier guidance, into {model.classes} classes"
+    else:
+        labels = {"label": f"label: {model.classes} classes"}
+        rows["conditions"] = "; ".join(labels.get(condition, condition) for condition in model.conditions) or "none"
+    rows["model"] = f"{size.parameters:,} parameters, {_macs(size.macs)} per call"
+    rows["train it"] = f"sfumato train DATA --recipe {name}"
     return _tables(rows, parse(Config, preset(name)), everything)
 
 

@@ -91,12 +91,12 @@ def evaluate_sweep(
     result = {"step": model.step, "key": key, "curves": [curve.to_dict() for curve in curves]}
     name = free_name(options.run, "evaluation-sweep", [".json", *plots.SUFFIXES], options.overwrite)
     write_json(options.run / f"{name}.json", result)
-    drawn = plots.save(plot_sweep(curves, key), options.run, name)
+    figures = plots.save(plot_sweep(curves, key), options.run, name)
     if options.json:
         print(json.dumps(result, indent=2))
         return 0
-    Console().print(_table(curves, key))
-    for path in (options.run / f"{name}.json", *drawn):
+    Console().print(*(_table(curve, key) for curve in curves), sep="\n")
+    for path in (options.run / f"{name}.json", *figures):
         print(path)
     return 0
 
@@ -104,30 +104,24 @@ def evaluate_sweep(
 _MEASURES = ("FD", "precision k=3", "recall k=3", "density k=5", "coverage k=5", "accuracy")
 
 
-def _table(curves: Sequence[Curve], key: str) -> Table:
+def _table(curve: Curve, key: str) -> Table:
     """A row per value, a column per measure, and what real pictures reach."""
     from rich.table import Table
 
     from sfumato.metrics.report import number
 
-    first = curves[0].reports[0]
+    first = curve.reports[0]
     measures = [name for name in _MEASURES if name in first] or [row.title for row in first.rows]
     counts = ", ".join(f"{count:,} {name}" for name, count in first.counts.items())
     error = number(first.main.value, first.main.error)
     caption = f"Errors are in the file; the first {first.main.name} is {error}."
-    several = len(curves) > 1
-    title = f"{key if several else curves[0].name}: {counts}"
+    title = f"{curve.name}: {counts}"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    if several:
-        table.add_column("", no_wrap=True)
     table.add_column(key.rpartition(".")[2], no_wrap=True)
     for name in measures:
         table.add_column(first[name].name, justify="right")
-    for curve in curves:
-        for i, (value, report) in enumerate(zip(curve.values, curve.reports, strict=True)):
-            who = ["" if i else curve.name] if several else []
-            table.add_row(*who, value, *(number(report[name].value) for name in measures))
-        table.add_section()
-    who = ["real pictures", ""] if several else ["real"]
-    table.add_row(*who, *(number(first[name].floor) for name in measures))
+    for value, report in zip(curve.values, curve.reports, strict=True):
+        table.add_row(value, *(number(report[name].value) for name in measures))
+    table.add_section()
+    table.add_row("real", *(number(first[name].floor) for name in measures))
     return table

@@ -149,10 +149,13 @@ def _base_config(scanned: Scanned) -> Config:
         group: Any = over.get("data", {})
         of_file = group if isinstance(group, dict) else {}
         layout = scanned.value("data.layout") or of_file.get("layout")
-        if start is not None and recipe is not None:
-            raise InputError("--init-from has the settings of its run; leave --recipe out.")
-        values = named(recipe, source or of_file.get("source"), layout, gpu=has_gpu(), task=task or "generate")
-        values = merge(values if start is None else _settings_to_go_on(start, trust), over)
+        if start is not None and (recipe is not None or task is not None):
+            raise InputError("--init-from has the settings of its run; leave --recipe and --task out.")
+        if start is None:
+            values = named(recipe, source or of_file.get("source"), layout, gpu=has_gpu(), task=task or "generate")
+        else:
+            values = _settings_to_go_on(start, trust)
+        values = merge(values, over)
         if file is not None:
             parse(Config, values, origin=str(file), trust=trust)
         if source is not None:

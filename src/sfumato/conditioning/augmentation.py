@@ -1,4 +1,4 @@
-"""Transforms of training images that the network is told of, so that samples show none of them."""
+"""Augmentation of training images on which the network is conditioned, so that samples show none of it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ from sfumato.errors import InputError
 from sfumato.random import Draws, sent
 
 NUMBERS = 9
-"""How many numbers tell a transform."""
+"""How many numbers encode a transform."""
 
 
 @dataclass(frozen=True)
 class Augmentation(Condition):
-    r"""Flips, rotations, scalings and shifts of training images, which the network is told of (Karras et al. 2022).
+    r"""Flips, rotations, scalings and shifts of training images, which condition the network (Karras et al. 2022).
 
-    Against over-fitting on few images, up to some ten thousand; of more there is no need. Sampling tells the network
-    that nothing was done, so that no transform shows in samples, not even one that no image of the data bears, such as
-    the flip of a digit.
+    Against over-fitting on few images, up to some ten thousand; of more there is no need. Samples are conditioned on no
+    transform, so that none shows in them, not even one that no image of the data bears, such as the flip of a digit.
 
-    Each transform has parameters, drawn for each image, which are 0 where it is left out. The network gets, by a linear
-    map, the numbers (app. F.2, table 6 there)
+    Each transform has random parameters, which are 0 where it is left out. The network is conditioned, by a linear map,
+    on the numbers (app. F.2, table 6 there)
 
     .. math:: (a_0,\; a_1,\; a_2,\; \cos a_3 - 1,\; \sin a_3,\; a_5 \cos a_4,\; a_5 \sin a_4,\; a_6,\; a_7)
 
     of the mirroring and the flip, 0 or 1; the scaling; the angle of the rotation; the direction and the strength of
-    the stretch; and the shifts. All but mirroring are drawn with the ``probability``. They are done in this order, by
+    the stretch; and the shifts. All but mirroring happen with the ``probability``. They are done in this order, by
     one resampling, with the image reflected at its edges; mirroring, flips and quarter turns are exact.
 
     Attributes:
-        drop: 0: what is left out is told as such.
+        drop: 0: an image without transforms is conditioned on zeros.
         column: none: it is derived from the images.
         probability: how likely each transform but mirroring is, from 0 to 1; the paper has 0.12 for CIFAR-10, 0.15 for
             faces and animals.
@@ -63,7 +62,7 @@ class Augmentation(Condition):
     def __post_init__(self) -> None:
         if self.drop or self.column is not None:
             raise InputError(
-                "An augmentation is derived from the images and always told: its drop is 0, and it has no column."
+                "An augmentation is derived from the images and never dropped: its drop is 0, and it has no column."
             )
         for name in ("probability", "mirror"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -118,7 +117,7 @@ class Augmentation(Condition):
 
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """What :meth:`alter` did to the samples of these draws."""
-        return {"value": sent(told(self.drawn(draws)).to(x0.dtype), x0.device)}
+        return {"value": sent(encoded(self.drawn(draws)).to(x0.dtype), x0.device)}
 
     def evaluation(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         return {"value": x0.new_zeros(len(x0), NUMBERS)}
@@ -175,8 +174,8 @@ class AugmentationEncoder(nn.Module):
         return {"vector": self.linear(without_null(value)[0].to(self.linear.weight.dtype))}
 
 
-def told(a: Float64[Tensor, "batch 8"]) -> Float64[Tensor, "batch numbers"]:
-    """What the network is told of the parameters of transforms (see :class:`Augmentation`)."""
+def encoded(a: Float64[Tensor, "batch 8"]) -> Float64[Tensor, "batch numbers"]:
+    """What the network is conditioned on, of the parameters of transforms (see :class:`Augmentation`)."""
     turned = torch.stack([a[:, 3].cos() - 1.0, a[:, 3].sin()], dim=1)
     stretched = a[:, 5:6] * torch.stack([a[:, 4].cos(), a[:, 4].sin()], dim=1)
     return torch.cat([a[:, :3], turned, stretched, a[:, 6:]], dim=1)

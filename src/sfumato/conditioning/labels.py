@@ -66,6 +66,8 @@ class Label(Condition):
             raise InputError("This model was trained without labels, so it can't be asked for a class.")
         if isinstance(value, Sequence) and not isinstance(value, str):
             value = [self._number(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+            if len(value) > count:
+                raise InputError(f"{len(value)} classes are given for {count} images; name at most one for each.")
             if 0 < len(value) < count:
                 value = [value[i % len(value)] for i in range(first, first + count)]
         else:

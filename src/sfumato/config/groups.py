@@ -308,6 +308,9 @@ class Config(Component):
                 "model.network.kind is classifier, which predicts no images; take objective.kind classification, or "
                 "--task classify"
             )
+        for name in ("residual", "learned_variance"):
+            if self.classifies and getattr(self.model, name):
+                raise ValueError(f"model.{name} is of a model that samples, and objective.kind is classification")
         if self.classifies and self.conditions:
             raise ValueError(
                 f"a classifier of noisy data is given no conditions, but there is {next(iter(self.conditions))}; leave "

@@ -123,7 +123,7 @@ def embed_log_snr(level: Level) -> Scalar:
 
 
 def embed_gamma(level: Level) -> Scalar:
-    r""":math:`1000\, \gamma`, with the :math:`\gamma = \alpha^2 / (\alpha^2 + \sigma^2)` that SR3 tells its network."""
+    r""":math:`1000\, \gamma`, with :math:`\gamma = \alpha^2 / (\alpha^2 + \sigma^2)`, the condition of SR3."""
     signal, noise = level.alpha * level.alpha, level.sigma * level.sigma
     return 1000.0 * signal / (signal + noise)
 

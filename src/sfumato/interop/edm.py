@@ -39,8 +39,8 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
             with its ``class_name``.
 
     Returns:
-        The model. Where a ``SongUNet`` was told of the augmentation of training images (``augment_dim`` 9), this is
-        its condition ``augmentation``, with which its training can go on; samples are told of none. A
+        The model. Where a ``SongUNet`` was conditioned on the augmentation of training images (``augment_dim`` 9), this
+        is its condition ``augmentation``, with which its training can go on; samples have none. A
         ``DhariwalUNet`` comes without.
     """
     settings = by_name(settings, EDM, "EDM")
@@ -55,9 +55,9 @@ def load_edm(weights: Weights, settings: str | Settings) -> Model:
     _fill(transfer, network, song, published.shape[1])
     _labels(transfer, label_table(model.denoiser.network), song)
     if "augmentation" in model.conditions:
-        told: Any = model.denoiser.network.encoders["augmentation"]
+        encoder: Any = model.denoiser.network.encoders["augmentation"]
         # its rows are the time features, to which it is added
-        put(told.linear.weight, swap_halves(transfer.tensor("map_augment.weight", told.linear.weight.shape).T).T)
+        put(encoder.linear.weight, swap_halves(transfer.tensor("map_augment.weight", encoder.linear.weight.shape).T).T)
     transfer.finish("map_augment.")
     return model
 

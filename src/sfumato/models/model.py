@@ -21,8 +21,8 @@ from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory
 from sfumato.io.progress import Progress
-from sfumato.models import guides
 from sfumato.models.batch import SamplingBatch, collected
+from sfumato.models.guides import Guided
 from sfumato.models.inference import prepared
 from sfumato.models.options import sampling_options
 from sfumato.models.storage import Info
@@ -259,8 +259,12 @@ class Model:
         """Its conditions, and the label of a classifier that guides it where it knows none."""
         if guidance.classifier is None:
             return self.conditions
-        name, label = guides.guiding_label(guidance.classifier, self.conditions, self.trust)
+        name, label = self._guided.label(guidance.classifier)
         return {**self.conditions, name: label}
+
+    @property
+    def _guided(self) -> Guided:
+        return Guided(self.config, self.info, self.conditions, self.device, self.trust)
 
     def described(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The sampling that options ask for, ready for JSON."""
@@ -317,16 +321,12 @@ class Model:
         """The denoiser as it is sampled from, with its guidance, the grid and the solver, which may be given."""
         self.require_denoiser()
         sampling = sampling or self.config.sampling
-        guidance = sampling.guidance
-        guidance.require(self.conditions)
-        task = (self.config, self.info, self.conditions, sampling, self.device, self.trust)
-        weak = None if guidance.weak_run is None else guides.weaker(guidance.weak_run, *task)
-        classifier = None if guidance.classifier is None else guides.by_classifier(guidance.classifier, *task)
+        sampling.guidance.require(self.conditions)
+        more: dict[str, Any] = {**self._guided.guides(sampling), "conditions": self.conditions}
         denoiser = prepared(self.denoiser, self.info.shape, sampling)
         if grid is None and solver is None:
             sampling = sampling.tuned(self.fitted)
-        more: dict[str, Any] = {"classifier": classifier, "levels": grid, "step": solver}
-        return sampling.build(denoiser, self.fitted, weak, self.conditions, **more)
+        return sampling.build(denoiser, self.fitted, levels=grid, step=solver, **more)
 
 
 _OPTIONS = (

@@ -37,7 +37,7 @@ def swept(sampling: SamplingConfig, key: str, values: Sequence[str | int | float
     for value in values:
         typed: Any = value.split(",") if isinstance(value, str) and "," in value else value
         base = settings
-        if key == SCALE and sampling.guidance.classifier is None and value in (1, "1", "1.0"):
+        if key == SCALE and sampling.guidance.classifier is None and _is_one(value):
             # no guidance, of which the other settings say nothing
             plain = GuidanceConfig(threshold=sampling.guidance.threshold)
             base = {**settings, "guidance": plain.model_dump()}
@@ -46,12 +46,19 @@ def swept(sampling: SamplingConfig, key: str, values: Sequence[str | int | float
     return found
 
 
+def _is_one(value: str | int | float) -> bool:
+    try:
+        return float(value) == 1.0
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class Curve:
     """What was measured at each value of a setting.
 
     Attributes:
-        name: what is swept, such as ``"guidance by a classifier"``.
+        name: what is swept, such as ``"classifier guidance"``.
         values: the values, as they were typed.
         reports: what was measured at each.
     """
@@ -117,5 +124,5 @@ def evaluate_sweep(
 
 def _kind(guidance: GuidanceConfig) -> str:
     if guidance.classifier is not None:
-        return "guidance by a classifier"
-    return "guidance by a weaker model" if guidance.weak_run is not None else "classifier-free guidance"
+        return "classifier guidance"
+    return "autoguidance" if guidance.weak_run is not None else "classifier-free guidance"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import InputError, nearest
-from sfumato.recipes.published import PRESETS, preset
+from sfumato.recipes.published import TRAINED, preset
 
 Recipe = dict[str, Any]
 
@@ -26,7 +26,7 @@ digits, small, cifar, classify, upscale, images, ddpm, vectors = (partial(_read,
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{name: partial(_read, name) for name in _FILES},
-    **{name: partial(preset, name) for name in PRESETS},
+    **{name: partial(preset, name) for name in TRAINED},
 }
 """Whole configurations by name, including those of published models."""
 
@@ -54,17 +54,25 @@ def named(
     """
     if task not in TASKS:
         raise InputError(f"There is no task {task!r}{nearest(task, TASKS)}")
-    if recipe is not None and task != "generate":
-        raise InputError(f"The task {task} has its own recipe; leave {recipe!r} or the task out.")
-    recipe = recipe if task == "generate" else task
-    if recipe is not None and recipe not in RECIPES:
-        raise InputError(f"There is no recipe {recipe!r}{nearest(recipe, RECIPES)}")
     suits = "vectors" if layout == "NC" else "digits" if source in (None, "digits") else "images" if gpu else "small"
-    values = RECIPES[recipe or suits]()
+    name = recipe or (suits if task == "generate" else task)
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe {name!r}{nearest(name, RECIPES)}")
+    values = RECIPES[name]()
+    if task not in ("generate", _task(values)):
+        raise InputError(f"The recipe {name} is none of the task {task}; leave the recipe or the task out.")
     if source is not None and ".np" in Path(source.partition(":")[0]).suffix:
         # the images of an array have one size, and are not cut
         values.get("data", {}).pop("tile", None)
-    if task == "classify" and suits == "digits":
+    if name == "classify" and suits == "digits":
         # the images that the recipe digits holds out
         values["data"] = digits()["data"]
     return values if source is None else values | {"data": values.get("data", {}) | {"source": source}}
+
+
+def _task(values: Recipe) -> str:
+    """What a training by a recipe is for."""
+    if values.get("objective", {}).get("kind") == "classification":
+        return "classify"
+    kinds = [condition["kind"] for condition in values.get("conditions", {}).values()]
+    return "upscale" if "low_resolution" in kinds else "generate"

@@ -104,8 +104,8 @@ def edm(settings: Settings) -> Published:
     model = {"schedule": {"kind": "edm"}, "parameterization": parameterization, "network": network}
     sampling = {"sampler": {"kind": "heun"}, "grid": {"kind": "karras"}, "steps": 18 if size <= 32 else 40}
     # the larger probability is that of faces and animals (app. F.2)
-    told = {"kind": "augmentation", "probability": 0.12 if size <= 32 else 0.15}
-    others = {"augmentation": told} if song and given["augment_dim"] else {}
+    augmentation = {"kind": "augmentation", "probability": 0.12 if size <= 32 else 0.15}
+    others = {"augmentation": augmentation} if song and given["augment_dim"] else {}
     return Published(model, (given["in_channels"], size, size), given["label_dim"], sampling, others=others)
 
 
@@ -231,19 +231,29 @@ def preset(name: str) -> dict[str, Any]:
     """The whole configuration of a published model, for data of any size and channels that its network takes.
 
     Resolutions keep their number and widths, and attention its resolutions counted from the finest, at any size.
-    A conditional model needs data with labels; an up-sampler makes its low resolution of the images. EDM's loss in half
-    precision and the distribution of a batch over devices are not part of it.
+    A conditional model and a classifier need data with labels; an up-sampler makes its low resolution of the images.
+    EDM's loss in half precision, the random crops of ADM's classifiers (which see data of unit variance here) and the
+    distribution of a batch over devices are not part of it.
 
     ::
 
         config = sfumato.recipes.preset("ddpm-cifar10")
     """
-    if name not in PRESETS:
-        if name in CLASSIFIERS:
-            raise InputError(f"{name} is a classifier of noisy images, not a model that samples.")
-        raise InputError(f"There is no published model {name!r}{nearest(name, PRESETS)}")
-    published, trained = copy.deepcopy(PRESETS[name]), TRAINED[name]
-    objective = {"weight": {"kind": "simple"}, "times": {"kind": "uniform"}}
+    if name not in TRAINED:
+        raise InputError(f"There is no published model {name!r}{nearest(name, TRAINED)}")
+    trained = TRAINED[name]
+    objective: dict[str, Any] = {"weight": {"kind": "simple"}, "times": {"kind": "uniform"}}
+    if name in CLASSIFIERS:
+        network = {"kind": "classifier", **CLASSIFIERS[name].network}
+        return {
+            "data": {"flip": trained.flip},
+            "model": {"schedule": {"kind": "linear"}, "network": network},
+            "objective": {"kind": "classification", "times": objective["times"]},
+            **trained.settings,
+            # the last weights, not their average
+            "ema": {"gamma": 0.0, "limit": 0.0},
+        }
+    published = copy.deepcopy(PRESETS[name])
     if name in EDM:
         times = {"kind": "log_normal", "mean": -1.2, "std": 1.2}
         objective = {"weight": {"kind": "edm", "sigma_data": 0.5}, "times": times}

@@ -235,7 +235,7 @@ class ClassifierGuided:
     added. What is clipped is clipped before, as in the authors' code: the wrapper goes around :class:`Clipped`.
 
     ``log_prob`` maps ``(x, level, **cond)`` to the log-probabilities ``(B,)`` of the classes, differentiable in ``x``.
-    Conditions that are named in ``only`` are not told to the denoiser.
+    The denoiser is not conditioned on what is named in ``only``.
     """
 
     denoiser: Denoise
@@ -249,8 +249,8 @@ class ClassifierGuided:
         _check_guidance(self.scale, self.interval)
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
-        told = {name: value for name, value in cond.items() if name not in self.only}
-        prediction = self.denoiser(x, level, **told)
+        others = {name: value for name, value in cond.items() if name not in self.only}
+        prediction = self.denoiser(x, level, **others)
         scale = _within(level, self.interval, self.scale, off=0.0)
         if scale is None or (not isinstance(level.alpha, Tensor) and level.alpha == 0.0):
             return prediction
@@ -267,6 +267,8 @@ class ClassifierGuided:
         return Prediction(x, target, v(level), prediction.variance_fraction)
 
     def _gradient(self, x: Tensor, level: Level, cond: dict[str, Tensor]) -> Float[Tensor, "batch *shape"]:
+        if torch.is_inference_mode_enabled():
+            raise InputError("Classifier guidance computes a gradient; sample under torch.no_grad, not inference_mode.")
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             value = self.log_prob(leaf, level, **cond)
