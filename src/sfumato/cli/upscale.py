@@ -173,7 +173,8 @@ def _draw(model: Model, shown: Enlargements, what: str, sampling: SamplingConfig
     from sfumato.analysis import panels
 
     name = model.run.name if model.run is not None else "the model"
-    made = f"{name}, {sampling.steps} steps of {sampling.sampler.kind}, guidance {sampling.guidance.scale:g}"
+    steps = "1 step" if sampling.steps == 1 else f"{sampling.steps} steps"
+    made = f"{name}, {steps} ({sampling.sampler.kind}), guidance {sampling.guidance.scale:g}"
     if sampling.guidance.consistent is not False:
         made += ", consistent"
     names = [f"seed {options.seed}, index {options.index + number}" for number in range(len(shown.samples))]
