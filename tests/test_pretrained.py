@@ -47,3 +47,11 @@ def test_photographs_that_it_has_not_seen_are_sharper_and_agree_with_their_input
     assert float(colour_error(found, truth).mean()) < 0.5
     # noise would be far below
     assert float((psnr(found, truth) - psnr(bicubic, truth)).min()) > -4.0
+
+
+def test_tiles_of_the_default_overlap_are_far_below_a_level_of_eight_bits_from_the_whole() -> None:
+    data = pytest.importorskip("skimage.data")
+    low = torch.from_numpy(data.astronaut()[50:106, 180:220].copy()).movedim(2, 0) / 127.5 - 1.0
+    model = sfumato.load(pretrained.path("photos"))
+    whole, tiled = (sfumato.upscale(model, low, tile=tile, steps=3, progress=False) for tile in (0, 40))
+    assert 0.0 < float((tiled - whole).abs().max()) * 127.5 < 0.2

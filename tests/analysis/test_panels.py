@@ -69,3 +69,14 @@ def test_tiny_and_very_wide_pictures() -> None:
         low = torch.zeros(3, height, width)
         large = [torch.rand(3, 4 * height, 4 * width) for _ in range(2)]
         assert enlargements(Enlargements(low, large, ["a", "b"], 4), "").axes
+
+
+def test_a_long_title_stays_within_the_panel() -> None:
+    low, large = torch.zeros(3, 4, 4), torch.rand(3, 16, 16)
+    canvas = enlargements(
+        Enlargements(low, [large], ["a"], 4), "a_rather_long_name_" * 12 + ", 4x4, x4: photos, 8 steps"
+    )
+    canvas.draw_without_rendering()
+    [title] = canvas.texts
+    assert title.get_text().replace("\n", "").startswith("a_rather_long_name_" * 12)
+    assert title.get_window_extent().x1 < canvas.bbox.x1

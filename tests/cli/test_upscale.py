@@ -12,6 +12,8 @@ import torch
 from PIL import ExifTags, Image
 
 import sfumato
+from sfumato.config import SamplingConfig, parse
+from sfumato.io.images import to_uint8
 from tests.cli.command import run
 from tests.facts import read_facts
 from tests.models.test_upscale import model
@@ -63,6 +65,37 @@ def test_a_picture_becomes_what_python_makes_of_it(
     names = {"photo.jpg-x4.png", "photo.jpg-x4-0.png", "photo.jpg-x4-1.png", "photo.jpg-x4-2.png"}
     assert {p.name for p in tmp_path.glob("*-x4*")} == names
     assert (read_facts(tmp_path / "photo.jpg-x4-1.png") or {})["index"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:This network has GroupNorm")
+def test_the_facts_of_a_picture_make_it_again(run_folder: str, tmp_path: Path) -> None:
+    array = noise(9, 7, 3)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    how = "--steps 3 --seed 5 --index 1 --tile 6 --overlap 2 --sampler ddim --sampler.eta 1 --guidance.consistent False"
+    assert upscale(run_folder, tmp_path / "a.png", *how.split()) == 0
+    out = tmp_path / "a-x4.png"
+    facts = read_facts(out)
+    assert facts is not None
+    values = torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
+    same = {name: facts[name] for name in ("scale", "seed", "index", "tile", "overlap")}
+    sampling = parse(SamplingConfig, facts["settings"])
+    again = sfumato.upscale(sfumato.load(facts["model"]), values, sampling=sampling, **same)
+    assert np.array_equal(to_uint8(again[None])[0], np.asarray(Image.open(out)))
+
+
+def test_pictures_of_one_name_do_not_replace_each_other(run_folder: str, tmp_path: Path) -> None:
+    out = tmp_path / "large"
+    paths = [tmp_path / name for name in ("one/a.png", "two/a.png", "two/a.bmp")]
+    for width, path in enumerate(paths, 2):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(3, width, 3)).save(path)
+    for _ in range(2):
+        assert upscale(run_folder, *paths, "--steps", "1", "--out", out, "--overwrite") == 0
+        assert {p.name: Image.open(p).width for p in out.iterdir()} == {
+            "a-x4.png": 8,
+            "a-x4-2.png": 12,
+            "a-x4-3.png": 16,
+        }
 
 
 def kinds(folder: Path) -> dict[str, tuple[Path, str, tuple[int, int]]]:
@@ -148,6 +181,9 @@ def test_a_panel(run_folder: str, tmp_path: Path) -> None:
         ("--stepz 3", "did you mean --steps?"),
         ("--low-resolution x.png", "There is no option"),
         ("--out a.png", "is there already"),
+        ("--out plain", "got the file plain"),
+        ("--panel p.png --truth a.png", "The truth has 3x3 pixels"),
+        ("--panel p.png --regression nowhere", "no run directory nowhere"),
     ],
 )
 def test_upscale_refuses(
@@ -161,10 +197,25 @@ def test_upscale_refuses(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(noise(3, 3, 3)).save("a.png")
+    Path("plain").touch()
     assert upscale(run_folder, "a.png", *arguments.split()) == 2
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "plain"]
+
+
+def test_sides_that_a_format_does_not_hold_are_said_before_the_work(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("sfumato.models.upscale.upscale", never)
+    Image.fromarray(noise(1, 4097, 3)).save(tmp_path / "a.png")
+    assert upscale(run_folder, tmp_path / "a.png", "--out", tmp_path / "a.webp") == 2
+    assert "at most 16383 pixels" in capsys.readouterr().err
+    assert upscale(run_folder) == 2
+    assert "Name a picture" in capsys.readouterr().err
 
 
 def test_a_model_of_something_else_and_none_at_all(

@@ -171,3 +171,29 @@ def test_what_cannot_be_read_or_written_is_said_in_words(tmp_path: Path) -> None
     with pytest.raises(InputError, match="at most 16383"):
         write_picture(Picture(torch.zeros(3, 1, 16384)), tmp_path / "x.webp")
     assert json.dumps(read_facts(save(tmp_path / "plain.png", Image.new("RGB", (2, 2))))) == "null"
+
+
+def test_metadata_too_long_for_a_jpeg_are_left_out_and_said(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "x" * 70000
+    picture = read_picture(save(tmp_path / "in.png", Image.fromarray(pixels(5, 6, 3)), exif=exif))
+    write_picture(picture, tmp_path / "out.webp", FACTS)
+    assert ExifTags.Base.ImageDescription in Image.open(tmp_path / "out.webp").getexif()
+    with pytest.warns(SfumatoWarning, match="too long for a JPEG"):
+        write_picture(picture, tmp_path / "out.jpg", FACTS)
+    assert read_facts(tmp_path / "out.jpg") == FACTS
+
+
+def test_a_profile_of_grey_does_not_go_with_the_colours_of_webp(tmp_path: Path) -> None:
+    header = bytes(16) + b"GRAY" + bytes(108)
+    grey = Picture(torch.zeros(1, 4, 4), profile=header)
+    write_picture(grey, tmp_path / "out.png")
+    assert Image.open(tmp_path / "out.png").info["icc_profile"] == header
+    with pytest.warns(SfumatoWarning, match="one of grey"):
+        write_picture(grey, tmp_path / "out.webp")
+    assert "icc_profile" not in Image.open(tmp_path / "out.webp").info
+
+
+def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; name the pictures in it"):
+        read_picture(tmp_path)

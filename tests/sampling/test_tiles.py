@@ -35,8 +35,8 @@ def test_tiles_cover_an_axis_and_weigh_one_everywhere(tile: int, overlap: int, m
 def test_tiles_are_few_and_the_edge_of_a_tile_counts_nothing() -> None:
     parts = spans(528, 300, 16)
     assert [(part.start, part.stop) for part in parts] == [(0, 272), (256, 528)]
-    assert parts[0].weights[-4:].tolist() == [0.0] * 4 and parts[1].weights[:4].tolist() == [0.0] * 4
-    assert 0.0 < float(parts[0].weights[-6]) < 0.5 < float(parts[0].weights[-11]) < 1.0
+    assert parts[0].weights[-6:].tolist() == [0.0] * 6 and parts[1].weights[:6].tolist() == [0.0] * 6
+    assert 0.0 < float(parts[0].weights[-7]) < 0.5 < float(parts[0].weights[-10]) < 1.0
     assert [len(part.weights) for part in spans(20, 32, 8)] == [20]
 
 

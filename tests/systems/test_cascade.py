@@ -15,7 +15,7 @@ from tests.cli.command import run
 from tests.training.tiny import TINY
 
 import sfumato
-from sfumato.config import merge
+from sfumato.config import Config, merge
 from sfumato.errors import InputError
 from sfumato.models.cascade import Cascade
 from sfumato.models.data import examples, read_data
@@ -194,6 +194,33 @@ def test_stopped_between_and_within_stages_and_resumed_is_never_stopped(tmp_path
     assert hashes(parts, "base") == base
     train(run=parts, resume=True)
     assert hashes(parts) == hashes(tmp_path / "whole") and len(hashes(parts)) == 2
+
+
+def test_a_budget_is_divided_among_the_stages_that_are_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By positions: the base sees a quarter of those that the up-sampler sees."""
+    parts: list[float] = []
+
+    def sized(config: Config, seconds: float, measured: Any) -> tuple[Config, str]:
+        parts.append(seconds)
+        return config.override({"training.steps": 2 + len(parts)}), "as fits"
+
+    monkeypatch.setattr("sfumato.runs.train.sized", sized)
+    settings, folder = small(steps=1000), tmp_path / "system"
+    model = train(settings, run=folder, budget=100.0)
+    assert parts == [20.0, 80.0] and model is not None
+    assert [stage.step for stage in model.stages.values()] == [3, 4]
+    # all of it for one that is trained again; none for what has begun
+    train(run=folder, resume=True, stage="up", overwrite=True, budget="1m")
+    assert parts[2:] == [60.0] and sfumato.load(folder).step == 3 + 5
+    with pytest.raises(InputError, match="have begun, and have their steps"):
+        train(run=folder, resume=True, budget="1m")
+    more = ["--system", "cascade", "--run", str(tmp_path / "other"), "--budget", "1m"]
+    assert run("train", "digits", *more, "--up.training.steps", "5") == 2
+    assert "--budget decides the steps" in capsys.readouterr().err
+    assert run("train", "--system", "cascada") == 2
+    assert "no system 'cascada'; did you mean 'cascade'" in capsys.readouterr().err
 
 
 def test_a_stage_is_trained_by_name_and_touches_no_other(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Values = Float[Tensor, "_ _ _"]
 """A picture (C, H, W) in [-1, 1], of any size."""
 
+_TITLE = 105  # letters of a line of the title
 _WINDOW = 11  # the least side that SSIM takes
 
 
@@ -149,7 +151,7 @@ def enlargements(shown: Enlargements, title: str) -> Figure:
     bands = -(-len(views) // across)
     each = 11.0 / max(across, 3)
     ratio = min(max(height / width, 0.25), 2.0)
-    canvas = figure(each * across, bands * (each * (ratio + 1.0) + 0.6) + 0.45, title)
+    canvas = figure(each * across, bands * (each * (ratio + 1.0) + 0.6) + 0.45, textwrap.fill(title, _TITLE))
     tables = canvas.subplots(2 * bands, across, squeeze=False, height_ratios=[ratio, 1.0] * bands)
     for axes in tables.flat:
         axes.set_axis_off()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def facts_of(model: Model, sampling: SamplingConfig, seed: int, **more: Any) -> 
         "sampler": sampling.sampler.kind,
         "grid": sampling.grid.kind,
         "guidance": sampling.guidance.scale,
-        "temperature": None if sampling.temperature == 1.0 else sampling.temperature,
+        "settings": sampling.model_dump(mode="json", exclude_defaults=True),
         **{name: str(value) if isinstance(value, Path) else value for name, value in more.items()},
     }
     return {name: value for name, value in facts.items() if value is not None}
@@ -54,11 +54,18 @@ def check_free(path: Path | None, overwrite: bool) -> None:
         raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
 
 
-def free_name(folder: Path, name: str, suffixes: Iterable[str], overwrite: bool) -> str:
-    """A name that nobody chose, for files with these suffixes: with a number behind it where it is taken."""
+def free_name(folder: Path, name: str, suffixes: Iterable[str], overwrite: bool, kept: Collection[Path] = ()) -> str:
+    """A name that nobody chose, for files with these suffixes: with a number behind it where it is taken.
+
+    Files that are ``kept``, such as those that the same command wrote, are not overwritten either.
+    """
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     ends = tuple(suffixes)
-    return next(name for name in names if overwrite or not any((folder / f"{name}{end}").exists() for end in ends))
+
+    def taken(path: Path) -> bool:
+        return path in kept or (not overwrite and path.exists())
+
+    return next(name for name in names if not any(taken(folder / f"{name}{end}") for end in ends))
 
 
 def out_of(options: Any, name: str) -> Path:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
 from sfumato.cli import flags
-from sfumato.cli.commands import PRINT, TRUST, given_flags, given_of, print_settings, settings_of, with_fitted
+from sfumato.cli.commands import given_flags, given_of, print_settings, settings_of, with_fitted
 from sfumato.cli.flags import Fields, option
+from sfumato.cli.train import OPTIONS, budget_of, shown
 from sfumato.config import Component, Config, DataConfig, SamplingConfig, merge, parse, read_file
 from sfumato.errors import InputError
 from sfumato.models.storage import System, read_config, read_system, stage_of, trained_stage
@@ -25,20 +26,13 @@ _TRAIN = """\
 Train a cascade: a model of small images with their classes, base, and one that scales them up, up.
 
 Each is a run in the folder of the system, and can be stopped, resumed, sampled and evaluated by itself. Settings of a
-stage are options with its name, such as --up.training.steps; those of the data are the same for both.
+stage are options with its name, such as --up.training.steps; those of the data are the same for both. A file of
+settings has the groups data, base and up. A --budget is divided among the stages that are not begun.
 """
 _OPTIONS: Fields = {
-    "system": option(Literal[SYSTEMS], "Which system.", SYSTEMS[0]),  # pyright: ignore[reportInvalidTypeForm]
-    "run": option(Path | None, "The folder of the system (default: runs/NAME-cascade, with the name of the data)."),
-    "resume": option(Path | None, "Go on with the first stage of this system that is not complete, where it stopped."),
-    "stage": option(str | None, "Train this stage only: base or up."),
+    **{name: one for name, one in OPTIONS.items() if name not in ("task", "condition", "init_from")},
+    "stage": option(str | None, "Train this stage only, base or up; --overwrite then replaces it alone."),
     "factor": option(int | None, "How many times larger the up-sampler makes the images of the base (default: 2)."),
-    "overwrite": option(bool, "Replace the system that is there, or the stage that is named.", False),
-    "config": option(Path | None, "A file of settings, TOML or JSON, with the groups data, base and up."),
-    "recipe": option(str | None, "Settings that each stage starts from, such as small (default: as suits DATA)."),
-    "quiet": option(bool, "Show nothing but errors; each stage keeps a log, train.log, in any case.", False),
-    "trust": TRUST,
-    "print_config": PRINT,
 }
 
 
@@ -63,11 +57,11 @@ def train(arguments: list[str]) -> int:
         configs = {name: parse(Config, settings, origin="the options", trust=True) for name, settings in both.items()}
         print(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}, indent=2))
         return 0
-    from sfumato.cli.train import shown
     from sfumato.systems import cascade
 
     more: dict[str, Any] = {"recipe": options.recipe, "run": options.resume or options.run, "stage": options.stage}
     more |= {"resume": options.resume is not None, "overwrite": options.overwrite, "trust": True}
+    more["budget"] = budget_of(scanned, stages[names[0]])
     return shown(options.quiet, lambda terminal: cascade.train(over, reporter=terminal, **more))
 
 
@@ -86,7 +80,8 @@ def _stages(scanned: flags.Scanned, trust: bool) -> dict[str, Config]:
         if not factor.isdecimal() or int(factor) < 2:
             raise InputError(f"--factor is {factor}; expected a whole number from 2 on.")
         over = merge(over, {"up": {"conditions": {"low_resolution": {"factor": int(factor)}}}})
-    return planned(merge(over, scanned.kinds), recipe=recipe, gpu=has_gpu(), trust=True)
+    system = scanned.value("system") or SYSTEMS[0]
+    return planned(merge(over, scanned.kinds), system=system, recipe=recipe, gpu=has_gpu(), trust=True)
 
 
 def info(folder: Path, trust: bool, everything: bool) -> Iterator[RenderableType]:

@@ -21,8 +21,8 @@ DATA is a name, a folder of images, an .npy or .npz file, or hf:NAME, as --data.
 configuration is an option. Its default is that of the recipe for the data, and a file given with
 --config comes between: recipe, then file, then options.
 """
-_TRAIN_OPTIONS: Fields = {
-    "run": option(Path | None, "The run directory (default: runs/ and the name of the data)."),
+OPTIONS: Fields = {
+    "run": option(Path | None, "The run directory (default: in runs/, by the name of the data)."),
     "resume": option(Path | None, "Continue this run where it stopped, bit for bit."),
     "overwrite": option(bool, "Replace a run that is there.", False),
     "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one."),
@@ -64,7 +64,7 @@ _TRAIN_OPTIONS: Fields = {
 
 
 def train(arguments: list[str]) -> int:
-    scanned = flags.scan(arguments, _TRAIN_OPTIONS, Config)
+    scanned = flags.scan(arguments, OPTIONS, Config)
     resume = scanned.value("resume")
     if "system" in scanned.values or (resume is not None and is_system(resume)):
         from sfumato.cli import system
@@ -72,7 +72,7 @@ def train(arguments: list[str]) -> int:
         return system.train(arguments)
     if len(scanned.words) > 1:
         raise InputError(f"One DATA is trained on; got {' and '.join(map(repr, scanned.words))}.")
-    fields = {**_TRAIN_OPTIONS, **flags.flag_fields(_base_config(scanned))}
+    fields = {**OPTIONS, **flags.flag_fields(_base_config(scanned))}
     options = flags.parse(fields, scanned.options, prog="sfumato train [DATA]", description=_TRAIN)
     config = parse(Config, flags.settings(options, Config), origin="the options", trust=True)
     if options.print_config:
@@ -80,13 +80,11 @@ def train(arguments: list[str]) -> int:
 
     from sfumato.runs import train as runs
 
-    if options.budget is not None and "training.steps" in scanned.values:
-        raise InputError("--budget decides the steps; leave it or --training.steps out.")
     if options.resume is not None and (options.run is not None or options.overwrite):
         raise InputError("--resume goes on with a run as it is; leave --run and --overwrite out.")
     more: dict[str, Any] = {"run": options.resume or options.run, "resume": options.resume is not None}
     # what may be imported was judged with the settings
-    more |= {"overwrite": options.overwrite, "trust": True, "budget": options.budget or _usual_budget(scanned, config)}
+    more |= {"overwrite": options.overwrite, "trust": True, "budget": budget_of(scanned, config)}
     return shown(options.quiet, lambda terminal: runs.train(config, reporter=terminal, **more))
 
 
@@ -121,11 +119,14 @@ def shown(quiet: bool, work: Callable[[Any], object]) -> int:
     return 0
 
 
-def _usual_budget(scanned: Scanned, config: Config) -> str | None:
-    """The budget of who names none: for images, on a machine on which the recipe could take days."""
-    decided = {"resume", "recipe", "config", "training.steps", "init_from", "task"} & scanned.values.keys()
+def budget_of(scanned: Scanned, config: Config) -> str | None:
+    """The budget that is named, or that of who names none: for images, where the recipe could take days."""
+    budget, steps = scanned.value("budget"), any(key.endswith("training.steps") for key in scanned.values)
+    if budget is not None and steps:
+        raise InputError("--budget decides the steps; leave it or --training.steps out.")
+    decided = steps or {"resume", "recipe", "config", "init_from", "task"} & scanned.values.keys()
     suits = config.data.source != "digits" and config.model.network.kind != "mlp"
-    return "30m" if suits and not decided and not has_gpu() else None
+    return budget or ("30m" if suits and not decided and not has_gpu() else None)
 
 
 def _base_config(scanned: Scanned) -> Config:

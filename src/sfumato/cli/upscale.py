@@ -16,6 +16,8 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sfumato.analysis.panels import Enlargements
+    from sfumato.config import SamplingConfig
     from sfumato.io.pictures import Picture
     from sfumato.models.model import Model
 
@@ -53,7 +55,7 @@ def upscale(arguments: list[str]) -> int:
     options, sampling, given = with_sampling(
         "sfumato upscale", arguments, FIELDS, TEXT, model=_embedded, given="low_resolution"
     )
-    from sfumato.io.pictures import read_picture
+    from sfumato.io.pictures import format_for, read_picture
     from sfumato.models.upscale import low_resolution_of, passes
 
     run: Path = options.model or _embedded()
@@ -63,24 +65,27 @@ def upscale(arguments: list[str]) -> int:
     model = load_model(options, sampling, run)
     passes(model, options.scale)
     scale = options.scale or low_resolution_of(model)[1].factor
-    facts = facts_of(model, sampling, options.seed, scale=scale, input_noise=sampling.input_noise, **given)
-    if sampling.guidance.consistent is not False:
-        facts["consistent"] = sampling.guidance.consistent
-    settings: dict[str, Any] = {name: getattr(options, name) for name in ("seed", "tile", "overlap")}
-    settings |= {"scale": scale, "sampling": sampling, **given}
+    tiles = {"tile": options.tile, "overlap": options.overlap}
+    facts = facts_of(model, sampling, options.seed, scale=scale, input_noise=sampling.input_noise, **tiles, **given)
+    settings: dict[str, Any] = {"seed": options.seed, "scale": scale, "sampling": sampling, **tiles, **given}
+    written = set[Path]()
     failed = 0
     for path in options.pictures:
         try:
             picture = read_picture(path)
-            samples = _enlarge(model, picture, path, settings, facts, options)
+            # what can be wrong with a file or a panel is said before the work
+            if _is_file(options.out):
+                format_for(options.out, scale * max(picture.values.shape[1:]))
+            shown = None if options.panel is None else _beside(model, picture, settings, options)
+            samples = _enlarge(model, picture, path, settings, facts, options, written)
         except (InputError, OSError) as error:
             if len(options.pictures) == 1:
                 raise
             print(f"sfumato: {error}", file=sys.stderr)
             failed += 1
             continue
-        if options.panel is not None:
-            _draw(model, picture, path, samples, settings, options)
+        if shown is not None:
+            _draw(model, replace(shown, samples=samples), f"{path.name}, {picture.size}", sampling, options)
     if failed:
         print(f"sfumato: {failed} of {len(options.pictures)} pictures were not enlarged.", file=sys.stderr)
     return 1 if failed else 0
@@ -91,16 +96,22 @@ def _embedded() -> Path:
     return pretrained.path("photos")
 
 
+def _is_file(out: Path | None) -> bool:
+    """Whether ``--out`` names one picture, and no folder."""
+    return out is not None and (out.is_file() or (bool(out.suffix) and not out.is_dir()))
+
+
 def _check(options: Any) -> None:
     """Refuse, before any work, what could not be written or drawn."""
-    from sfumato.io.pictures import FORMATS
+    from sfumato.io.pictures import format_for
 
+    if not options.pictures:
+        raise InputError("Name a picture: sfumato upscale PICTURE. See sfumato upscale --help.")
     one = len(options.pictures) == 1
     if options.count < 1:
         raise InputError(f"There is at least one sample of a picture; --count is {options.count}.")
-    if options.out is not None and options.out.suffix and not options.out.is_dir():
-        if options.out.suffix.lower() not in FORMATS:
-            raise InputError(f"Pictures are written as {', '.join(FORMATS)}, or into a folder; got {options.out}.")
+    if _is_file(options.out):
+        format_for(options.out)
         if not one or options.count > 1:
             raise InputError(f"{options.out} is one file, and there will be several pictures; name a folder.")
         check_free(options.out, options.overwrite)
@@ -114,9 +125,18 @@ def _check(options: Any) -> None:
 
 
 def _enlarge(
-    model: Model, picture: Picture, path: Path, settings: dict[str, Any], facts: dict[str, Any], options: Any
+    model: Model,
+    picture: Picture,
+    path: Path,
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    options: Any,
+    written: set[Path],
 ) -> list[Tensor]:
-    """Write the samples of a picture; they come back where a panel shows them."""
+    """Write the samples of a picture; they come back where a panel shows them.
+
+    What this command has ``written`` is not overwritten: pictures of several folders can have one name.
+    """
     from sfumato.io.pictures import write_picture
     from sfumato.models.upscale import upscale
 
@@ -124,45 +144,41 @@ def _enlarge(
     for index in range(options.index, options.index + options.count):
         large = replace(picture, values=upscale(model, picture.values, index=index, **settings))
         out: Path | None = options.out
-        if out is None or out.is_dir() or not out.suffix:
+        if out is None or not _is_file(out):
             folder = path.parent if out is None else out
             name = f"{path.stem}-x{settings['scale']}" + (f"-{index}" if options.count > 1 else "")
-            out = folder / f"{free_name(folder, name, ['.png'], options.overwrite)}.png"
+            out = folder / f"{free_name(folder, name, ['.png'], options.overwrite, written)}.png"
+            written.add(out)
         write_picture(large, out, {**facts, "index": index, "picture": path.name})
         print(f"{picture.size} -> {large.size}: {out}")
         kept += [large.values] if options.panel is not None else []
     return kept
 
 
-def _draw(
-    model: Model, picture: Picture, path: Path, samples: list[Tensor], settings: dict[str, Any], options: Any
-) -> None:
-    """The panel of one picture."""
-    from sfumato.analysis import panels
+def _beside(model: Model, picture: Picture, settings: dict[str, Any], options: Any) -> Enlargements:
+    """What a panel shows of a picture beside its samples."""
+    from sfumato.analysis.panels import Enlargements
     from sfumato.io.pictures import read_picture
     from sfumato.models.upscale import low_resolution_of, upscale
 
-    scale, sampling = settings["scale"], settings["sampling"]
-    least = None
-    if options.regression is not None:
-        other = load_model(options, run=options.regression)
-        least = upscale(other, picture.values, scale=scale, seed=options.seed)
+    down = low_resolution_of(model)[1].down
     truth = None if options.truth is None else read_picture(options.truth).values
+    shown = Enlargements(picture.values, [], [], settings["scale"], down, truth=truth)
+    if options.regression is None:
+        return shown
+    same = {name: settings[name] for name in ("scale", "seed", "tile", "overlap")}
+    return replace(shown, regression=upscale(load_model(options, run=options.regression), picture.values, **same))
+
+
+def _draw(model: Model, shown: Enlargements, what: str, sampling: SamplingConfig, options: Any) -> None:
+    """The panel of one picture."""
+    from sfumato.analysis import panels
+
     name = model.run.name if model.run is not None else "the model"
-    made = f"{name}, {sampling.steps} steps of {sampling.sampler.kind}, guidance {sampling.guidance.scale:g}"
+    steps = "1 step" if sampling.steps == 1 else f"{sampling.steps} steps"
+    made = f"{name}, {steps} ({sampling.sampler.kind}), guidance {sampling.guidance.scale:g}"
     if sampling.guidance.consistent is not False:
         made += ", consistent"
-    figure = panels.enlargements(
-        panels.Enlargements(
-            picture.values,
-            samples,
-            [f"seed {options.seed}, index {options.index + number}" for number in range(len(samples))],
-            scale,
-            low_resolution_of(model)[1].down,
-            regression=least,
-            truth=truth,
-        ),
-        f"{path.name}, {picture.size}, x{scale}: {made}",
-    )
-    panels.save(figure, options.panel)
+    names = [f"seed {options.seed}, index {options.index + number}" for number in range(len(shown.samples))]
+    panels.save(panels.enlargements(replace(shown, names=names), f"{what}, x{shown.scale}: {made}"), options.panel)
     print(f"panel: {options.panel}")

@@ -21,7 +21,6 @@ How = Literal["bicubic", "area"]
 _TOGETHER = 64  # unit vectors that are scaled down at once
 
 
-@lru_cache(maxsize=8)
 def down_matrix(length: int, factor: int, how: How = "bicubic") -> Float64[Tensor, "low length"]:
     """The matrix :math:`D` by which :func:`~sfumato.conditioning.low_resolution.scale_down` acts along one axis."""
     columns: list[Tensor] = []

@@ -26,6 +26,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """The formats that pictures are written in, by suffix."""
 
 _MOST = {"JPEG": 65535, "WEBP": 16383}  # pixels of a side that a format holds
+_MOST_EXIF = 65533  # bytes that a JPEG holds of it
 _STALE = (ExifTags.Base.Orientation, ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength)
 _STALE_INNER = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 
@@ -59,6 +60,8 @@ def read_picture(path: Path) -> Picture:
     become sRGB. Where a picture is wholly transparent, its colours are those of the nearest place that is not, since
     what nobody sees would bleed into what is seen.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the pictures in it, such as {path}/*.png.")
     try:
         with quiet():
             remark = read_header(path).remark
@@ -125,17 +128,22 @@ def _exif(image: Image.Image) -> bytes | None:
         return None
 
 
+def format_for(path: Path, most: int = 0) -> str:
+    """The format of a file of that name, if pictures are written in it, with sides of at most so many pixels."""
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"Pictures are written as {', '.join(FORMATS)}, or into a folder; got the file {path}.")
+    if most > _MOST.get(kind, most):
+        raise InputError(f"A {kind} has sides of at most {_MOST[kind]} pixels, and this picture has {most}; take .png.")
+    return kind
+
+
 def write_picture(picture: Picture, path: Path, facts: Mapping[str, Any] | None = None) -> None:
     """Write a picture as .png, .jpg or .webp, whole or not at all; a warning says what the format does not hold.
 
     ``facts`` go into the metadata as JSON: a text called ``sfumato`` in a PNG, the comment of the user in others.
     """
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"Pictures are written as {', '.join(FORMATS)}; got {path}.")
-    most = max(picture.values.shape[1:])
-    if most > _MOST.get(kind, most):
-        raise InputError(f"A {kind} has sides of at most {_MOST[kind]} pixels, and this picture has {most}; take .png.")
+    kind = format_for(path, max(picture.values.shape[1:]))
     values, lost = picture.values.detach().float().cpu().clamp(-1.0, 1.0), list[str]()
     channels = values.shape[0]
     deep = picture.depth == 16 and kind == "PNG" and channels == 1
@@ -145,17 +153,24 @@ def write_picture(picture: Picture, path: Path, facts: Mapping[str, Any] | None 
         opacity = 0.5 + 0.5 * values[-1:]
         values = values[:-1] * opacity + 1.0 - opacity
         lost.append("the opacity: it is laid over white")
+    profile = picture.profile
+    if kind == "WEBP" and channels < 3 and profile is not None and profile[16:20] == b"GRAY":
+        profile = None
+        lost.append("the colour profile, which is one of grey")
+    exif = picture.exif if kind == "PNG" else _with_comment(picture.exif, facts)
+    if kind == "JPEG" and exif is not None and len(exif) > _MOST_EXIF:
+        exif = _with_comment(None, facts)
+        lost.append("the camera's metadata, which are too long for a JPEG")
     if lost:
         warnings.warn(f"{path} loses {' and '.join(lost)}.", SfumatoWarning, stacklevel=2)
     image = _to_pillow(values, deep)
     if kind == "WEBP" and channels < 3:
         image = image.convert("RGBA" if channels == 2 else "RGB")
-    options: dict[str, Any] = {"icc_profile": picture.profile}
+    options: dict[str, Any] = {"icc_profile": profile}
     if kind == "PNG":
         options |= {"pnginfo": png_facts(facts)}
     else:
         options |= {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"quality": 95}
-    exif = picture.exif if kind == "PNG" else _with_comment(picture.exif, facts)
     options |= {"exif": exif} if exif else {}
     atomic_write(path, lambda temporary: image.save(temporary, format=kind, **options))
 
@@ -173,13 +188,15 @@ def png_facts(facts: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo | None:
         return None
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", _software())
-    info.add_text("sfumato", json.dumps(facts, default=_plain))
+    info.add_text("sfumato", _json(facts))
     return info
 
 
-def _plain(value: Any) -> Any:
-    """Settings and what else is no JSON, as JSON holds it."""
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
+def _json(facts: Mapping[str, Any]) -> str:
+    """Facts as JSON; settings and what else is none as it holds them."""
+    return json.dumps(
+        facts, default=lambda value: value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
+    )
 
 
 def _with_comment(exif: bytes | None, facts: Mapping[str, Any] | None) -> bytes | None:
@@ -190,7 +207,7 @@ def _with_comment(exif: bytes | None, facts: Mapping[str, Any] | None) -> bytes 
         tags.load(exif)
     tags[ExifTags.Base.Software] = _software()
     # 8 bytes name the code of the characters
-    tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0" + json.dumps(facts).encode("ascii")
+    tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0" + _json(facts).encode("ascii")
     return tags.tobytes()
 
 

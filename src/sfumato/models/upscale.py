@@ -67,7 +67,7 @@ def upscale(
     seed: int = 0,
     index: int = 0,
     tile: int | None = None,
-    overlap: int = 16,
+    overlap: int = 20,
     progress: Progress = None,
     **options: Any,
 ) -> Float[Tensor, "channels high wide"]:

@@ -30,7 +30,7 @@ def spans(length: int, tile: int, overlap: int, multiple: int = 1, *, exact: boo
     r"""Tiles of one size that cover an axis, whose weights sum to one at every pixel.
 
     There are as few as ``tile`` allows, and they are as small as so many can be. Across an overlap the weight goes from
-    0 to 1 as :math:`\sin^2`, in its middle half only: pixels close to the edge of a tile, which lack a part of their
+    0 to 1 as :math:`\sin^2`, in its middle quarter only: pixels close to the edge of a tile, which lack a part of their
     surroundings, count nothing.
 
     Args:
@@ -56,7 +56,7 @@ def spans(length: int, tile: int, overlap: int, multiple: int = 1, *, exact: boo
         shared = before + side - after
         if shared:
             place = (torch.arange(shared) + 0.5) / shared
-            rise = torch.sin(0.5 * math.pi * (2.0 * place - 0.5).clamp(0.0, 1.0)).square()
+            rise = torch.sin(0.5 * math.pi * (4.0 * place - 1.5).clamp(0.0, 1.0)).square()
             ramps[i][side - shared :] *= 1.0 - rise
             ramps[i + 1][:shared] *= rise
     return _normalized([Span(start, start + side, ramp) for start, ramp in zip(starts, ramps, strict=True)], length)

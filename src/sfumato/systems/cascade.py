@@ -22,7 +22,7 @@ from sfumato.models.folders import load
 from sfumato.models.model import Model
 from sfumato.models.storage import System, is_system, read_system, stage_of, write_system
 from sfumato.runs import train as runs
-from sfumato.runs.budget import has_gpu
+from sfumato.runs.budget import has_gpu, seconds_of
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
 from sfumato.runs.resolving import default_name
@@ -42,6 +42,7 @@ def train(
     stage: str | None = None,
     overwrite: bool = False,
     trust: bool = False,
+    budget: str | float | None = None,
     reporter: Reporter | None = None,
 ) -> Model | None:
     """Train the stages of a cascade, one after the other, into a folder; as ``sfumato train --system cascade``.
@@ -62,6 +63,9 @@ def train(
         stage: train this one only.
         overwrite: delete what is there: the system, or the ``stage``.
         trust: whether Python code of other packages that the settings name may be imported.
+        budget: a time such as ``"2h"``, or seconds, that is divided among the stages that are not begun, by how many
+            positions of images their recipes train on; each is trained for as many steps as fit its part. The
+            evaluation of the whole comes on top.
         reporter: what shows progress; by default nothing does.
 
     Returns:
@@ -90,6 +94,19 @@ def train(
         raise InputError(f"The system has no stage {stage!r}{nearest(stage, stages)}")
     if overwrite and resume and stage is None:
         raise InputError("A system that is resumed keeps what is trained; name the stage that is to be replaced.")
+    # those to train, and those of them that have not begun
+    due = [
+        n
+        for n, c in stages.items()
+        if stage in (None, n) and not (resume and stage is None and _is_complete(stage_of(folder, n), c))
+    ]
+    fresh = [n for n in due if overwrite or not (resume and _is_run(folder, n))]
+    seconds = None if budget is None else seconds_of(budget)
+    if seconds is not None and not fresh:
+        raise InputError(
+            "The stages have begun, and have their steps; leave the budget out, or say more training.steps."
+        )
+    cost = sum(_cost(stages[name]) for name in fresh)
     accelerator = accelerator_without_settings()
     if accelerator.is_main_process:
         if not resume and (stage is None or not is_system(folder)):
@@ -100,7 +117,7 @@ def train(
     began = time.perf_counter()
     for number, (name, config) in enumerate(stages.items(), 1):
         path = stage_of(folder, name)
-        if stage not in (None, name) or (resume and stage is None and _is_complete(path, config)):
+        if name not in due:
             continue
         reporter.say(f"stage     {name}, {number} of {len(stages)}")
         if accelerator.is_main_process:
@@ -108,13 +125,16 @@ def train(
             (folder / "evaluation.json").unlink(missing_ok=True)
         more: dict[str, Any] = {"data": given, "heldout": heldout, "trust": trust, "reporter": reporter}
         try:
-            if resume and not overwrite and _is_run(folder, name):
-                runs.train(config, run=path, resume=True, **more)
+            if name in fresh:
+                part = None if seconds is None else seconds * _cost(config) / cost
+                runs.train(config, run=path, overwrite=overwrite, budget=part, **more)
             else:
-                runs.train(config, run=path, overwrite=overwrite, **more)
+                runs.train(config, run=path, resume=True, **more)
         except Interrupted as stop:
             # also without a checkpoint there is something to go on with: the settings, and the stages before
             raise Interrupted(folder, stop.step or 0, stop.signal_number) from None
+    # their steps may be what fitted a time
+    stages = stored(folder, trust=trust)
     missing = [name for name, config in stages.items() if _steps_of(stage_of(folder, name)) < config.training.steps]
     if missing:
         reporter.say(f"system    {folder} lacks {' and '.join(missing)}; go on with: sfumato train --resume {folder}")
@@ -126,6 +146,12 @@ def train(
     reporter.say(f"{time.perf_counter() - began:.1f} s in all.")
     reporter.say(f"use it    sfumato sample {folder}")
     return model
+
+
+def _cost(config: Config) -> float:
+    """What the training of a stage costs, in units that all stages of a recipe share."""
+    side = config.data.scale_down * (getattr(config.model.network, "patch", None) or 1)
+    return config.training.steps * config.training.batch_size / side**2
 
 
 def _is_run(folder: Path, name: str) -> bool:
