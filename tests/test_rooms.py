@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -94,5 +95,12 @@ def test_a_room_imports_only_from_rooms_before_it(name: str) -> None:
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
-    lines = {relative(path): len(path.read_text("utf-8").splitlines()) for path in FILES}
+    root = Path(__file__).parents[1]
+    files = (path for name in ("src", "tests", "benchmarks", "examples") for path in (root / name).rglob("*.py"))
+    lines = {str(path.relative_to(root)): len(path.read_text("utf-8").splitlines()) for path in files}
     assert not {path: count for path, count in lines.items() if count > 400}
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert not {name: count for name, count in names.items() if count > 1}

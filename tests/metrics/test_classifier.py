@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from sfumato.errors import InputError
-from sfumato.metrics import ClassifierFeatures, train_classifier
+from sfumato.metrics import ClassifierFeatures, features, train_classifier
 from sfumato.random import permutation
 
 
@@ -25,13 +25,19 @@ def classifier(digits: tuple[torch.Tensor, torch.Tensor]) -> ClassifierFeatures:
     return train_classifier(images[797:], labels[797:], seed=0)
 
 
+def accuracy(classifier: ClassifierFeatures, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The fraction of images whose most probable label is the given one."""
+    found = classifier.classes[features(classifier, device="cpu").logits(images).argmax(1)]
+    return float((found == labels).double().mean())
+
+
 def test_digits(digits: tuple[torch.Tensor, torch.Tensor], classifier: ClassifierFeatures) -> None:
     images, labels = digits
-    assert classifier.accuracy(images[:797], labels[:797]) > 0.97
-    features = classifier(images[797:])
-    assert features.shape == (1000, 64)
-    assert not features.requires_grad
-    assert float(features.double().var(dim=0, correction=0).mean()) == pytest.approx(1.0, rel=1e-4)
+    assert accuracy(classifier, images[:797], labels[:797]) > 0.97
+    vectors = classifier(images[797:])
+    assert vectors.shape == (1000, 64)
+    assert not vectors.requires_grad
+    assert float(vectors.double().var(dim=0, correction=0).mean()) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_deterministic_and_leaves_global_state(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -65,7 +71,7 @@ def test_any_size(shape: tuple[int, ...]) -> None:
     labels = torch.tensor([-4, 0, 7] * 4)
     extractor = train_classifier(images, labels, steps=2)
     assert extractor(images).shape == (12, 64)
-    assert sum(extractor.accuracy(images, torch.full((12,), label)) for label in (-4, 0, 7)) == pytest.approx(1.0)
+    assert sum(accuracy(extractor, images, torch.full((12,), label)) for label in (-4, 0, 7)) == pytest.approx(1.0)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -79,8 +85,6 @@ def test_bad_input(classifier: ClassifierFeatures) -> None:
         train_classifier(images * float("nan"), labels)
     with pytest.raises(InputError, match="trained on images of shape"):
         classifier(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(InputError, match="6 integers"):
-        classifier.accuracy(images, labels[:5])
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from sfumato.sampling.guidance import Consistent
 How = Literal["bicubic", "area"]
 
 _TOGETHER = 64  # unit vectors that are scaled down at once
+_ROUNDS = 10  # corrections of what clipping undoes
 
 
 def down_matrix(length: int, factor: int, how: How = "bicubic") -> Float64[Tensor, "low length"]:
@@ -55,14 +56,13 @@ def in_range(
     low: Float[Tensor, "batch channels low_height low_width"],
     factor: int,
     how: How = "bicubic",
-    rounds: int = 10,
 ) -> Float[Tensor, "batch channels height width"]:
     """Pictures in [-1, 1] that scale down to ``low`` nearly: clipped and corrected in turn.
 
     Clipping the white and the black that a correction exceeds would undo it by up to a level of 8 bits.
     """
     pictures = pictures.clamp(-1.0, 1.0)
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         pictures = (pictures + least_up(low - scale_down(pictures, factor, how), factor, how)).clamp_(-1.0, 1.0)
     return pictures
 

@@ -6,12 +6,11 @@ import hashlib
 import math
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,24 +27,17 @@ _BLOCK = 1 << 24  # bytes of images that are hashed at once
 _PROBES = 2  # images whose features are computed again
 _TOLERANCE = 1e-3  # of the largest feature: how far those may be from what was kept, on another machine
 
-Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
 
-
-def content_hash(data: Dataset | Float[Tensor, "count channels *space"], indices: Rows | None = None) -> str:
+def content_hash(data: Dataset | Float[Tensor, "count channels *space"]) -> str:
     """A sha256 over the stored values, shape and type of images, and their order: a second for 1.4 GB in memory.
 
     Images in files are read, and decoded, once for it.
     """
     images: Any = data.images if isinstance(data, Dataset) else data.detach()
-    rows: Any = None if indices is None else np.asarray(indices, dtype=np.int64)
-    if isinstance(images, Tensor) and rows is not None:
-        rows = torch.from_numpy(rows).to(images.device)
-    count = len(images) if rows is None else len(rows)
-    digest = hashlib.sha256(f"{images.dtype} {(count, *map(int, images.shape[1:]))}".encode())
+    digest = hashlib.sha256(f"{images.dtype} {tuple(map(int, images.shape))}".encode())
     step = max(1, _BLOCK // max(1, math.prod(images.shape[1:]) * images.dtype.itemsize))
-    for start in range(0, count, step):
-        part = slice(start, min(start + step, count))
-        block = images[part] if rows is None else images[rows[part]]
+    for start in range(0, len(images), step):
+        block = images[start : min(start + step, len(images))]
         block = block.cpu().numpy() if isinstance(block, Tensor) else np.asarray(block)
         digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()
@@ -55,8 +47,6 @@ def cached_features(
     features: Features,
     data: Dataset | Float[Tensor, "count channels *space"],
     *,
-    indices: Rows | None = None,
-    batch: int | None = None,
     progress: Progress = None,
     folder: Path | None = None,
 ) -> Float[Tensor, "rows features"]:
@@ -68,23 +58,21 @@ def cached_features(
     computed again, with a warning. Pixels are not kept.
 
     Args:
-        features, data, indices, batch, progress: as for :func:`extract`.
+        features, data, progress: as for :func:`extract`.
         folder: where features are kept (default: ``features`` in the cache of decoded images).
     """
 
     def compute() -> Tensor:
-        return extract(features, data, indices=indices, batch=batch, progress=progress)
+        return extract(features, data, progress=progress)
 
     if features.name == "pixels":
         return compute()
-    count = len(data) if indices is None else len(indices)
-    content = content_hash(data, indices)
+    count, content = len(data), content_hash(data)
     meta = {"features": features.name, "identity": features.identity, "content": content, "count": count}
     path = _path(folder, meta)
 
     def check(found: Tensor) -> str | None:
-        first = list(range(count) if indices is None else indices)[:_PROBES]
-        expected = extract(features, data, indices=first, progress=False)
+        expected = extract(features, data, indices=range(min(_PROBES, count)), progress=False)
         if found.ndim != 2 or found.shape != (count, expected.shape[1]) or found.dtype != torch.float32:
             return f"they are {found.dtype} of shape {tuple(found.shape)}, not of {(count, expected.shape[1])}"
         if not bool(torch.isfinite(found).all()):

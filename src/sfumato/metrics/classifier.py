@@ -20,11 +20,6 @@ _BATCH = 64
 _WIDTH = 64  # the number of features
 
 
-def _check_labels(images: Tensor, labels: Tensor) -> None:
-    if labels.is_floating_point() or labels.shape != images.shape[:1]:
-        raise InputError(f"labels must be {len(images)} integers, not {labels.dtype} of shape {tuple(labels.shape)}.")
-
-
 def _network(channels: int, space: tuple[int, ...]) -> nn.Sequential:
     """Convolution, batch normalization and pooling until the sides are 2 or 3; then a hidden layer.
 
@@ -64,13 +59,6 @@ class ClassifierFeatures:
         """The features ``(N, features)`` of ``images`` ``(N, C, *space)``, computed in chunks."""
         return self._hidden(images) / self.scale
 
-    def accuracy(self, images: Float[Tensor, "batch channels *space"], labels: Int[Tensor, " batch"]) -> float:
-        """The fraction of ``images`` whose most probable label is the given one."""
-        _check_labels(images, labels)
-        with torch.no_grad():
-            likeliest = self.classes[self.head(self._hidden(images)).argmax(dim=1)]
-        return float((likeliest == labels).double().mean())
-
     def _hidden(self, images: Tensor) -> Tensor:
         check_images("images", images)
         if (shape := tuple(images.shape[1:])) != self.shape:
@@ -89,7 +77,8 @@ def train_classifier(
     not depend on the number of cores. AdamW, with a cosine learning-rate schedule.
     """
     check_images("images", images)
-    _check_labels(images, labels)
+    if labels.is_floating_point() or labels.shape != images.shape[:1]:
+        raise InputError(f"labels must be {len(images)} integers, not {labels.dtype} of shape {tuple(labels.shape)}.")
     classes, targets = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise InputError("classifier features need at least two classes; leave the labels out to do without.")

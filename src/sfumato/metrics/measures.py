@@ -70,24 +70,14 @@ def _tensor(reference: Tensor | Moments, name: str) -> Tensor:
     return reference
 
 
-def _fd(sets: Vectors) -> Values:
-    return [("FD", frechet(sets.samples, sets.reference), "lower")]
+def _distance(title: str, of: Callable[..., Estimate], *, moments: bool = False) -> Callable[[Vectors], Values]:
+    """A measure that is a distance of two sets, whose second may be ``moments``."""
 
+    def compute(sets: Vectors) -> Values:
+        reference = sets.reference if moments else _tensor(sets.reference, title)
+        return [(title, of(sets.samples, reference), "lower")]
 
-def _fd_infinity(sets: Vectors) -> Values:
-    return [("FD∞", frechet_infinity(sets.samples, sets.reference), "lower")]
-
-
-def _kid(sets: Vectors) -> Values:
-    return [("KID", kid(sets.samples, _tensor(sets.reference, "KID")), "lower")]
-
-
-def _kid_subsets(sets: Vectors) -> Values:
-    return [("KID 100 x 1000", kid_subsets(sets.samples, _tensor(sets.reference, "KID")), "lower")]
-
-
-def _cmmd(sets: Vectors) -> Values:
-    return [("CMMD", cmmd(sets.samples, _tensor(sets.reference, "CMMD")), "lower")]
+    return compute
 
 
 def _prdc(sets: Vectors) -> Values:
@@ -128,15 +118,15 @@ def _diversity(sets: Vectors) -> Values:
 
 
 MEASURES: dict[str, Measure] = {
-    "fd": Measure(_fd),
-    "fd-infinity": Measure(_fd_infinity, least=50),
-    "kid": Measure(_kid),
-    "kid-subsets": Measure(_kid_subsets, least=1000, usual=False),
+    "fd": Measure(_distance("FD", frechet, moments=True)),
+    "fd-infinity": Measure(_distance("FD∞", frechet_infinity, moments=True), least=50),
+    "kid": Measure(_distance("KID", kid)),
+    "kid-subsets": Measure(_distance("KID 100 x 1000", kid_subsets), least=1000, usual=False),
     "prdc": Measure(_prdc, least=10),
     "neighbours": Measure(_neighbours, needs=("train",), floor=False),
     "is": Measure(_score, needs=("logits",), least=100, usual=False, alone=True),
     "diversity": Measure(_diversity, needs=("labels",), alone=True),
-    "cmmd": Measure(_cmmd, only="clip"),
+    "cmmd": Measure(_distance("CMMD", cmmd), only="clip"),
 }
 """The measures of sets of samples, by the names that ``--measures`` takes."""
 
