@@ -28,7 +28,7 @@ _TRAIN_OPTIONS: Fields = {
     "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one."),
     "recipe": option(
         str | None,
-        "Settings to start from: digits, small, images, ddpm, vectors, or a published model by a name that "
+        "Settings to start from: digits, small, cifar, images, ddpm, vectors, or a published model by a name that "
         "sfumato info --presets lists (default: as suits DATA).",
     ),
     "task": option(
