@@ -125,11 +125,12 @@ def test_bad_sweeps(guided: str, arguments: str, words: str, capsys: pytest.Capt
 
 
 def test_settings_of_a_sweep() -> None:
-    base = SamplingConfig().override({"guidance": {"scale": 3.0, "interval": (0.1, 5.0), "threshold": 0.99}})
+    guidance = {"scale": 3.0, "interval": (0.1, 5.0), "threshold": 0.99, "consistent": False}
+    base = SamplingConfig().override({"guidance": guidance})
     found = swept(base, "guidance.scale", ["0", "1", 2])
     assert [one.guidance.scale for one in found] == [0.0, 1.0, 2.0]
     assert [one.guidance.interval for one in found] == [(0.1, 5.0), None, (0.1, 5.0)]
-    assert all(one.guidance.threshold == 0.99 for one in found)
+    assert all(one.guidance.threshold == 0.99 and one.guidance.consistent is False for one in found)
     assert [one.guidance.interval for one in swept(base, "guidance.interval", ["0.2,3", "1,2"])] == [(0.2, 3), (1, 2)]
     # however 1 is written
     for one in ("1.00", "1.", "+1", 1.0):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_a_published_classifier_trains_and_guides(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 2)
     network = "--model.network.channels 8 8 --model.network.attention 1 --model.network.blocks 1"
     network += " --model.network.embedding 16 --model.network.time-features 8 --model.network.heads 2"
-    network += " --model.network.head-channels none"
+    network += " --model.network.head-channels None"
     short = "--training.steps 2 --training.batch-size 4 --training.precision fp32 --evaluation.samples 0 --quiet"
     classifier, model = tmp_path / "classifier", tmp_path / "model"
     asked = ["--recipe", "adm-64-classifier", "--run", str(classifier), *network.split(), *short.split()]
@@ -157,8 +158,10 @@ def test_a_published_classifier_trains_and_guides(tmp_path: Path) -> None:
     assert known.config.optimizer.method.weight_decay == 0.2 and known.config.data.flip
     asked = ["--recipe", "ddpm-cifar10", "--run", str(model), *network.split(), *short.split()]
     assert run("train", str(tmp_path / "x.npz"), *asked, "--training.sample-count", "0") == 0
-    options = {"guidance": {"classifier": classifier, "scale": 2.0}, "label": "1", "progress": False}
-    plain, guided = sfumato.load(model).sample(2, steps=3), sfumato.load(model).sample(2, steps=3, **options)
+    solver = {"kind": "ancestral", "variance": "small"}
+    options: dict[str, Any] = {"steps": 3, "solver": solver, "progress": False}
+    plain = sfumato.load(model).sample(2, **options)
+    guided = sfumato.load(model).sample(2, guidance={"classifier": classifier, "scale": 2.0}, label="1", **options)
     assert guided.isfinite().all() and not torch.equal(plain, guided)
 
 

@@ -28,8 +28,8 @@ OPTIONS: Fields = {
     "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one."),
     "recipe": option(
         str | None,
-        "Settings to start from: digits, small, cifar, images, ddpm, vectors, or a published model, other than a "
-        "classifier, by a name that sfumato info --presets lists (default: as suits DATA).",
+        "Settings to start from: digits, small, cifar, images, ddpm, vectors, or a published model by a name that "
+        "sfumato info --presets lists (default: as suits DATA).",
     ),
     "task": option(
         Literal["generate", "classify", "upscale"],

@@ -39,8 +39,7 @@ def swept(sampling: SamplingConfig, key: str, values: Sequence[str | int | float
         base = settings
         if key == SCALE and sampling.guidance.classifier is None and _is_one(value):
             # no guidance, of which the other settings say nothing
-            plain = GuidanceConfig(threshold=sampling.guidance.threshold)
-            base = {**settings, "guidance": plain.model_dump()}
+            base = merge(settings, {"guidance": {"rescale": 0.0, "interval": None, "weak_run": None}})
         origin = f"the sweep, {key} {value}"
         found.append(parse(SamplingConfig, merge(base, nested(key, typed)), origin=origin, trust=True))
     return found
