@@ -14,7 +14,7 @@ from sfumato.cli.commands import given_flags, given_of, print_settings, settings
 from sfumato.cli.flags import Fields, option
 from sfumato.cli.train import OPTIONS, budget_of, shown
 from sfumato.config import Component, Config, DataConfig, SamplingConfig, merge, parse, read_file
-from sfumato.errors import InputError
+from sfumato.errors import InputError, nearest
 from sfumato.models.storage import System, read_config, read_system, stage_of, trained_stage
 from sfumato.runs.budget import has_gpu
 from sfumato.systems.stages import SYSTEMS, planned, stored
@@ -38,7 +38,9 @@ _OPTIONS: Fields = {
 
 def train(arguments: list[str]) -> int:
     first = flags.scan(arguments, _OPTIONS, Config)
-    folder = first.value("resume")
+    asked, folder = first.value("system"), first.value("resume")
+    if asked is not None and asked not in SYSTEMS:
+        raise InputError(f"There is no system {asked!r}{nearest(asked, SYSTEMS)}")
     names = ("base", "up") if folder is None else read_system(folder).stages
     groups: dict[str, Any] = {name: (Config, Field(default_factory=Config)) for name in names}
     data = (DataConfig, Field(default_factory=DataConfig))
@@ -80,8 +82,7 @@ def _stages(scanned: flags.Scanned, trust: bool) -> dict[str, Config]:
         if not factor.isdecimal() or int(factor) < 2:
             raise InputError(f"--factor is {factor}; expected a whole number from 2 on.")
         over = merge(over, {"up": {"conditions": {"low_resolution": {"factor": int(factor)}}}})
-    system = scanned.value("system") or SYSTEMS[0]
-    return planned(merge(over, scanned.kinds), system=system, recipe=recipe, gpu=has_gpu(), trust=True)
+    return planned(merge(over, scanned.kinds), recipe=recipe, gpu=has_gpu(), trust=True)
 
 
 def info(folder: Path, trust: bool, everything: bool) -> Iterator[RenderableType]:
