@@ -95,7 +95,7 @@ def test_a_recipe_fits_its_task() -> None:
     assert recipes.named("adm-64-classifier", "folder", task="classify")["data"] == {"source": "folder", "flip": True}
     assert "low_resolution" in recipes.named("sr3-16-128", "folder", task="upscale")["conditions"]
     for name, task in (("adm-64", "classify"), ("digits", "upscale"), ("adm-64-classifier", "upscale")):
-        with pytest.raises(InputError, match=f"{name} is none of the task {task}"):
+        with pytest.raises(InputError, match=f"{name} is not of the task {task}"):
             recipes.named(name, "folder", task=task)
 
 

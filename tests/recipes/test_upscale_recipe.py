@@ -83,7 +83,7 @@ def test_a_residual_needs_its_image(pictures: Path, tmp_path: Path) -> None:
 def test_arrays_are_not_cut_and_tasks_have_one_recipe() -> None:
     assert "tile" in named(None, "folder", task="upscale")["data"]
     assert "tile" not in named(None, "x.npz:images", task="upscale")["data"]
-    with pytest.raises(InputError, match="own recipe"):
+    with pytest.raises(InputError, match="small is not of the task upscale"):
         named("small", None, task="upscale")
     with pytest.raises(InputError, match="did you mean 'upscale'"):
         named(None, None, task="upscal")

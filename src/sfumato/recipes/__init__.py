@@ -60,7 +60,7 @@ def named(
         raise InputError(f"There is no recipe {name!r}{nearest(name, RECIPES)}")
     values = RECIPES[name]()
     if task not in ("generate", _task(values)):
-        raise InputError(f"The recipe {name} is none of the task {task}; leave the recipe or the task out.")
+        raise InputError(f"The recipe {name} is not of the task {task}; leave the recipe or the task out.")
     if source is not None and ".np" in Path(source.partition(":")[0]).suffix:
         # the images of an array have one size, and are not cut
         values.get("data", {}).pop("tile", None)
