@@ -176,7 +176,8 @@ def _draw(model: Model, shown: Enlargements, what: str, sampling: SamplingConfig
 
     name = model.run.name if model.run is not None else "the model"
     steps = "1 step" if sampling.steps == 1 else f"{sampling.steps} steps"
-    made = f"{name}, {steps} ({sampling.sampler.kind}), guidance {sampling.guidance.scale:g}, temperature {sampling.temperature:g}"
+    made = f"{name}, {steps} ({sampling.sampler.kind}), guidance {sampling.guidance.scale:g}"
+    made += f", temperature {sampling.temperature:g}"
     if sampling.guidance.consistent is not False:
         made += ", consistent"
     names = [f"seed {options.seed}, index {options.index + number}" for number in range(len(shown.samples))]
