@@ -113,22 +113,22 @@ def test_missing_pictures(folder: Path) -> None:
     every(folder)
     with (folder / "captions.jsonl").open("a", encoding="utf-8") as file:
         file.writelines("\n" + json.dumps(entry(f"lost{i}.png")) for i in range(5))
-    with pytest.warns(SfumatoWarning, match=r"9 pictures, of which 5 are not there, such as lost0.png, lost1.png"):
+    with pytest.warns(SfumatoWarning, match=r"9 pictures, and 5 of them cannot be found, such as lost0.png, lost1.png"):
         assert captions(folder) == list(WORDS.values())
     lines(folder / "captions.jsonl", entry("e.png"), entry("f.png"))
-    with pytest.raises(InputError, match=r"2 pictures, of which 2 are not there, such as e.png, f.png;.*path"):
+    with pytest.raises(InputError, match=r"2 pictures, and 2 of them cannot be found, such as e.png, f.png;.*path"):
         captions(folder)
 
 
 def test_pictures_without_caption_or_with_an_empty_one(folder: Path) -> None:
     every(folder, a="  ")
-    with pytest.warns(SfumatoWarning, match=r"1 of 4 pictures have no caption, such as a.png; of 1 it is empty"):
+    with pytest.warns(SfumatoWarning, match=r"missing for 1 of 4 pictures, such as a.png; of 1 it is empty"):
         assert captions(folder) == ["", *list(WORDS.values())[1:]]
     lines(folder / "captions.jsonl", entry("a.png"), entry("b.png"))
-    with pytest.warns(SfumatoWarning, match=r"2 of 4 pictures have no caption, such as sub/c.png, sub/d.png. They"):
+    with pytest.warns(SfumatoWarning, match=r"missing for 2 of 4 pictures, such as sub/c.png, sub/d.png. They"):
         assert captions(folder) == ["a caption", "a caption", "", ""]
     lines(folder / "captions.jsonl", entry("a.png"))
-    with pytest.raises(InputError, match=r"3 of 4 pictures have no caption.*half"):
+    with pytest.raises(InputError, match=r"missing for 3 of 4 pictures.*half"):
         captions(folder)
     (folder / "captions.jsonl").unlink()
     with pytest.raises(InputError, match=r"no captions: add captions.jsonl"):
@@ -288,7 +288,7 @@ def test_captions_of_the_hub(hub: Any) -> None:
         with pytest.warns(SfumatoWarning, match="4 of 4 rows have several captions"):
             assert of_hub() == words
     hub(caption=(text, [None, *words[1:]]))
-    with pytest.warns(SfumatoWarning, match="1 of 4 pictures have no caption, such as row 0"):
+    with pytest.warns(SfumatoWarning, match="missing for 1 of 4 pictures, such as row 0"):
         assert of_hub() == ["", *words[1:]]
     hub(a=(text, words), b=(text, words))
     with pytest.raises(InputError, match=r"several columns of texts \(a, b\)"):

@@ -53,7 +53,7 @@ def data(arguments: list[str]) -> int:
         warnings.simplefilter("always")
         read: Dataset = config.build(columns="all")
         read = scaled_down(read, config.scale_down)
-    said = [str(one.message) for one in caught if issubclass(one.category, SfumatoWarning)]
+    said = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, SfumatoWarning)))
     facts = _facts(read, config, said)
     if options.out is not None:
         _sheet(read, options.out, options.count)
@@ -165,9 +165,9 @@ def _table(facts: Mapping[str, Any]) -> Any:
         rows.append(("classes" if name == "label" else f"classes {name}", f"{len(classes)}: {shown}{more}"))
     for name, found in facts["captions"].items():
         least, middle, most = found["words"] or (0, 0, 0)
-        without = f", {found['without']:,} pictures without" if found["without"] else ""
-        text = f"{found['count']:,}, {found['distinct']:,} of them distinct{without}; {least} to {most} words, half of "
-        text += f"them {middle} or fewer; the longest has {found['longest']:,} characters"
+        of = f"{found['count']:,} for {facts['count']:,} images"
+        text = f"{of}, {found['distinct']:,} distinct; {least} to {most} words, median {middle}; "
+        text += f"the longest has {found['longest']:,} characters"
         rows.append(("captions" if name == "caption" else f"texts {name}", text))
         rows += [("", f"“{example if len(example) <= 200 else example[:199] + '…'}”") for example in found["examples"]]
     if not facts["classes"]:
@@ -211,5 +211,10 @@ def _sheet(read: Dataset, path: Path, count: int) -> None:
     for column in read.columns.values():
         if column.is_text:
             words = [text or "(no caption)" for text in column.texts(rows)]
-    pictures = [image_files.grid(image[None], 1) for image in images]
-    image_files.save_png(contact_sheet(pictures, words, min(len(rows), max(4, math.isqrt(len(rows))))), path, facts)
+    if images.ndim == 4 and images.shape[1] in image_files.CHANNELS.values():
+        pictures = [image_files.to_pillow(pixels) for pixels in image_files.to_uint8(images)]
+    else:
+        pictures = [image_files.grid(image[None], 1) for image in images]
+    # twice as many columns as rows: words below make cells higher than wide
+    columns = min(len(rows), max(4, round(math.sqrt(2 * len(rows)))))
+    image_files.save_png(contact_sheet(pictures, words, columns), path, facts)

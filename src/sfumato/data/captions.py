@@ -81,7 +81,7 @@ def _column(texts: Sequence[str], name: Callable[[int], str], where: str, given:
     if without:
         empty = sum(one in given for one in without)
         which = f"such as {', '.join(without[:_SHOWN])}" + (f"; of {empty} it is empty" if empty else "")
-        text = f"{where}: {len(without)} of {len(texts)} pictures have no caption, {which}"
+        text = f"{where}: a caption is missing for {len(without)} of {len(texts)} pictures, {which}"
         if 2 * len(without) > len(texts):
             raise InputError(f"{text}; write captions for half of them at least, or train without text.")
         warnings.warn(f"{text}. They count as pictures without text.", SfumatoWarning, stacklevel=3)
@@ -111,8 +111,8 @@ def _listed(folder: Path, pictures: Sequence[str], lists: Sequence[str]) -> dict
                 missing.append(path)
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else "")
-        text = f"{folder}: {' and '.join(lists[:_SHOWN])} names {len(seen)} pictures, of which {len(missing)} are not "
-        text += f"there, such as {shown}"
+        text = f"{folder}: {' and '.join(lists[:_SHOWN])} names {len(seen)} pictures, and {len(missing)} "
+        text += f"of them cannot be found, such as {shown}"
         if not captions:
             raise InputError(f"{text}; file_name is the path of a picture, seen from the folder of the list.")
         warnings.warn(f"{text}; they are passed over.", SfumatoWarning, stacklevel=4)

@@ -77,7 +77,7 @@ def _cut(word: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.Image
 
 
 def contact_sheet(pictures: Sequence[Image.Image], words: Sequence[str], columns: int) -> Image.Image:
-    """Pictures in rows, each at least 128 pixels wide, with its words below it, on up to four lines.
+    """Pictures in rows, each 128 to 256 pixels wide, with its words below it, on up to four lines.
 
     Args:
         pictures: the pictures, of one size.
@@ -85,15 +85,16 @@ def contact_sheet(pictures: Sequence[Image.Image], words: Sequence[str], columns
         columns: how many stand in a row.
     """
     width, height = pictures[0].size
-    factor = max(1, math.ceil(128 / width))
-    size, font = (width * factor, height * factor), _font(12)
-    texts = [_wrapped(word, size[0], font) for word in words]
+    factor = math.ceil(128 / width) if width < 128 else min(1.0, 256 / width)
+    size, font = (round(width * factor), max(1, round(height * factor))), _font(12)
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+    texts = [_wrapped(word, float(size[0]), font) for word in words]
     cell = (size[0] + 2 * _GAP, size[1] + 2 * _GAP + 14 * max(map(len, texts)))
     sheet = Image.new("RGB", (cell[0] * columns, cell[1] * -(-len(pictures) // columns)), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)
     for i, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
         left, top = i % columns * cell[0] + _GAP, i // columns * cell[1] + _GAP
-        upright = picture.convert("RGBA").resize(size, Image.Resampling.NEAREST)
+        upright = picture.convert("RGBA").resize(size, how)
         sheet.paste(upright, (left, top), upright)
         for j, line in enumerate(lines):
             pen.text((left, top + size[1] + 14 * j + 1), line, fill=(0, 0, 0), font=font)
