@@ -220,7 +220,9 @@ def test_missing_labels(tmp_path: Path) -> None:
 
 def test_further_columns(tmp_path: Path) -> None:
     tokens = np.arange(6, dtype=np.int32).reshape(2, 3)
-    path = npz(tmp_path, images=bytes_of(2, 8, 8), caption_tokens=tokens, short=tokens[:1], words=np.array(["a", "b"]))
+    path = npz(
+        tmp_path, images=bytes_of(2, 8, 8), caption_tokens=tokens, short=tokens[:1], words=np.array([b"a", b"b"])
+    )
     images, columns, *_ = read_arrays(path, None, ("caption_tokens",), None, None)
     assert images.shape == (2, 1, 8, 8) and list(columns) == ["caption_tokens"]
     assert np.array_equal(columns["caption_tokens"].values, tokens)

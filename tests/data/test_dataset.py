@@ -10,7 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from sfumato.data import Column, Dataset, Loader
 from sfumato.data.dataset import grey_values
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError
 from sfumato.random import permutation
 
 
@@ -100,7 +100,7 @@ def test_images_refused(images: np.ndarray, message: str) -> None:
     [
         (np.zeros(3, dtype=np.int64), "a row for each of 2 images"),
         (np.zeros(2), "a whole number per image"),
-        (np.array(["a", "b"]), "expected numbers"),
+        (np.array(["a", "b"]), "texts have no names of classes"),
         (np.array([0, 2]), "classes span 0 ... 2 but there are 2 names"),
         (np.array([-1, 0]), "classes span -1"),
     ],
@@ -266,7 +266,8 @@ def test_what_is_no_data_set_is_refused_in_words(data: Any, words: str) -> None:
         ({"image": Column(np.zeros(2))}, "can't be called 'image'"),
         ({"two words": Column(np.zeros(2))}, "can't be called"),
         ({"size": Column(np.zeros(3))}, "a row for each of 2 images"),
-        ({"size": Column(np.array(["a", "b"]))}, "expected numbers"),
+        ({"size": Column(np.array(["a"]))}, "a text for each of 2 images"),
+        ({"size": Column(np.array([b"a", b"b"]))}, "expected numbers"),
     ],
 )
 def test_odd_columns_are_refused(columns: dict[str, Column], words: str) -> None:
@@ -303,10 +304,10 @@ def test_grey_values(images: torch.Tensor, bins: int | None) -> None:
     assert grey_values(images.numpy()) == bins
 
 
-def test_words_are_classes_or_left_out() -> None:
+def test_words_are_classes_or_texts() -> None:
     images = np.zeros((3, 1, 4, 4), np.uint8)
-    with pytest.warns(SfumatoWarning, match="'text' holds text"):
-        data = Dataset.of({"image": images, "label": ["dog", "cat", "dog"], "text": ["a", "b", "c"]})
-    assert data.columns["label"].names == ("cat", "dog") and list(data.columns) == ["label"]
+    data = Dataset.of({"image": images, "label": ["dog", "cat", "dog"], "text": ["a", "b", "c"]})
+    assert data.columns["label"].names == ("cat", "dog") and not data.columns["label"].is_text
+    assert data.columns["text"].is_text and data.columns["text"].texts(range(3)) == ["a", "b", "c"]
     assert np.asarray(data.columns["label"].values).tolist() == [1, 0, 1]
-    assert repr(data) == "Dataset(data: 3 images of 1x4x4, columns label)"
+    assert repr(data) == "Dataset(data: 3 images of 1x4x4, columns label, text)"

@@ -111,8 +111,8 @@ def test_labels_refused(tmp_path: Path) -> None:
 
 def test_folder_has_no_other_columns(tmp_path: Path) -> None:
     save(tmp_path / "cat" / "a.png", pixels(0, 4, 4))
-    with pytest.raises(InputError, match="no column 'caption'"):
-        load(tmp_path, columns=("label", "caption"))
+    with pytest.raises(InputError, match=r"no column 'size'.* only label, its sub-folders, and caption"):
+        load(tmp_path, columns=("label", "size"))
 
 
 def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ Train, sample, evaluate and understand denoising diffusion models.
 
 commands:
   train [DATA]   train a model on data by name or path (default: digits, nothing to download)
+  data [SOURCE]  what is understood of data: images, classes, captions, and what is passed over
   sample RUN     sample images from a trained model
   upscale PIC... enlarge pictures of any size by a model of super-resolution
   edit RUN HOW   inpainting, SDEdit, DDIM inversion, interpolation
@@ -45,6 +46,7 @@ _LESS = (
 
 COMMANDS = {
     "train": "train:train",
+    "data": "data:data",
     "sample": "commands:sample",
     "upscale": "upscale:upscale",
     "evaluate": "evaluate:evaluate",

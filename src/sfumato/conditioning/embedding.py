@@ -45,7 +45,10 @@ class Embedding(Condition):
 
     def describe(self, data: Data) -> Embedding:
         """With the mean and the standard deviation of each number."""
-        values = np.asarray(take(data.columns, self.column, data.name).values, dtype=np.float64)
+        values = take(data.columns, self.column, data.name).values
+        if values.dtype.kind not in "iufb":
+            raise InputError(f"{data.name}: the column {self.column!r} holds texts, not embeddings of them.")
+        values = np.asarray(values, dtype=np.float64)
         if values.ndim > 2 or not values.size or not np.isfinite(values).all():
             held = f"the column {self.column!r} of shape {values.shape} holds no embeddings"
             raise InputError(f"{data.name}: {held}, (N,) or (N, features) of finite numbers.")

@@ -33,7 +33,7 @@ _MOST_CLASSES = 65536
 
 
 def read_arrays(
-    path: Path, key: str | None, columns: Collection[str], value_range: Range | None, layout: str | None
+    path: Path, key: str | None, columns: Collection[str] | None, value_range: Range | None, layout: str | None
 ) -> Read:
     """Images of a ``.npy`` file, or of a ``.npz`` file with its columns.
 
@@ -174,16 +174,20 @@ def labels_of(values: Array, count: int, names: Array | None, where: str) -> Col
 
 
 def read_columns(
-    keys: Collection[str], get: Callable[[str], Array], names: Collection[str], where: str, labels: Callable[[], Column]
+    keys: Collection[str],
+    get: Callable[[str], Array],
+    names: Collection[str] | None,
+    where: str,
+    labels: Callable[[], Column],
 ) -> dict[str, Column]:
-    """The columns ``names``, and the labels even where they are not among them."""
+    """The columns ``names``, and the labels even where they are not among them; None is the captions that are there."""
     columns: dict[str, Column] = {}
     try:
         columns["label"] = labels()
     except InputError:
-        if "label" in names:
+        if names is not None and "label" in names:
             raise  # else 'y' may be a regression target
-    for name in names:
+    for name in names if names is not None else [key for key in ("caption",) if key in keys]:
         if name == "label":
             continue
         if name not in keys:

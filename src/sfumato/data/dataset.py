@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from sfumato.data.selection import LAZY, Array, Field, Items, Lazy, Rows, as_array, check_range
 from sfumato.errors import InputError, SfumatoWarning, check_arguments, shown
 from sfumato.io.ranges import ROUNDING
+from sfumato.io.text import packed
 from sfumato.random import permutation
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -45,13 +46,31 @@ def grey_values(images: npt.NDArray[Any]) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One value per image: a class, a number, an embedding, tokens, another image."""
+    """One value per image: a class, a number, an embedding, tokens, another image, or a text."""
 
-    values: Array  # (N, ...), numbers or truth values
+    values: Array  # (N, ...), numbers or truth values; or (N,), texts
     names: tuple[str, ...] = ()  # of the classes, for a column of whole numbers from 0 to len(names) - 1
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds texts, such as captions: an array of strings, or of objects that are."""
+        return self.values.dtype.kind in "UO"
+
+    def at(self, indices: Indices) -> Column:
+        """The column of these images, in this order."""
+        return Column(self.values[_whole(indices)], self.names)
+
+    def texts(self, indices: Indices) -> list[str]:
+        """The texts of these images."""
+        return [str(text) for text in self.values[_whole(indices)]]
+
     def rows(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        """The values of these images: int64, float32, bool, or uint8 for images."""
+        """The values of these images: int64, float32, bool, or uint8 for images.
+
+        Texts are packed into uint8 ``(len(indices), length)`` as by :func:`sfumato.io.text.packed`.
+        """
+        if self.is_text:
+            return packed(self.texts(indices))
         values = np.asarray(self.values[indices])
         if values.dtype.kind in "iu" and (values.dtype != np.uint8 or values.ndim < 3):
             values = values.astype(np.int64, copy=False)
@@ -60,6 +79,15 @@ class Column:
     def check(self, name: str, count: int) -> None:
         """Check that there is a value per image, and that classes are in the range of their names."""
         values, held = self.values, f"{name}: {self.values.dtype} of shape {self.values.shape}"
+        if self.is_text:
+            if self.names:
+                raise InputError(f"{held}; texts have no names of classes, which are whole numbers with names.")
+            if values.shape != (count,):
+                raise InputError(f"{held}; expected a text for each of {count} images.")
+            odd = () if isinstance(values, Lazy) else [value for value in values if not isinstance(value, str)]
+            if odd:
+                raise InputError(f"{name} holds a {type(odd[0]).__name__}, {shown(odd[0])}; expected texts or numbers.")
+            return
         if values.ndim < 1 or len(values) != count or values.dtype.kind not in "iufb":
             raise InputError(f"{held}; expected numbers with a row for each of {count} images.")
         if self.names and (values.dtype.kind not in "iu" or values.ndim != 1):
@@ -82,12 +110,13 @@ class Units:
 class Dataset:
     """``N`` images (or signals) of one shape with named columns; map-style, as PyTorch expects.
 
-    ``dataset[i]`` is a dict of tensors: ``"image"`` in [-1, 1], and one per column.
+    ``dataset[i]`` is a dict of tensors: ``"image"`` in [-1, 1], and one per column; of a column of texts, the text.
 
     Attributes:
         images: ``(N, C, *space)``, uint8 in 0 ... 255 (a quarter of the memory) or float32 in [-1, 1]; in memory,
             mapped from a file, or read item by item. ``space`` is ``(H, W)``, ``(L,)`` for signals, ``()`` for vectors.
-        columns: what else is known of each image, by name; the classes are ``"label"`` by custom.
+        columns: what else is known of each image, by name; the classes are ``"label"`` and the texts
+            ``"caption"`` by custom.
         name: what the data is called in messages and figures.
         units: how vectors were standardized, if they were.
         groups: a number per image, of which those with one number, such as tiles of one picture, are not split; images
@@ -159,11 +188,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images; there is none of index {index}")
         at = np.array([index % len(self)])
-        return {"image": self.batch(at)[0], **{name: values[0] for name, values in self.rows(at).items()}}
+        columns = {n: (c.texts(at) if c.is_text else c.rows(at))[0] for n, c in self.columns.items()}
+        return {"image": self.batch(at)[0], **columns}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -237,15 +267,17 @@ def _whole(indices: Indices) -> npt.NDArray[np.int64]:
 
 
 def _columns_of(arrays: Mapping[str, Any], name: str) -> dict[str, Column]:
-    """Columns of arrays; a label in words becomes class numbers, and other words are left out."""
+    """Columns of arrays; a label in words becomes class numbers."""
     columns: dict[str, Column] = {}
     for key, values in arrays.items():
-        is_text = not isinstance(values, LAZY) and values.dtype.kind in "US"
-        if is_text and key == "label":
-            names, numbers = np.unique(values, return_inverse=True)
+        if not isinstance(values, LAZY) and values.dtype.kind == "S":
+            try:
+                values = np.char.decode(values, "utf-8")
+            except UnicodeDecodeError:
+                raise InputError(f"{name}: the column {key!r} is not UTF-8; give strings.") from None
+        if key == "label" and not isinstance(values, LAZY) and values.dtype.kind in "UO":
+            names, numbers = np.unique(values.astype(str), return_inverse=True)
             columns[key] = Column(numbers.astype(np.int64), tuple(map(str, names)))
-        elif is_text:
-            warnings.warn(f"{name}: the column {key!r} holds text and is left out.", SfumatoWarning, stacklevel=4)
         else:
             columns[key] = Column(values)
     return columns

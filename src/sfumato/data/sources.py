@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns, sorted_classes
+from sfumato.data.captions import caption_files, of_cells, read_captions
 from sfumato.data.dataset import Column, Dataset
 from sfumato.data.decoding import Encoded, Target, prepare
 from sfumato.data.embedded import LARGEST_TILE, SOURCES
@@ -76,7 +77,10 @@ def load(
             together (default: no tiles; photos: 128).
         shrink: downscale images by this factor before they are cut into tiles, which removes traces of JPEG.
         columns: the names of columns that must be there, such as label: the sub-folders of a folder, which has labels
-            only then, or the labels of another source; further arrays of an .npz with a row per image.
+            only then, or the labels of another source; caption: texts, of a folder those that
+            :func:`sfumato.data.captions.read_captions` finds, of a table of the hub its column caption, captions, text
+            or its only one of texts; further arrays of an .npz with a row per image. A string is one name; all:
+            labels and captions, if they are there.
     """
     check_arguments(load, locals())
     for option, value, known in (
@@ -100,6 +104,7 @@ def load(
         raise InputError("--data.size and --data.tile are two ways to one size; give one, and --data.shrink.")
     source, key = str(source), None
     path, is_file = Path(source).expanduser(), source not in SOURCES and not source.startswith(_HUB)
+    wanted = None if columns == "all" else (columns,) if isinstance(columns, str) else columns
     if is_file and ".npz:" in source and not path.exists():
         name, _, key = source.rpartition(":")
         path = Path(name).expanduser()
@@ -116,17 +121,17 @@ def load(
             why = f"photos takes tiles up to {LARGEST_TILE}" if source == "photos" else f"{source} has one size"
             raise InputError(f"--data.tile {tile}, --data.shrink {shrink}: {why}; leave out what does not fit.")
         dataset = SOURCES[source]() if tile is None else SOURCES[source](tile)
-        if missing := [name for name in columns if name not in dataset.columns]:
+        if missing := [name for name in wanted or () if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
         name, read = source, Read(dataset.images, dataset.columns, dataset.units, dataset.groups)
     elif not is_file:
-        name, read = source, _read_hub(source.removeprefix(_HUB), columns, target)
+        name, read = source, _read_hub(source.removeprefix(_HUB), wanted, target)
     elif path.is_dir():
-        name, read = path.resolve().name or str(path), _read_folder(path, columns, target)
+        name, read = path.resolve().name or str(path), _read_folder(path, wanted, target)
     elif is_array and tile is not None:
         raise InputError(f"{source} is an array of images of one size; --data.tile cuts folders of pictures.")
     elif is_array:
-        name, read = path.stem, read_arrays(path, key, columns, value_range, layout)
+        name, read = path.stem, read_arrays(path, key, wanted, value_range, layout)
     elif path.suffix.lower() in suffixes():
         raise InputError(f"{source} is a single image; pass the folder that holds it.")
     else:
@@ -143,24 +148,31 @@ def _unknown(source: str, path: Path) -> str:
     return f"{source!r} is neither a known name nor a file or folder{near}"
 
 
-def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read:
+def _read_folder(folder: Path, columns: Collection[str] | None, target: Target) -> Read:
     """The images of a folder and of all folders in it, in the order of their paths.
 
-    Hidden files are passed over; what is not an image by its suffix is counted and named. The one column, ``label``, is
-    read if it is wanted: the first-level sub-folders are the classes, in the order of their names or numbers.
+    Hidden files are passed over; what is not an image by its suffix is counted and named, but for captions. Columns are
+    read if they are wanted: of ``label``, the first-level sub-folders are the classes, in the order of their names or
+    numbers; of ``caption``, see :func:`sfumato.data.captions.read_captions`.
     """
-    if other := [name for name in columns if name != "label"]:
-        raise InputError(f"{folder} has no column {other[0]!r}; a folder of images has only label, its sub-folders.")
+    if other := [name for name in columns or () if name not in ("label", "caption")]:
+        has = "a folder of images has only label, its sub-folders, and caption"
+        raise InputError(f"{folder} has no column {other[0]!r}; {has}.")
     listing = _list(folder)
-    names, others = listing.images, listing.others
+    names, captions = listing.images, caption_files(listing.images, listing.others)
+    told = {*captions.lists, *captions.beside.values()}
+    others = [name for name in listing.others if name not in told]
+    if columns is None:
+        columns = [*(["label"] if all("/" in name for name in names) else []), *(["caption"] if captions else [])]
+    labelled = "label" in columns
     if not names:
         held = f"; it holds {_kinds(others)}" if others else ""
         raise InputError(f"{folder} and its sub-folders hold no images that Pillow reads, such as .png or .jpg{held}.")
-    if columns and (loose := [name for name in names if "/" not in name]):
+    if labelled and (loose := [name for name in names if "/" not in name]):
         some = f"{len(loose)} of {len(names)} images lie in no sub-folder, such as {loose[0]}"
         raise InputError(f"{folder} has no labels: {some}; move each into that of its class, or train without labels.")
     of_image = [name.partition("/")[0] for name in names]
-    if columns:
+    if labelled:
         # what documents a folder is no picture that was lost
         lost = [name for name in others if "/" in name and not (mimetypes.guess_type(name)[0] or "").startswith(_TEXTS)]
         _require_classes({name.partition("/")[0] for name in lost}, set(of_image), folder, _kinds(lost))
@@ -172,6 +184,7 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
     if others:
         text = f"{folder}: passed over what is no image that Pillow reads, {_kinds(others)}."
         warnings.warn(text, SfumatoWarning, stacklevel=3)
+    known = {"caption": read_captions(folder, names, captions)} if "caption" in columns else {}
     encoded = Encoded(
         origin=str(folder.resolve()),
         count=len(names),
@@ -182,14 +195,13 @@ def _read_folder(folder: Path, columns: Collection[str], target: Target) -> Read
     )
     images, kept = decode_tiles(encoded, target)
     groups = None if target.tile is None else kept
-    if not columns:
-        return Read(images, {}, groups=groups)
-    known = sorted_classes(set(of_image))
-    left = {of_image[index] for index in kept}
-    _require_classes(set(known), left, folder, "files that cannot be read")
-    number = {name: index for index, name in enumerate(known)}
-    labels = np.fromiter((number[of_image[index]] for index in kept), np.int64, len(kept))
-    return Read(images, {"label": Column(labels, tuple(known))}, groups=groups)
+    if labelled:
+        classes = sorted_classes(set(of_image))
+        left = {of_image[index] for index in kept}
+        _require_classes(set(classes), left, folder, "files that cannot be read")
+        number = {name: index for index, name in enumerate(classes)}
+        known["label"] = Column(np.array([number[name] for name in of_image], np.int64), tuple(classes))
+    return Read(images, {name: column.at(kept) for name, column in known.items()}, groups=groups)
 
 
 def _require_classes(wanted: set[str], found: set[str], folder: Path, why: str) -> None:
@@ -256,12 +268,13 @@ def _shown(name: str) -> bool:
     return not name.startswith(".") and name not in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
+def _read_hub(name: str, columns: Collection[str] | None, target: Target) -> Read:
     """The images of ``name``, written ``OWNER/NAME``, ``OWNER/NAME/CONFIG``, ``OWNER/NAME:SPLIT`` or a local folder.
 
     The split is ``train`` unless given, in the syntax of the ``datasets`` library (``test``, ``train[:1000]``). The
     images are the one column of images; the column ``label`` is the one of class labels, or of integers or strings
-    named label, labels or class; any other column is the one of its name.
+    named label, labels or class; the column ``caption`` is the one of texts named caption, captions or text, or the
+    only one of texts; any other column is the one of its name.
     """
     try:
         library: Any = importlib.import_module("datasets")
@@ -283,7 +296,14 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
     def get(key: str) -> Array:
         return np.asarray(table[key][:])
 
-    known = read_columns(list(kinds), get, columns, f"hf:{name}", partial(_hub_labels, table, name))
+    wanted = [key for key in columns or () if key != "caption"]
+    known = read_columns(list(kinds), get, wanted, f"hf:{name}", partial(_hub_labels, table, name))
+    texts = _hub_texts(table.features) if columns is None or "caption" in columns else []
+    if len(texts) == 1:
+        known["caption"] = of_cells(table[texts[0]][:], f"hf:{name}[{texts[0]!r}]")
+    elif columns is not None and "caption" in columns:
+        trouble = f"several columns of texts ({', '.join(texts)})" if texts else "no column of texts"
+        raise InputError(f"hf:{name} has {trouble}; expected one, or one called caption. Its columns: {list(kinds)}.")
     cells = table.select_columns([column]).cast_column(column, library.Image(decode=False))
 
     def open_image(row: int) -> Path | io.BytesIO:
@@ -304,8 +324,7 @@ def _read_hub(name: str, columns: Collection[str], target: Target) -> Read:
     )
     images, kept = decode_tiles(encoded, target)
     groups = None if target.tile is None else kept
-    columns_kept = {key: Column(column.values[kept], column.names) for key, column in known.items()}
-    return Read(images, columns_kept, groups=groups)
+    return Read(images, {key: column.at(kept) for key, column in known.items()}, groups=groups)
 
 
 def _table(name: str, library: Any) -> Any:
@@ -345,3 +364,15 @@ def _hub_labels(table: Any, name: str) -> Column:
     column = candidates[0]
     names = np.array(features[column].names) if labelled else None
     return labels_of(np.asarray(table[column][:]), len(table), names, f"hf:{name}[{column!r}]")
+
+
+def _hub_texts(features: dict[str, Any]) -> list[str]:
+    """The columns that may hold the captions: one of a usual name, else all of texts."""
+
+    def is_text(feature: Any) -> bool:
+        # a list of texts is a list of one feature, or has it, by the version of the library
+        inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return str(getattr(inner, "dtype", "")) in ("string", "large_string")  # pyright: ignore[reportUnknownArgumentType]
+
+    texts = [column for column, feature in features.items() if is_text(feature)]
+    return next(([name] for name in ("caption", "captions", "text") if name in texts), texts)

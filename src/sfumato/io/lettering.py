@@ -1,13 +1,15 @@
-"""Words on grids of images: names above the columns, values beside the rows."""
+"""Words on grids of images: names above the columns, values beside the rows, captions below each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 _SIZE, _LEAST = 15, 9  # of the letters, in pixels
 _GAP = 6
+_LINES = 4  # of words below a picture
 
 
 def lettered(
@@ -60,7 +62,54 @@ def _fitted(word: str, width: float) -> tuple[str, ImageFont.FreeTypeFont | Imag
     for size in range(_SIZE, _LEAST - 1, -1):
         if _width(word, _font(size)) <= width:
             return word, _font(size)
-    font, end = _font(_LEAST), len(word)
-    while end > 1 and _width(word[:end] + "…", font) > width:
+    font = _font(_LEAST)
+    return _cut(word, width, font), font
+
+
+def _cut(word: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """So much of a word that it fits a width."""
+    end = len(word)
+    if font.getlength(word) <= width:
+        return word
+    while end > 1 and font.getlength(word[:end] + "…") > width:
         end -= 1
-    return word[:end] + "…", font
+    return word[:end] + "…"
+
+
+def contact_sheet(pictures: Sequence[Image.Image], words: Sequence[str], columns: int) -> Image.Image:
+    """Pictures in rows, each 128 to 256 pixels wide, with its words below it, on up to four lines.
+
+    Args:
+        pictures: the pictures, of one size.
+        words: what stands below each of them.
+        columns: how many stand in a row.
+    """
+    width, height = pictures[0].size
+    factor = math.ceil(128 / width) if width < 128 else min(1.0, 256 / width)
+    size, font = (round(width * factor), max(1, round(height * factor))), _font(12)
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+    texts = [_wrapped(word, float(size[0]), font) for word in words]
+    cell = (size[0] + 2 * _GAP, size[1] + 2 * _GAP + 14 * max(map(len, texts)))
+    sheet = Image.new("RGB", (cell[0] * columns, cell[1] * -(-len(pictures) // columns)), (255, 255, 255))
+    pen = ImageDraw.Draw(sheet)
+    for i, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+        left, top = i % columns * cell[0] + _GAP, i // columns * cell[1] + _GAP
+        upright = picture.convert("RGBA").resize(size, how)
+        sheet.paste(upright, (left, top), upright)
+        for j, line in enumerate(lines):
+            pen.text((left, top + size[1] + 14 * j + 1), line, fill=(0, 0, 0), font=font)
+    return sheet
+
+
+def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """A text in lines that fit a width; what is beyond the fourth is left out."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], f"{lines[_LINES - 1]} …"]
+    return [_cut(line, width, font) for line in lines]
