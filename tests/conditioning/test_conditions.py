@@ -91,7 +91,7 @@ def test_a_number_counts_where_the_names_are_words() -> None:
     [
         ("doge", "no class 'doge'"),
         (3, "from 0 to 2"),
-        ([0, 1, 2], "2 numbers"),
+        ([0, 1, 2], "3 classes .* 2 images"),
         (0.5, "whole numbers"),
         (True, "whole numbers"),
     ],
