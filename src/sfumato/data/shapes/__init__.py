@@ -12,6 +12,7 @@ from sfumato.data.shapes.facts import (
     Thing,
     held_out_pairs,
 )
+from sfumato.data.shapes.parser import Agreement, Parsed, agreement, parse
 from sfumato.data.shapes.scenes import Placed, Scene, scene, shapes
 
 __all__ = [
@@ -20,13 +21,17 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "SPLITS",
+    "Agreement",
     "Facts",
+    "Parsed",
     "Placed",
     "Relation",
     "Scene",
     "Thing",
+    "agreement",
     "facts_of",
     "held_out_pairs",
+    "parse",
     "scene",
     "shapes",
     "split_of",

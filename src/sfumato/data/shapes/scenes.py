@@ -34,7 +34,7 @@ GAP = 2.0  # between two things, at least
 EDGE = 1.0  # between a thing and the edge of the picture
 RATIO = 1.5  # by how much a relation outweighs the other axis
 THICKNESS = 2.2  # of rings
-_GREYS = (50.0, 180.0)  # of backgrounds
+_GREYS = (75.0, 190.0)  # of backgrounds
 _REACH = {"circle": 1.0, "square": 0.9 * math.sqrt(2.0), "triangle": math.hypot(1.0, 0.8), "cross": 1.07, "ring": 1.0}
 """How far a shape of radius 1 reaches from its centre."""
 
@@ -233,7 +233,7 @@ def scene(index: int, *, seed: int = 0, split: str = "seen", things: int | None 
     colours = np.array([PALETTE[COLOURS.index(str(thing.colour))] for thing in facts.things])
     colours += [[numbers.between(-8.0, 8.0) for _ in range(3)] for _ in facts.things]
     grey, tint = numbers.between(*_GREYS), [numbers.between(-10.0, 10.0) for _ in range(3)]
-    rise, angle = numbers.between(0.0, 50.0) / SIDE, numbers.between(0.0, 2.0 * math.pi)
+    rise, angle = numbers.between(0.0, 45.0) / SIDE, numbers.between(0.0, 2.0 * math.pi)
     slopes = [rise * math.cos(angle), rise * math.sin(angle)]
     # The corners are further from the centre than the sides, yet their greys are to stay within the range
     spread = (abs(slopes[0]) + abs(slopes[1])) * SIDE / 2
