@@ -35,7 +35,7 @@ _MODEL_ERROR = 0.05  # of the fitted coverage, as a part of the contrast
 _LEFTOVER = 0.14  # the most of the picture less the fit, averaged over squares of a tenth of the side
 _COLOUR = 26.0  # in CIELAB, from the colour of the palette
 _TINT = 0.18  # between channels of the background
-_BLUR = (0.7, 2.6)  # pixels across an edge
+_BLUR = 2.6  # pixels across an edge, the most
 _SIZES = {"small": (RADII["small"][0] - 0.6, RADII["small"][1] + 0.5), "large": (RADII["large"][0] - 0.6, HOLDERS[1] + 1)}
 
 
@@ -127,7 +127,7 @@ def _placed(pixels: Floats) -> tuple[Placed, ...]:
     difference = pixels - background
     palette = PALETTE[:, :, None, None] / 255.0 - background
     # How much of each colour of the palette a pixel has; the colour that leaves the least decides
-    parts = np.einsum("kchw,chw->khw", palette, difference) / (palette**2).sum(axis=1)
+    parts = np.maximum(np.einsum("kchw,chw->khw", palette, difference) / (palette**2).sum(axis=1), 0.0)
     rest = ((difference - parts[:, None] * palette) ** 2).sum(axis=1)
     cover = np.take_along_axis(parts, rest.argmin(axis=0)[None], axis=0)[0]
     labels, count = ndimage.label(cover > 0.5, structure=np.ones((3, 3)))
@@ -190,7 +190,7 @@ def _thing(
     odds = (second.error - best.error) / (2.0 * (variance + _MODEL_ERROR**2))
     if odds < _ODDS:
         raise _Refusal(f"a thing is between {best.shape} and {second.shape}")
-    if not _BLUR[0] < best.blur < _BLUR[1]:
+    if best.blur > _BLUR:
         raise _Refusal("it is blurred")
     word = next((word for word, (low, high) in _SIZES.items() if low <= best.radius <= high), None)
     if word is None:
@@ -211,28 +211,31 @@ def _fit(
     middle = (edges[2] + edges[3]) / 2
     radius = {"square": (width + height) / 3.6, "triangle": width / 2}.get(shape, (width + height) / 4)
     # x, y, radius, and pixels across an edge
-    at = np.array([(edges[0] + edges[1]) / 2, middle + (0.1 * radius if shape == "triangle" else 0.0), radius, 1.3])
+    at = np.array([(edges[0] + edges[1]) / 2, middle + (0.1 * radius if shape == "triangle" else 0.0), radius, 1.6])
     nudges = np.vstack([np.zeros(4), np.diag([0.05, 0.05, 0.05, 0.05])])
     bounds = (np.array([0.0, 0.0, 2.0, 0.6]), np.array([SIDE, SIDE, 15.0, 3.5]))
     target = cover[weight]
     found: tuple[float, Floats, Floats] | None = None
-    for _ in range(6):
-        tries = (at + nudges)[:, :, None, None]
+    step = np.zeros(4)
+    for _ in range(12):
+        trial = np.clip((at if found is None else found[1]) + step, *bounds)
+        tries = (trial + nudges)[:, :, None, None]
         inside = depth(shape, x - tries[:, 0], y - tries[:, 1], tries[:, 2]) / (pixel * tries[:, 3])
         drawn = np.clip(inside + 0.5, 0.0, 1.0)
         values = drawn[:, weight]
         here = values[0]
         contrast = float(here @ target) / max(float(here @ here), 1e-9)
         error = float(((target - contrast * here) ** 2).sum())
-        if found is None or error < found[0]:
-            if found is not None and error > 0.995 * found[0]:
-                found = (error, at, drawn[0])
-                break
-            found = (error, at, drawn[0])
+        if found is not None and error > found[0]:
+            step = step / 3
+            continue
+        is_settled = found is not None and error > 0.97 * found[0]
+        found = (error, trial, drawn[0])
+        if is_settled or error < 1e-4 * len(target):
+            break
         slopes = np.column_stack([contrast * (values[1:] - here).T / 0.05, here])
         normal = slopes.T @ slopes + 1e-3 * np.eye(5)
-        step = np.linalg.solve(normal, slopes.T @ (target - contrast * here))[:4]
-        at = np.clip(at + np.clip(step, -1.0, 1.0), *bounds)
+        step = np.clip(np.linalg.solve(normal, slopes.T @ (target - contrast * here))[:4], -1.0, 1.0)
     assert found is not None
     error, at, best = found
     return _Fit(shape, float(at[0]), float(at[1]), float(at[2]), float(at[3]), best, error)

@@ -174,20 +174,19 @@ def _facts(numbers: _Numbers, count: int) -> Facts:
 def _place(numbers: _Numbers, facts: Facts) -> tuple[Placed, ...] | None:
     """Places where the relation holds and nothing is too near; None if these were not found in one try."""
     placed: list[Placed] = []
-    is_inside = any(relation.word == "inside" for relation in facts.relations)
+    is_inside = bool(facts.relations) and facts.relations[0].word == "inside"
     for index, thing in enumerate(facts.things):
         radius = numbers.between(*(HOLDERS if is_inside and index == 1 else RADII[str(thing.size)]))
         low, high = EDGE + radius, SIDE - EDGE - radius
-        placed.append(Placed(thing, numbers.between(low, high), numbers.between(low, high), radius))
-    whole = tuple(placed)
-    holding = Facts(facts.things, relations_of(whole))
-    if not all(holding.holds(relation) for relation in facts.relations):
-        return None
-    for index, a in enumerate(placed):
-        for b in () if is_inside else placed[:index]:
-            if max(abs(a.x - b.x), abs(a.y - b.y)) < a.radius + b.radius + GAP:
-                return None
-    return whole
+        new = Placed(thing, numbers.between(low, high), numbers.between(low, high), radius)
+        least = (0.0 if is_inside else other.radius + radius + GAP for other in placed)
+        apart = (max(abs(new.x - other.x), abs(new.y - other.y)) for other in placed)
+        if any(distance < bound for distance, bound in zip(apart, least, strict=True)):
+            return None
+        placed.append(new)
+        if index == 1 and not Facts(facts.things[:2], relations_of(tuple(placed))).holds(facts.relations[0]):
+            return None
+    return tuple(placed)
 
 
 def _said(facts: Facts, numbers: _Numbers) -> Facts:
