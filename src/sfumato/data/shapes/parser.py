@@ -2,8 +2,8 @@
 
 The background is a plane per channel, fitted robustly. What differs from it falls into connected components; to each of
 these every shape is fitted by least squares with a free place, size, sharpness and colour, and the likelihoods of the
-fits are compared. A picture is refused if two shapes fit alike, if a colour or a size lies between the known ones, or if
-the fitted scene, drawn again, leaves something unexplained.
+fits are compared. A picture is refused if two shapes fit alike, if a colour or a size lies between the known ones, or
+if the fitted scene, drawn again, leaves something unexplained.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ _MISFIT = 0.12  # root mean square of a thing's fit, as a part of its contrast
 _ODDS = 12.0  # difference of log-likelihood between the best shape and the second
 _MODEL_ERROR = 0.05  # of the fitted coverage, as a part of the contrast
 _LEFTOVER = 0.14  # the most of the picture less the fit, averaged over squares of a tenth of the side
-_COLOUR = 26.0  # in CIELAB, from the colour of the palette
+_COLOUR = 16.0  # in CIELAB, from the colour of the palette
 _TINT = 0.18  # between channels of the background
 _BLUR = 2.6  # pixels across an edge, the most
-_SIZES = {"small": (RADII["small"][0] - 0.6, RADII["small"][1] + 0.5), "large": (RADII["large"][0] - 0.6, HOLDERS[1] + 1)}
+_SIZES = {
+    "small": (RADII["small"][0] - 0.6, RADII["small"][1] + 0.5),
+    "large": (RADII["large"][0] - 0.6, HOLDERS[1] + 1),
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,12 @@ def parse(picture: Any) -> Parsed:
 def _pixels(picture: Any) -> Floats:
     """Values from 0 to 1."""
     array = np.asarray(picture)
-    if array.ndim != 3 or array.shape[0] != 3 or array.shape[1] != array.shape[2] or array.shape[1] not in PICTURE_SIZES:
+    if (
+        array.ndim != 3
+        or array.shape[0] != 3
+        or array.shape[1] != array.shape[2]
+        or array.shape[1] not in PICTURE_SIZES
+    ):
         raise InputError(f"The picture has shape {array.shape}; expected (3, 32, 32) or (3, 64, 64).")
     if array.dtype == np.uint8:
         return array / 255.0
@@ -144,6 +152,10 @@ def _placed(pixels: Floats) -> tuple[Placed, ...]:
         own = labels == label
         others = ndimage.binary_dilation((labels > 0) & ~own, iterations=1)
         placed.append(_thing(difference, background, own, others, noise, fitted))
+    for a, b in itertools.combinations(placed, 2):
+        is_inside = any(relation.word == "inside" for relation in relations_of((a, b), 0.5))
+        if not is_inside and np.hypot(a.x - b.x, a.y - b.y) < a.radius + b.radius - 1.0:
+            raise _Refusal("two things overlap")
     left = ndimage.uniform_filter(np.abs(ndimage.uniform_filter(pixels - fitted, (0, *[round(3 * scale)] * 2))), 0)
     worst = float(left.max())
     if worst > _LEFTOVER:
@@ -162,9 +174,7 @@ class _Fit:
     error: float  # sum of squares, as a part of the contrast
 
 
-def _thing(
-    difference: Floats, background: Floats, own: Mask, others: Mask, noise: float, fitted: Floats
-) -> Placed:
+def _thing(difference: Floats, background: Floats, own: Mask, others: Mask, noise: float, fitted: Floats) -> Placed:
     """The thing that explains a component best; draws it into ``fitted``."""
     size = own.shape[0]
     rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
@@ -203,9 +213,7 @@ def _thing(
     return Placed(Thing(best.shape, named, word), best.x, best.y, best.radius)
 
 
-def _fit(
-    shape: str, cover: Floats, weight: Mask, x: Floats, y: Floats, edges: tuple[float, ...], pixel: float
-) -> _Fit:
+def _fit(shape: str, cover: Floats, weight: Mask, x: Floats, y: Floats, edges: tuple[float, ...], pixel: float) -> _Fit:
     """The least squares of a shape's coverage, by Gauss and Newton, in place, radius, sharpness and contrast."""
     width, height = edges[1] - edges[0], edges[3] - edges[2]
     middle = (edges[2] + edges[3]) / 2
@@ -291,7 +299,9 @@ def agreement(wanted: str | Facts, picture: Any) -> Agreement:
     """
     facts = facts_of(wanted) if isinstance(wanted, str) else wanted
     parsed = picture if isinstance(picture, Parsed) else parse(picture)
-    said = {kind: sum(getattr(thing, kind) is not None for thing in facts.things) for kind in ("shape", "colour", "size")}
+    said = {
+        kind: sum(getattr(thing, kind) is not None for thing in facts.things) for kind in ("shape", "colour", "size")
+    }
     said["relation"] = len(facts.relations)
     if parsed.facts is None:
         return Agreement(dict.fromkeys(said, 0), said, False, parsed.refusal)

@@ -166,7 +166,9 @@ def _facts(numbers: _Numbers, count: int) -> Facts:
     word = RELATIONS[numbers.pick(len(RELATIONS) if count == 2 else 4)]  # a ring that holds one leaves no room for more
     while True:
         things = tuple(_thing(numbers) for _ in range(count))
-        fits = word != "inside" or (things[0].size == "small" and things[1].shape == "ring" and things[1].size == "large")
+        fits = word != "inside" or (
+            things[0].size == "small" and things[1].shape == "ring" and things[1].size == "large"
+        )
         if fits and len({(thing.shape, thing.colour) for thing in things}) == count:
             return Facts(things, (Relation(0, word, 1),) if count > 1 else ())
 
