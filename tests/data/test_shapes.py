@@ -85,7 +85,9 @@ def test_places_are_found_to_a_tenth_of_a_pixel() -> None:
     for index in range(60):
         drawn = scene(index)
         found = parse(drawn.draw(64)).placed
-        for true, guess in zip(sorted(drawn.placed, key=lambda thing: thing.x), found, strict=True):
+        assert len(found) == len(drawn.placed)
+        for true in drawn.placed:
+            guess = min(found, key=lambda thing: np.hypot(thing.x - true.x, thing.y - true.y))
             assert true.thing == guess.thing
             assert max(abs(true.x - guess.x), abs(true.y - guess.y), abs(true.radius - guess.radius)) < 0.1
 
@@ -254,7 +256,7 @@ def test_words_of_held_out_wording_are_all_seen() -> None:
 
 
 def test_unknown_words_are_named() -> None:
-    assert unknown_words("A purple circle left of the Moon, 🙂") == ("purple", "the", "moon", "🙂")
+    assert unknown_words("A purple circle left of the Moon, 🙂") == ("purple", "moon", "🙂")
     with pytest.raises(InputError, match="purple"):
         facts_of("a purple circle")
     for wrong in (
