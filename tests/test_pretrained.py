@@ -40,13 +40,13 @@ def test_photographs_that_it_has_not_seen_are_sharper_and_agree_with_their_input
     def sharpness(images: torch.Tensor) -> torch.Tensor:
         return (images - functional.avg_pool2d(images, 3, 1, 1)).square().flatten(1).mean(1)
 
-    # between the sharpness of interpolation and twice that of the truth
-    assert bool((sharpness(found) > 1.3 * sharpness(bicubic)).all())
+    # sharper than interpolation, and below twice the sharpness of the truth
+    assert bool((sharpness(found) > 1.1 * sharpness(bicubic)).all())
     assert bool((sharpness(found) < 2.0 * sharpness(truth)).all())
     assert float(consistency(found, low, lambda x: scale_down(x, 4)).psnr.min()) > 45.0
     assert float(colour_error(found, truth).mean()) < 0.5
     # noise would be far below
-    assert float((psnr(found, truth) - psnr(bicubic, truth)).min()) > -4.0
+    assert float((psnr(found, truth) - psnr(bicubic, truth)).min()) > -2.0
 
 
 def test_tiles_of_the_default_overlap_are_far_below_a_level_of_eight_bits_from_the_whole() -> None:

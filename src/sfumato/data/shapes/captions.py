@@ -90,8 +90,10 @@ _THING = re.compile(
     rf"(?: that is (?P<after>{_QUALITY})(?: and (?P<last>{_QUALITY}))?)?\b"
 )
 _OPENING = re.compile(rf"^(?:{'|'.join(_OPENINGS)}) ")
-_KNOWN = {*SHAPES, *COLOURS, *SIZES, "a", "one", "shape", "that", "is", "and", *" ".join(_OPENINGS).split()}
-_KNOWN |= {word for form in _FORMS for word in re.sub(r"\{\w\}|,", "", form.text).split()}
+_KNOWN = {
+    *(*SHAPES, *COLOURS, *SIZES, "a", "one", "shape", "that", "is", "and", *" ".join(_OPENINGS).split()),
+    *(word for form in _FORMS for word in re.sub(r"\{\w\}|,", "", form.text).split()),
+}
 
 
 def _words(caption: str) -> list[str]:

@@ -94,7 +94,7 @@ def _pixels(picture: Any) -> Floats:
 
 
 @cache
-def _grid(size: int) -> tuple[Floats, Floats, Floats]:
+def _grid(size: int) -> tuple[Floats, Floats, Mask]:
     """The centres of pixels along one side, the matrix of planes (size^2, 3), and which pixels are at the border."""
     centres = (np.arange(size) + 0.5) * (SIDE / size)
     down, across = np.meshgrid(centres - SIDE / 2, centres - SIDE / 2, indexing="ij")
@@ -138,7 +138,8 @@ def _placed(pixels: Floats) -> tuple[Placed, ...]:
     parts = np.maximum(np.einsum("kchw,chw->khw", palette, difference) / (palette**2).sum(axis=1), 0.0)
     rest = ((difference - parts[:, None] * palette) ** 2).sum(axis=1)
     cover = np.take_along_axis(parts, rest.argmin(axis=0)[None], axis=0)[0]
-    labels, count = ndimage.label(cover > 0.5, structure=np.ones((3, 3)))
+    found: Any = ndimage.label(cover > 0.5, structure=np.ones((3, 3)))
+    labels, count = found
     areas = np.bincount(labels.reshape(-1))[1:]
     scale = size / SIDE
     large = [index + 1 for index in range(count) if areas[index] >= 6 * scale**2]
@@ -150,14 +151,14 @@ def _placed(pixels: Floats) -> tuple[Placed, ...]:
     placed: list[Placed] = []
     for label in large:
         own = labels == label
-        others = ndimage.binary_dilation((labels > 0) & ~own, iterations=1)
+        others = np.asarray(ndimage.binary_dilation((labels > 0) & ~own, iterations=1), dtype=np.bool_)
         placed.append(_thing(difference, background, own, others, noise, fitted))
     for a, b in itertools.combinations(placed, 2):
         is_inside = any(relation.word == "inside" for relation in relations_of((a, b), 0.5))
         if not is_inside and np.hypot(a.x - b.x, a.y - b.y) < a.radius + b.radius - 1.0:
             raise _Refusal("two things overlap")
-    left = ndimage.uniform_filter(np.abs(ndimage.uniform_filter(pixels - fitted, (0, *[round(3 * scale)] * 2))), 0)
-    worst = float(left.max())
+    square: Any = (0, *[round(3 * scale)] * 2)
+    worst = float(np.abs(ndimage.uniform_filter(pixels - fitted, square)).max())
     if worst > _LEFTOVER:
         raise _Refusal(f"something in it is no thing that is known (a difference of {worst:.2f})")
     return tuple(sorted(placed, key=lambda thing: thing.x))
