@@ -51,9 +51,13 @@ def methods(runs: list[Path], steps: list[int], temperatures: list[float], low: 
         model = sfumato.load(run)
         blind = model.config.model.parameterization.kind == "regression"
         settings = [(1, 1.0)] if blind else itertools.product(steps, temperatures)
-        for (count, warmth), consistent in itertools.product(settings, (False, True)):
-            name = run.name if blind else f"{run.name}, {count} steps, temperature {warmth:g}"
-            options: dict[str, Any] = {"steps": count, "temperature": warmth, "guidance": {"consistent": consistent}}
+        for (count, temperature), consistent in itertools.product(settings, (False, True)):
+            name = run.name if blind else f"{run.name}, {count} steps, temperature {temperature:g}"
+            options: dict[str, Any] = {
+                "steps": count,
+                "temperature": temperature,
+                "guidance": {"consistent": consistent},
+            }
             yield name + ", consistent" * consistent, model.sample(len(low), seed=1, low_resolution=low, **options)
 
 

@@ -22,7 +22,7 @@ What is understood of data: kind, number, sizes, classes, captions, and what is 
 
 SOURCE is data by name or path, as for train. Classes and captions are read if they are there.
 """
-_MOST = 2**24  # values of which the range is told
+_MOST = 2**24  # values that the range is taken over
 _CLASSES = 12  # that are listed
 _EXAMPLES = 5  # captions that are shown
 

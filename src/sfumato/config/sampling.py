@@ -198,8 +198,8 @@ class SamplingConfig(Component):
         default=1.0,
         ge=0,
         le=2,
-        description="Factor of all noise that sampling draws: less than 1 gives samples that vary less and lie nearer "
-        "to what is most expected.",
+        description="Scale of the noise in sampling, at the start and in each step: below 1, samples vary less and lie "
+        "nearer to their mean.",
     )
     input_noise: float | None = Field(
         default=None,

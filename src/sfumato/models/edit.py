@@ -182,16 +182,16 @@ def interpolate(
         if isinstance(noise, Tensor) and tuple(noise.shape) != shape:
             raise InputError(f"A noise has shape {tuple(noise.shape)}, but this model samples from noise of {shape}.")
 
-    warmth = model.settings(options)[0].temperature
+    temperature = model.settings(options)[0].temperature
 
     def edit(batch: SamplingBatch) -> SamplingBatch:
         ends = [
-            initial(batch.levels, shape, n, temperature=warmth)[0] if isinstance(n, int) else n.float()
+            initial(batch.levels, shape, n, temperature=temperature)[0] if isinstance(n, int) else n.float()
             for n in (start, end)
         ]
         fractions = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
         x = slerp(ends[0], ends[1], fractions[batch.start : batch.start + len(batch)])
-        noise_of_first = seeded_noise(seed, temperature=warmth)
+        noise_of_first = seeded_noise(seed, temperature=temperature)
 
         def same(x: Tensor) -> Tensor:
             return noise_of_first(x[:1]).expand_as(x)

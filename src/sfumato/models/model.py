@@ -238,10 +238,12 @@ class Model:
                 number = min(size, count - start)
                 part = {name: rows[start : start + number].to(self.device) for name, rows in tensors.items()}
                 part = self.completed(part, number, seed, first + start, options)
-                at, warmth = first + start, sampling.temperature
-                x = initial(levels, self.info.shape, seed, first=at, count=number, temperature=warmth).to(self.device)
+                at, temperature = first + start, sampling.temperature
+                x = initial(levels, self.info.shape, seed, first=at, count=number, temperature=temperature).to(
+                    self.device
+                )
                 x = self.denoiser.start(x, levels[0], **part) if isinstance(self.denoiser, Denoiser) else x
-                yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, at, warmth), part, start)
+                yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, at, temperature), part, start)
         finally:
             self.module.train(training)
 

@@ -185,10 +185,10 @@ def _once(
     whole, clean = tiled, picture[None].to(model.device)
     if constrained is not False:
         whole = consistent(tiled, model.conditions, clean, require=bool(constrained))
-    shape, warmth = (model.info.shape[0], high, wide), sampling.temperature
-    x = initial(levels, shape, seed, first=index, temperature=warmth).to(model.device)
+    shape, temperature = (model.info.shape[0], high, wide), sampling.temperature
+    x = initial(levels, shape, seed, first=index, temperature=temperature).to(model.device)
     x = model.denoiser.start(x, levels[0], **tensors) if isinstance(model.denoiser, Denoiser) else x
-    batch = SamplingBatch(whole, x, levels, step, seeded_noise(seed, index, warmth), tensors, 0)
+    batch = SamplingBatch(whole, x, levels, step, seeded_noise(seed, index, temperature), tensors, 0)
     training = model.module.training
     model.module.eval()
     try:

@@ -38,7 +38,8 @@ def initial(
 ) -> Float[Tensor, "batch *shape"]:
     r"""Pure noise at the first level of a grid, of images ``first``, ...
 
-    :math:`x \sim \mathcal N(0, (\tau \sigma)^2 I)` with the level's :math:`\sigma` and the temperature :math:`\tau`.
+    :math:`x \sim \mathcal N(0, (\tau \sigma)^2 I)` with the level's :math:`\sigma` and the temperature :math:`\tau`
+    (Kingma and Dhariwal 2018, for flows).
     """
     return random.normal(seed, "prior", first, count, shape) * (levels[0].sigma * temperature)
 
