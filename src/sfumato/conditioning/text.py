@@ -110,15 +110,15 @@ class Text(Condition):
         if unknown:
             more = f" and {len(unknown) - _NAMED} others" if len(unknown) > _NAMED else ""
             warnings.warn(
-                f"The model does not know {', '.join(map(repr, unknown[:_NAMED]))}{more}, which no caption of its training "
-                f"had; of {shown(text)} it draws what it makes of the other words.",
+                f"The model does not know {', '.join(map(repr, unknown[:_NAMED]))}{more}, which no caption of its "
+                f"training had; of {shown(text)} it draws what it makes of the other words.",
                 SfumatoWarning,
                 stacklevel=4,
             )
         if len(found) > self.length:
             warnings.warn(
-                f"The caption {shown(text)} has {len(found)} words, and the model reads {self.length}: it is cut before "
-                f"{' '.join(found[self.length :][:_NAMED])!r}.",
+                f"The caption {shown(text)} has {len(found)} words, and the model reads {self.length}: it is cut "
+                f"before {' '.join(found[self.length :][:_NAMED])!r}.",
                 SfumatoWarning,
                 stacklevel=4,
             )
