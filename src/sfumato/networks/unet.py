@@ -49,8 +49,8 @@ class Blueprint:
         patch: side of the patches of the input that are one position of the finest resolution (Luhman and Luhman 2022);
             2 leaves a quarter of the positions.
         first: width of the first convolution; by default that of the finest resolution.
-        coordinates: whether the first convolution is also given where each position is, from -1 to 1 along each axis (Liu
-            et al. 2018), by which convolutions and attention can tell left from right.
+        coordinates: whether the first convolution is also given where each position is, from -1 to 1 along each axis
+            (Liu et al. 2018), by which convolutions and attention can tell left from right.
         blocks: residual blocks per resolution; one number for all, or one for each from the finest.
         attention: resolutions with self-attention, by index from the finest.
         up_attention: whether all blocks of these resolutions have it on the way up too, or only the last of each.
