@@ -63,7 +63,12 @@ def train(arguments: list[str]) -> int:
         return 0
     from sfumato.systems.train import train as train_system
 
-    more: dict[str, Any] = {"system": asked, "recipe": options.recipe, "run": options.resume or options.run, "stage": options.stage}
+    more: dict[str, Any] = {
+        "system": asked,
+        "recipe": options.recipe,
+        "run": options.resume or options.run,
+        "stage": options.stage,
+    }
     more |= {"resume": options.resume is not None, "overwrite": options.overwrite, "trust": True}
     more["budget"] = budget_of(scanned, stages[names[0]])
     return shown(options.quiet, lambda terminal: train_system(over, reporter=terminal, **more))
