@@ -34,6 +34,7 @@ from sfumato.data.shapes import (
     unknown_words,
 )
 from sfumato.data.shapes.captions import read_caption, write_caption
+from sfumato.data.shapes.coverage import coverage, depth
 from sfumato.data.shapes.parser import lab
 from sfumato.data.shapes.scenes import PALETTE
 from sfumato.errors import InputError
@@ -145,6 +146,21 @@ def test_a_picture_of_32_is_the_mean_of_that_of_64() -> None:
     small, large = shapes(32, 20).images[:], shapes(64, 20).images[:]
     mean = np.asarray(large, dtype=np.float64).reshape(20, 3, 32, 2, 32, 2).mean(axis=(3, 5))
     assert np.abs(mean - small).max() <= 1.0
+
+
+def test_coverage_is_the_area_within_a_pixel() -> None:
+    """Against 64 x 64 points of each pixel, of which those near an edge decide; and each shape's known area."""
+    chance, edges, points = np.random.default_rng(0), np.arange(33.0), 64
+    fine = (np.arange(32 * points) + 0.5) / points
+    for shape in SHAPES:
+        for _ in range(3):
+            radius, x, y = chance.uniform(4.0, 10.9), *chance.uniform(12.0, 20.0, 2)
+            covered = coverage(shape, edges - x, edges - y, radius)
+            inside = depth(shape, fine - x, (fine - y)[:, None], radius) >= 0.0
+            assert np.abs(covered - inside.reshape(32, points, 32, points).mean(axis=(1, 3))).max() < 1 / points
+            parts = {"circle": np.pi, "square": 1.8**2, "triangle": 1.8, "cross": 4 * 0.72 - 0.72**2}
+            whole = np.pi * (radius**2 - (radius - 2.2) ** 2) if shape == "ring" else parts[shape] * radius**2
+            assert abs(covered.sum() - whole) < 1e-9
 
 
 def test_things_keep_their_distance() -> None:
