@@ -163,6 +163,14 @@ def test_coverage_is_the_area_within_a_pixel() -> None:
             assert abs(covered.sum() - whole) < 1e-9
 
 
+def test_coverage_is_a_number_at_every_edge() -> None:
+    edges = np.arange(33.0) - 16.0
+    for radius in np.random.default_rng(0).uniform(4.0, 10.9, 500).tolist():
+        for shape in ("circle", "ring"):
+            covered = coverage(shape, edges, edges, radius)
+            assert covered.min() > -1e-9 and covered.max() < 1.0 + 1e-9  # false for NaN
+
+
 def test_things_keep_their_distance() -> None:
     """Measured on the pixels of single things drawn alone, not on the numbers that placed them."""
     for index in range(60):

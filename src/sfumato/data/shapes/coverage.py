@@ -84,7 +84,8 @@ def _disc(x: Floats, y: Floats, radius: float) -> Floats:
     across, down = _clipped(x, radius), _clipped(y, radius)[:, None]
 
     def segment(at: Floats) -> Floats:  # the area on one side of a line, less half of the disc
-        return at * np.sqrt(radius**2 - at**2) + radius**2 * np.arcsin(at / radius)
+        # not radius**2 - at**2, which rounds to less than 0 where both are alike
+        return at * np.sqrt((radius - at) * (radius + at)) + radius**2 * np.arcsin(at / radius)
 
     left, above, half = segment(across), segment(down), math.pi * radius**2 / 2
     inside = across * down + (left + above + half) / 2
