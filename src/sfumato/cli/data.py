@@ -109,9 +109,12 @@ def _facts(read: Dataset, config: Any, said: list[str]) -> dict[str, Any]:
 
 def _kind(source: str) -> str:
     from sfumato.data.embedded import is_named
+    from sfumato.data.emoji import is_emoji
 
     if is_named(source):
         return "a data set with a name"
+    if is_emoji(source):
+        return "vector pictures with names, drawn on white"
     if source.startswith("hf:"):
         return "a table of the Hugging Face hub"
     return "a folder of pictures" if Path(source).expanduser().is_dir() else "an array in a file"
@@ -158,7 +161,7 @@ def _table(facts: Mapping[str, Any]) -> Any:
                    f"std {facts['std']:.3f}{of}"),
     ]  # fmt: skip
     if facts["pictures"] is not None:
-        rows.append(("tiles", f"of {facts['pictures']:,} pictures"))
+        rows.append(("groups", f"{facts['pictures']:,}, each held out as a whole: tiles or variants of one picture"))
     for name, classes in facts["classes"].items():
         shown = ", ".join(f"{key} ({count:,})" for key, count in list(classes.items())[:_CLASSES])
         more = f" and {len(classes) - _CLASSES} more" if len(classes) > _CLASSES else ""
