@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from tests.data.reading import load
 
-from sfumato.data import Loader
+from sfumato.data import Dataset, Loader
 from sfumato.data.shapes import (
     COLOURS,
     RELATIONS,
@@ -39,6 +39,7 @@ from sfumato.data.shapes.parser import lab
 from sfumato.data.shapes.scenes import PALETTE
 from sfumato.errors import InputError
 from sfumato.io.text import unpacked
+from sfumato.models.data import scaled_down
 
 SEVEN = "a small red circle left of a large blue square"
 
@@ -121,8 +122,18 @@ def test_scenes_are_drawn_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) 
     mine[:] = 0  # a copy, as Lazy promises
     assert np.array_equal(data.subset([4, 31]).images[:], data.images[[4, 31]]) and data.images[4].any()
     assert len(drawn) == 6  # none was drawn twice
-    captions = Loader(data).batch(0, 3).cond["caption"]
-    assert unpacked(captions) == [scene(int(i)).caption for i in Loader(data).indices(0, 3)]
+    assert unpacked(Loader(data).batch(0, 3).cond["caption"]) == [
+        scene(int(i)).caption for i in Loader(data).indices(0, 3)
+    ]
+
+
+def test_shapes_are_scaled_down_when_they_are_drawn() -> None:
+    """As those in memory are, and the parser reads them: the base model of a cascade is trained on these."""
+    data = shapes(64, 10**6)
+    low = scaled_down(data, 2)
+    stored = scaled_down(Dataset(data.images[:30]), 2)
+    assert low.shape == (3, 32, 32) and np.array_equal(low.images[:30], stored.images)
+    assert all(is_right(index, low.images[index]) for index in range(30))
 
 
 def test_shapes_are_a_source() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch import Tensor
 
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
+from sfumato.data.selection import Lazy, Made
 from sfumato.errors import InputError, require_memory
 from sfumato.models.model import Model
 
@@ -45,12 +46,15 @@ def scaled_down(data: Dataset, factor: int) -> Dataset:
     if factor == 1:
         return data
     low, size = LowResolution(factor=factor), max(1, _SCALED // math.prod(data.shape))
-    images = torch.cat(
-        [low.of(data.batch(range(i, min(i + size, len(data)))), {}) for i in range(0, len(data), size)]
-    ).numpy()
-    if data.images.dtype == np.uint8:
-        images = np.rint((images + 1.0) * 127.5).astype(np.uint8)
-    return replace(data, images=images)
+
+    def scaled(rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        images = low.of(data.batch(rows), {}).numpy()
+        return np.rint((images + 1.0) * 127.5).astype(np.uint8) if data.images.dtype == np.uint8 else images
+
+    if isinstance(data.images, Lazy) and len(data):  # those that are drawn when they are needed are scaled then, too
+        return replace(data, images=Made(scaled, data.images.dtype, (len(data), *scaled([0]).shape[1:])))
+    parts = [scaled(range(i, min(i + size, len(data)))) for i in range(0, len(data), size)]
+    return replace(data, images=np.concatenate(parts))
 
 
 def data_of(model: Model) -> tuple[Dataset, Dataset]:
