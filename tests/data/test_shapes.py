@@ -118,8 +118,7 @@ def test_scenes_are_drawn_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) 
     assert not drawn
     assert np.array_equal(data.images[order], [scene(i).draw(64) for i in order]) and len(drawn) == 6
     assert captions == data.columns["caption"].texts(order) == [scene(i).caption for i in order]
-    mine = data.images[4]
-    mine[:] = 0  # a copy, as Lazy promises
+    data.images[4][:] = 0  # of a copy, as Lazy promises
     assert np.array_equal(data.subset([4, 31]).images[:], data.images[[4, 31]]) and data.images[4].any()
     assert len(drawn) == 6  # none was drawn twice
     assert unpacked(Loader(data).batch(0, 3).cond["caption"]) == [
@@ -130,8 +129,7 @@ def test_scenes_are_drawn_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) 
 def test_shapes_are_scaled_down_when_they_are_drawn() -> None:
     """As those in memory are, and the parser reads them: the base model of a cascade is trained on these."""
     data = shapes(64, 10**6)
-    low = scaled_down(data, 2)
-    stored = scaled_down(Dataset(data.images[:30]), 2)
+    low, stored = scaled_down(data, 2), scaled_down(Dataset(data.images[:30]), 2)
     assert low.shape == (3, 32, 32) and np.array_equal(low.images[:30], stored.images)
     assert all(is_right(index, low.images[index]) for index in range(30))
 
