@@ -97,7 +97,7 @@ class Brightness(Condition):
     def slots(self, shape: Any) -> Filled:
         return Filled(vector=True)
 
-    def encoder(self, shape: Any, width: int, tokens: int) -> nn.Module:
+    def build_encoder(self, shape: Any, width: int, tokens: int) -> nn.Module:
         return BrightnessEncoder(width, self.scale)
 
 

@@ -236,8 +236,8 @@ def test_what_can_not_be_augmented(unchecked: None) -> None:
     with pytest.raises(InputError, match=r"is of images; .* has shape \(3,\)"):
         Augmentation().describe(vectors)
     with pytest.raises(InputError, match="Quarter turns need square images"):
-        Augmentation(rotation="quarter").describe(wide).encoder(wide.shape, 8, 8)
-    assert isinstance(Augmentation(rotation="quarter").encoder((1, 8, 8), 8, 8), AugmentationEncoder)
+        Augmentation(rotation="quarter").describe(wide).build_encoder(wide.shape, 8, 8)
+    assert isinstance(Augmentation(rotation="quarter").build_encoder((1, 8, 8), 8, 8), AugmentationEncoder)
     assert Augmentation().describe(wide) == Augmentation()
     small = Dataset(np.zeros((4, 1, 8, 8), np.uint8), {"small": Column(np.zeros((4, 1, 2, 2), np.uint8))})
     with pytest.raises(InputError, match="not those of their column 'small'"):

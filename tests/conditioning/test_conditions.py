@@ -147,7 +147,7 @@ def test_tokens_are_given_with_or_without_a_mask() -> None:
 
 
 def test_padding_is_not_seen() -> None:
-    encoder = Tokens(features=5).encoder((1, 8, 8), 6, 7)
+    encoder = Tokens(features=5).build_encoder((1, 8, 8), 6, 7)
     value, mask = torch.randn(2, 4, 5), torch.tensor([[True, True, False, False], [True] * 4])
     changed = value.clone()
     changed[0, 2:] += 1.0
@@ -166,7 +166,7 @@ def test_a_low_resolution_keeps_what_is_coarse_and_loses_what_is_fine(down: Any)
     assert torch.allclose(small[..., 2:6], coarse.unflatten(3, (8, 4)).mean(4)[:, :, ::4][..., 2:6], atol=1e-3)
     # anti-aliased: what the small picture can't hold is gone, not folded down
     assert float(low.training(fine, {}, Draws(0, 0, 1, 1))["value"].abs().max()) < 0.1
-    encoder = low.encoder((1, 32, 32), 4, 4)
+    encoder = low.build_encoder((1, 32, 32), 4, 4)
     large = encoder(torch.zeros(len(small), 1, 32, 32), value=small)["channels"]
     # within the error of the kernel on a ramp whose small picture has steps of a quarter
     assert float((large - coarse)[..., 8:-8].abs().max()) < 0.015
@@ -198,7 +198,7 @@ def test_low_resolutions_as_people_give_them() -> None:
     with pytest.raises(InputError, match="sides 4 divides"):
         low.training(torch.zeros(1, 1, 6, 8), {}, Draws(0, 0, 1, 1))
     with pytest.raises(InputError, match=r"images \(C, H, W\)"):
-        low.encoder((2, 8), 4, 4)
+        low.build_encoder((2, 8), 4, 4)
 
 
 @pytest.mark.parametrize(

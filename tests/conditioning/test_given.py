@@ -40,7 +40,7 @@ def test_an_image_is_read_with_the_channels_of_the_data(tmp_path: Path) -> None:
     colour = LowResolution(channels=3).given(tmp_path / "low.png", 2)["value"]
     assert torch.allclose(colour[1], torch.from_numpy(pixels).movedim(-1, 0) / 127.5 - 1.0)
     assert LowResolution(channels=1).given(str(tmp_path / "low.png"), 2)["value"].shape == (2, 1, 4, 4)
-    encoder = LowResolution(channels=3).encoder((1, 8, 8), 4, 0)
+    encoder = LowResolution(channels=3).build_encoder((1, 8, 8), 4, 0)
     with pytest.raises(InputError, match="3 channels; expected 1"):
         encoder(torch.zeros(len(colour), 1, 8, 8), colour)
 

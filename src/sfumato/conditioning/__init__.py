@@ -6,5 +6,6 @@ from sfumato.conditioning.embedding import Embedding, Tokens
 from sfumato.conditioning.labels import Label
 from sfumato.conditioning.low_resolution import LowResolution
 from sfumato.conditioning.network import Conditioned
+from sfumato.conditioning.text import Text
 
-__all__ = ["Augmentation", "Condition", "Conditioned", "Embedding", "Label", "LowResolution", "Tokens"]
+__all__ = ["Augmentation", "Condition", "Conditioned", "Embedding", "Label", "LowResolution", "Text", "Tokens"]

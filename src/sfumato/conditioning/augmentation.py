@@ -157,7 +157,7 @@ class Augmentation(Condition):
     def slots(self, shape: Sequence[int]) -> Filled:
         return Filled(vector=True)
 
-    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> AugmentationEncoder:
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> AugmentationEncoder:
         if self.rotation == "quarter" and len({*shape[1:]}) > 1:
             raise InputError(f"Quarter turns need square images, not {tuple(shape)}; take the rotation any or none.")
         return AugmentationEncoder(width)

@@ -128,7 +128,7 @@ class Condition(ABC):
         """Which inputs of the network it fills, for samples of ``shape = (C, *space)``."""
 
     @abstractmethod
-    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         """The module that turns the parts, given by name, into a dict of slots.
 
         Samples have ``shape = (C, *space)``, the slot ``vector`` has ``width`` features, a token ``tokens``. An encoder

@@ -76,7 +76,7 @@ class Embedding(Condition):
     def slots(self, shape: Sequence[int]) -> Filled:
         return Filled(vector=True, tokens=TOKEN_FEATURES if self.extra_tokens else None)
 
-    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         return EmbeddingEncoder(self, width, tokens)
 
 
@@ -165,25 +165,43 @@ class Tokens(Condition):
     def slots(self, shape: Sequence[int]) -> Filled:
         return Filled(vector=self.pooling != "none", tokens=self.features)
 
-    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
-        return TokensEncoder(self, width, tokens)
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
+        if not self.features:
+            raise InputError(f"The tokens {self.column!r} are not described; the data say their features.")
+        return TokensEncoder(self.features, width, tokens, drop=self.drop, pooling=self.pooling)
 
 
 class TokensEncoder(nn.Module):
-    """Normalized and projected tokens, and a vector that is pooled of them; a learned token stands for none."""
+    """Normalized and projected tokens, and a vector that is pooled from them; a learned token stands for none.
 
-    def __init__(self, condition: Tokens, width: int, tokens: int) -> None:
+    Args:
+        features: of a token, as it comes in.
+        width: of the slot ``vector``.
+        tokens: features of a token of the slot.
+        drop: the fraction of samples that are trained without any.
+        pooling: as of :class:`Tokens`.
+        norm: whether tokens and vector are normalized (LayerNorm).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        tokens: int,
+        *,
+        drop: float,
+        pooling: Literal["attention", "mean", "none"] = "attention",
+        norm: bool = True,
+    ) -> None:
         super().__init__()
-        features, self.pooling = condition.features, condition.pooling
-        if not features:
-            raise InputError(f"The tokens {condition.column!r} are not described; the data say their features.")
-        self.norm = nn.LayerNorm(features)
+        self.pooling = pooling
+        self.norm = nn.LayerNorm(features) if norm else nn.Identity()
         self.project = nn.Linear(features, tokens)
-        self.null_token = Null((tokens,), condition.drop)
-        self.query = nn.Parameter(torch.randn(features) / math.sqrt(features)) if self.pooling == "attention" else None
-        if self.pooling != "none":
-            self.vector = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
-            self.null = Null((width,), condition.drop)
+        self.null_token = Null((tokens,), drop)
+        self.query = nn.Parameter(torch.randn(features) / math.sqrt(features)) if pooling == "attention" else None
+        if pooling != "none":
+            self.vector = nn.Sequential(nn.LayerNorm(features) if norm else nn.Identity(), nn.Linear(features, width))
+            self.null = Null((width,), drop)
 
     def forward(
         self, value: Float[Tensor, "batch length features"], mask: Bool[Tensor, "batch length"]

@@ -123,7 +123,7 @@ class Label(Condition):
     def slots(self, shape: Sequence[int]) -> Filled:
         return Filled(vector=True) if self.slot == "vector" else Filled(tokens=TOKEN_FEATURES)
 
-    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> LabelEncoder:
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> LabelEncoder:
         return LabelEncoder(len(self.names), tokens if self.slot == "tokens" else width, self.slot)
 
 

@@ -182,7 +182,7 @@ class LowResolution(Condition):
     def slots(self, shape: Sequence[int]) -> Filled:
         return Filled(vector=self.noise > 0.0, channels=shape[0])
 
-    def encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         return LowResolutionEncoder(self, shape, width)
 
 

@@ -76,7 +76,7 @@ class Conditioned(nn.Module):
                     raise InputError(f"Two conditions have a tensor {key!r}; rename {name!r}.")
                 self.keys[key] = name
         width, tokens = self.slots.vector or 0, self.slots.tokens or 0
-        self.encoders = nn.ModuleDict({n: c.encoder(shape, width, tokens) for n, c in conditions.items()})
+        self.encoders = nn.ModuleDict({n: c.build_encoder(shape, width, tokens) for n, c in conditions.items()})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, str]] = {
         "label": "conditioning.labels:Label",
         "embedding": "conditioning.embedding:Embedding",
         "tokens": "conditioning.embedding:Tokens",
+        "text": "conditioning.text:Text",
         "low_resolution": "conditioning.low_resolution:LowResolution",
         "augmentation": "conditioning.augmentation:Augmentation",
     },

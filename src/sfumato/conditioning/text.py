@@ -1,0 +1,162 @@
+"""Captions: what a picture shows, in words."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from sfumato.conditioning import words
+from sfumato.conditioning.base import Condition, Data, Filled, take
+from sfumato.conditioning.embedding import TokensEncoder
+from sfumato.errors import InputError, SfumatoWarning, shown
+from sfumato.io.text import unpacked
+from sfumato.random import Draws
+
+_NAMED = 5  # unknown words that a message names
+
+
+@dataclass(frozen=True)
+class Text(Condition):
+    """A caption: its words are attended to, and their pooled vector is added to the time embedding (Imagen).
+
+    (Saharia et al. 2022, "Photorealistic text-to-image diffusion models", sec. 2.1 and app. D.)
+
+    An empty caption is none. The words are those of the training data; others are read as one unknown word.
+
+    Attributes:
+        drop: the fraction of samples that are trained without it, from 0 to below 1.
+        column: the column of the data that holds it.
+        encoder: what turns words into features: a small transformer that is trained with the model.
+        pooled: whether a vector that is pooled from the words by attention is added to the time embedding.
+        norm: whether the features of the words are normalized, each word by itself.
+        width: features of a word.
+        layers: of the transformer.
+        heads: attention heads of the transformer, which divide the width.
+        length: most words of a caption; what is beyond is cut off.
+        most_words: most words that are known, the most frequent of the data.
+        words: the words that are known, taken from the data.
+    """
+
+    column: str = "caption"
+    encoder: Literal["words"] = "words"
+    pooled: bool = True
+    norm: bool = True
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    length: int = 64
+    most_words: int = 8192
+    words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "length", "most_words")}
+        if min(sizes.values()) < 1 or self.width % self.heads:
+            raise InputError(f"The encoder of text needs sizes of at least 1, and heads that divide its width; {sizes}")
+
+    @property
+    def summary(self) -> str:
+        return f"captions of {len(self.words)} known words"
+
+    def describe(self, data: Data) -> Text:
+        """With the words of all captions."""
+        column = take(data.columns, self.column, data.name)
+        if not column.is_text:
+            raise InputError(f"{data.name}: the column {self.column!r} holds {column.values.dtype}, and no captions.")
+        count = len(column.values)
+        found = (text for i in range(0, count, 4096) for text in column.texts(range(i, min(i + 4096, count))))
+        known = words.vocabulary(found, self.most_words)
+        if not known:
+            raise InputError(f"{data.name}: all captions are empty; there is nothing that text could be learned from.")
+        return replace(self, words=known)
+
+    def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        texts = unpacked(take(columns, self.column))
+        split = [words.split(text)[: self.length] for text in texts]
+        return {"value": words.numbered(split, _numbers(self.words)).to(x0.device)}
+
+    def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        """A caption, such as "a small red circle"; or several that take turns.
+
+        Of ``n`` captions sample ``i`` of a seed has the caption ``i`` modulo ``n``. None and ``""`` are no caption.
+        """
+        if not self.words:
+            raise InputError("This model was trained without captions, so it can't be given one.")
+        texts = [value] if isinstance(value, str) or value is None else list(value) if _is_list(value) else []
+        if not texts or not all(text is None or isinstance(text, str) for text in texts):
+            raise InputError(f"A caption is a string, or a list of them for several samples; got {shown(value)}.")
+        if len(texts) > count:
+            raise InputError(f"{len(texts)} captions are given for {count} images; give at most one for each.")
+        split = [words.split(text or "") for text in texts]
+        for text, found in zip(texts, split, strict=True):
+            self._warn(text, found)
+        rows = words.numbered([found[: self.length] for found in split], _numbers(self.words))
+        return {"value": rows[torch.arange(first, first + count) % len(texts)]}
+
+    def _warn(self, text: str | None, found: Sequence[str]) -> None:
+        """Say what of a caption the model can't read."""
+        known = _numbers(self.words)
+        unknown = list(dict.fromkeys(word for word in found if word not in known))
+        if found and len(unknown) == len(set(found)):
+            some = ", ".join(self.words[:12])
+            raise InputError(f"The model knows no word of the caption {shown(text)}; it knows {some} and so on.")
+        if unknown:
+            more = f" and {len(unknown) - _NAMED} others" if len(unknown) > _NAMED else ""
+            warnings.warn(
+                f"The model does not know {', '.join(map(repr, unknown[:_NAMED]))}{more}, which no caption of its "
+                f"training had; of {shown(text)} it draws what it makes of the other words.",
+                SfumatoWarning,
+                stacklevel=4,
+            )
+        if len(found) > self.length:
+            warnings.warn(
+                f"The caption {shown(text)} has {len(found)} words, and the model reads {self.length}: it is cut "
+                f"before {' '.join(found[self.length :][:_NAMED])!r}.",
+                SfumatoWarning,
+                stacklevel=4,
+            )
+
+    def missing(self, count: int) -> dict[str, Tensor]:
+        return {"value": torch.full((count, 1), words.PAD)}
+
+    def null_rows(self, parts: Mapping[str, Tensor]) -> Bool[Tensor, "batch"]:
+        return (parts["value"] == words.PAD).all(1)
+
+    def slots(self, shape: Sequence[int]) -> Filled:
+        return Filled(vector=self.pooled, tokens=self.width)
+
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
+        if not self.words:
+            raise InputError("The captions are not described; the data say which words there are.")
+        return TextEncoder(self, width, tokens)
+
+
+class TextEncoder(nn.Module):
+    """The features of words by a transformer, normalized and projected, and a vector that is pooled from them."""
+
+    def __init__(self, condition: Text, width: int, tokens: int) -> None:
+        super().__init__()
+        c = condition
+        self.words = words.Words(len(c.words), c.length, c.width, c.layers, c.heads)
+        pooling = "attention" if c.pooled else "none"
+        self.fill = TokensEncoder(c.width, width, tokens, drop=c.drop, pooling=pooling, norm=c.norm)
+
+    def forward(self, value: Int[Tensor, "batch length"]) -> dict[str, Tensor]:
+        return self.fill(self.words(value), value != words.PAD)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+@functools.lru_cache(maxsize=4)
+def _numbers(known: tuple[str, ...]) -> dict[str, int]:
+    """The numbers of words, from 1 on."""
+    return {word: number for number, word in enumerate(known, 1)}

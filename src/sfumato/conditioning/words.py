@@ -1,0 +1,83 @@
+"""A small text encoder that is trained with the model: words of a vocabulary, and a transformer over them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato.networks.attention import TokenAttention
+from sfumato.networks.layers import zero
+
+# a word with its apostrophes, one sign of a writing without spaces, or any other sign, such as an emoji
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+(?:['’][^\W_]+)*|[^\w\s]|_")
+
+UNKNOWN, PAD = 0, -1
+
+
+def split(text: str) -> list[str]:
+    """The words and signs of a text, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def vocabulary(texts: Iterable[str], most: int) -> tuple[str, ...]:
+    """The words of texts, the most frequent first, at most that many."""
+    counts = Counter(word for text in texts for word in split(text))
+    return tuple(word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
+
+
+def numbered(texts: Sequence[Sequence[str]], numbers: dict[str, int]) -> Int[Tensor, "batch length"]:
+    """The numbers of words, from 1 on; 0 for an unknown word and -1 behind the last one. A row has a place at least."""
+    length = max((len(words) for words in texts), default=0)
+    rows = torch.full((len(texts), max(length, 1)), PAD, dtype=torch.long)
+    for row, words in zip(rows, texts, strict=True):
+        row[: len(words)] = torch.tensor([numbers.get(word, UNKNOWN) for word in words], dtype=torch.long)
+    return rows
+
+
+class _Block(nn.Module):
+    """Self-attention and a two-layer network, each normalized before, as branches that are zero at the start."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = TokenAttention(width, heads)
+        zero(self.attention.out)
+        self.first = nn.Linear(width, 4 * width)
+        self.second = zero(nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.second(functional.gelu(self.first(self.norm2(x))))
+
+
+class Words(nn.Module):
+    """A transformer over the words of texts, with learned positions.
+
+    Args:
+        count: of the words of the vocabulary.
+        length: most words of a text.
+        width: features of a word.
+        layers: blocks of self-attention and a two-layer network.
+        heads: attention heads, which divide the width.
+    """
+
+    def __init__(self, count: int, length: int, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(count + 1, width)
+        self.positions = nn.Parameter(torch.randn(length, width) * 0.5)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+
+    def forward(self, numbers: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        """The features of words by their numbers; negative ones are places without a word, which none attends to."""
+        # where there are no words at all, something has to be attended to
+        seen = (numbers != PAD) | (numbers == PAD).all(1, keepdim=True)
+        x = self.table(numbers.clamp(min=0)) + self.positions[: numbers.shape[1]]
+        for block in self.blocks:
+            x = block(x, seen[:, None, None])
+        return x
