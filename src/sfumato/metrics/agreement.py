@@ -160,8 +160,8 @@ def agreement(
 ) -> AgreementReport:
     """Measure how far pictures of shapes agree with their captions: of each kind of facts, and of whole captions.
 
-    A picture that the parser refuses agrees with nothing. Things are matched so that the most facts hold, so that chance
-    is above that of a guess; it is measured with the captions of other pictures.
+    A picture that the parser refuses agrees with nothing. Things are matched so that the most facts hold, and so chance
+    is above that of a guess: it is measured with the captions of other pictures.
 
     ::
 
