@@ -65,6 +65,10 @@ class Text(Condition):
     def summary(self) -> str:
         return f"captions of {len(self.words)} known words"
 
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        return self.words
+
     def describe(self, data: Data) -> Text:
         """With the words of all captions."""
         column = take(data.columns, self.column, data.name)
