@@ -1,0 +1,193 @@
+"""The agreement of models with captions: of one that draws what it is told, and of trained ones that hardly do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sfumato
+from sfumato.conditioning import Label, Text, words
+from sfumato.config import Config, merge, parse
+from sfumato.data import Column, Dataset
+from sfumato.data.dataset import as_tensor
+from sfumato.data.shapes import SPLITS, scene, split_of
+from sfumato.data.shapes import shapes as scenes
+from sfumato.diffusion.denoiser import Prediction
+from sfumato.diffusion.level import Level
+from sfumato.diffusion.schedule import ContinuousCosine
+from sfumato.errors import InputError
+from sfumato.metrics.agreement import AgreementReport, Share
+from sfumato.models.agreement import asked
+from sfumato.models.cascade import Cascade
+from sfumato.models.evaluate import judge_of, judged
+from sfumato.models.model import Model
+from sfumato.models.storage import Info
+from sfumato.models.sweep import evaluate_sweep
+from sfumato.recipes import text
+from tests.training.tiny import TINY
+
+COUNT, SEED = 3, 1
+MEASURES = {"measures": ("agreement",)}
+
+
+def data() -> tuple[Dataset, Dataset]:
+    return scenes(32, 12), scenes(32, 12, first=12)
+
+
+@pytest.fixture(scope="module")
+def known() -> Text:
+    """A condition that knows the words of all splits."""
+    captions = [scene(i, split=split).caption for split in SPLITS for i in range(150)]
+    column = Column(np.array(captions, dtype=object))
+    return Text().describe(Dataset(np.zeros((len(captions), 3, 32, 32), np.uint8), {"caption": column}))
+
+
+class Painter:
+    """Draws the pictures of captions; every ``wrong``-th caption it draws as another."""
+
+    schedule = ContinuousCosine()
+
+    def __init__(self, known: Text, wrong: int | None = None) -> None:
+        numbers = {word: i for i, word in enumerate(known.words, 1)}
+        self.pictures: dict[tuple[int, ...], Tensor] = {}
+        for split in SPLITS:
+            here = asked(split, COUNT, 32, SEED)
+            for i, caption in enumerate(here.captions):
+                at = (i + 1) % COUNT if wrong is not None and i % wrong == 0 else i
+                key = tuple(numbers[word] for word in words.split(caption))
+                self.pictures[key] = as_tensor(here.pictures[at : at + 1])[0]
+
+    def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
+        keys = [tuple(number for number in row.tolist() if number != words.PAD) for row in cond["text"]]
+        x0 = torch.stack([self.pictures[key] for key in keys]).to(x)
+        return Prediction.of_x0(x, x0, level)
+
+
+def painting(known: Text, wrong: int | None = None) -> Model:
+    config = parse(Config, {"sampling": {"steps": 2}})
+    model = Model(Painter(known, wrong), (3, 32, 32), config=config, conditions={"text": known})
+    model.data = data()
+    return model
+
+
+def test_captions_are_whole_and_of_their_split() -> None:
+    for split in SPLITS:
+        found = asked(split, COUNT, 32, SEED)
+        assert [split_of(caption) for caption in found.captions] == [split] * COUNT
+        # no scene of a training has them: what these draw has other seeds
+        assert not set(found.captions) & {scene(i, split=split).caption for i in range(20)}
+        assert asked(split, COUNT, 32, SEED + 1).captions != found.captions
+
+
+def test_a_model_that_draws_what_it_is_told_agrees(known: Text) -> None:
+    model = painting(known)
+    report = judged(judge_of(model, data(), **MEASURES), model, captions=COUNT, batch_size=4)
+    assert report.counts["captions of each kind"] == COUNT and "samples" not in report.counts
+    assert [row.features for row in report.rows if row.measure == "agreement"] == list(SPLITS)
+    assert all(row.value == row.floor == 1.0 and row.interval is not None for row in report.rows)
+    details = json.loads(json.dumps(report.to_dict()))["details"]["agreement"]
+    assert AgreementReport.from_dict(details["held-out pair"]).right["whole"] == Share(COUNT, COUNT)
+    # two of three draw another caption
+    worse = judged(judge_of(model, data(), **MEASURES), painting(known, wrong=2), captions=COUNT)
+    assert [worse[f"agreement ({split})"].value for split in SPLITS] == pytest.approx([1 / 3] * 3)
+
+
+def test_agreement_is_measured_where_it_can_be(known: Text) -> None:
+    model = painting(known)
+
+    def why(model: Model, sets: tuple[Dataset, Dataset], **options: Any) -> str:
+        with pytest.raises(InputError) as error:
+            judged(judge_of(model, sets, **MEASURES), model, **{"captions": COUNT, **options})
+        return str(error.value)
+
+    def told(captions: list[str], images: Any) -> tuple[Dataset, Dataset]:
+        one = Dataset(images, {"caption": Column(np.array(captions, dtype=object))}, "mine")
+        return one, one
+
+    _, heldout = data()
+    images = np.asarray(heldout.images[np.arange(12)])
+    said = heldout.columns["caption"].texts(range(12))
+    assert "give more than 0" in why(model, data(), captions=0)
+    assert "captions of its own; leave text out" in why(model, data(), text="a red circle")
+    assert "captions of shapes" in why(model, told(["a dog"] * 12, images))
+    assert "0 of 8 of mine show what their captions say" in why(model, told(said, np.zeros_like(images)))
+    assert "0 of 0 of mine" in why(model, told([""] * 12, images))
+    assert "mine has none" in why(model, (Dataset(images, {}, "mine"),) * 2)
+    labelled = Model(Painter(known), (3, 32, 32), conditions={"label": Label(names=("a", "b"))})
+    assert "no condition of kind text" in why(labelled, data())
+    with pytest.raises(InputError, match=r"metrics\.agreement\(captions, pictures\)"):
+        judged(judge_of(model, data(), **MEASURES), heldout)
+
+
+def settings(**over: Any) -> Config:
+    small: dict[str, Any] = {
+        "conditions": {"text": {"kind": "text", "width": 8, "heads": 2, "layers": 1}},
+        "model": {"network": {"channels": (8, 8), "groups": 4, "embedding": 16, "time_features": 8}},
+        "training": {**TINY["training"], "steps": 4, "batch_size": 4, "sample_every": 2, "sample_count": 2},
+        "optimizer": {"warmup": 1},
+        "sampling": {"steps": 2},
+        "evaluation": {"samples": 8, "captions": 2, "features": ("pixels",), "every": 2},
+    }
+    return parse(Config, merge(merge(text(), small), over))
+
+
+def test_a_training_logs_and_keeps_agreement(tmp_path: Path) -> None:
+    train, heldout = data()
+    measures = ("fd", "agreement", "saturation")
+    config = settings(evaluation={"measures": measures, "best": "agreement"})
+    model = sfumato.train(config, data=train, heldout=heldout, run=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    judged_at = [line for line in lines if "agreement (seen)" in line]
+    assert [line["step"] for line in judged_at] == [2, 4]
+    assert {"FD (pixels)", "relation (held-out wording)", "saturated values"} <= set(judged_at[0])
+    losses = [line for line in lines if "heldout_loss shuffled" in line]
+    assert [line["step"] for line in losses] == [2, 4] and "heldout_loss" in losses[0]
+    kept = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert kept["counts"]["captions of each kind"] == 2 and set(kept["details"]["agreement"]) == set(SPLITS)
+    assert (tmp_path / "run/best/evaluation.json").is_file()
+    # a few steps draw nothing that can be parsed
+    found = sfumato.evaluate(model, measures="agreement", captions=2, page=tmp_path / "page.html", progress=False)
+    assert found["agreement (seen)"].value == 0.0 and found["agreement (seen)"].floor == 1.0
+    page = (tmp_path / "page.html").read_text()
+    assert "agreement (held-out pair)" in page and "2 pictures refused" in page and "Chance" in page
+
+
+def test_a_sweep_of_guidance_shows_agreement(known: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sfumato.analysis.sweeps import plot_sweep
+    from sfumato.cli.sweep import _table  # pyright: ignore[reportPrivateUsage]
+
+    model = painting(known)
+    curves = evaluate_sweep(model, "steps", [1, 2], captions=COUNT, judging=MEASURES, progress=False)
+    assert [report["agreement (seen)"].value for report in curves[0].reports] == [1.0, 1.0]
+    figure = plot_sweep(curves, "steps")
+    assert figure.axes[0].get_ylabel() == "agreement ↑"
+    table = _table(curves[0], "steps")
+    heads = [column.header for column in table.columns]
+    assert heads[:3] == ["steps", "agreement (seen)", "relation (seen)"]
+    assert list(table.columns[0].cells)[-2:] == ["real", "chance"]
+
+
+def test_a_cascade_is_measured_at_its_last_size(known: Text) -> None:
+    facts = {"kind": "text", "width": 8, "heads": 2, "layers": 1, "words": known.words}
+    network = {"channels": (8, 8), "groups": 4, "embedding": 16, "time_features": 8}
+    low = {"kind": "low_resolution", "factor": 2, "channels": 3}
+    shared = {"std": 0.5, "train": 2}
+    stages: dict[str, Model] = {}
+    for name, size, conditions in (("base", 32, {"text": facts}), ("up", 64, {"text": facts, "low_resolution": low})):
+        plain = {n: {k: v for k, v in c.items() if k not in ("words", "channels")} for n, c in conditions.items()}
+        over = {"model": {"network": network}, "sampling": {"steps": 1}, "conditions": plain}
+        info = parse(Info, {"shape": (3, size, size), "conditions": conditions, **shared})
+        stages[name] = Model.build(parse(Config, merge(text(), over)), info)
+    whole = Cascade(stages)
+    whole.data = scenes(64, 12), scenes(64, 12, first=12)
+    report = judged(judge_of(whole, whole.data, **MEASURES), whole, captions=1, base={"steps": 1})
+    assert all(row.value == 0.0 and row.floor == 1.0 for row in report.rows)
+    # a stage that scales up is given the real picture at the size before
+    alone = judged(judge_of(stages["up"], whole.data, **MEASURES), stages["up"], captions=1)
+    assert alone.counts["captions of each kind"] == 1
