@@ -38,8 +38,11 @@ def read_curves(path: Path) -> dict[str, Points]:
 def panels(curves: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
     """What is plotted together: the losses, the held-out loss by noise level, and each measure of evaluations.
 
+    Agreement with captions is one panel for each kind of captions, with the kinds of facts.
+
     Curves of a single step are left out, and what a training counts beside its loss.
     """
+    from sfumato.metrics.agreement import FACTS, TITLE
     from sfumato.training.loop import Record
 
     lines = {name: _averaged(points) for name, points in curves.items() if len(points) > 1}
@@ -50,6 +53,10 @@ def panels(curves: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
         levels = sorted((name for name in lines if name.startswith(start)), key=lambda name: float(name[len(start) :]))
         found[title] = {name[len(start) :]: lines[name] for name in levels}
         known.update(levels)
+    for kind in (TITLE, *FACTS):
+        for name in [name for name in lines if name.startswith(f"{kind} (")]:
+            found.setdefault(f"Agreement {name[len(kind) + 1 :]}", {})[kind] = lines[name]
+            known.add(name)
     found |= {name.replace("_", " "): {"": points} for name, points in lines.items() if name not in known}
     return {title: drawn for title, drawn in found.items() if drawn}
 

@@ -33,7 +33,7 @@ def contrast(images: Pictures) -> Float[Tensor, "batch"]:
     return 127.5 * torch.einsum("c,bcn->bn", weights, images.flatten(2)).std(dim=1, correction=0)
 
 
-def colourfulness(images: Float[Tensor, "batch 3 *space"]) -> Float[Tensor, "batch"]:
+def colourfulness(images: Pictures) -> Float[Tensor, "batch"]:
     r"""How colourful each image is, on 0 ... 255 (Hasler and Suesstrunk 2003, "Measuring colourfulness", eq. 8).
 
     With :math:`a = R - G` and :math:`b = (R + G) / 2 - B`, means :math:`\mu` and standard deviations :math:`\sigma`:

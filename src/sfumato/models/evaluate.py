@@ -16,6 +16,7 @@ from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
 from sfumato.data import load as load_data
 from sfumato.data.dataset import Column
+from sfumato.data.shapes import SPLITS
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.errors import InputError, check_arguments
 from sfumato.io.files import read_json
@@ -33,7 +34,7 @@ from sfumato.models.data import SPLIT_SEED, data_of, read_data
 from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model, as_model
-from sfumato.models.samples import Samples, is_main, name_of, sampled
+from sfumato.models.samples import is_main, name_of, sampled
 from sfumato.models.storage import is_system, read_config, write_record
 
 
@@ -202,9 +203,9 @@ def judged(
     config = model.config.evaluation
     count = sample_count(model.config) if samples is None else samples
     seed = config.seed if seed is None else seed
-    made: Samples | None = None
+    made, drawn = None, count
     if judge.measures and _BESIDE.issuperset(judge.measures):
-        report = Report(name_of(model), judge.counts, ())
+        report, drawn = Report(name_of(model), judge.counts, ()), 0
     else:
         made = sampled(model, judge, count, seed, progress, options)
         report = judge(made.images, labels=made.labels, truths=made.truths, down=made.down, name=made.name)
@@ -213,10 +214,11 @@ def judged(
         report = replace(report, rows=(*report.rows, _bits(model, judge, seed)))
     if not judge.measures or TITLE in judge.measures:
         captions = config.captions if captions is None else captions
+        drawn = drawn or len(SPLITS) * captions
         report = with_agreement(report, model, judge, captions, seed=seed, progress=progress, options=options)
     log = None if model.run is None else model.run / "metrics.jsonl"
     if keep and model.run is not None and is_main():
-        value = {"step": model.step, "samples": 0 if made is None else count, **report.to_dict()}
+        value = {"step": model.step, "samples": drawn, **report.to_dict()}
         write_record(model.run / "evaluation.json", value, "samples", overwrite=overwrite)
     if page is not None and is_main():
         log = log if log is not None and log.exists() else None
