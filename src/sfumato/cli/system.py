@@ -42,7 +42,7 @@ def train(arguments: list[str]) -> int:
     asked, folder = first.value("system"), first.value("resume")
     if asked is not None and asked not in SYSTEMS:
         raise InputError(f"There is no system {asked!r}{nearest(asked, SYSTEMS)}")
-    asked = asked or "cascade"
+    asked = read_system(folder).system if folder is not None else asked or "cascade"
     names = ("base", "up") if folder is None else read_system(folder).stages
     groups: dict[str, Any] = {name: (Config, Field(default_factory=Config)) for name in names}
     data = (DataConfig, Field(default_factory=DataConfig))
@@ -63,9 +63,16 @@ def train(arguments: list[str]) -> int:
         return 0
     from sfumato.systems.train import train as train_system
 
-    more: dict[str, Any] = {"system": asked, "recipe": options.recipe, "run": options.resume or options.run, "stage": options.stage}
+    more: dict[str, Any] = {
+        "system": asked,
+        "recipe": options.recipe,
+        "run": options.resume or options.run,
+        "stage": options.stage,
+    }
     more |= {"resume": options.resume is not None, "overwrite": options.overwrite, "trust": True}
-    more["budget"] = budget_of(scanned, stages[names[0]])
+    budget = budget_of(scanned, stages[names[0]])
+    # a recipe of the system's own has as many steps as it needs
+    more["budget"] = budget if SYSTEMS[asked] is None else scanned.value("budget")
     return shown(options.quiet, lambda terminal: train_system(over, reporter=terminal, **more))
 
 

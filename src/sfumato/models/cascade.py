@@ -154,7 +154,7 @@ def _link(before: Model, last: Model, name_before: str, name: str) -> str:
         theirs, ours = (model.conditions[shared].meaning for model in (before, last))
         if theirs != ours:
             raise InputError(
-                f"The stages {name_before!r} and {name!r} were trained with another {shared}, {few(theirs)} and "
+                f"The stages {name_before!r} and {name!r} were trained with other {shared}s, {few(theirs)} and "
                 f"{few(ours)}: train them on the same data."
             )
     return link
