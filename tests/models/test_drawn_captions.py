@@ -19,6 +19,7 @@ from sfumato.data import Column, Dataset
 from sfumato.data.dataset import as_tensor
 from sfumato.data.shapes import SPLITS, scene, split_of
 from sfumato.data.shapes import shapes as scenes
+from sfumato.data.shapes.source import COUNTS
 from sfumato.diffusion.denoiser import Prediction
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.schedule import ContinuousCosine
@@ -31,10 +32,12 @@ from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.models.sweep import evaluate_sweep
 from sfumato.recipes import text
+from tests.cli.command import run
 from tests.training.tiny import TINY
 
 COUNT, SEED = 3, 1
 MEASURES = {"measures": ("agreement",)}
+NETWORK = {"channels": (8, 8), "attention": (1,), "groups": 4, "embedding": 16, "time_features": 8}
 
 
 @cache
@@ -98,7 +101,11 @@ def test_a_model_that_draws_what_it_is_told_agrees(known: Text, tmp_path: Path) 
     details = json.loads(json.dumps(report.to_dict()))["details"]["agreement"]
     assert AgreementReport.from_dict(details["held-out pair"]).right["whole"] == Share(COUNT, COUNT)
     shown = page.read_text()
-    assert "agreement (held-out pair)" in shown and f"1.000 [{COUNT / (COUNT + 1.959964**2):.3f}, 1.000]" in shown and "Chance" in shown
+    assert (
+        "agreement (held-out pair)" in shown
+        and f"1.000 [{COUNT / (COUNT + 1.959964**2):.3f}, 1.000]" in shown
+        and "Chance" in shown
+    )
     assert "held-out wording: 3 captions" in shown and "0 pictures refused" in shown
     # two of three draw another caption
     worse = judged(judge_of(model, data(), **MEASURES), painting(known, wrong=2), captions=COUNT)
@@ -135,7 +142,8 @@ def test_agreement_is_measured_where_it_can_be(known: Text) -> None:
 def settings(**over: Any) -> Config:
     small: dict[str, Any] = {
         "conditions": {"text": {"kind": "text", "width": 8, "heads": 2, "layers": 1}},
-        "model": {"network": {"channels": (8, 8), "groups": 4, "embedding": 16, "time_features": 8}},
+        "model": {"network": NETWORK},
+        "data": {"holdout": 8},
         "training": {**TINY["training"], "steps": 4, "batch_size": 4, "sample_every": 2, "sample_count": 2},
         "optimizer": TINY["optimizer"],
         "sampling": {"steps": 2},
@@ -144,26 +152,32 @@ def settings(**over: Any) -> Config:
     return parse(Config, merge(merge(text(), small), over))
 
 
-def test_a_training_logs_and_keeps_agreement(tmp_path: Path) -> None:
-    train, heldout = data()
-    measures = ("fd", "agreement", "saturation")
-    config = settings(evaluation={"measures": measures, "best": "agreement"})
-    model = sfumato.train(config, data=train, heldout=heldout, run=tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+def test_a_training_logs_and_keeps_agreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COUNTS, "seen", 16)
+    folder = tmp_path / "run"
+    config = settings(evaluation={"measures": ("fd", "agreement", "saturation"), "best": "agreement"})
+    sfumato.train(config, run=folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     judged_at = [line for line in lines if "agreement (seen)" in line]
     assert [line["step"] for line in judged_at] == [2, 4]
     assert {"FD (pixels)", "relation (held-out wording)", "saturated values"} <= set(judged_at[0])
     losses = [line for line in lines if "heldout_loss shuffled" in line]
     assert [line["step"] for line in losses] == [2, 4] and "heldout_loss" in losses[0]
-    kept = json.loads((tmp_path / "run/evaluation.json").read_text())
+    kept = json.loads((folder / "evaluation.json").read_text())
     assert kept["counts"]["captions of each kind"] == 2 and set(kept["details"]["agreement"]) == set(SPLITS)
-    assert (tmp_path / "run/best/evaluation.json").is_file()
-    # a few steps draw nothing that can be parsed
-    found = sfumato.evaluate(model, measures="agreement", captions=3, progress=False)
-    assert found["agreement (seen)"].value == 0.0 and found["agreement (seen)"].floor == 1.0
+    assert (folder / "best/evaluation.json").is_file()
     # it rests on three pictures of each split, which are more than the samples before
-    kept = json.loads((tmp_path / "run/evaluation.json").read_text())
-    assert kept["samples"] == 9 and kept["counts"]["captions of each kind"] == 3
+    assert run("evaluate", str(folder), "--measures", "agreement", "--captions", "3", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    kept = json.loads((folder / "evaluation.json").read_text())
+    assert kept["samples"] == 9 and kept["rows"] == found["rows"] and found["counts"]["captions of each kind"] == 3
+    # a few steps draw nothing that can be parsed
+    first = found["rows"][0]
+    assert (first["title"], first["value"], first["floor"]) == ("agreement (seen)", 0.0, 1.0)
+    assert run("evaluate", str(tmp_path), "--against", str(folder), "--captions", "3") == 2
+    assert "--captions is for runs" in capsys.readouterr().err
 
 
 def test_a_sweep_of_guidance_shows_agreement(known: Text) -> None:
@@ -183,13 +197,12 @@ def test_a_sweep_of_guidance_shows_agreement(known: Text) -> None:
 
 def test_a_cascade_is_measured_at_its_last_size(known: Text) -> None:
     facts = {"kind": "text", "width": 8, "heads": 2, "layers": 1, "words": known.words}
-    network = {"channels": (8, 8), "groups": 4, "embedding": 16, "time_features": 8}
     low = {"kind": "low_resolution", "factor": 2, "channels": 3}
     shared = {"std": 0.5, "train": 2}
     stages: dict[str, Model] = {}
     for name, size, conditions in (("base", 32, {"text": facts}), ("up", 64, {"text": facts, "low_resolution": low})):
         plain = {n: {k: v for k, v in c.items() if k not in ("words", "channels")} for n, c in conditions.items()}
-        over = {"model": {"network": network}, "sampling": {"steps": 1}, "conditions": plain}
+        over = {"model": {"network": NETWORK}, "sampling": {"steps": 1}, "conditions": plain}
         info = parse(Info, {"shape": (3, size, size), "conditions": conditions, **shared})
         stages[name] = Model.build(parse(Config, merge(text(), over)), info)
     whole = Cascade(stages)
