@@ -165,7 +165,13 @@ def agreement(
 
     ::
 
-        print(sfumato.metrics.agreement(captions, model.sample(len(captions), text=captions)))
+        import numpy as np
+
+        from sfumato.data.shapes import scene
+        from sfumato.metrics.agreement import agreement
+
+        scenes = [scene(i) for i in range(4)]
+        print(agreement([one.caption for one in scenes], np.stack([one.draw() for one in scenes])))
 
     Args:
         captions: in the words that :func:`sfumato.data.shapes.facts_of` reads, or facts.
