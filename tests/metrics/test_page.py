@@ -96,7 +96,10 @@ def metrics(folder: Path) -> Path:
     lines += [{"step": 50, "loss": math.nan}]
     for step in (100, 200):
         levels = {f"heldout_loss at log-SNR {at}": 2.0 + step * at for at in (2.0, 10.0, -1.5)}
-        lines.append({"step": step, "heldout_loss": 3.0 / step, **levels, "FD (pixels)": 7.0})
+        levels |= {name.replace("loss", "loss shuffled"): value + 1.0 for name, value in levels.items()}
+        levels |= {f"{kind} (held-out pair)": 0.5 for kind in ("relation", "agreement", "colour")}
+        whole = {"heldout_loss": 3.0 / step, "heldout_loss shuffled": 4.0 / step}
+        lines.append({"step": step, **whole, **levels, "FD (pixels)": 7.0})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo', "utf-8")
     return folder / "metrics.jsonl"
 
@@ -192,7 +195,11 @@ def test_large_images_and_many_classes_make_a_small_page(tmp_path: Path) -> None
 
 def test_curves(tmp_path: Path) -> None:
     found = panels(read_curves(metrics(tmp_path)))
-    assert list(found) == ["Loss", "Held-out loss by log-SNR", "FD (pixels)"]
+    shuffled = "Held-out loss by log-SNR, conditions shuffled"
+    assert list(found) == ["Loss", "Held-out loss by log-SNR", shuffled, "Agreement (held-out pair)", "FD (pixels)"]
+    assert list(found["Agreement (held-out pair)"]) == ["agreement", "colour", "relation"]
+    assert list(found["Loss"]) == ["training", "held out", "conditions shuffled"]
+    assert found[shuffled]["2.0"] == [(100.0, 203.0), (200.0, 403.0)]
     assert list(found["Held-out loss by log-SNR"]) == ["-1.5", "2.0", "10.0"], "by number and not by letter"
     training = found["Loss"]["training"]
     assert len(training) == 234, "700 losses in groups of 3"

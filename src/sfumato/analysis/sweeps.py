@@ -18,7 +18,7 @@ FIDELITY, DIVERSITY = "precision k=3", "recall k=3"
 
 @styled()
 def plot_sweep(curves: Sequence[Curve], key: str) -> Figure:
-    """Precision against recall with the values beside the points, and the Frechet distance against the values.
+    """Precision against recall with the values beside the points; Frechet distance and agreement against the values.
 
     What was not measured is left out; what real pictures reach is grey.
 
@@ -27,9 +27,10 @@ def plot_sweep(curves: Sequence[Curve], key: str) -> Figure:
         key: the setting that was swept.
     """
     first = curves[0].reports[0]
-    views = [view for view, names in ((_tradeoff, (FIDELITY, DIVERSITY)), (_distance, ("FD",))) if _has(first, names)]
+    known = ((_tradeoff, (FIDELITY, DIVERSITY)), (_distance, ("FD",)), (_agreement, ("agreement",)))
+    views = [view for view, names in known if _has(first, names)]
     if not views:
-        raise InputError("The figure of a sweep shows precision, recall or FD; measure prdc or fd.")
+        raise InputError("The figure of a sweep shows precision, recall, FD or agreement; measure one of these.")
     canvas = figure(5.2 * len(views), 4.2)
     for place, view in enumerate(views):
         axes = canvas.add_subplot(1, len(views), place + 1)
@@ -67,15 +68,44 @@ def _tradeoff(axes: Axes, curve: Curve, colour: str, key: str) -> None:
 
 
 def _distance(axes: Axes, curve: Curve, colour: str, key: str) -> None:
-    rows = [report["FD"] for report in curve.reports]
-    try:
-        places = [float(value) for value in curve.values]
-    except ValueError:
-        # such as the kinds of a sampler
-        places = [float(i) for i in range(len(rows))]
-        axes.set_xticks(places, curve.values)
+    rows, places = [report["FD"] for report in curve.reports], _places(axes, curve)
     errors = [row.error or 0.0 for row in rows]
     axes.errorbar(places, [row.value for row in rows], errors, fmt="o-", color=colour, capsize=2, label=curve.name)
     if rows[0].floor is not None:
         axes.axhline(rows[0].floor, color=FAINT, linestyle="--", linewidth=1.0)
     axes.set(xlabel=key, ylabel=f"{rows[0].title} ↓", title="Distance to real pictures (dashed: of real ones)")
+
+
+def _agreement(axes: Axes, curve: Curve, colour: str, key: str) -> None:
+    """Whole captions, a line for each kind of these, with intervals of 95 %."""
+    places = _places(axes, curve)
+    titles = [row.title for row in curve.reports[0].rows if row.measure == "agreement"]
+    for title, line, marker in zip(titles, ("-", "--", ":"), "os^", strict=False):
+        rows = [report[title] for report in curve.reports]
+        around = [row.interval or (row.value, row.value) for row in rows]
+        ends = [[row.value - low for row, (low, _) in zip(rows, around, strict=True)]]
+        ends += [[high - row.value for row, (_, high) in zip(rows, around, strict=True)]]
+        kind = f"{curve.name}, {rows[0].features}"
+        axes.errorbar(
+            places, [row.value for row in rows], ends, ls=line, marker=marker, color=colour, capsize=2, label=kind
+        )
+        if rows[0].chance is not None:
+            axes.axhline(rows[0].chance, color=FAINT, linestyle=line, linewidth=1.0)
+    axes.legend()
+    axes.set(
+        xlabel=key,
+        ylabel="agreement ↑",
+        ylim=(0.0, 1.02),
+        title="Whole captions that samples agree with (grey: chance)",
+    )
+
+
+def _places(axes: Axes, curve: Curve) -> list[float]:
+    """Where the values are on the axis."""
+    try:
+        return [float(value) for value in curve.values]
+    except ValueError:
+        # such as the kinds of a sampler
+        places = [float(i) for i in range(len(curve.values))]
+        axes.set_xticks(places, curve.values)
+        return places

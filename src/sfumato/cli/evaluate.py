@@ -54,6 +54,9 @@ def evaluate(arguments: list[str]) -> int:
             tuple[str, ...], f"Which measures: {', '.join(MEASURES)} (default: what suits the data).", ()
         ),
         "samples": option(int | None, "Number of images to sample (default: as the run says; 1000 if none)."),
+        "captions": option(
+            int | None, "Captions of each kind whose agreement is measured, of shapes (default: as the run says)."
+        ),
         "seed": option(int | None, "The seed of those images (default: as the run says)."),
         "overwrite": option(
             bool, "Replace the page, and the evaluation.json of more samples of the same weights.", False
@@ -78,7 +81,11 @@ def evaluate(arguments: list[str]) -> int:
     from sfumato.models.evaluate import is_run
     from sfumato.runs.setup import accelerator_without_settings
 
-    of_runs = [name for name in scanned.values if name in ("samples", "seed") or name.partition(".")[0] not in fields]
+    of_runs = [
+        name
+        for name in scanned.values
+        if name in ("samples", "captions", "seed") or name.partition(".")[0] not in fields
+    ]
     if of_runs and not any(is_run(word) for word in sets):
         raise InputError(
             f"--{of_runs[0].replace('_', '-')} is for runs, which are sampled from; all of a set is judged."
@@ -107,7 +114,8 @@ def evaluate(arguments: list[str]) -> int:
         if is_run(subject):
             options.run = Path(subject)
             subject = load_model(options, sampling)
-            more |= {"sampling": sampling, "samples": options.samples, "seed": options.seed, **given}
+            asked = {name: getattr(options, name) for name in ("samples", "captions", "seed")}
+            more |= {"sampling": sampling, **asked, **given}
         own = options.against in (None, "heldout", "training")
         try:
             report = judge(

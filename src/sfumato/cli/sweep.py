@@ -84,7 +84,8 @@ def evaluate_sweep(
 
     key, values = _key_and_values(options)
     model = load_model(options, sampling)
-    more: dict[str, Any] = {"sampling": sampling, "samples": options.samples, "seed": options.seed}
+    more: dict[str, Any] = {name: getattr(options, name) for name in ("samples", "captions", "seed")}
+    more |= {"sampling": sampling}
     curves = judge(model, key, values, judging=judging, **more, **given)
     if not main:
         return 0
@@ -101,27 +102,32 @@ def evaluate_sweep(
     return 0
 
 
-_MEASURES = ("FD", "precision k=3", "recall k=3", "density k=5", "coverage k=5", "accuracy")
+_MEASURES = ("FD", "precision k=3", "recall k=3", "density k=5", "coverage k=5", "accuracy", "saturated values")
+_BY_CAPTIONS = ("agreement", "relation")  # of each kind of captions
 
 
 def _table(curve: Curve, key: str) -> Table:
-    """A row per value, a column per measure, and what real pictures reach."""
+    """A row per value, a column per measure, and what real pictures and chance reach."""
     from rich.table import Table
 
     from sfumato.metrics.report import number
 
     first = curve.reports[0]
-    measures = [name for name in _MEASURES if name in first] or [row.title for row in first.rows]
+    measures = {name: first[name].name for name in _MEASURES if name in first}
+    measures |= {row.title: row.title for row in first.rows if row.measure in _BY_CAPTIONS}
+    measures = measures or {row.title: row.name for row in first.rows}
     counts = ", ".join(f"{count:,} {name}" for name, count in first.counts.items())
     error = number(first.main.value, first.main.error)
     caption = f"Errors are in the file; the first {first.main.name} is {error}."
     title = f"{curve.name}: {counts}"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column(key.rpartition(".")[2], no_wrap=True)
-    for name in measures:
-        table.add_column(first[name].name, justify="right")
+    for name in measures.values():
+        table.add_column(name, justify="right")
     for value, report in zip(curve.values, curve.reports, strict=True):
         table.add_row(value, *(number(report[name].value) for name in measures))
     table.add_section()
     table.add_row("real", *(number(first[name].floor) for name in measures))
+    if any(first[name].chance is not None for name in measures):
+        table.add_row("chance", *(number(first[name].chance) for name in measures))
     return table

@@ -14,13 +14,13 @@ FEATURES = ("pixels", "classifier", "efficientnet-lite0", "inception", "dinov2",
 
 MEASURES = (
     *("fd", "fd-infinity", "kid", "kid-subsets", "prdc", "neighbours", "is", "diversity", "cmmd"),
-    *("accuracy", "pairs", "bits"),
+    *("accuracy", "pairs", "bits", "agreement", "saturation"),
 )
 """The measures of an evaluation, by name."""
 
 RANKING = (
     *("FD", "FID", "FD∞", "FID∞", "KID", "KID 100 x 1000", "CMMD", "inception score", "diversity", "accuracy"),
-    *("precision k=3", "recall k=3", "density k=5", "coverage k=5", "bits/dim"),
+    *("precision k=3", "recall k=3", "density k=5", "coverage k=5", "bits/dim", "agreement"),
     *("PSNR", "SSIM", "MS-SSIM", "colour error", "consistency PSNR", "consistency MSE x 1e5"),
 )
 """The rows of an evaluation by which weights can be the best: all but those that tell copies."""
@@ -31,6 +31,13 @@ class EvaluationConfig(Component):
 
     samples: int = Field(
         default=1000, ge=0, le=10**9, description="Images that are sampled for it; 0 for no evaluation."
+    )
+    captions: int = Field(
+        default=100,
+        ge=0,
+        le=10**6,
+        description="Captions of each kind (seen, held-out pair, held-out wording) with which samples are to agree, of "
+        "a model that draws captions of shapes; 0 for none.",
     )
     seed: int = Field(default=1, ge=0, le=2**63 - 1, description="The seed of those images.")
     every: int | None = Field(default=None, ge=1, description="Also evaluate while training, after so many steps each.")

@@ -12,28 +12,18 @@ from torch import Tensor
 
 from sfumato.data import Dataset
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.metrics.estimate import Estimate
+from sfumato.metrics.estimate import Estimate, share
 
 _CHUNK = 1 << 22  # distances that are computed at once, in float64
 
 
 def label_accuracy(predicted: Int[Tensor, " batch"], labels: Int[Tensor, " batch"]) -> Estimate:
-    r"""The fraction of samples whose predicted class is the one asked for.
-
-    Its error is half the width of Wilson's interval (1927) at one standard deviation, which is above 0 also when all
-    :math:`n` or none are right:
-
-    .. math::
-        \sqrt{p (1 - p) / n + 1 / (4 n^2)} \,/\, (1 + 1 / n)
-    """
+    """The fraction of samples whose predicted class is the one asked for, with the error of a share."""
     for what, values in (("predicted", predicted), ("labels", labels)):
         _check(what, values)
     if len(predicted) != len(labels):
         raise InputError(f"there are {len(predicted)} predicted classes and {len(labels)} labels; give one for each.")
-    count = len(labels)
-    right = float((predicted == labels.to(predicted.device)).double().mean())
-    error = math.sqrt(right * (1.0 - right) / count + 0.25 / count**2) / (1.0 + 1.0 / count)
-    return Estimate(right, error, "half of Wilson's interval at one standard deviation")
+    return share(int((predicted == labels.to(predicted.device)).sum()), len(labels))
 
 
 def diversity(features: Float[Tensor, "batch features"], labels: Int[Tensor, " batch"]) -> Estimate:

@@ -17,7 +17,10 @@ Points = list[tuple[float, float]]
 _LARGEST = 1e300
 _POINTS = 300  # of a curve: more are averaged in groups
 _INK = "#010203"  # drawn in the colour of the page's text
-_LEVEL = "heldout_loss at log-SNR "
+_LEVELS = {
+    "Held-out loss by log-SNR": "heldout_loss at log-SNR ",
+    "Held-out loss by log-SNR, conditions shuffled": "heldout_loss shuffled at log-SNR ",
+}
 
 
 def read_curves(path: Path) -> dict[str, Points]:
@@ -35,18 +38,25 @@ def read_curves(path: Path) -> dict[str, Points]:
 def panels(curves: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
     """What is plotted together: the losses, the held-out loss by noise level, and each measure of evaluations.
 
+    Agreement with captions is one panel for each kind of captions, with the kinds of facts.
+
     Curves of a single step are left out, and what a training counts beside its loss.
     """
+    from sfumato.metrics.agreement import FACTS, TITLE
     from sfumato.training.loop import Record
 
     lines = {name: _averaged(points) for name, points in curves.items() if len(points) > 1}
-    losses = {"training": "loss", "held out": "heldout_loss"}
-    levels = sorted((name for name in lines if name.startswith(_LEVEL)), key=lambda name: float(name[len(_LEVEL) :]))
-    found = {
-        "Loss": {shown: lines[name] for shown, name in losses.items() if name in lines},
-        "Held-out loss by log-SNR": {name[len(_LEVEL) :]: lines[name] for name in levels},
-    }
-    known = {"heldout_loss", *levels, *(entry.name for entry in fields(Record))}
+    losses = {"training": "loss", "held out": "heldout_loss", "conditions shuffled": "heldout_loss shuffled"}
+    found = {"Loss": {shown: lines[name] for shown, name in losses.items() if name in lines}}
+    known = {*losses.values(), *(entry.name for entry in fields(Record))}
+    for title, start in _LEVELS.items():
+        levels = sorted((name for name in lines if name.startswith(start)), key=lambda name: float(name[len(start) :]))
+        found[title] = {name[len(start) :]: lines[name] for name in levels}
+        known.update(levels)
+    for kind in (TITLE, *FACTS):
+        for name in [name for name in lines if name.startswith(f"{kind} (")]:
+            found.setdefault(f"Agreement {name[len(kind) + 1 :]}", {})[kind] = lines[name]
+            known.add(name)
     found |= {name.replace("_", " "): {"": points} for name, points in lines.items() if name not in known}
     return {title: drawn for title, drawn in found.items() if drawn}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,17 +15,18 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.data import Dataset
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError
 from sfumato.io.progress import Progress
 from sfumato.metrics.cache import cached_features, read_statistics
 from sfumato.metrics.classes import classes_of, label_accuracy, labels_of, require_labels
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import Features, default_features, extract, features
 from sfumato.metrics.frechet import Moments
-from sfumato.metrics.measures import MEASURES, Measure, Vectors, note_of, of_pairs, require_measure
+from sfumato.metrics.measures import MEASURES, Measure, Vectors, note_of, of_pairs, quietly, require_measure
 from sfumato.metrics.page import Gallery
 from sfumato.metrics.pictures import check_images
 from sfumato.metrics.report import Report, Row, row
+from sfumato.metrics.saturation import saturation
 
 MOST = 5000
 """The most real pictures of a set whose features are computed with a large network, where nothing else is said."""
@@ -43,7 +43,7 @@ _DENSITY = 5
 _UNKNOWN = 1 << 40
 """The number of pictures of published statistics that do not say it: they are taken to be many."""
 
-MORE = ("accuracy", "pairs", "bits")
+MORE = ("accuracy", "pairs", "bits", "agreement", "saturation")
 """Measures that no space of features has."""
 
 
@@ -153,10 +153,14 @@ class Evaluator:
             rows += self._accuracy(data, labels)
         if truths is not None and (not self.measures or "pairs" in self.measures):
             rows += of_pairs(data.batch(range(len(data))), truths, down)
+        if "saturation" in self.measures:
+            real = self.heldout if self._reference_name == "heldout" else self.real
+            part = self._part(real, "pixels") if isinstance(real, Dataset) else None
+            rows += saturation(data.batch(range(len(data))), None if part is None else part.batch(range(len(part))))
         if not rows:
             why = " ".join(dict.fromkeys(notes)) or "no measure fits."
             raise InputError(f"Nothing can be measured of {name}: {why}")
-        counts = {"samples": len(data)} | self._counts()
+        counts = {"samples": len(data)} | self.counts
         settings = {"against": self._reference_name, "features": {space.name: space.identity for space, _ in plan}}
         return Report(name, counts, tuple(rows), settings, tuple(dict.fromkeys(notes)))
 
@@ -168,7 +172,7 @@ class Evaluator:
             which = self.heldout if self.heldout is not None and self.against == "heldout" else real
             real = Moments.fit(self._of(which, space))
         assert isinstance(real, Moments)
-        counts = ({"samples": moments.samples} if moments.samples < _UNKNOWN else {}) | self._counts()
+        counts = ({"samples": moments.samples} if moments.samples < _UNKNOWN else {}) | self.counts
         return Report(name, counts, (row("FD", space.name, Estimate(moments.distance(real))),))
 
     def _main_of_statistics(self) -> Features:
@@ -197,7 +201,9 @@ class Evaluator:
         # k real pictures lie within the distance of the k-th of them
         return Gallery(samples, beside, distances[:_SHOWN, 0], 1.0 / distances[:, -1].clamp(min=1e-9), labels, names)
 
-    def _counts(self) -> dict[str, int]:
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of real pictures of each set."""
         if not isinstance(self.real, Dataset):
             count = self.real.samples if isinstance(self.real, Moments) else _UNKNOWN
             return {"real": count} if count < _UNKNOWN else {}
@@ -275,7 +281,7 @@ class Evaluator:
             measure = MEASURES[name]
             try:
                 why = self._unfit(name, measure, space, sets)
-                values = _quietly(measure, sets) if why is None else ()
+                values = quietly(measure, sets) if why is None else ()
             except InputError as error:
                 values, why = (), f"{name} is left out: {error}"
             if why is not None and name in self.measures:
@@ -357,7 +363,7 @@ class Evaluator:
             stand_in = Vectors(real, reference, labels=labels, logits=logits)
             try:
                 fits = self._unfit(name, measure, space, stand_in) is None
-                values = _quietly(measure, stand_in) if fits else ()
+                values = quietly(measure, stand_in) if fits else ()
             except InputError:
                 # too few real pictures
                 values = ()
@@ -384,13 +390,6 @@ class Evaluator:
         asked = labels >= 0
         chosen = data if bool(asked.all()) else data.subset(torch.nonzero(asked).flatten().numpy())
         return [row("accuracy", None, measured(chosen, labels[asked]), floor, better="higher")]
-
-
-def _quietly(measure: Measure, sets: Vectors) -> Any:
-    """The rows of a measure; what it warns of few samples is a note of the report."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SfumatoWarning)
-        return measure.compute(sets)
 
 
 def _dataset(samples: Tensor, name: str) -> Dataset:

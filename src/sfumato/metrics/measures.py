@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.metrics import pairs
 from sfumato.metrics.classes import diversity
 from sfumato.metrics.estimate import Estimate
@@ -170,3 +171,10 @@ def of_pairs(samples: Tensor, truths: Tensor, down: Callable[[Tensor], Tensor] |
         rows.append(row("consistency PSNR", None, pairs.mean(found.psnr), better="higher"))
         rows.append(row("consistency MSE x 1e5", None, pairs.mean(found.mse), better="lower"))
     return rows
+
+
+def quietly(measure: Measure, sets: Vectors) -> Values:
+    """The rows of a measure; what it warns of few samples is a note of the report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SfumatoWarning)
+        return measure.compute(sets)

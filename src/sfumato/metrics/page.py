@@ -22,7 +22,7 @@ from sfumato.io.files import atomic_write
 from sfumato.io.images import CHANNELS, grid
 from sfumato.metrics.curves import draw, panels, read_curves
 from sfumato.metrics.pictures import check_images
-from sfumato.metrics.report import Report, number
+from sfumato.metrics.report import Report, number, shown
 
 _SAMPLES, _PAIRS, _EXTREMES = 64, 12, 16  # images shown of each kind
 _CLASSES, _PER_CLASS = 20, 6
@@ -113,17 +113,19 @@ def _heading(report: Report) -> str:
 def _table(report: Report) -> str:
     if not report.rows:
         return ""
-    heads = ("Measure", "Value", "Floor", "Better", "Error and notes")
+    chances = any(row.chance is not None for row in report.rows)
+    heads = ("Measure", "Value", "Floor", *(["Chance"] if chances else []), "Better", "Error and notes")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     lines: list[str] = []
     for row in report.rows:
-        cells = (number(row.value, row.error), number(row.floor, row.floor_error), _BETTER[row.better])
+        cells = [shown(row), number(row.floor, row.floor_error), _BETTER[row.better]]
+        cells[2:2] = [number(row.chance)] if chances else []
         said = "".join(f"<td>{cell}</td>" for cell in cells)
         notes = "; ".join(filter(None, (row.method, row.note)))
         lines.append(f'<tr><th scope="row">{escape(row.title)}</th>{said}<td class="note">{escape(notes)}</td></tr>')
     table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     more = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
-    note = "A value stands with one standard error; the floor is what real images reach."
+    note = "A value stands with one standard error, or in its interval of 95 %; the floor is what real images reach."
     return _section("Measures", table + more, note)
 
 

@@ -26,6 +26,8 @@ class Row:
         floor, floor_error: the same of real pictures, at the same counts where there are as many.
         better: which way is better; ``"floor"`` is as near to that of real pictures as can be.
         note: what must be known to read the number.
+        interval: of the value, where 95 % is known of it and not an error to both sides.
+        chance: what is reached by chance, without any skill.
     """
 
     measure: str
@@ -37,6 +39,8 @@ class Row:
     floor_error: float | None = None
     better: Better = "lower"
     note: str | None = None
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
 
     @property
     def title(self) -> str:
@@ -91,6 +95,7 @@ class Report:
         rows: the measures; the first one ranks models.
         settings: how the samples were made, and how they were judged.
         notes: what was left out, and why.
+        details: what there is to know behind rows, by the name of their measure, ready for JSON.
     """
 
     name: str
@@ -98,6 +103,7 @@ class Report:
     rows: tuple[Row, ...]
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __getitem__(self, name: str) -> Row:
         for entry in self.rows:
@@ -131,6 +137,7 @@ class Report:
             "rows": finite,
             "settings": dict(self.settings),
             "notes": list(self.notes),
+            **({"details": dict(self.details)} if self.details else {}),
         }
 
 
@@ -153,6 +160,13 @@ def number(value: float | None, error: float | None = None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def shown(entry: Row) -> str:
+    """The value of a row with its error, or with its interval."""
+    if entry.interval is None:
+        return number(entry.value, entry.error)
+    return f"{entry.value:.3f} [{entry.interval[0]:.3f}, {entry.interval[1]:.3f}]"
+
+
 def table(*reports: Report) -> Table:
     """Reports as one table for the terminal: a row per measure, a column per set, and what real pictures reach."""
     first, single = reports[0], len(reports) == 1
@@ -166,6 +180,9 @@ def table(*reports: Report) -> Table:
         result.add_column(("value" if plain else "samples") if single else report.name, justify="right")
     if not plain:
         result.add_column("real pictures", justify="right")
+    has_chance = any(entry.chance is not None for report in reports for entry in report.rows)
+    if has_chance:
+        result.add_column("chance", justify="right")
     if single and not plain:
         result.add_column("ratio", justify="right")
     marks: dict[str, str] = {}
@@ -177,18 +194,21 @@ def table(*reports: Report) -> Table:
             if entry is not None and entry.note is not None:
                 marks.setdefault(entry.note, "*" * (len(marks) + 1))
         star = marks.get(known.note or "", "")
-        values = [number(entry.value, entry.error) if entry is not None else "" for entry in entries]
+        values = [shown(entry) if entry is not None else "" for entry in entries]
         ratio = f"{known.ratio:.2f}" if known.ratio is not None and known.measure in ("FD", "diversity") else ""
         if known.features != last:
             result.add_section()
         # sets of other counts have other floors
         floors = dict.fromkeys(number(entry.floor, entry.floor_error) for entry in entries if entry is not None)
+        chances = dict.fromkeys(number(entry.chance) for entry in entries if entry is not None)
         name, features = f"{known.name}{star} {_ARROWS[known.better]}", known.features or ""
         if plain:
             result.add_row(name, *values)
         else:
             cells = [name, "" if known.features == last else features]
-            result.add_row(*cells, *values, " / ".join(filter(None, floors)), *([ratio] if single else []))
+            more = [" / ".join(filter(None, chances))] if has_chance else []
+            more += [ratio] if single else []
+            result.add_row(*cells, *values, " / ".join(filter(None, floors)), *more)
         last = known.features
     lines = [] if single else [f"{report.name}: {_counts(report)}" for report in reports]
     lines += [f"{mark} {note}" for note, mark in marks.items()]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.conditioning.base import Condition
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
@@ -118,12 +120,40 @@ def examples(
         *space)``, if there are such conditions. Samples take the images in a fixed order, and from the start again
         when all were taken.
     """
-    conditions = augmented(model.conditions, (sampling or model.config.sampling).input_noise)
-    here = {n: c for n, c in conditions.items() if n not in given and n not in model.supplied}
-    if all(c.default(seed, first, 1) is not None for c in here.values()) or not len(data):
+    here = _without_default(model, seed, first, given, sampling)
+    if not here or not len(data):
         return {}, None
     require_memory(count * math.prod(model.info.shape), f"{count} images", "the number of images")
     batch = Loader(data, SPLIT_SEED, crop=model.config.data.random_crop).batch(first, count)
-    known = {n: c for n, c in here.items() if all(column in batch.cond for column in c.columns)}
-    parts = {n: c.example(batch.x0, batch.cond, seed=seed, first=first) for n, c in known.items()}
+    parts = _like(here, batch.x0, batch.cond, seed, first)
     return parts, batch.x0 if parts else None
+
+
+def examples_of(
+    model: Model,
+    x0: Float[Tensor, "count channels *space"],
+    columns: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    given: Collection[str] = (),
+    sampling: SamplingConfig | None = None,
+) -> dict[str, Any]:
+    """As :func:`examples`, of samples that are to be like just these images and their columns, in this order."""
+    return _like(_without_default(model, seed, 0, given, sampling), x0, columns, seed, 0)
+
+
+def _without_default(
+    model: Model, seed: int, first: int, given: Collection[str], sampling: SamplingConfig | None
+) -> dict[str, Condition]:
+    """The conditions that nobody gives, if one of them has no default."""
+    conditions = augmented(model.conditions, (sampling or model.config.sampling).input_noise)
+    here = {n: c for n, c in conditions.items() if n not in given and n not in model.supplied}
+    return {} if all(c.default(seed, first, 1) is not None for c in here.values()) else here
+
+
+def _like(
+    conditions: Mapping[str, Condition], x0: Tensor, columns: Mapping[str, Tensor], seed: int, first: int
+) -> dict[str, Any]:
+    """The parts of the conditions whose columns are there."""
+    known = {n: c for n, c in conditions.items() if all(column in columns for column in c.columns)}
+    return {n: c.example(x0, columns, seed=seed, first=first) for n, c in known.items()}

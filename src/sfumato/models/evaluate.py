@@ -5,34 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from sfumato.conditioning import Label, LowResolution
 from sfumato.config import Config, EvaluationConfig
 from sfumato.data import Dataset, Loader
 from sfumato.data import load as load_data
 from sfumato.data.dataset import Column
+from sfumato.data.shapes import SPLITS
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.errors import InputError, check_arguments
 from sfumato.io.files import read_json
 from sfumato.io.progress import Progress
+from sfumato.metrics.agreement import TITLE
 from sfumato.metrics.classes import classes_of, labels_of
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.evaluator import MOST, MOST_VALUES, Evaluator
 from sfumato.metrics.frechet import Moments
 from sfumato.metrics.page import write_page
 from sfumato.metrics.report import Report, Row, row
+from sfumato.models.agreement import with_agreement
 from sfumato.models.classify import evaluate_classifier
-from sfumato.models.data import SPLIT_SEED, data_of, examples, read_data
+from sfumato.models.data import SPLIT_SEED, data_of, read_data
 from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model, as_model
+from sfumato.models.samples import is_main, name_of, sampled
 from sfumato.models.storage import is_system, read_config, write_record
 
 
@@ -50,6 +52,7 @@ def evaluate(
     features: str | Callable[[Tensor], Tensor] | Sequence[str | Callable[[Tensor], Tensor]] = (),
     measures: str | Sequence[str] = (),
     samples: int | None = None,
+    captions: int | None = None,
     seed: int | None = None,
     size: int | tuple[int, int] | None = None,
     channels: str | None = None,
@@ -86,6 +89,8 @@ def evaluate(
         features: in which features, by name or as modules or functions from pictures to vectors.
         measures: which of :data:`sfumato.config.groups.MEASURES`.
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
+        captions: number of captions of each split of :data:`sfumato.data.shapes.SPLITS`, with which the agreement of
+            samples is measured if a model draws captions of shapes; by default as the configuration says.
         seed: the seed of those images.
         size, channels, value_range: of pictures in folders and arrays, as :func:`sfumato.data.load` takes them.
         most: the most pictures of a real set that are looked at with a large network; 0 for all.
@@ -130,7 +135,14 @@ def evaluate(
         sets = sets if heldout is None else (sets[0], _real(heldout, reading, trust)[0])
         known = {name: value for name, value in settings.items() if value}
         judge = Evaluator(*sets, most=most, progress=progress, **known)
-    more: dict[str, Any] = {"samples": samples, "seed": seed, "page": page, "progress": progress, **options}
+    more: dict[str, Any] = {
+        "samples": samples,
+        "captions": captions,
+        "seed": seed,
+        "page": page,
+        "progress": progress,
+        **options,
+    }
     return judged(judge, subject, keep=real is None, overwrite=overwrite, **more)
 
 
@@ -155,6 +167,7 @@ def judged(
     subject: Model | Dataset | Moments | Path | Denoise,
     *,
     samples: int | None = None,
+    captions: int | None = None,
     seed: int | None = None,
     page: str | Path | None = None,
     keep: bool = False,
@@ -167,12 +180,17 @@ def judged(
     Args:
         judge: with the real pictures.
         subject: what is judged.
-        samples, seed, page, overwrite, progress, options: as for :func:`evaluate`.
+        samples, captions, seed, page, overwrite, progress, options: as for :func:`evaluate`.
         keep: whether the report is kept in the run directory of a model.
     """
     if isinstance(subject, Moments | Path):
         return judge.of_statistics(subject)
     if isinstance(subject, Dataset):
+        if TITLE in judge.measures:
+            raise InputError(
+                f"agreement is that of a model, and {subject.name} are pictures; give them with their captions to "
+                "sfumato.metrics.agreement(captions, pictures)."
+            )
         known = classes_of(judge.real) if isinstance(judge.real, Dataset) else ()
         if judge.measures and not {"accuracy", "diversity"} & set(judge.measures):
             known = ()
@@ -185,20 +203,32 @@ def judged(
     config = model.config.evaluation
     count = sample_count(model.config) if samples is None else samples
     seed = config.seed if seed is None else seed
-    made = _sampled(model, judge, count, seed, progress, options)
-    report = judge(made.images, labels=made.labels, truths=made.truths, down=made.down, name=made.name)
+    made, drawn = None, count
+    if judge.measures and _BESIDE.issuperset(judge.measures):
+        report, drawn = Report(name_of(model), judge.counts, ()), 0
+    else:
+        made = sampled(model, judge, count, seed, progress, options)
+        report = judge(made.images, labels=made.labels, truths=made.truths, down=made.down, name=made.name)
     report = report.with_settings(step=model.step, seed=seed, sampling=model.described(options))
     if "bits" in judge.measures:
         report = replace(report, rows=(*report.rows, _bits(model, judge, seed)))
+    if not judge.measures or TITLE in judge.measures:
+        captions = config.captions if captions is None else captions
+        drawn = drawn or len(SPLITS) * captions
+        report = with_agreement(report, model, judge, captions, seed=seed, progress=progress, options=options)
     log = None if model.run is None else model.run / "metrics.jsonl"
-    if keep and model.run is not None and _is_main():
-        value = {"step": model.step, "samples": count, **report.to_dict()}
+    if keep and model.run is not None and is_main():
+        value = {"step": model.step, "samples": drawn, **report.to_dict()}
         write_record(model.run / "evaluation.json", value, "samples", overwrite=overwrite)
-    if page is not None and _is_main():
+    if page is not None and is_main():
         log = log if log is not None and log.exists() else None
-        write_page(Path(page), report, judge.gallery(made.images, made.labels), metrics=log)
+        gallery = None if made is None else judge.gallery(made.images, made.labels)
+        write_page(Path(page), report, gallery, metrics=log)
     return report
 
+
+_BESIDE = {"agreement", "bits"}
+"""Measures of a model that do without the samples of the others."""
 
 _IMAGES_OF_BITS = 100
 """Held-out pictures whose likelihood an evaluation computes, at most."""
@@ -226,62 +256,6 @@ def recorded(path: Path, measure: str) -> float | None:
         return next(row["value"] for row in read_json(path)["rows"] if measure in (row["title"], row["measure"]))
     except (InputError, KeyError, TypeError, StopIteration):
         return None
-
-
-class _Made(NamedTuple):
-    images: Tensor
-    labels: Tensor | None
-    truths: Tensor | None
-    down: Callable[[Tensor], Tensor] | None
-    name: str
-
-
-def _sampled(
-    model: Model, judge: Evaluator, count: int, seed: int, progress: Progress, options: Mapping[str, Any]
-) -> _Made:
-    """Samples of a model, each process a part of them; with conditions from the data where nobody gives them."""
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _together() else (0, 1)
-    begin, end = count * rank // world, count * (rank + 1) // world
-    like = judge.heldout if judge.heldout is not None else judge.real
-    sampling, _, _, given = model.settings(options)
-    parts, truths = ({}, None)
-    if isinstance(like, Dataset):
-        parts, truths = examples(model, like, count, seed=seed, given=options, sampling=sampling)
-    more: dict[str, Any] = {name: _rows(value, count, begin, end) for name, value in options.items()}
-    more |= {name: {k: v[begin:end] for k, v in part.items()} for name, part in parts.items()}
-    images = model.sample(end - begin, seed=seed, first=begin, progress=progress, **more)
-    if world > 1:
-        gathered: list[Any] = [None] * world
-        distributed.all_gather_object(gathered, images)
-        images = torch.cat(gathered)
-    labels, guidance = None, sampling.guidance
-    conditions = {n: c for n, c in model.asked(guidance).items() if isinstance(c, Label) and c.names}
-    if len(conditions) == 1 and isinstance(judge.real, Dataset):
-        ((name, condition),) = conditions.items()
-        if tuple(condition.names) == classes_of(judge.real):
-            labels = model.given({**given, **parts}, seed, 0, count, guidance=guidance)[name]
-    lows = (c for n, c in model.conditions.items() if isinstance(c, LowResolution) and n not in model.supplied)
-    low = next(lows, None)
-    # how a column of low-resolution images was made is not known
-    down = None if low is None or low.column is not None else partial(low.of, columns={})
-    name = "samples" if model.run is None else str(model.run)
-    return _Made(images, labels, None if low is None else truths, down, name)
-
-
-def _rows(value: Any, count: int, begin: int, end: int) -> Any:
-    """The part of a process of what is given for each sample."""
-    if isinstance(value, list | tuple) and value and count > end - begin:
-        # names of classes are those of the samples in turn
-        return [value[i % len(value)] for i in range(begin, end)]
-    return value[begin:end] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
-
-
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _is_main() -> bool:
-    return not _together() or distributed.get_rank() == 0
 
 
 def _several(value: Any) -> tuple[Any, ...]:

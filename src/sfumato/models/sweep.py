@@ -78,6 +78,7 @@ def evaluate_sweep(
     *,
     sampling: SamplingConfig | None = None,
     samples: int | None = None,
+    captions: int | None = None,
     seed: int | None = None,
     progress: Progress = None,
     judging: Mapping[str, Any] | None = None,
@@ -92,7 +93,7 @@ def evaluate_sweep(
         model: a model with its data.
         key, values: as for :func:`swept`.
         sampling: the others of its settings; by default those of the run.
-        samples, seed, progress: as for :func:`sfumato.evaluate`.
+        samples, captions, seed, progress: as for :func:`sfumato.evaluate`.
         judging: options of :func:`sfumato.models.evaluate.judge_of`.
         cond: conditions by name.
     """
@@ -112,10 +113,11 @@ def evaluate_sweep(
             model.sampler(one)
     judge = judge_of(model, data_of(model), progress=progress, **judging or {})
     curves: list[Curve] = []
+    more: dict[str, Any] = {"samples": samples, "captions": captions, "seed": seed, "progress": progress, **cond}
     for name, plan in plans.items():
         reports: list[Report] = []
         for value, one in zip(values, plan, strict=True):
-            report = judged(judge, model, samples=samples, seed=seed, progress=progress, sampling=one, **cond)
+            report = judged(judge, model, sampling=one, **more)
             reports.append(replace(report, name=f"{key} {value}"))
         curves.append(Curve(name, tuple(map(str, values)), tuple(reports)))
     return curves

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -61,13 +62,25 @@ class AtLevels(nn.Module):
 
     @torch.no_grad()
     def report(self, batch: Batch, draws: Draws) -> dict[str, float]:
-        """The mean loss at levels evenly spread over the times, each named by its log-SNR, and the mean of these."""
-        values = {"heldout_loss": 0.0}
-        for level, name in self.spread(len(batch.x0)):
-            value = float(self.at(level, batch, draws).mean())
-            values["heldout_loss"] += value / LEVELS
-            values[f"heldout_loss at {name}"] = value
+        """The mean loss at levels evenly spread over the times, each named by its log-SNR, and the mean of these.
+
+        The same with the conditions of other images (:meth:`exchanged`) is ``heldout_loss shuffled``: as long as the
+        conditions are not used it is no higher.
+        """
+        values: dict[str, float] = {}
+        for title, images in (("heldout_loss", batch), ("heldout_loss shuffled", self.exchanged(batch))):
+            if images is None:
+                continue
+            values[title] = 0.0
+            for level, name in self.spread(len(batch.x0)):
+                value = float(self.at(level, images, draws).mean())
+                values[title] += value / LEVELS
+                values[f"{title} at {name}"] = value
         return values
+
+    def exchanged(self, batch: Batch) -> Batch | None:
+        """The same images, each with the conditions of the one before it; None if the data give no conditions."""
+        return None
 
     def spread(self, count: int) -> Iterator[tuple[Level, str]]:
         """Levels for ``count`` samples, evenly spread over the times, each with the name of its log-SNR."""
@@ -126,6 +139,19 @@ class Denoising(AtLevels):
         self.conditions = dict(conditions)
         self.bins, self.power = bins, power
         self._dropout = has_dropout(denoiser)
+
+    def exchanged(self, batch: Batch) -> Batch | None:
+        """As of all losses; images that a condition adds as channels, such as low-resolution ones, stay."""
+        shape = tuple(batch.x0.shape[1:])
+        moved = {
+            column
+            for condition in self.conditions.values()
+            if condition.columns and not condition.slots(shape).channels
+            for column in condition.columns
+        }
+        if not moved or len(batch.x0) < 2:
+            return None
+        return replace(batch, cond={n: rows.roll(1, 0) if n in moved else rows for n, rows in batch.cond.items()})
 
     def at(self, level: Level, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
         """The losses at a level, in evaluation mode of the images as they are."""
