@@ -89,7 +89,10 @@ def with_sampling(
     is_run = run is not None and (only_runs or (Path(run) / "config.json").exists())
     if run is not None and is_run and (Path(run).is_dir() or not scanned.helping):
         config, info = read_config(run, trust="trust" in scanned.values)
-        base = config.sampling if usual is None else parse(SamplingConfig, usual, trust=True)
+        base = config.sampling
+        if usual is not None:
+            own = {key: value for key, value in usual.items() if key in SamplingConfig.model_fields}
+            base = parse(SamplingConfig, own, trust=True)
         conditions = {name: condition for name, condition in info.conditions.items() if condition.kind != given}
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
     if scanned.value("guidance.classifier") or base.guidance.classifier:

@@ -38,17 +38,14 @@ _EMBEDDED = "shapes"
 _OWN = "sfumato:"
 """What the metadata call a model that comes with sfumato, before its name."""
 _COLUMNS, _ROWS, _HEIGHT = 8, 64, 128
-"""A grid: its columns at most, its rows at most, and the least height of a picture, to which small ones are enlarged."""
+"""Of a grid: the most columns and rows, and the least height of a picture, to which small ones are enlarged."""
 
 
 def _fields(facts: Mapping[str, Any]) -> Fields:
     """The options; what a picture says that is made again are defaults."""
-    numbers = options_of("sfumato.models.generate:TextToImage.generate", "seed", "first")
+    usual: dict[str, Any] = {}
     if facts:
-        first = facts.get("index", facts.get("first", 0))
-        numbers = options_of(
-            "sfumato.models.generate:TextToImage.generate", "seed", "first", seed=facts["seed"], first=first
-        )
+        usual = {"seed": facts["seed"], "first": facts.get("index", facts.get("first", 0))}
     return {
         "sentences": option(tuple[str, ...], "Prompts, each in quotes.", (), positional="PROMPT"),
         "prompts": option(
@@ -59,7 +56,7 @@ def _fields(facts: Mapping[str, Any]) -> Fields:
             "A run with captions, or a system of several (default: the model of shapes that comes with sfumato).",
         ),
         "count": option(int, "Number of pictures of each prompt.", facts.get("count", 1) if facts else 4),
-        **numbers,
+        **options_of("sfumato.models.generate:TextToImage.generate", "seed", "first", **usual),
         "like": option(
             Path | None,
             "A .png that this command wrote: make it again, with its prompts, model and settings but for those that "
@@ -111,11 +108,11 @@ def generate(arguments: list[str]) -> int:
         return _again(model, prompts[0], facts, {"seed": options.seed, "sampling": sampling, **given}, made, out)
     asked = {"count": options.count, "seed": options.seed, "first": options.first, "sampling": sampling, **given}
     parts = _told(model.generate_parts(prompts, **asked), len(prompts) * options.count)
-    if out.suffix:
-        _write_grid(parts, prompts, options, made, out)
-    else:
+    if _is_folder(out):
         _write_each(parts, model, name, options.count, made, out)
-    print(f"{len(prompts) * options.count} pictures of {len(prompts)} prompts: {out}")
+    else:
+        _write_grid(parts, prompts, options, made, out)
+    print(f"{len(prompts)} x {options.count} pictures: {out}")
     return 0
 
 
@@ -173,7 +170,7 @@ def _out(options: Any, prompts: list[str], run: Path, again: bool) -> Path:
         name = f"{slug(prompts[0]) if len(prompts) == 1 else f'{len(prompts)}-prompts'}-seed-{options.seed}"
         name += f"-{options.first}" if again else ""
         out = folder / f"{free_name(folder, name, ['.png'], options.overwrite)}.png"
-    if out.is_dir() or not out.suffix:
+    if _is_folder(out):
         names = [path.name for path in out.iterdir()] if out.is_dir() else []
         known = {
             _name(i, prompt, options.seed, options.first + j)
@@ -198,6 +195,10 @@ def _out(options: Any, prompts: list[str], run: Path, again: bool) -> Path:
     return out
 
 
+def _is_folder(out: Path) -> bool:
+    return out.is_dir() or not out.suffix
+
+
 def _name(number: int, prompt: str, seed: int, index: int) -> str:
     return f"{number + 1:04d}-{slug(prompt)}-{seed}-{index}.png"
 
@@ -210,17 +211,10 @@ def _facts(model: Model, sampling: SamplingConfig, seed: int, given: Mapping[str
     settings |= {name: given[name]["sampling"].model_dump(mode="json") for name in model.stages if name in given}
     own = model.run is not None and model.run.parent == Path(pretrained.__file__).parent
     conditions = {name: value for name, value in given.items() if name not in model.stages}
-    return facts_of(
-        model,
-        sampling,
-        seed,
-        model=f"{_OWN}{model.run.name}" if own and model.run is not None else str(model.run),
-        settings=settings,
-        fingerprint=_fingerprints(model, settings),
-        given=conditions or None,
-        device=model.device.type,
-        sfumato=__version__,
-    )
+    more: dict[str, Any] = {"settings": settings, "fingerprint": _fingerprints(model, settings)}
+    more |= {"given": conditions or None, "device": model.device.type, "sfumato": __version__}
+    facts = facts_of(model, sampling, seed, **more)
+    return facts | ({"model": f"{_OWN}{model.run.name}"} if own and model.run is not None else {})
 
 
 def _fingerprints(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -283,7 +277,7 @@ def _again(
         asked |= {"count": batch.count, "first": batch.first, "batch_size": size}
         ((_, images),) = _told(model.generate_parts(prompts, **asked), size)
     number = batch.place * batch.count + facts["index"] - batch.first
-    path = out if out.suffix else out / _name(0, prompt, asked["seed"], facts["index"])
+    path = out / _name(0, prompt, asked["seed"], facts["index"]) if _is_folder(out) else out
     one = image_files.to_pillow(image_files.to_uint8(images[number : number + 1])[0])
     image_files.save_png(one, path, {**made, **{key: facts[key] for key in ("prompt", "index", "batch")}})
     print(f"1 picture: {path}")

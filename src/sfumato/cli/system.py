@@ -155,7 +155,7 @@ def with_sampling(
         kinds = own if name == last else scanned.kinds.get(name, {})
         start = config.sampling.model_dump()
         if usual is not None:
-            start = usual.get(name, {}) if name != last else {k: v for k, v in usual.items() if k not in before}
+            start = usual.get(name, start) if name != last else {k: v for k, v in usual.items() if k not in before}
         starts[name] = parse(SamplingConfig, merge(start, kinds), trust=True)
         known |= {key: condition for key, condition in info.conditions.items() if condition.kind != given}
     fields = {**fields, **given_flags(known, several=several)}

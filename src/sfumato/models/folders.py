@@ -27,7 +27,7 @@ def hardly_trained(model: Model) -> str:
     if model.run is None or not 0 < model.step < LEAST_TRAINED * steps:
         return ""
     what, train = str(model.run), f"sfumato train --resume {model.run}"
-    if is_system(folder := model.run.parent.parent):
+    if model.run.parent.name == "stages" and is_system(folder := model.run.parent.parent):
         what = f"The stage {model.run.name!r} of {folder}"
         train = f"sfumato train --resume {folder} --stage {model.run.name}, or take a stage alone, such as {model.run}"
     return f"{what} was hardly trained, {model.step:,} of {steps:,} steps; go on with: {train}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,8 @@ class TextToImage:
 
         ::
 
-            images = model.generate(["a small red circle", "a large blue square"], count=4, seed=0, guidance=3.0)
+            painter = sfumato.load("runs/painter")
+            images = painter.generate(["a red circle", "a blue square"], count=4, seed=0, guidance=3.0)
 
         Args:
             prompts: one, or several.
@@ -120,6 +121,8 @@ class TextToImage:
             float32 pictures in [-1, 1], on the CPU: ``count`` of the first prompt, then those of the next.
         """
         check_arguments(TextToImage.generate, locals())
+        if not isinstance(prompts, str | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"prompts is {shown(prompts)}; expected a text, or several.")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         more = {"seed": seed, "first": first, "batch_size": batch_size, **options}
         done: list[Tensor] = []
