@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 _SIZE, _LEAST = 15, 9  # of the letters, in pixels
 _GAP = 6
 _LINES = 4  # of words below a picture
-_CAPTION = 240  # the most pixels of a line of a caption beside a row
+_CAPTION = 240.0  # the most pixels of a line of a caption beside a row
 _INKS = {"L": (255, 0), "RGB": ((255,) * 3, (0,) * 3), "RGBA": ((255,) * 4, (0, 0, 0, 255))}  # paper and ink
 
 
@@ -57,7 +59,13 @@ def lettered(
     return picture
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int, *texts: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of Pillow; of texts that have other letters than English ones, that of matplotlib, which has more."""
+    found = None if all(text.isascii() for text in texts) else find_spec("matplotlib")
+    if found is not None and found.origin is not None:
+        more = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if more.is_file():
+            return ImageFont.truetype(more, size)
     return ImageFont.load_default(size)
 
 
@@ -117,7 +125,7 @@ def captioned(sheets: Sequence[Image.Image], captions: Sequence[str], above: Seq
         captions: what stands beside each.
         above: a word for each of the columns, which are equally wide.
     """
-    font, line = _font(_SIZE), _SIZE + 4
+    font, line = _font(_SIZE, *captions), _SIZE + 4
     text = [
         _wrapped(caption, _CAPTION, font, max(1, sheet.height // line))
         for caption, sheet in zip(captions, sheets, strict=True)
