@@ -173,8 +173,9 @@ class TextToImage:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SfumatoWarning)  # said above
                 text = condition.given(list(part.prompts), len(part.prompts))
-            rows = self.given({**others, name: part.prompts[0]}, seed, part.first, part.count, **guided)
-            cond = {name: {key: tensor.repeat_interleave(part.count, 0) for key, tensor in text.items()}}
+            text = {key: rows.repeat_interleave(part.count, 0) for key, rows in text.items()}
+            of_one = {name: {key: rows[: part.count] for key, rows in text.items()}}
+            rows = self.given({**others, **of_one}, seed, part.first, part.count, **guided)
             yield (
                 part,
                 collected(
@@ -184,7 +185,7 @@ class TextToImage:
                         first=part.first,
                         period=part.count,
                         batch_size=len(part),
-                        **{**how, **self._for_each(rows, len(part.prompts)), **cond},
+                        **{**how, **self._for_each(rows, len(part.prompts)), name: text},
                     ),
                     lambda batch: batch,
                     len(part),
