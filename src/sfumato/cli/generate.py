@@ -97,7 +97,7 @@ def generate(arguments: list[str]) -> int:
     out = _out(options, prompts, run, again)
     model = load_model(options, sampling, run, untrained=True)
     model.require_denoiser()
-    name, _ = text_of(model.conditions, str(run))
+    name, _ = text_of(model.conditions, run)
     if not options.untrained and (sentence := hardly_trained(model)):
         raise InputError(f"{sentence} It draws all the same with --untrained.")
     given = {**facts.get("given", {}), **given}

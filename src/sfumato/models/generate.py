@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,8 +41,9 @@ def laid_out(prompts: Sequence[str], count: int, first: int, size: int) -> list[
     return parts
 
 
-def text_of(conditions: Mapping[str, Condition], what: str = "This model") -> tuple[str, Text]:
-    """The name of the condition that is a caption, and the condition."""
+def text_of(conditions: Mapping[str, Condition], run: Path | None = None) -> tuple[str, Text]:
+    """The name of the condition of a model, in a ``run``, that is a caption, and the condition."""
+    what = "This model" if run is None else str(run)
     found = [(name, c) for name, c in conditions.items() if isinstance(c, Text)]
     if len(found) == 1:
         return found[0]
@@ -50,7 +52,8 @@ def text_of(conditions: Mapping[str, Condition], what: str = "This model") -> tu
     others = ", ".join(f"{name} ({c.summary})" for name, c in conditions.items()) or "none"
     raise InputError(
         f"{what} was not trained with captions, so that it can't be given prompts; its conditions: {others}. Sample it "
-        "with: sfumato sample, or train one of text on captioned pictures: sfumato train FOLDER --condition text."
+        f"with: sfumato sample {run or 'RUN'}, or train one with the captions of pictures: sfumato train FOLDER "
+        "--condition text."
     )
 
 
@@ -80,6 +83,7 @@ class TextToImage:
         # of the model
         conditions: dict[str, Condition]
         supplied: Collection[str]
+        run: Path | None
 
         def settings(self, options: Mapping[str, Any]) -> tuple[Any, Any, Any, dict[str, Any]]: ...
         def given(self, *args: Any, **options: Any) -> dict[str, Tensor]: ...
@@ -150,7 +154,7 @@ class TextToImage:
         check_prompts(prompts)
         if count < 1:
             raise InputError(f"There is at least one picture of a prompt; count is {count}.")
-        name, condition = text_of(self.conditions)
+        name, condition = text_of(self.conditions, self.run)
         sampling, _, _, others = self.settings(options)
         if name in others:
             raise InputError(f"The captions are given as prompts; leave {name} out.")
@@ -176,22 +180,10 @@ class TextToImage:
             text = {key: rows.repeat_interleave(part.count, 0) for key, rows in text.items()}
             of_one = {name: {key: rows[: part.count] for key, rows in text.items()}}
             rows = self.given({**others, **of_one}, seed, part.first, part.count, **guided)
-            yield (
-                part,
-                collected(
-                    self.batches(
-                        len(part),
-                        seed=seed,
-                        first=part.first,
-                        period=part.count,
-                        batch_size=len(part),
-                        **{**how, **self._for_each(rows, len(part.prompts)), name: text},
-                    ),
-                    lambda batch: batch,
-                    len(part),
-                    False,
-                ),
-            )
+            cond = {**self._for_each(rows, len(part.prompts)), name: text}
+            asked = {"seed": seed, "first": part.first, "period": part.count, "batch_size": len(part)}
+            batches = self.batches(len(part), **asked, **how, **cond)
+            yield part, collected(batches, lambda batch: batch, len(part), False)
 
     def _for_each(self, rows: Mapping[str, Tensor], prompts: int) -> dict[str, Any]:
         """The conditions of the pictures of one prompt, as those of the pictures of several prompts."""
