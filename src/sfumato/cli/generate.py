@@ -106,7 +106,13 @@ def generate(arguments: list[str]) -> int:
     made = _facts(model, sampling, options.seed, given)
     if again:
         return _again(model, prompts[0], facts, {"seed": options.seed, "sampling": sampling, **given}, made, out)
-    asked = {"count": options.count, "seed": options.seed, "first": options.first, "sampling": sampling, **given}
+    asked: dict[str, Any] = {
+        "count": options.count,
+        "seed": options.seed,
+        "first": options.first,
+        "sampling": sampling,
+        **given,
+    }
     parts = _told(model.generate_parts(prompts, **asked), len(prompts) * options.count)
     if _is_folder(out):
         _write_each(parts, model, name, options.count, made, out)
@@ -338,7 +344,7 @@ def _longest(model: Model, name: str, part: Part) -> str:
     condition = model.conditions[name]
 
     def tokens(prompt: str) -> int:
-        return max(rows.shape[1] if rows.ndim > 1 else 0 for rows in condition.given([prompt], 1).values())
+        return max(rows[0].shape[0] if rows.ndim > 1 else 0 for rows in condition.given([prompt], 1).values())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SfumatoWarning)  # said before

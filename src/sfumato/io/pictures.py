@@ -197,7 +197,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with quiet(), Image.open(path) as image:
             image.load()
-            facts = json_object(str(getattr(image, "text", {}).get("sfumato", "")))
+            texts: Any = getattr(image, "text", {})  # of a PNG
+            facts = json_object(str(texts.get("sfumato", "")))
     except Exception as error:  # decoders of damaged files raise errors of any kind
         raise InputError(f"Could not read {path}: {reason(error)}.") from None
     if facts is None:

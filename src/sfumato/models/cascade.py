@@ -87,7 +87,7 @@ class Cascade(Model):
             }
             # the stages must not share their noise: it would tie what one adds to what the other did
             noise = random.fold(seed, f"before {self.name}")
-            own = {**shared, **self._options_before(options)}
+            own: dict[str, Any] = {**shared, **self._options_before(options)}
             batches = self.before.batches(count, seed=noise, first=first, period=period, **own)
             images = collected(batches, lambda batch: batch, count, False)
             level = self.settings(options)[0].input_noise

@@ -128,7 +128,7 @@ class TextToImage:
         if not isinstance(prompts, str | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"prompts is {shown(prompts)}; expected a text, or several.")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        more = {"seed": seed, "first": first, "batch_size": batch_size, **options}
+        more: dict[str, Any] = {"seed": seed, "first": first, "batch_size": batch_size, **options}
         done: list[Tensor] = []
         with progress_bar("generating", len(prompts) * count, progress) as advance:
             for _, images in self.generate_parts(prompts, count=count, **more):
