@@ -344,7 +344,7 @@ def _longest(model: Model, name: str, part: Part) -> str:
     condition = model.conditions[name]
 
     def tokens(prompt: str) -> int:
-        return max(rows[0].shape[0] if rows.ndim > 1 else 0 for rows in condition.given([prompt], 1).values())
+        return max(rows.numel() for rows in condition.given([prompt], 1).values())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SfumatoWarning)  # said before
