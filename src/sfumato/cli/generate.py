@@ -348,4 +348,4 @@ def _longest(model: Model, name: str, part: Part) -> str:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SfumatoWarning)  # said before
-        return max(part.prompts, key=tokens) if len(part.prompts) > 1 else part.prompts[0]
+        return max(part.prompts, key=tokens)
