@@ -14,11 +14,12 @@ from sfumato.conditioning import Conditioned, Label
 from sfumato.conditioning.base import null_of
 from sfumato.errors import InputError
 from sfumato.networks.attention import Attention
+from sfumato.networks.blueprint import Blueprint
 from sfumato.networks.dit import DiT
 from sfumato.networks.embeddings import RandomFourier, Sinusoidal
 from sfumato.networks.layers import group_norm
 from sfumato.networks.mlp import MLP
-from sfumato.networks.unet import Blueprint, ResBlock, UNet
+from sfumato.networks.unet import ResBlock, UNet
 
 
 def randomized(module: torch.nn.Module) -> torch.nn.Module:

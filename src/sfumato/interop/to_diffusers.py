@@ -18,7 +18,8 @@ from sfumato.interop.schedulers import PREDICTIONS, VARIANCES
 from sfumato.interop.weights import Collection
 from sfumato.models.model import Model
 from sfumato.networks.attention import Attention
-from sfumato.networks.unet import Blueprint, UNet
+from sfumato.networks.blueprint import Blueprint
+from sfumato.networks.unet import UNet
 
 _VERSION = "0.30.0"
 """The version whose settings are written; later ones read them."""
