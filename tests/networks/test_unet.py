@@ -172,7 +172,9 @@ def test_labels() -> None:
     [
         ({"channels": ()}, "are at least 1"),
         ({"blocks": 0}, "are at least 1"),
-        ({"middle": 0}, "are at least 1"),
+        ({"middle": -1}, "middle at least 0"),
+        ({"skip_scale": 0.0}, "is above 0; got 0"),
+        ({"tokens": 4, "middle": 0}, "where there is self-attention"),
         ({"attention": (3,)}, "resolution 3"),
         ({"heads": 3, "channels": (8, 8)}, "do not divide"),
         ({"time_features": 5}, "even number .* from 2 on"),

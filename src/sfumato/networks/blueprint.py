@@ -14,7 +14,10 @@ class Blueprint:
     """A U-Net of residual blocks and self-attention.
 
     With its options it is the network of DDPM, Improved DDPM and ADM (Dhariwal and Nichol 2021, sec. 3), DDPM++ or
-    NCSN++ (Y. Song et al. 2021, app. H).
+    NCSN++ (Y. Song et al. 2021, app. H), or the Efficient U-Net of Imagen's up-samplers (Saharia et al. 2022, app. B).
+    The last has its blocks where they are cheap: the ``order`` resampling, more ``blocks`` at coarse resolutions than
+    at fine ones, no ``middle``, ``skips`` of blocks scaled by 2^-1/2, and attention after the last block of the
+    coarsest resolution only. Large pictures then take a fraction of the time and memory per parameter.
 
     Attributes:
         channels: width of each resolution, from the finest; each further one halves the sides.
@@ -25,11 +28,16 @@ class Blueprint:
             (Liu et al. 2018), by which convolutions and attention can tell left from right.
         blocks: residual blocks per resolution; one number for all, or one for each from the finest.
         attention: resolutions with self-attention, by index from the finest.
-        up_attention: whether all blocks of these resolutions have it on the way up too, or only the last of each.
-        middle: residual blocks at the coarsest resolution, between down and up.
+        down_attention: whether all blocks of these resolutions have it on the way down, or only the last of each.
+        up_attention: the same on the way up.
+        middle: residual blocks at the coarsest resolution, between down and up; 0 for none.
         middle_attention: whether the first of them is followed by self-attention.
+        order: what comes first at each resolution on the way down, and last on the way up: its blocks, so that the
+            finest ones work at the sides of the input; or the change of resolution (resampling), at the finest too, so
+            that all blocks have a quarter of the positions (Saharia et al. 2022, app. B).
         skips: which activations of the way down are joined on the way up: all, as in DDPM, or those of residual blocks
             only, which is a third fewer blocks.
+        skip_scale: what these are multiplied with; Imagen's up-samplers have 2^-1/2.
         resample: how the resolution changes: by convolutions (learned; asymmetric pads as DDPM does), by a filter alone
             (fixed), or by a filter within residual blocks (block as in ADM; projected as in NCSN++).
         taps: the filter: 1 1 averages and repeats, 1 3 3 1 is that of NCSN++.
@@ -68,10 +76,13 @@ class Blueprint:
     coordinates: bool = False
     blocks: int | tuple[int, ...] = 2
     attention: tuple[int, ...] = ()
+    down_attention: Literal["all", "last"] = "all"
     up_attention: Literal["all", "last"] = "all"
     middle: int = 2
     middle_attention: bool = True
+    order: Literal["blocks", "resampling"] = "blocks"
     skips: Literal["all", "blocks"] = "all"
+    skip_scale: float = 1.0
     resample: Literal["learned", "asymmetric", "fixed", "block", "projected"] = "learned"
     taps: tuple[float, ...] = (1.0, 1.0)
     residual_input: bool = False
@@ -103,15 +114,19 @@ class Blueprint:
                 f"A U-Net has blocks for each resolution, or one number for all: got {len(self.blocks)} numbers for "
                 f"{len(self.channels)} resolutions."
             )
-        sizes = (*self.channels, *self.depths, self.middle, self.patch, 1 if self.first is None else self.first)
-        if not self.channels or min(sizes) < 1:
-            raise InputError("The channels, blocks, middle, patch and first convolution of a U-Net are at least 1.")
+        sizes = (*self.channels, *self.depths, self.patch, 1 if self.first is None else self.first)
+        if not self.channels or min(sizes) < 1 or self.middle < 0:
+            raise InputError(
+                "The channels, blocks, patch and first convolution of a U-Net are at least 1, and middle at least 0."
+            )
+        if self.skip_scale <= 0.0:
+            raise InputError(f"What joined activations are multiplied with is above 0; got {self.skip_scale:g}.")
         if self.eps <= 0.0:
             raise InputError(f"What normalizations add to the variance (eps) is above 0; got {self.eps:g}.")
         for level in self.attention:
             if not 0 <= level < len(self.channels):
                 raise InputError(f"Attention cannot be at resolution {level}: there are {len(self.channels)}, from 0.")
-        if self.tokens is not None and not self.attention and not self.middle_attention:
+        if self.tokens is not None and not self.attention and not (self.middle and self.middle_attention):
             raise InputError(
                 "Tokens are attended to where there is self-attention, but there is none; give resolutions for "
                 "attention, or middle_attention."
@@ -121,6 +136,11 @@ class Blueprint:
     def depths(self) -> tuple[int, ...]:
         """The residual blocks of each resolution, from the finest."""
         return self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * len(self.channels)
+
+    def attends(self, level: int, block: int, blocks: int, way: Literal["down", "up"]) -> bool:
+        """Whether there is attention after a block of a resolution, the number ``block`` of as many as ``blocks``."""
+        which = self.down_attention if way == "down" else self.up_attention
+        return level in self.attention and (which == "all" or block == blocks - 1)
 
     @property
     def embedding_width(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -105,13 +106,19 @@ class UNetBlock(nn.Module):
         return x if self.cross is None else self.cross(x, tokens, mask)
 
 
-def resampler(blueprint: Blueprint, channels: int, direction: Literal["down", "up"]) -> nn.Module:
-    """What halves or doubles the sides between two resolutions."""
+def halving(blueprint: Blueprint, inputs: int, outputs: int) -> nn.Module:
+    """What halves the sides."""
     b = blueprint
     if b.resample == "block" or b.resample == "projected":
-        return ResBlock(b, channels, channels, direction)
-    if direction == "down":
-        return Downsample(b.dims, channels, b.resample, b.taps)
+        return ResBlock(b, inputs, outputs, "down")
+    return Downsample(b.dims, inputs, b.resample, b.taps, outputs)
+
+
+def doubling(blueprint: Blueprint, channels: int) -> nn.Module:
+    """What doubles the sides."""
+    b = blueprint
+    if b.resample == "block" or b.resample == "projected":
+        return ResBlock(b, channels, channels, "up")
     fixed = b.resample == "fixed"
     return Upsample(b.dims, channels, not fixed, b.taps if fixed else (1.0, 1.0))
 
@@ -135,7 +142,8 @@ class UNetEncoder(nn.Module):
     def __init__(self, inputs: int, blueprint: Blueprint) -> None:
         super().__init__()
         b, channels = blueprint, blueprint.channels
-        self.blueprint, self.inputs, self.factor = b, inputs, b.patch * 2 ** (len(channels) - 1)
+        early, last = b.order == "resampling", len(channels) - 1
+        self.blueprint, self.inputs, self.factor = b, inputs, b.patch * 2 ** (last + early)
         self.tokens, self.concatenated = b.tokens, b.concatenated
         embedding = (b.feature_count, b.embedding_width, b.time_scale, b.time_kind, b.time_period, b.vector_in)
         self.time = TimeEmbedding(*embedding)
@@ -145,21 +153,33 @@ class UNetEncoder(nn.Module):
         patch_inputs = (inputs + b.concatenated) * b.patch**b.dims
         self.coordinates = Coordinates() if b.coordinates else None
         self.first = conv(b.dims, patch_inputs + b.dims * b.coordinates, current)
-        self.skip_widths = [current] if self.joins_all else []
+        # the first convolution has no block at its resolution that it could be joined to, if that changes first
+        self.joins_first = self.joins_all and not early
+        self.skip_widths = [current] if self.joins_first else []
         self.down = nn.ModuleList()
+        halved = [patch_inputs]
         for level, width in enumerate(channels):
             stage = nn.ModuleList()
-            for _ in range(b.depths[level]):
-                stage.append(UNetBlock(b, current, width, level in b.attention))
-                current = width
-                self.skip_widths.append(current)
-            if level < len(channels) - 1:
-                stage.append(resampler(b, current, "down"))
-                self.skip_widths += [current] if self.joins_all else []
+            blocks: list[int | None] = list(range(b.depths[level]))
+            if early or level < last:
+                blocks.insert(0 if early else len(blocks), None)
+            for block in blocks:
+                halves = block is None
+                outputs = current if halves and b.resample == "fixed" else width
+                if halves:
+                    stage.append(halving(b, current, outputs))
+                    halved.append(outputs)
+                else:
+                    attend = b.attends(level, block, b.depths[level], "down")
+                    stage.append(UNetBlock(b, current, outputs, attend))
+                if self.joins_all or not halves:
+                    self.skip_widths.append(outputs)
+                current = outputs
             self.down.append(stage)
         if b.residual_input:
-            widths = zip([patch_inputs, *channels], channels[:-1], strict=False)
-            self.residuals = nn.ModuleList(_ResidualInput(b, before, after) for before, after in widths)
+            self.residuals = nn.ModuleList(
+                _ResidualInput(b, before, after) for before, after in itertools.pairwise(halved)
+            )
         self.middle = nn.ModuleList(
             UNetBlock(b, current, current, b.middle_attention and i == 0) for i in range(b.middle)
         )
@@ -186,7 +206,7 @@ class UNetEncoder(nn.Module):
         """The activation after the middle, and those that are joined on the way up."""
         x = residual = to_patches(x, self.blueprint.patch)
         x = self.first(x if self.coordinates is None else self.coordinates(x))
-        skips = [x] if self.joins_all else []
+        skips = [x] if self.joins_first else []
         for level, stage in enumerate(self.down):
             for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
                 x = self.run(module, x, embedding, *options)
@@ -229,11 +249,11 @@ class UNet(UNetEncoder):
             stage = nn.ModuleList()
             count = b.depths[level] + self.joins_all
             for i in range(count):
-                attend = level in b.attention and (b.up_attention == "all" or i == count - 1)
+                attend = b.attends(level, i, count, "up")
                 stage.append(UNetBlock(b, current + joined.pop(), width, attend))
                 current = width
-            if level > 0:
-                stage.append(resampler(b, current, "up"))
+            if level > 0 or b.order == "resampling":
+                stage.append(doubling(b, current))
             self.up.append(stage)
         self.norm = b.norm(current)
         self.last = zero(conv(b.dims, current, outputs * b.patch**b.dims))
@@ -256,6 +276,8 @@ class UNet(UNetEncoder):
         embedding = self.time.activated(time, vector)
         options = (keys, None if tokens is None else tokens.to(x.dtype), mask)
         x, skips = self.descend(x, embedding, *options)
+        scale = self.blueprint.skip_scale
+        skips = skips if scale == 1.0 else [skip * scale for skip in skips]
         for stage in self.up:
             for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
                 x = torch.cat([x, skips.pop()], dim=1) if isinstance(module, UNetBlock) else x
