@@ -38,7 +38,7 @@ class _Row(NamedTuple):
 
     length: int  # tokens
     cut: bool  # whether it had more
-    check: int  # CRC-32 of the values
+    check: int  # CRC-32 of key and values
     values: bytes  # float16, (length, features)
 
 
@@ -184,7 +184,7 @@ class Embeddings:
                 f"({float(tokens.abs().max()):.3g}); its weights are damaged or not meant for such use."
             )
         values = half.contiguous().numpy().tobytes()
-        return _Row(len(tokens), cut, zlib.crc32(values), values)
+        return _Row(len(tokens), cut, self._checksum(text, values), values)
 
     def _missing(self, distinct: Sequence[str]) -> list[str]:
         known = {text for text, _ in self._rows(distinct, "0, 0, 0, x''")}
@@ -194,15 +194,15 @@ class Embeddings:
         """The rows that are as they were written, and the number of those that are not."""
         rows, damaged = dict[str, _Row](), 0
         for text, row in self._rows(distinct, "length, cut, crc, tokens"):
-            if self._is_sound(row):
+            if self._is_sound(text, row):
                 rows[text] = row
             else:
                 damaged += 1
         return rows, damaged
 
-    def _is_sound(self, row: _Row) -> bool:
+    def _is_sound(self, text: str, row: _Row) -> bool:
         size = row.length * self.facts.features
-        if len(row.values) != 2 * size or zlib.crc32(row.values) != row.check:
+        if len(row.values) != 2 * size or self._checksum(text, row.values) != row.check:
             return False
         return not bool((np.frombuffer(row.values, dtype=np.uint16) & 0x7C00 == 0x7C00).any())  # NaN and infinite
 
@@ -247,6 +247,9 @@ class Embeddings:
 
     def _key(self, text: str) -> bytes:
         return hashlib.sha256(f"{_FORMAT} {self.facts.identity} {text}".encode()).digest()
+
+    def _checksum(self, text: str, values: bytes) -> int:
+        return zlib.crc32(values, zlib.crc32(self._key(text)))  # so that no row is taken for another's
 
     def _delete(self) -> None:
         for path in (self.path, self.path.with_name(f"{self.path.name}-journal")):
