@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from tests.data.reading import load
 
+from sfumato.data import Loader
 from sfumato.data.shapes import (
     COLOURS,
     RELATIONS,
@@ -20,6 +22,7 @@ from sfumato.data.shapes import (
     Facts,
     Placed,
     Relation,
+    Scene,
     Thing,
     agreement,
     facts_of,
@@ -34,6 +37,7 @@ from sfumato.data.shapes.captions import read_caption, write_caption
 from sfumato.data.shapes.parser import lab
 from sfumato.data.shapes.scenes import PALETTE
 from sfumato.errors import InputError
+from sfumato.io.text import unpacked
 
 SEVEN = "a small red circle left of a large blue square"
 
@@ -94,16 +98,51 @@ def test_places_are_found_to_a_tenth_of_a_pixel() -> None:
 
 def test_scenes_depend_on_seed_and_index_alone() -> None:
     whole, part, late = shapes(32, 40), shapes(32, 7), shapes(32, 10, first=25)
-    captions = [whole.columns["caption"].names[i] for i in whole.columns["caption"].values]
+    captions = whole.columns["caption"].texts(range(40))
     assert np.array_equal(whole.images[:7], part.images) and np.array_equal(whole.images[25:35], late.images)
-    assert [late.columns["caption"].names[i] for i in late.columns["caption"].values] == captions[25:35]
+    assert late.columns["caption"].texts(range(10)) == captions[25:35]
     assert captions == [scene(i).caption for i in range(40)]
     assert not np.array_equal(part.images, shapes(32, 7, seed=1).images)
-    assert whole[3]["image"].shape == (3, 32, 32) and whole[3]["caption"].dtype == torch.int64
+    assert whole[3]["image"].shape == (3, 32, 32) and whole[3]["caption"] == captions[3]
+
+
+def test_scenes_are_drawn_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    draw = Scene.draw
+    monkeypatch.setattr(Scene, "draw", lambda self, size: drawn.append(size) or draw(self, size))
+    data = shapes(64, 10**6)
+    order = [999_999, 4, 31]
+    captions = data.columns["caption"].texts(order)
+    assert not drawn
+    assert np.array_equal(data.images[order], [scene(i).draw(64) for i in order]) and len(drawn) == 6
+    assert captions == data.columns["caption"].texts(order) == [scene(i).caption for i in order]
+    mine = data.images[4]
+    mine[:] = 0  # a copy, as Lazy promises
+    assert np.array_equal(data.subset([4, 31]).images[:], data.images[[4, 31]]) and data.images[4].any()
+    assert len(drawn) == 6  # none was drawn twice
+    captions = Loader(data).batch(0, 3).cond["caption"]
+    assert unpacked(captions) == [scene(int(i)).caption for i in Loader(data).indices(0, 3)]
+
+
+def test_shapes_are_a_source() -> None:
+    assert len(load("shapes")) == 50_000 and load("shapes").columns["caption"].is_text
+    for split in SPLITS[1:]:
+        data = load(f"shapes:{split.replace(' ', '-')}", size=64, columns=("caption",))
+        assert np.array_equal(data.images[7], scene(7, split=split).draw(64)) and len(data) == 10_000
+    for wrong in ("shapes:unseen", "digits:seen"):
+        with pytest.raises(InputError, match="expected"):
+            load(wrong)
+    for size in (48, (32, 64)):
+        with pytest.raises(InputError, match="32 or 64"):
+            load("shapes", size=size)
+    with pytest.raises(InputError, match="tile"):
+        load("shapes", tile=32)
+    with pytest.raises(InputError, match="no column 'label'"):
+        load("shapes", columns=("label",))
 
 
 def test_a_picture_of_32_is_the_mean_of_that_of_64() -> None:
-    small, large = shapes(32, 20).images, shapes(64, 20).images
+    small, large = shapes(32, 20).images[:], shapes(64, 20).images[:]
     mean = np.asarray(large, dtype=np.float64).reshape(20, 3, 32, 2, 32, 2).mean(axis=(3, 5))
     assert np.abs(mean - small).max() <= 1.0
 

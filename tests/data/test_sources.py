@@ -48,7 +48,7 @@ def test_home_and_path_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("source", "message"),
     [
         ("digts", "'digts' is neither a known name nor a file or folder; did you mean 'digits'?"),
-        ("paintings", "expected digits, mnist, photos, a folder of images, a .npy or .npz file, or hf:NAME"),
+        ("paintings", "expected digits, mnist, photos, shapes, a folder of images, a .npy or .npz file, or hf:NAME"),
         ("", "expected digits"),
         ("nowhere/at/all", "expected digits"),
         ("flowers.nzp", "did you mean 'flowers.npz'?"),

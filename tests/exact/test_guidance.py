@@ -249,6 +249,11 @@ def test_dynamic_thresholding() -> None:
     assert (level.sigma * found.eps + found.x0).abs().max() < 1e-9
     whole = Thresholded(given, 1.0, limit=2.0)(torch.zeros(2, 101).double(), level)
     assert (whole.x0[0] - values * 2.0 / 3.0).abs().max() < 1e-12
+    capped = Thresholded(given, 0.9, cap=1.5)(torch.zeros(2, 101).double(), level)
+    assert s > 1.5 and (capped.x0[0] - values.clamp(-1.5, 1.5) / 1.5).abs().max() < 1e-12
+    assert torch.equal(capped.x0[1], found.x0[1])
+    clipped = Thresholded(given, 0.9, cap=1.0)(torch.zeros(2, 101).double(), level)
+    assert torch.equal(clipped.x0, x0.clamp(-1.0, 1.0))
     half = Thresholded(given, 0.9)(torch.zeros(2, 101).bfloat16(), level)
     assert half.x0.isfinite().all()
 
@@ -316,6 +321,7 @@ def test_another_null_condition() -> None:
         (lambda d: Thresholded(d, 0.0), "percentile"),
         (lambda d: Thresholded(d, 99.5), "percentile"),
         (lambda d: Thresholded(d, limit=0.0), "limit"),
+        (lambda d: Thresholded(d, cap=0.5), "cap"),
         (lambda d: ClassifierFree(d, 2.0)(torch.zeros(2, 3).double(), LEVELS["edm"]), "needs a condition"),
         (
             lambda d: ClassifierFree(d, 2.0)(torch.zeros(2, 3).double(), LEVELS["edm"], text=torch.zeros(2, 5)),

@@ -109,7 +109,7 @@ DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
                 (DPM, {"solver_order": 1, "thresholding": True}),
                 (DPM, {"solver_type": "heun"}),
                 (DPM, {"algorithm_type": "sde-dpmsolver++", "steps_offset": 1}),
-                (UNIPC, {"thresholding": True}),
+                (UNIPC, {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9}),
             )
             for pair in zip(SPACINGS, OUTPUTS, strict=True)
         ),
@@ -201,7 +201,7 @@ def test_the_grid_of_ddim_with_linspace_is_that_of_consistent_steps(
             {"timestep_spacing": "trailing", "num_train_timesteps": 70, "beta_end": 0.3},
             "where the next begins",
         ),
-        ("DDIMScheduler", {"thresholding": True, "sample_max_value": 3.0}, "sample_max_value 3.*thresholding"),
+        ("DDIMScheduler", {"thresholding": True, "sample_max_value": 3.0}, "thresholded estimate"),
         ("DDPMScheduler", {"clip_sample_range": 2.0}, "clip_sample_range 2"),
         (
             "DDPMScheduler",

@@ -35,7 +35,7 @@ def deviation(network: Any, model: Model, label: torch.Tensor | None = None) -> 
         {"modulation": "additive", "resample": "asymmetric", "eps": 1e-6, "time_period": 20_000.0},
         {"resample": "block", "head_channels": 8, "attention": (0, 1), "embedding": 48},
         {"middle_attention": False, "heads": 1, "attention": ()},
-        {"channels": (16, 32, 32), "blocks": 2, "attention": (2,), "dropout": 0.1},
+        {"channels": (16, 32, 32), "blocks": (2, 2, 2), "attention": (2,), "dropout": 0.1},
     ],
 )
 def test_the_network_is_the_same(tmp_path: Path, network: dict[str, Any]) -> None:
@@ -214,6 +214,8 @@ def test_a_learned_variance_leaves_and_comes_back(tmp_path: Path) -> None:
         ({"network": {"middle": 1}}, "middle is 1, and only 2 has"),
         ({"network": {"time_scale": 2.0}}, "time_scale"),
         ({"network": {"first": 8}}, "first is 8, and only None or 16 has"),
+        ({"network": {"coordinates": True}}, "coordinates is True, and only False has"),
+        ({"network": {"blocks": (1, 2)}}, r"blocks is \(1, 2\), and only"),
         ({"network": {"patch": 2}}, "patch is 2, and only 1 has an equivalent"),
     ],
 )

@@ -25,8 +25,8 @@ from sfumato.models.storage import read_config
 from sfumato.runs.directory import Interrupted
 from sfumato.runs.reporting import Reporter
 from sfumato.runs.resolving import default_name
-from sfumato.systems.cascade import train
 from sfumato.systems.stages import planned
+from sfumato.systems.train import train
 from sfumato.training.loop import Record
 
 

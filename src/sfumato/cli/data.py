@@ -108,10 +108,10 @@ def _facts(read: Dataset, config: Any, said: list[str]) -> dict[str, Any]:
 
 
 def _kind(source: str) -> str:
-    from sfumato.data.embedded import SOURCES
+    from sfumato.data.embedded import is_named
 
-    if source in SOURCES:
-        return "a data set with a name, carried by a package"
+    if is_named(source):
+        return "a data set with a name"
     if source.startswith("hf:"):
         return "a table of the Hugging Face hub"
     return "a folder of pictures" if Path(source).expanduser().is_dir() else "an array in a file"

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _TRAIN = """\
-Train a cascade: a model of small images with their classes, base, and one that scales them up, up.
+Train a system: a model of small images, base, and one that scales them up, up; a cascade by the class of the images,
+imagen by their captions.
 
 Each is a run in the folder of the system, and can be stopped, resumed, sampled and evaluated by itself. Settings of a
 stage are options with its name, such as --up.training.steps; those of the data are the same for both. A file of
@@ -41,17 +42,18 @@ def train(arguments: list[str]) -> int:
     asked, folder = first.value("system"), first.value("resume")
     if asked is not None and asked not in SYSTEMS:
         raise InputError(f"There is no system {asked!r}{nearest(asked, SYSTEMS)}")
+    asked = read_system(folder).system if folder is not None else asked or "cascade"
     names = ("base", "up") if folder is None else read_system(folder).stages
     groups: dict[str, Any] = {name: (Config, Field(default_factory=Config)) for name in names}
     data = (DataConfig, Field(default_factory=DataConfig))
     scanned = flags.scan(arguments, _OPTIONS, create_model("System", __base__=Component, data=data, **groups))
     if len(scanned.words) > 1:
         raise InputError(f"One DATA is trained on; got {' and '.join(map(repr, scanned.words))}.")
-    stages = _stages(scanned, trust="trust" in scanned.values)
+    stages = _stages(scanned, asked, trust="trust" in scanned.values)
     fields = {**_OPTIONS, "data": flags.group(stages[names[0]].data, leave=("scale_down",))}
     for name, config in stages.items():
         fields[name] = flags.group(config, leave=("data",))
-    options = flags.parse(fields, scanned.options, prog="sfumato train [DATA] --system cascade", description=_TRAIN)
+    options = flags.parse(fields, scanned.options, prog=f"sfumato train [DATA] --system {asked}", description=_TRAIN)
     values = options.model_dump()
     over = {name: values[name] for name in ("data", *stages)}
     if options.print_config:
@@ -59,15 +61,22 @@ def train(arguments: list[str]) -> int:
         configs = {name: parse(Config, settings, origin="the options", trust=True) for name, settings in both.items()}
         print(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}, indent=2))
         return 0
-    from sfumato.systems import cascade
+    from sfumato.systems.train import train as train_system
 
-    more: dict[str, Any] = {"recipe": options.recipe, "run": options.resume or options.run, "stage": options.stage}
+    more: dict[str, Any] = {
+        "system": asked,
+        "recipe": options.recipe,
+        "run": options.resume or options.run,
+        "stage": options.stage,
+    }
     more |= {"resume": options.resume is not None, "overwrite": options.overwrite, "trust": True}
-    more["budget"] = budget_of(scanned, stages[names[0]])
-    return shown(options.quiet, lambda terminal: cascade.train(over, reporter=terminal, **more))
+    budget = budget_of(scanned, stages[names[0]])
+    # a recipe of the system's own has as many steps as it needs
+    more["budget"] = budget if SYSTEMS[asked] is None else scanned.value("budget")
+    return shown(options.quiet, lambda terminal: train_system(over, reporter=terminal, **more))
 
 
-def _stages(scanned: flags.Scanned, trust: bool) -> dict[str, Config]:
+def _stages(scanned: flags.Scanned, system: str, trust: bool) -> dict[str, Config]:
     """The configurations that the options start from: of recipes, file and kinds, or of the system that is there."""
     folder, file, recipe, factor = map(scanned.value, ("resume", "config", "recipe", "factor"))
     source = next(iter(scanned.words), None) or scanned.value("data.source")
@@ -82,7 +91,7 @@ def _stages(scanned: flags.Scanned, trust: bool) -> dict[str, Config]:
         if not factor.isdecimal() or int(factor) < 2:
             raise InputError(f"--factor is {factor}; expected a whole number from 2 on.")
         over = merge(over, {"up": {"conditions": {"low_resolution": {"factor": int(factor)}}}})
-    return planned(merge(over, scanned.kinds), recipe=recipe, gpu=has_gpu(), trust=True)
+    return planned(merge(over, scanned.kinds), system=system, recipe=recipe, gpu=has_gpu(), trust=True)
 
 
 def info(folder: Path, trust: bool, everything: bool) -> Iterator[RenderableType]:
@@ -125,7 +134,7 @@ def export(folder: Path, to: str, out: Path | None, *, trust: bool, **options: A
         print(f"{name}, {to}: {places[name]}")
         for note in notes:
             print(note)
-    write_system(out, System(stages=system.stages))
+    write_system(out, System(system=system.system, stages=system.stages))
 
 
 def with_sampling(

@@ -32,8 +32,9 @@ OPTIONS: Fields = {
         "sfumato info --presets lists (default: as suits DATA).",
     ),
     "task": option(
-        Literal["generate", "classify", "upscale"],
-        "What to train: a generative model, a classifier of noisy images for guidance, or a super-resolution model.",
+        Literal["generate", "classify", "upscale", "text"],
+        "What to train: a generative model, a classifier of noisy images for guidance, a super-resolution model, or a "
+        "model of captioned images.",
         "generate",
     ),
     "condition": option(
@@ -49,8 +50,8 @@ OPTIONS: Fields = {
     ),
     "system": option(
         str | None,
-        "Train several models that are sampled as one, into one folder: cascade, a model of small images and one that "
-        "upscales them. Its options: sfumato train --system cascade --help.",
+        "Train several models that are sampled as one, into one folder: cascade or imagen, a model of small images by "
+        "their classes or captions, and one that upscales them. Its options: sfumato train --system imagen --help.",
     ),
     "init_from": option(
         Path | None,

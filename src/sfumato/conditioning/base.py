@@ -78,6 +78,11 @@ class Condition(ABC):
         return self.drop > 0.0
 
     @property
+    def meaning(self) -> tuple[str, ...]:
+        """What two models must share for the tensors of one to mean the same to the other, such as names of classes."""
+        return ()
+
+    @property
     def summary(self) -> str:
         """What a person reads of it in one line."""
         return type(self).__name__.lower()

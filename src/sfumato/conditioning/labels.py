@@ -43,6 +43,10 @@ class Label(Condition):
     def summary(self) -> str:
         return f"{len(self.names)} classes"
 
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        return self.names
+
     def describe(self, data: Data) -> Label:
         """With the names and the frequencies of the classes."""
         column = take(data.columns, self.column, data.name)

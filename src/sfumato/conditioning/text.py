@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from sfumato.errors import InputError, SfumatoWarning, shown
 from sfumato.io.text import unpacked
 from sfumato.random import Draws
 
+_SEEN = 4096  # captions that are read at once, and in all where they are not in memory
 _NAMED = 5  # unknown words that a message names
 
 
@@ -65,13 +67,18 @@ class Text(Condition):
     def summary(self) -> str:
         return f"captions of {len(self.words)} known words"
 
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        return self.words
+
     def describe(self, data: Data) -> Text:
-        """With the words of all captions."""
+        """With the words of the captions: of all, or of some thousand where each has to be read or made first."""
         column = take(data.columns, self.column, data.name)
         if not column.is_text:
             raise InputError(f"{data.name}: the column {self.column!r} holds {column.values.dtype}, and no captions.")
         count = len(column.values)
-        found = (text for i in range(0, count, 4096) for text in column.texts(range(i, min(i + 4096, count))))
+        rows = np.arange(count) if isinstance(column.values, np.ndarray) else np.arange(0, count, -(-count // _SEEN))
+        found = (text for i in range(0, len(rows), _SEEN) for text in column.texts(rows[i : i + _SEEN]))
         known = words.vocabulary(found, self.most_words)
         if not known:
             raise InputError(f"{data.name}: all captions are empty; there is nothing that text could be learned from.")

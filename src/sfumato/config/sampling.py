@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -91,6 +92,12 @@ class GuidanceConfig(Component):
         description="Dynamic thresholding: the fraction of the pixels of an estimate that are not clipped, such as "
         "0.995.",
     )
+    cap: float | None = Field(
+        default=None,
+        ge=1,
+        description="Dynamic thresholding: the largest value that counts as 1 then, such as 1.5, which keeps contrast; "
+        "at 1 it clips (default: any).",
+    )
     consistent: bool | None = Field(
         default=None,
         description="Super-resolution: project every estimate onto the images that, downscaled, are exactly the "
@@ -110,6 +117,8 @@ class GuidanceConfig(Component):
             for name in ("rescale", "interval", "weak_run"):
                 if getattr(self, name):
                     raise ValueError(f"guidance.{name} means nothing at guidance.scale 1, which is no guidance")
+        if self.cap is not None and self.threshold is None:
+            raise ValueError("guidance.cap is that of dynamic thresholding; give guidance.threshold too, such as 0.995")
         if self.weak_run is not None and self.rescale > 0.0:
             raise ValueError("guidance.rescale belongs to guidance by a condition; leave it or guidance.weak_run out")
         return self
@@ -272,7 +281,7 @@ class SamplingConfig(Component):
         of_noise = getattr(denoiser, "parameterization", None) in (parameterization.eps, parameterization.score)
         inner: Denoise = denoiser if guided is None else guided
         if self.guidance.threshold is not None:
-            inner = Thresholded(inner, self.guidance.threshold)
+            inner = Thresholded(inner, self.guidance.threshold, cap=self.guidance.cap or math.inf)
         elif self.clip or (self.clip is None and of_noise):
             inner = Clipped(inner)
         return inner

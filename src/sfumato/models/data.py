@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch import Tensor
 
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
+from sfumato.data.selection import LAZY, Made
 from sfumato.errors import InputError, require_memory
 from sfumato.models.model import Model
 
@@ -40,17 +41,22 @@ _SCALED = 2**24
 def scaled_down(data: Dataset, factor: int) -> Dataset:
     """Images whose sides are ``factor`` times smaller, as :class:`~sfumato.conditioning.LowResolution` makes them.
 
-    They stay of the type that they are: those of 8 bits are rounded to it.
+    They stay of the type that they are: those of 8 bits are rounded to it. Those that are read or made when they are
+    needed are scaled down then.
     """
     if factor == 1:
         return data
     low, size = LowResolution(factor=factor), max(1, _SCALED // math.prod(data.shape))
-    images = torch.cat(
-        [low.of(data.batch(range(i, min(i + size, len(data)))), {}) for i in range(0, len(data), size)]
-    ).numpy()
-    if data.images.dtype == np.uint8:
-        images = np.rint((images + 1.0) * 127.5).astype(np.uint8)
-    return replace(data, images=images)
+
+    def scaled(rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        images = low.of(data.batch(rows), {}).numpy()
+        return np.rint((images + 1.0) * 127.5).astype(np.uint8) if data.images.dtype == np.uint8 else images
+
+    if isinstance(data.images, LAZY):
+        shape = (len(data), data.shape[0], *(side // factor for side in data.shape[1:]))
+        return replace(data, images=Made(scaled, data.images.dtype, shape))
+    rows = np.arange(len(data))
+    return replace(data, images=np.concatenate([scaled(rows[i : i + size]) for i in range(0, len(data), size)]))
 
 
 def data_of(model: Model) -> tuple[Dataset, Dataset]:

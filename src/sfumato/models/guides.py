@@ -107,7 +107,7 @@ def _settings(component: Component) -> str:
 def _task(info: Info, conditions: Mapping[str, Condition]) -> tuple[str, list[tuple[str, ...]]]:
     """What is sampled, in words, and the names of the classes of the conditions."""
     words = [f" {name} ({condition.summary})" for name, condition in conditions.items()]
-    names: list[tuple[str, ...]] = [getattr(condition, "names", ()) for condition in conditions.values()]
+    names = [condition.meaning for condition in conditions.values()]
     return f"{'x'.join(map(str, info.shape))} by{','.join(words) or ' no condition'}", names
 
 

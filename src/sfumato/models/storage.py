@@ -63,7 +63,7 @@ class System(Component):
     """What ``system.json`` says."""
 
     format: Literal[1] = Field(default=1, description="The version of the layout of a system.")
-    system: Literal["cascade"] = Field(default="cascade", description="How its stages work together.")
+    system: Literal["cascade", "imagen"] = Field(default="cascade", description="What its stages are together.")
     stages: tuple[str, ...] = Field(description="The names of its stages, in the order of sampling.")
     settings: dict[str, Any] = Field(default={}, description="How each stage is trained that is no run yet.")
 

@@ -25,6 +25,7 @@ from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.batch import SamplingBatch
 from sfumato.models.model import MOST_IMAGES, Model
 from sfumato.networks.attention import Attention
+from sfumato.networks.layers import Coordinates
 from sfumato.sampling.sample import check_grid, initial, seeded_noise
 from sfumato.sampling.tiles import Tiled
 
@@ -229,7 +230,7 @@ def mirrored(
 
 def _warn_of_context(model: Model) -> None:
     """Say that a network looks beyond the neighbourhood of a pixel, so that tiles differ from the whole."""
-    kinds = (nn.GroupNorm, nn.InstanceNorm2d, Attention)
+    kinds = (nn.GroupNorm, nn.InstanceNorm2d, Attention, Coordinates)
     found = sorted({type(m).__name__ for m in model.module.modules() if isinstance(m, kinds)})
     if found:
         warnings.warn(

@@ -238,3 +238,20 @@ def from_patches(x: Float[Tensor, "batch _ *patches"], patch: int) -> Float[Tens
     if x.ndim == 4:
         return functional.pixel_shuffle(x, patch)
     return x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2, 3)
+
+
+class Coordinates(nn.Module):
+    """Joins one more channel for each spatial axis: the coordinate of each position along it (Liu et al. 2018).
+
+    It goes evenly from -1 at the first position to 1 at the last, and is 0 where there is only one.
+    """
+
+    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch more *space"]:
+        parts = [x]
+        for axis in range(2, x.ndim):
+            last = x.shape[axis] - 1
+            place = torch.arange(-last, last + 1, 2, device=x.device).to(x.dtype) / max(last, 1)
+            along = [1] * x.ndim
+            along[axis] = last + 1
+            parts.append(place.reshape(along).expand(x.shape[0], 1, *x.shape[2:]))
+        return torch.cat(parts, dim=1)

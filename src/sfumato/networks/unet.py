@@ -17,6 +17,7 @@ from sfumato.errors import InputError
 from sfumato.networks.attention import Attention, CrossAttention, head_count
 from sfumato.networks.embeddings import TimeEmbedding
 from sfumato.networks.layers import (
+    Coordinates,
     Dims,
     Downsample,
     Dropout,
@@ -48,7 +49,9 @@ class Blueprint:
         patch: side of the patches of the input that are one position of the finest resolution (Luhman and Luhman 2022);
             2 leaves a quarter of the positions.
         first: width of the first convolution; by default that of the finest resolution.
-        blocks: residual blocks per resolution.
+        coordinates: whether the first convolution is also given where each position is, from -1 to 1 along each axis
+            (Liu et al. 2018), by which convolutions and attention can tell left from right.
+        blocks: residual blocks per resolution; one number for all, or one for each from the finest.
         attention: resolutions with self-attention, by index from the finest.
         up_attention: whether all blocks of these resolutions have it on the way up too, or only the last of each.
         middle: residual blocks at the coarsest resolution, between down and up.
@@ -87,7 +90,8 @@ class Blueprint:
     channels: tuple[int, ...] = (64, 128, 128)
     patch: int = 1
     first: int | None = None
-    blocks: int = 2
+    coordinates: bool = False
+    blocks: int | tuple[int, ...] = 2
     attention: tuple[int, ...] = ()
     up_attention: Literal["all", "last"] = "all"
     middle: int = 2
@@ -118,7 +122,12 @@ class Blueprint:
     dims: Dims = 2
 
     def __post_init__(self) -> None:
-        sizes = (*self.channels, self.blocks, self.middle, self.patch, 1 if self.first is None else self.first)
+        if isinstance(self.blocks, tuple) and len(self.blocks) != len(self.channels):
+            raise InputError(
+                f"A U-Net has blocks for each resolution, or one number for all: got {len(self.blocks)} numbers for "
+                f"{len(self.channels)} resolutions."
+            )
+        sizes = (*self.channels, *self.depths, self.middle, self.patch, 1 if self.first is None else self.first)
         if not self.channels or min(sizes) < 1:
             raise InputError("The channels, blocks, middle, patch and first convolution of a U-Net are at least 1.")
         if self.eps <= 0.0:
@@ -131,6 +140,11 @@ class Blueprint:
                 "Tokens are attended to where there is self-attention, but there is none; give resolutions for "
                 "attention, or middle_attention."
             )
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The residual blocks of each resolution, from the finest."""
+        return self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * len(self.channels)
 
     @property
     def embedding_width(self) -> int:
@@ -251,12 +265,13 @@ class UNetEncoder(nn.Module):
         self.joins_all = b.skips == "all"
         current = b.first or channels[0]
         patch_inputs = (inputs + b.concatenated) * b.patch**b.dims
-        self.first = conv(b.dims, patch_inputs, current)
+        self.coordinates = Coordinates() if b.coordinates else None
+        self.first = conv(b.dims, patch_inputs + b.dims * b.coordinates, current)
         self.skip_widths = [current] if self.joins_all else []
         self.down = nn.ModuleList()
         for level, width in enumerate(channels):
             stage = nn.ModuleList()
-            for _ in range(b.blocks):
+            for _ in range(b.depths[level]):
                 stage.append(UNetBlock(b, current, width, level in b.attention))
                 current = width
                 self.skip_widths.append(current)
@@ -292,7 +307,7 @@ class UNetEncoder(nn.Module):
     def descend(self, x: Tensor, embedding: Tensor, *options: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The activation after the middle, and those that are joined on the way up."""
         x = residual = to_patches(x, self.blueprint.patch)
-        x = self.first(x)
+        x = self.first(x if self.coordinates is None else self.coordinates(x))
         skips = [x] if self.joins_all else []
         for level, stage in enumerate(self.down):
             for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
@@ -334,7 +349,7 @@ class UNet(UNetEncoder):
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(channels))):
             stage = nn.ModuleList()
-            count = b.blocks + self.joins_all
+            count = b.depths[level] + self.joins_all
             for i in range(count):
                 attend = level in b.attention and (b.up_attention == "all" or i == count - 1)
                 stage.append(UNetBlock(b, current + joined.pop(), width, attend))

@@ -21,8 +21,8 @@ def _read(name: str) -> Recipe:
     return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
 
 
-_FILES = ("digits", "small", "cifar", "classify", "upscale", "images", "ddpm", "vectors")
-digits, small, cifar, classify, upscale, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
+_FILES = ("digits", "small", "cifar", "classify", "upscale", "text", "images", "ddpm", "vectors")
+digits, small, cifar, classify, upscale, text, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{name: partial(_read, name) for name in _FILES},
@@ -31,7 +31,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """Whole configurations by name, including those of published models."""
 
 
-TASKS = ("generate", "classify", "upscale")
+TASKS = ("generate", "classify", "upscale", "text")
 """What a training can be for; each but generate has a recipe of its name."""
 
 
@@ -75,4 +75,4 @@ def _task(values: Recipe) -> str:
     if values.get("objective", {}).get("kind") == "classification":
         return "classify"
     kinds = [condition["kind"] for condition in values.get("conditions", {}).values()]
-    return "upscale" if "low_resolution" in kinds else "generate"
+    return "upscale" if "low_resolution" in kinds else "text" if "text" in kinds else "generate"

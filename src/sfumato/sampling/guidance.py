@@ -44,16 +44,22 @@ class Thresholded:
     With :math:`s` the percentile of :math:`|\hat x_0|` over a sample, but at least the ``limit`` :math:`l` of the data,
     the estimate becomes :math:`\operatorname{clip}(\hat x_0, -s, s)\, l / s`: a guided sample that is too bright is
     scaled back where clipping would saturate it. The ``percentile`` is the fraction of values that are not clipped.
+
+    A ``cap`` on :math:`s` keeps the contrast of samples of which a few values are extreme; at the limit itself it is
+    clipping.
     """
 
     denoiser: Denoise
     percentile: float = 0.995
     limit: float = 1.0
+    cap: float = math.inf
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.percentile <= 1.0 and self.limit > 0.0):
-            got = f"got {self.percentile} and {self.limit}"
-            raise InputError(f"Dynamic thresholding needs a percentile in (0, 1] and a positive limit; {got}.")
+        if not (0.0 < self.percentile <= 1.0 and 0.0 < self.limit <= self.cap):
+            needs = "a percentile in (0, 1], a positive limit and a cap that is not below it"
+            raise InputError(
+                f"Dynamic thresholding needs {needs}; got {self.percentile:g}, {self.limit:g} and {self.cap:g}."
+            )
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
         prediction = self.denoiser(x, level, **cond)
@@ -61,7 +67,7 @@ class Thresholded:
         # quantiles exist for float32 and float64 only
         magnitude = x0.abs().flatten(1)
         magnitude = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
-        s = magnitude.quantile(self.percentile, dim=1).clamp(min=self.limit).to(x0.dtype)
+        s = magnitude.quantile(self.percentile, dim=1).clamp(self.limit, self.cap).to(x0.dtype)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))
         scaled = x0.clamp(-s, s) * (self.limit / s)
         return Prediction.of_x0(x, scaled, level, prediction.variance_fraction, prediction.shift)

@@ -15,36 +15,42 @@ from sfumato.recipes import named
 
 Settings = Mapping[str, Any]
 
-SYSTEMS = ("cascade",)
-"""The systems that can be trained."""
+SYSTEMS: dict[str, str | None] = {"cascade": None, "imagen": "text"}
+"""The systems that can be trained, and the recipe that the stages of each start from; None for that of the data."""
 
 
 def planned(
     over: Settings | None = None,
     *,
+    system: str = "cascade",
     recipe: str | None = None,
     gpu: bool = True,
     trust: bool = False,
 ) -> dict[str, Config]:
-    """How the stages of a new cascade are trained.
+    """How the stages of a new system are trained.
 
     Args:
         over: settings in place of those of the recipes: those of a stage by its name, and ``data`` of all of them.
-        recipe: the recipe that each starts from; by default the one that suits the data.
+        system: one of :data:`SYSTEMS`.
+        recipe: the recipe that each starts from; by default the one that suits system and data.
         gpu: whether there is a GPU, for which the usual recipe is larger.
         trust: whether settings may name Python code of other packages.
     """
-    # what each stage changes in the recipe of its data
-    stages = tomllib.loads(files("sfumato.recipes").joinpath("cascade.toml").read_text(encoding="utf-8"))
+    if system not in SYSTEMS:
+        raise InputError(f"There is no system {system!r}{nearest(system, SYSTEMS)}")
+    # what each stage changes in the recipe that it starts from
+    stages = tomllib.loads(files("sfumato.recipes").joinpath(f"{system}.toml").read_text(encoding="utf-8"))
+    common: dict[str, Any] = stages.pop("data", {})
     chosen = _checked(over, stages)
-    shared: dict[str, Any] = chosen.get("data", {})
-    usual = named(recipe, shared.get("source"), shared.get("layout"), gpu=gpu)
+    shared = merge(common, chosen.get("data", {}))
+    usual = named(recipe or SYSTEMS[system], shared.get("source"), shared.get("layout"), gpu=gpu)
     if (merge(usual.get("data", {}), shared)).get("random_crop") is not None:
-        raise InputError("The stages of a cascade are trained on whole images; leave --data.random-crop out.")
+        raise InputError("The stages of a system are trained on whole images; leave --data.random-crop out.")
     values = {name: merge(merge(usual, changed), {"data": shared}) for name, changed in stages.items()}
     for name, scale in _scales(_merged(values, chosen)).items():
         values[name] = merge(values[name], {"data.scale_down": scale})
-        if patch := values[name].get("model", {}).get("network", {}).get("patch"):
+        own = stages[name].get("model", {}).get("network", {})
+        if (patch := values[name].get("model", {}).get("network", {}).get("patch")) and "patch" not in own:
             # as many positions in each stage, for images of whatever size
             values[name] = merge(values[name], {"model.network.patch": max(1, patch // scale)})
     return _parsed(_merged(values, chosen), trust)

@@ -24,7 +24,10 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 KINDS: dict[str, dict[str, Any]] = {
     "unet": {"shape": (3, 8, 8), "classes": 3},
-    "additive": {"shape": (1, 16), "model": {"network": {"modulation": "additive", "dropout": 0.1}}},
+    "additive": {
+        "shape": (1, 16),
+        "model": {"network": {"modulation": "additive", "dropout": 0.1, "coordinates": True}},
+    },
     "ncsnpp": {
         "shape": (3, 8, 8),
         "model": {

@@ -13,7 +13,8 @@ from sfumato.data.shapes.facts import (
     held_out_pairs,
 )
 from sfumato.data.shapes.parser import Agreement, Parsed, agreement, parse
-from sfumato.data.shapes.scenes import Placed, Scene, scene, shapes
+from sfumato.data.shapes.scenes import Placed, Scene, scene
+from sfumato.data.shapes.source import shapes
 
 __all__ = [
     "COLOURS",

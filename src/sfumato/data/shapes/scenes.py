@@ -1,4 +1,4 @@
-"""Scenes of shapes: where things may be, how they are drawn, and a data set of them with captions.
+"""Scenes of shapes: what is in them, where things may be, and how they are drawn.
 
 Lengths are in pixels of a picture of 32; a picture of 64 shows the same scene twice as large.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.data.dataset import Column, Dataset
 from sfumato.data.shapes.captions import write_caption
 from sfumato.data.shapes.facts import COLOURS, RELATIONS, SHAPES, SIZES, SPLITS, Facts, Relation, Thing, held_out_pairs
 from sfumato.errors import InputError
@@ -241,32 +240,3 @@ def scene(index: int, *, seed: int = 0, split: str = "seen", things: int | None 
     grey = min(max(grey, _GREYS[0] + spread), _GREYS[1] - spread)
     background = np.array([[grey + channel for channel in tint], *([slope] * 3 for slope in slopes)])
     return Scene(facts, placed, caption, np.clip(colours, 0.0, 255.0), background)
-
-
-def shapes(
-    size: int = 32, count: int = 10_000, seed: int = 0, first: int = 0, split: str = "seen", things: int | None = None
-) -> Dataset:
-    """Scenes of 1 to 3 shapes, 3 x size x size, uint8, with the column ``caption``.
-
-    The column holds whole numbers, which index its ``names``: the distinct captions, in the order of their appearance.
-
-    Args:
-        size: height and width in pixels, 32 or 64; scene ``i`` is the same in both.
-        count: how many scenes.
-        seed: of the scenes.
-        first: the index of the first scene: those before it can be another set.
-        split: "seen" for training, or "held-out pair" or "held-out wording", as in :func:`scene`.
-        things: how many are in each scene, or None for 1 to 3.
-    """
-    if size not in PICTURE_SIZES:
-        raise InputError(f"Shapes of {size} pixels can't be drawn; expected a size of 32 or 64.")
-    if count < 1:
-        raise InputError(f"{count} scenes are no data set; expected a count of 1 or more.")
-    images = np.empty((count, 3, size, size), dtype=np.uint8)
-    numbers: dict[str, int] = {}
-    captions = np.empty(count, dtype=np.int64)
-    for place in range(count):
-        drawn = scene(first + place, seed=seed, split=split, things=things)
-        images[place] = drawn.draw(size)
-        captions[place] = numbers.setdefault(drawn.caption, len(numbers))
-    return Dataset(images, {"caption": Column(captions, tuple(numbers))}, "shapes")

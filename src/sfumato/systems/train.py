@@ -1,4 +1,4 @@
-"""A class-conditional cascade: a model of small images, and one that scales them up (Ho et al. 2022)."""
+"""The training of a system of several models, one stage after the other, into one folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from sfumato.config import Config
+from sfumato.config import Config, parse
 from sfumato.data import Dataset
 from sfumato.errors import InputError, check_arguments, nearest
 from sfumato.io.files import read_json
@@ -34,6 +34,7 @@ from sfumato.training.checkpoint import Checkpoints
 def train(
     settings: Settings | None = None,
     *,
+    system: str = "cascade",
     recipe: str | None = None,
     data: Any = None,
     heldout: Any = None,
@@ -45,7 +46,7 @@ def train(
     budget: str | float | None = None,
     reporter: Reporter | None = None,
 ) -> Model | None:
-    """Train the stages of a cascade, one after the other, into a folder; as ``sfumato train --system cascade``.
+    """Train the stages of a system, one after the other, into a folder; as ``sfumato train --system cascade``.
 
     The folder holds ``system.json``, a run directory for each stage in ``stages``, and, when all are trained,
     ``evaluation.json`` and ``samples`` of the whole. No stage writes into that of another: each can be stopped,
@@ -54,11 +55,13 @@ def train(
     Args:
         settings: settings of each stage by its name, ``base`` and ``up``, and ``data`` of both, in place of those of
             the recipe: ``{"data": {"source": "digits"}, "base": {"training": {"steps": 500}}}``.
-        recipe: the recipe that each stage starts from; by default the one that suits the data.
-        data: anything that :meth:`sfumato.data.Dataset.of` takes, at the full resolution and with labels; by default
-            the settings say where they are.
+        system: which system, of a base model and one that scales its images up: ``"cascade"`` by class (Ho et al.
+            2022), or ``"imagen"`` by caption (Saharia et al. 2022); one that is resumed is the one that it is.
+        recipe: the recipe that each stage starts from; by default the one that suits system and data.
+        data: anything that :meth:`sfumato.data.Dataset.of` takes, at the full resolution and with labels or captions;
+            by default the settings say where they are.
         heldout: data that are not trained on, for the evaluation; by default a part of ``data``.
-        run: the folder, by default ``runs/NAME-cascade`` with the name of the data.
+        run: the folder, by default ``runs/NAME-SYSTEM`` with the name of the data.
         resume: go on with the first stage that is not complete, bit for bit as if there had been no stop.
         stage: train this one only.
         overwrite: delete what is there: the system, or the ``stage``.
@@ -81,15 +84,15 @@ def train(
         if run is None:
             raise InputError("Say which system to resume.")
         folder = Path(run)
-        stages = stored(folder, settings, trust=trust)
+        stages, system = stored(folder, settings, trust=trust), read_system(folder).system
     else:
         if given is not None:
             settings = {**(settings or {}), "data": {"source": given.name, **(settings or {}).get("data", {})}}
-        stages = planned(settings, recipe=recipe, gpu=has_gpu(), trust=trust)
+        stages = planned(settings, system=system, recipe=recipe, gpu=has_gpu(), trust=trust)
         if given is not None:
             stages = {n: config.override({"data.source": f"{GIVEN}{given.name}"}) for n, config in stages.items()}
         usual = default_name(next(iter(stages.values())))
-        folder = Path(run) if run is not None else Path("runs") / f"{usual}-cascade"
+        folder = Path(run) if run is not None else Path("runs") / f"{usual}-{system}"
     if stage is not None and stage not in stages:
         raise InputError(f"The system has no stage {stage!r}{nearest(stage, stages)}")
     if overwrite and resume and stage is None:
@@ -112,7 +115,7 @@ def train(
         if not resume and (stage is None or not is_system(folder)):
             _make_room(folder, overwrite, accelerator)
         later = {name: config.model_dump(mode="json") for name, config in stages.items() if not _is_run(folder, name)}
-        write_system(folder, System(stages=tuple(stages), settings=later))
+        write_system(folder, parse(System, {"system": system, "stages": tuple(stages), "settings": later}))
     accelerator.wait_for_everyone()
     began = time.perf_counter()
     for number, (name, config) in enumerate(stages.items(), 1):
