@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfumato.conditioning import minilm
-from sfumato.conditioning.language import facts, frozen, frozen_identity, require_identity
+from sfumato.conditioning.language import facts, frozen, frozen_identity
 from sfumato.errors import InputError
 from tests.conditioning import tiny_encoders
 
@@ -147,9 +147,9 @@ def test_identity_follows_what_changes_the_result(folders: dict[str, Path], bert
     (bert / "tokenizer.json").write_text(json.dumps(words))
     assert frozen_identity(str(bert)) != first
     other = tiny_encoders.save(tmp_path / "other", "bert", seed=1)
-    require_identity(str(other), frozen_identity(str(other)))
+    facts(str(other)).require(frozen_identity(str(other)))
     with pytest.raises(InputError, match=f"{other} is not the one.*{first[:12]}"):
-        require_identity(str(other), first)
+        facts(str(other)).require(first)
 
 
 def refusal(folder: Path | str) -> str:

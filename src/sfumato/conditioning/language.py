@@ -80,6 +80,15 @@ class Facts:
     length: int
     identity: str
 
+    def require(self, identity: str) -> None:
+        """Refuse another encoder than the one of that identity, with which a model was trained."""
+        if self.identity != identity:
+            raise InputError(
+                f"The text encoder {self.name} is not the one that the model was trained with: its identity is "
+                f"{self.identity[:12]}... and that of the other {identity[:12]}...; put the files of the other back "
+                "in its place, or train again."
+            )
+
 
 class Frozen:
     """A frozen encoder of text, in evaluation mode on a device.
@@ -217,16 +226,6 @@ def frozen(name: str, *, device: torch.device | str | None = None) -> Frozen:
 def frozen_identity(name: str) -> str:
     """The :attr:`Facts.identity` of the encoder of that name; its files are read again only when they have changed."""
     return facts(name).identity
-
-
-def require_identity(name: str, identity: str) -> None:
-    """Refuse another encoder than the one of that identity, with which a model was trained."""
-    if (found := frozen_identity(name)) != identity:
-        raise InputError(
-            f"The text encoder {name} is not the one that the model was trained with: its identity is "
-            f"{found[:12]}... and that of the other {identity[:12]}...; put the weights and the tokenizer of the other "
-            "back in its place, or train again."
-        )
 
 
 def facts(name: str) -> Facts:
