@@ -1,0 +1,119 @@
+"""Imagen: its stages read the same captions, are trained and resumed by name, and are sampled as one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.cli.command import run
+from tests.training.tiny import TINY
+
+import sfumato
+from sfumato.config import merge
+from sfumato.data.shapes import shapes
+from sfumato.errors import InputError
+from sfumato.models.cascade import Cascade
+from sfumato.models.storage import read_config, read_system
+from sfumato.systems.stages import planned
+from sfumato.systems.train import train
+
+TEXT = {"width": 8, "layers": 1, "heads": 1}
+
+
+def small(**training: Any) -> dict[str, Any]:
+    """The settings of both stages, small enough for tests."""
+    network = {"channels": (8, 8, 8), "groups": 4, "embedding": 16, "heads": 1}
+    stage = {key: TINY[key] for key in ("training", "optimizer", "sampling", "evaluation")}
+    stage = merge(stage, {"conditions": {"text": TEXT}, "model": {"network": network}, "training": training})
+    return {name: merge(stage, {"sampling": {"guidance": {"scale": 1.0}}}) for name in ("base", "up")}
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("systems") / "shapes"
+    settings = small(steps=4, checkpoint_every=2)
+    assert isinstance(train(settings, system="imagen", data=shapes(32, count=32), run=folder), Cascade)
+    return folder
+
+
+def test_each_stage_reads_the_captions(system: Path) -> None:
+    assert read_system(system).system == "imagen"
+    (base, base_info), (up, up_info) = (read_config(system / f"stages/{name}") for name in ("base", "up"))
+    assert base_info.shape == (3, 16, 16) and up_info.shape == (3, 32, 32)
+    assert list(base.conditions) == ["text"] and list(up.conditions) == ["text", "low_resolution"]
+    known: Any = base_info.conditions["text"]
+    assert known.words == up_info.conditions["text"].words and "red" in known.words  # type: ignore[attr-defined]
+    # as many positions in both as the recipe says, not as many as another size would have
+    assert base.model.network.patch == up.model.network.patch == 2
+
+
+def test_the_caption_reaches_both_stages(system: Path) -> None:
+    model = sfumato.load(system)
+    assert isinstance(model, Cascade)
+    base, up = model.stages.values()
+    words, noise = "a red circle", sfumato.random.fold(3, "before up")
+    low = base.sample(2, seed=noise, text=words)
+    found = model.sample(2, seed=3, text=words, input_noise=0.2)
+    torch.testing.assert_close(
+        found, up.sample(2, seed=3, text=words, low_resolution=low, input_noise=0.2), atol=1e-5, rtol=0.0
+    )
+    assert found.shape == (2, 3, 32, 32)
+    # without a caption, and with options of the base alone
+    assert model.sample(1, seed=3, text=None, base={"steps": 1}).isfinite().all()
+
+
+def test_one_stage_is_trained_again_and_the_other_kept(system: Path, tmp_path: Path) -> None:
+    data = shapes(32, count=32)
+    settings, folder = small(steps=4, checkpoint_every=2), tmp_path / "s"
+    assert train(settings, system="imagen", data=data, run=folder, stage="up") is None
+    before = (folder / "stages/up/model.safetensors").read_bytes()
+    # stopped in the middle of the other one: its run is as if there had been no stop
+    done = train(settings, data=data, run=folder, resume=True)
+    assert isinstance(done, Cascade) and (folder / "stages/up/model.safetensors").read_bytes() == before
+    again = (system / "stages/base/model.safetensors").read_bytes()
+    assert (folder / "stages/base/model.safetensors").read_bytes() == again
+
+
+def test_stages_of_other_captions_are_refused(system: Path, tmp_path: Path) -> None:
+    other = sfumato.Dataset(
+        np.zeros((8, 3, 32, 32), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None],
+        {"caption": sfumato.data.Column(np.array(["ein roter Kreis"] * 8))},
+        "German",
+    )
+    folder = tmp_path / "s"
+    train(small(steps=1), system="imagen", data=other, run=folder, stage="up")
+    up = sfumato.load(folder / "stages/up")
+    with pytest.raises(InputError, match=r"other texts, .*small.*kreis.* same data"):
+        Cascade({"base": sfumato.load(system / "stages/base"), "up": up})
+    with pytest.raises(InputError, match="autoguidance needs one task"):
+        up.sample(1, low_resolution=torch.zeros(3, 16, 16), guidance={"scale": 2.0, "weak_run": system / "stages/up"})
+
+
+def test_a_weaker_run_of_the_same_captions_guides(system: Path) -> None:
+    base = system / "stages/base"
+    model = sfumato.load(base)
+    plain = model.sample(2, text="a red circle", guidance=1.0)
+    guided = model.sample(2, text="a red circle", guidance={"scale": 2.0, "weak_run": base})
+    # a model is no better than itself
+    torch.testing.assert_close(guided, plain, atol=1e-4, rtol=0.0)
+
+
+def test_what_is_planned() -> None:
+    stages = planned(system="imagen")
+    assert {name: c.data.source for name, c in stages.items()} == {"base": "shapes", "up": "shapes"}
+    assert stages["base"].data.scale_down == 2 and stages["up"].data.size == 64
+    assert all(c.conditions["text"].drop == 0.1 for c in stages.values())
+    assert stages["up"].conditions["low_resolution"].noise > 0.0 and stages["up"].model.residual  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"no system 'imagine'.*imagen"):
+        planned(system="imagine")
+
+
+def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "shapes", "--system", "imagen", "--up.training.steps", "7", "--print-config") == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["up"]["training"]["steps"] == 7
+    assert settings["base"]["model"]["network"]["coordinates"]
