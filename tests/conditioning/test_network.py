@@ -30,14 +30,15 @@ NAMES = ("a", "b", "c")
 
 
 def network(kind: str, **options: Any) -> nn.Module:
-    if kind == "unet":
+    if kind in ("unet", "joined"):
+        options["cross"] = "joined" if kind == "joined" else "separate"
         return UNet(1, 1, (8, 16), blocks=1, attention=(1,), groups=4, **options)
     style = "context" if kind == "dit in context" else "cross"
     options = {"patch": 2, "width": 8, "depth": 1, "heads": 2, "time_features": 8, "conditioning": style, **options}
     return DiT(1, 1, (8, 8), **options)
 
 
-KINDS = ("unet", "dit", "dit in context")
+KINDS = ("unet", "joined", "dit", "dit in context")
 
 
 def data(count: int = 24) -> Dataset:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sfumato.conditioning import Conditioned, Tokens
 from sfumato.errors import InputError
 from sfumato.networks.dit import DiT, DiTBlock, patchify, positions, unpatchify
 from tests.networks.weights import randomized
@@ -166,6 +167,26 @@ def test_masked_tokens_have_no_influence(conditioning: str) -> None:
     # those that are seen matter, in no order
     assert not torch.allclose(network(x, time, tokens=tokens), out, atol=1e-3)
     assert torch.allclose(network(x, time, tokens=tokens.flip(1)), network(x, time, tokens=tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("conditioning", ["cross", "context"])
+def test_text_comes_in_as_tokens_and_as_their_pooled_vector(conditioning: str) -> None:
+    """Through the condition for tokens: padding says nothing by either way, and both learn from what is seen."""
+    text = Tokens(features=4, mask_column="seen")
+    inner = small(tokens=4, conditioning=conditioning)
+    model = randomized(Conditioned(inner, {"text": text}, (2, 4, 6)))
+    x, time, value = torch.randn(2, 2, 4, 6), torch.randn(2), torch.randn(2, 5, 4, requires_grad=True)
+    mask = torch.tensor([[True, True, False, True, False], [True] * 5])
+    seen: list[dict[str, Tensor]] = []
+    inner.register_forward_pre_hook(lambda module, given, slots: seen.append(slots), with_kwargs=True)
+    out = model(x, time, text=value, text_mask=mask)
+    for slot in ("vector", "tokens"):
+        (gradient,) = torch.autograd.grad(out.square().sum(), seen[0][slot], retain_graph=True)
+        assert gradient.abs().sum() > 0
+    (gradient,) = torch.autograd.grad(out.square().sum(), value)
+    assert (gradient.abs().sum(2) > 0).equal(mask)
+    padding = torch.where(mask[..., None], value, 50.0)
+    torch.testing.assert_close(model(x, time, text=padding, text_mask=mask), out, rtol=0.0, atol=1e-5)
 
 
 def test_concatenated_channels() -> None:
