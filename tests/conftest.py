@@ -32,9 +32,9 @@ def unchecked() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Decoded images of the tests are no business of the user's own cache."""
-    from sfumato.data import decoding
+    from sfumato.io import files
 
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "default_folder", lambda: folder)
+        patch.setattr(files, "cache_folder", lambda: folder)
         yield

@@ -17,6 +17,7 @@ import sfumato
 from sfumato.interop import export, save_run
 from sfumato.models.data import read_data
 from tests.interop.engines.models import random_model
+from tests.painters import painted
 from tests.training.tiny import LABELLED, tiny
 
 SOURCE = Path(sfumato.__file__).parent
@@ -72,6 +73,8 @@ def test_an_example_runs(code: str, place: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(place)
     if "ddpm-cifar10-32" in code:
         export(random_model(), "diffusers", place / "ddpm-cifar10-32")
+    if "runs/painter" in code:
+        painted(place / "runs/painter", 8)
     model = sfumato.load("runs/digits")
     digits = read_data(model.config)[1].subset(range(2))
     images = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (40, 1, 8, 8)).astype(np.float32))

@@ -17,8 +17,8 @@ from tests.data.reading import load
 
 from sfumato.config import DataConfig
 from sfumato.data import Dataset, Loader, decoding
-from sfumato.data.decoding import default_folder
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.io.files import cache_folder
 
 OLD = 1_500_000_000
 
@@ -285,12 +285,12 @@ def test_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.Mo
     assert files(kept) == []
 
 
-def test_default_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "sfumato"
+    assert cache_folder() == tmp_path / "sfumato"
     for value in ("", "relative"):  # to be passed over, says the specification of base directories
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert default_folder() == Path.home() / ".cache" / "sfumato"
+        assert cache_folder() == Path.home() / ".cache" / "sfumato"
 
 
 def test_setting_of_a_configuration(tmp_path: Path, decoded: Decoded) -> None:

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from tests.data.reading import load
 
-from sfumato.data import Loader
+from sfumato.data import Dataset, Loader
 from sfumato.data.shapes import (
     COLOURS,
     RELATIONS,
@@ -34,10 +34,12 @@ from sfumato.data.shapes import (
     unknown_words,
 )
 from sfumato.data.shapes.captions import read_caption, write_caption
+from sfumato.data.shapes.coverage import coverage, depth
 from sfumato.data.shapes.parser import lab
 from sfumato.data.shapes.scenes import PALETTE
 from sfumato.errors import InputError
 from sfumato.io.text import unpacked
+from sfumato.models.data import scaled_down
 
 SEVEN = "a small red circle left of a large blue square"
 
@@ -116,12 +118,20 @@ def test_scenes_are_drawn_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) 
     assert not drawn
     assert np.array_equal(data.images[order], [scene(i).draw(64) for i in order]) and len(drawn) == 6
     assert captions == data.columns["caption"].texts(order) == [scene(i).caption for i in order]
-    mine = data.images[4]
-    mine[:] = 0  # a copy, as Lazy promises
+    data.images[4][:] = 0  # of a copy, as Lazy promises
     assert np.array_equal(data.subset([4, 31]).images[:], data.images[[4, 31]]) and data.images[4].any()
     assert len(drawn) == 6  # none was drawn twice
-    captions = Loader(data).batch(0, 3).cond["caption"]
-    assert unpacked(captions) == [scene(int(i)).caption for i in Loader(data).indices(0, 3)]
+    assert unpacked(Loader(data).batch(0, 3).cond["caption"]) == [
+        scene(int(i)).caption for i in Loader(data).indices(0, 3)
+    ]
+
+
+def test_shapes_are_scaled_down_when_they_are_drawn() -> None:
+    """As those in memory are, and the parser reads them: the base model of a cascade is trained on these."""
+    data = shapes(64, 10**6)
+    low, stored = scaled_down(data, 2), scaled_down(Dataset(data.images[:30]), 2)
+    assert low.shape == (3, 32, 32) and np.array_equal(low.images[:30], stored.images)
+    assert all(is_right(index, low.images[index]) for index in range(30))
 
 
 def test_shapes_are_a_source() -> None:
@@ -145,6 +155,29 @@ def test_a_picture_of_32_is_the_mean_of_that_of_64() -> None:
     small, large = shapes(32, 20).images[:], shapes(64, 20).images[:]
     mean = np.asarray(large, dtype=np.float64).reshape(20, 3, 32, 2, 32, 2).mean(axis=(3, 5))
     assert np.abs(mean - small).max() <= 1.0
+
+
+def test_coverage_is_the_area_within_a_pixel() -> None:
+    """Against 64 x 64 points of each pixel, of which those near an edge decide; and each shape's known area."""
+    chance, edges, points = np.random.default_rng(0), np.arange(33.0), 64
+    fine = (np.arange(32 * points) + 0.5) / points
+    for shape in SHAPES:
+        for _ in range(3):
+            radius, x, y = chance.uniform(4.0, 10.9), *chance.uniform(12.0, 20.0, 2)
+            covered = coverage(shape, edges - x, edges - y, radius)
+            inside = depth(shape, fine - x, (fine - y)[:, None], radius) >= 0.0
+            assert np.abs(covered - inside.reshape(32, points, 32, points).mean(axis=(1, 3))).max() < 1 / points
+            parts = {"circle": np.pi, "square": 1.8**2, "triangle": 1.8, "cross": 4 * 0.72 - 0.72**2}
+            whole = np.pi * (radius**2 - (radius - 2.2) ** 2) if shape == "ring" else parts[shape] * radius**2
+            assert abs(covered.sum() - whole) < 1e-9
+
+
+def test_coverage_is_a_number_at_every_edge() -> None:
+    edges = np.arange(33.0) - 16.0
+    for radius in np.random.default_rng(0).uniform(4.0, 10.9, 500).tolist():
+        for shape in ("circle", "ring"):
+            covered = coverage(shape, edges, edges, radius)
+            assert covered.min() > -1e-9 and covered.max() < 1.0 + 1e-9  # false for NaN
 
 
 def test_things_keep_their_distance() -> None:

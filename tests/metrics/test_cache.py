@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path) ->
 
 
 def test_it_is_in_the_users_cache_and_pixels_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.data.decoding.default_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("sfumato.io.files.cache_folder", lambda: tmp_path / "cache")
     cached_features(features("pixels"), DATA)
     assert not (tmp_path / "cache").exists()
     cached_features(counting()[0], DATA)

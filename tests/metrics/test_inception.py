@@ -208,7 +208,7 @@ def test_weights_are_fetched_once_and_checked(
     url, folder = server
     content = file.read_bytes()
     (folder / inception.FILE).write_bytes(content)
-    monkeypatch.setattr("sfumato.data.decoding.default_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("sfumato.io.files.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(inception, "URL", f"{url}/{inception.FILE}")
     kept = tmp_path / "cache" / "weights" / inception.FILE

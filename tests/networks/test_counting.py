@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sfumato.config import ModelConfig, parse
+from sfumato.interop.model import unet_of
 from sfumato.networks.attention import Attention
 from sfumato.networks.execution import Size, count
 from sfumato.networks.layers import conv, group_norm
@@ -100,6 +102,11 @@ def test_the_sizes_of_published_models_are_those_of_their_networks(name: str) ->
         ("sr3-64-256", 625, 0.05),
         ("sr3-64-512", 625, 0.05),
         ("sr3-256-1024", 150, 0.05),
+        # Saharia et al. 2022, sec. 2.4 and app. B: 600 M with a skip per block; and with the text of the printed table
+        ("imagen-64-256", 600, 0.005),
+        ("imagen-64-256", 594, 0.015),
+        # the table again, though the paper says 400 M
+        ("imagen-256-1024", 590, 0.015),
         # Dhariwal and Nichol 2021, tables 12 and 13, as they are rounded there
         ("adm-64-256", 312, 0.5 / 312),
         ("adm-128-512", 309, 0.5 / 309),
@@ -111,3 +118,67 @@ def test_the_sizes_of_published_models_are_those_of_their_networks(name: str) ->
 )
 def test_the_sizes_that_papers_print(name: str, millions: int, tolerance: float) -> None:
     assert TRAINED[name].parameters / 1e6 == pytest.approx(millions, rel=tolerance)
+
+
+def residual(inputs: int, outputs: int, embedding: int) -> int:
+    """Weights of a block of two convolutions and two normalizations, whose second one is scaled and shifted."""
+    convolutions = 9 * inputs * outputs + outputs + 9 * outputs * outputs + outputs
+    skip = inputs * outputs + outputs if inputs != outputs else 0
+    return 2 * inputs + convolutions + 2 * outputs * (embedding + 1) + skip
+
+
+def attention(width: int, features: int = 0) -> int:
+    """Weights of a normalization, queries, keys and values, the output, and of keys and values of tokens."""
+    return 2 * width + 4 * width * (width + 1) + (2 * width * (features + 1) if features else 0)
+
+
+def ends(first: int, last: int, inputs: int, features: int, embedding: int) -> int:
+    """Weights of the first and the last convolution, of the last normalization and of the embedding of time."""
+    time = embedding * (features + 1) + embedding * (embedding + 1)
+    return 9 * inputs * first + first + 2 * last + 9 * last * 3 + 3 + time
+
+
+def test_the_base_of_imagen_by_its_layers() -> None:
+    """Without text, widths of 512 to 2048 with 3 blocks sum to 2097.5 million weights."""
+    e, current, attended = 2048, 512, (1024, 1536, 2048)
+    total, joined = ends(512, 512, 3, 512, e), [512]
+    for width in (512, 1024, 1536, 2048):
+        for _ in range(3):
+            total += residual(current, width, e) + (attention(width) if width in attended else 0)
+            current = width
+            joined.append(current)
+        if width < 2048:
+            total += residual(current, current, e)
+            joined.append(current)
+    total += 2 * residual(2048, 2048, e) + attention(2048)
+    for width in (2048, 1536, 1024, 512):
+        for _ in range(4):
+            total += residual(current + joined.pop(), width, e) + (attention(width) if width in attended else 0)
+            current = width
+        total += residual(width, width, e) if width > 512 else 0
+    with torch.device("meta"):
+        network = parse(ModelConfig, PRESETS["imagen-64"].model).build_network((3, 64, 64))
+    assert sum(p.numel() for p in network.parameters()) == total
+    assert total / 1e6 == pytest.approx(2097.5, abs=0.05)
+
+
+def test_the_efficient_u_net_by_its_layers() -> None:
+    """The up-sampler to 256 with the text at the coarsest resolution."""
+    e, current, joined = 512, 128, [0]
+    # the input and the low resolution
+    total, plan = ends(128, 128, 6, 128, e), ((128, 2), (256, 4), (512, 8), (1024, 8))
+    for width, blocks in plan:
+        total += 9 * current * width + width
+        for _ in range(blocks):
+            total += residual(width, width, e)
+            joined.append(width)
+        current = width
+    total += 2 * attention(1024, features=4096)
+    for width, blocks in reversed(plan):
+        for _ in range(blocks):
+            total += residual(current + joined.pop(), width, e)
+            current = width
+        total += 9 * width * width + width
+    with torch.device("meta"):
+        unet = unet_of(named("imagen-64-256")[0])
+    assert sum(p.numel() for p in unet.parameters()) == total

@@ -8,9 +8,10 @@ from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.networks.attention import CrossAttention
+from sfumato.networks.blueprint import Blueprint
 from sfumato.networks.cpu_kernels import attend
 from sfumato.networks.layers import Downsample, Dropout, Resample, conv, group_norm
-from sfumato.networks.unet import Blueprint, ResBlock
+from sfumato.networks.unet import ResBlock
 
 
 @pytest.mark.parametrize("taps", [(1.0, 1.0), (1.0, 3.0, 3.0, 1.0), (1.0, 2.0)])

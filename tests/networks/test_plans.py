@@ -1,4 +1,4 @@
-"""What a U-Net is made of: coordinates beside the input, and blocks by resolution."""
+"""What a U-Net is made of: coordinates beside the input, blocks by resolution, and the order of both."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from torch.nn import functional
 
 from sfumato.config import Config, parse
 from sfumato.errors import InputError
+from sfumato.networks.execution import count
 from sfumato.networks.layers import Coordinates
 from sfumato.networks.unet import UNet, UNetBlock
 from tests.networks.test_unet import randomized
@@ -92,3 +94,78 @@ def test_blocks_in_a_configuration(blocks: int | tuple[int, ...]) -> None:
     config = parse(Config, {"model": {"network": network}})
     assert config.model.network.blocks == blocks
     assert parse(Config, config.model_dump(mode="json")) == config
+
+
+EFFICIENT: dict[str, Any] = {
+    "channels": (4, 8, 8),
+    "blocks": (1, 2, 3),
+    "order": "resampling",
+    "skips": "blocks",
+    "skip_scale": 0.5**0.5,
+    "attention": (2,),
+    "down_attention": "last",
+    "up_attention": "last",
+    "middle": 0,
+    "heads": 2,
+    "groups": 4,
+}
+
+
+@torch.no_grad()
+def test_the_efficient_u_net_step_by_step() -> None:
+    """Halved before the blocks of each resolution, doubled after them; skips / sqrt 2, attention at the coarsest."""
+    unet = randomized(UNet(2, 3, **EFFICIENT))
+    x, time = torch.randn(2, 2, 16, 24), torch.rand(2)
+    told: Any = unet.time.activated(time, None)  # type: ignore[union-attr, operator]
+    h = functional.conv2d(x, unet.first.weight, unet.first.bias, padding=1)  # type: ignore[union-attr, arg-type]
+    skips: list[torch.Tensor] = []
+    down, up = ([list(stage) for stage in way] for way in (unet.down, unet.up))  # type: ignore[arg-type, union-attr]
+    for level, (stage, blocks) in enumerate(zip(down, (1, 2, 3), strict=True)):
+        strided, *rest = stage
+        assert len(rest) == blocks
+        h = functional.conv2d(h, strided.resample.weight, strided.resample.bias, stride=2, padding=1)
+        assert h.shape[2:] == (16 // 2 ** (level + 1), 24 // 2 ** (level + 1))
+        for i, block in enumerate(rest):
+            h = block.res(h, told)
+            assert (block.attention is not None) == (level == 2 and i == blocks - 1)
+            h = h if block.attention is None else block.attention(h)
+            skips.append(h)
+    for level, (stage, blocks) in enumerate(zip(up, (3, 2, 1), strict=True)):
+        *rest, doubled = stage
+        assert len(rest) == blocks
+        for i, block in enumerate(rest):
+            h = block.res(torch.cat([h, skips.pop() / 2.0**0.5], dim=1), told)
+            assert (block.attention is not None) == (level == 0 and i == blocks - 1)
+            h = h if block.attention is None else block.attention(h)
+        h = h.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        h = functional.conv2d(h, doubled.conv.weight, doubled.conv.bias, padding=1)
+    assert not skips
+    h = functional.silu(unet.norm(h))  # type: ignore[operator]
+    expected = functional.conv2d(h, unet.last.weight, unet.last.bias, padding=1)  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(unet(x, time), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("skips", ["all", "blocks"])
+@pytest.mark.parametrize("resample", ["learned", "asymmetric", "fixed", "block", "projected"])
+def test_every_change_of_resolution_can_come_first(
+    resample: str, skips: str, dims: Literal[1, 2], unchecked: None
+) -> None:
+    for residual in (False, True):
+        options = {**EFFICIENT, "skips": skips, "resample": resample, "residual_input": residual, "middle": 1}
+        unet = randomized(UNet(2, 3, **options, dims=dims))
+        out = unet(torch.randn(2, 2, *[16] * dims), torch.rand(2))
+        assert out.shape == (2, 3, *[16] * dims)
+        out.square().mean().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.parameters())
+    with pytest.raises(InputError, match="not divisible by the down-sampling of 8"):
+        unet(torch.zeros(1, 2, *[12] * dims), torch.zeros(1))
+
+
+def test_blocks_after_the_change_of_resolution_cost_a_quarter() -> None:
+    """Of the same blocks, at half the sides: all but the first and the last convolution, and what changes the sides."""
+    options: dict[str, Any] = {"channels": (8, 8), "blocks": 8, "middle": 1, "groups": 4, "middle_attention": False}
+    before, after = (
+        count(UNet(1, 1, order=o, skips="blocks", **options), (1, 32, 32)) for o in ("blocks", "resampling")
+    )
+    assert 0.25 < after.macs / before.macs < 0.3 and after.parameters > before.parameters

@@ -14,11 +14,12 @@ from sfumato.conditioning import Conditioned, Label
 from sfumato.conditioning.base import null_of
 from sfumato.errors import InputError
 from sfumato.networks.attention import Attention
+from sfumato.networks.blueprint import Blueprint
 from sfumato.networks.dit import DiT
 from sfumato.networks.embeddings import RandomFourier, Sinusoidal
 from sfumato.networks.layers import group_norm
 from sfumato.networks.mlp import MLP
-from sfumato.networks.unet import Blueprint, ResBlock, UNet
+from sfumato.networks.unet import ResBlock, UNet
 
 
 def randomized(module: torch.nn.Module) -> torch.nn.Module:
@@ -171,7 +172,9 @@ def test_labels() -> None:
     [
         ({"channels": ()}, "are at least 1"),
         ({"blocks": 0}, "are at least 1"),
-        ({"middle": 0}, "are at least 1"),
+        ({"middle": -1}, "middle at least 0"),
+        ({"skip_scale": 0.0}, "is above 0; got 0"),
+        ({"tokens": 4, "middle": 0}, "where there is self-attention"),
         ({"attention": (3,)}, "resolution 3"),
         ({"heads": 3, "channels": (8, 8)}, "do not divide"),
         ({"time_features": 5}, "even number .* from 2 on"),

@@ -57,6 +57,7 @@ def test_presets_need_no_torch() -> None:
 LARGE = (
     *("adm-256-unconditional", "adm-512", "adm-64-256", "adm-128-512", "edm-imagenet64", "iddpm-64-conditional"),
     *("DiT-L/2", "DiT-XL/2", "sr3-16-128", "sr3-64-256", "sr3-64-512"),
+    *("imagen-64", "imagen-256-1024"),
 )
 
 
@@ -121,12 +122,18 @@ def test_a_wrong_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm-cifar10", "iddpm-64", "adm-64", "ncsnpp-cifar10", "edm-imagenet64", "sr3-16-128", "adm-64-256"]
+    "name",
+    [
+        *("ddpm-cifar10", "iddpm-64", "adm-64", "ncsnpp-cifar10", "edm-imagenet64", "sr3-16-128", "adm-64-256"),
+        *("imagen-64", "imagen-64-256", "imagen-256-1024"),
+    ],
 )
 def test_they_train(name: str, tmp_path: Path) -> None:
     """A narrower network, of the same kind, on grey pictures of another size, with every other setting of the paper."""
     images = np.random.default_rng(0).integers(0, 255, (12, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 2)
+    tokens = np.random.default_rng(1).normal(size=(12, 5, 6)).astype(np.float32)
+    columns = {"labels": np.arange(12) % 2, "tokens": tokens, "mask": np.arange(5) < np.arange(12)[:, None]}
+    np.savez(tmp_path / "x.npz", images=images, **columns)
     over = {
         "data": {"source": str(tmp_path / "x.npz")},
         "model": {"network": {"channels": (8, 8), "first": None, "attention": (1,), "blocks": 1, "embedding": 16}},
@@ -139,7 +146,8 @@ def test_they_train(name: str, tmp_path: Path) -> None:
     model = train(config, run=tmp_path / "run")
     assert model.conditions.keys() == PRESETS[name].conditions.keys()
     low = {"low_resolution": np.zeros((1, 1, 1), np.float32)} if "low_resolution" in model.conditions else {}
-    assert model.sample(2, **low).isfinite().all()
+    text = {"text": tokens[:2]} if "text" in model.conditions else {}
+    assert model.sample(2, **low, **text).isfinite().all()
 
 
 def test_a_published_classifier_trains_and_guides(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ commands:
   train [DATA]   train a model on data by name or path (default: digits, nothing to download)
   data [SOURCE]  what is understood of data: images, classes, captions, and what is passed over
   sample RUN     sample images from a trained model
+  generate TEXT  draw what prompts say, by a model of text to image
   upscale PIC... enlarge pictures of any size by a model of super-resolution
   edit RUN HOW   inpainting, SDEdit, DDIM inversion, interpolation
   evaluate SET   judge a run, pictures or arrays against real pictures: FD, KID, precision, copies ...
@@ -48,6 +49,7 @@ COMMANDS = {
     "train": "train:train",
     "data": "data:data",
     "sample": "commands:sample",
+    "generate": "generate:generate",
     "upscale": "upscale:upscale",
     "evaluate": "evaluate:evaluate",
     "edit": "edit:edit",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from sfumato.cli.flags import SEVERAL, Fields, is_positional, option
 from sfumato.cli.output import OUT, check_free, check_out, facts_of, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
-from sfumato.errors import InputError, require_device
+from sfumato.errors import InputError, SfumatoWarning, require_device
 from sfumato.io.files import read_json
 from sfumato.models.storage import is_system, read_config
 
@@ -49,7 +50,9 @@ def with_sampling(
     description: str,
     *,
     model: Callable[[], Path] | None = None,
+    systems: bool = True,
     given: str = "",
+    usual: Mapping[str, Any] | None = None,
 ) -> tuple[Any, SamplingConfig, dict[str, Any]]:
     """The options of a command that samples, the settings of sampling, and the conditions that are given.
 
@@ -60,7 +63,9 @@ def with_sampling(
     Args:
         prog, arguments, fields, description: as for :func:`sfumato.cli.flags.parse`.
         model: for a command whose run is the option ``--model``: the run where it is not given.
+        systems: whether that may be a system.
         given: the kind of condition that comes by another way than an option of its name.
+        usual: settings in place of those of the run, of a system with those of its first stages by their names.
     """
     only_runs = "run" not in fields
     several = not any(is_positional(kind) for name, (kind, _) in fields.items() if name != "run")
@@ -75,15 +80,19 @@ def with_sampling(
         what = "run" if only_runs else "run or which pictures"
         raise InputError(f"Say which {what}: {prog} {'RUN' if only_runs else 'SET'}. See {prog} --help.")
     if run is not None and is_system(run):
-        if model is not None:
+        if not systems:
             raise InputError(f"{run} is a system of several models; name one of them, in its folder stages.")
         from sfumato.cli import system
 
-        return system.with_sampling(prog, arguments, fields, description, Path(run), several=several)
+        more: dict[str, Any] = {"several": several, "given": given, "usual": usual}
+        return system.with_sampling(prog, arguments, fields, description, Path(run), **more)
     is_run = run is not None and (only_runs or (Path(run) / "config.json").exists())
     if run is not None and is_run and (Path(run).is_dir() or not scanned.helping):
         config, info = read_config(run, trust="trust" in scanned.values)
         base = config.sampling
+        if usual is not None:
+            own = {key: value for key, value in usual.items() if key in SamplingConfig.model_fields}
+            base = parse(SamplingConfig, own, trust=True)
         conditions = {name: condition for name, condition in info.conditions.items() if condition.kind != given}
     base = parse(SamplingConfig, merge(base.model_dump(), scanned.kinds), trust=True)
     if scanned.value("guidance.classifier") or base.guidance.classifier:
@@ -100,7 +109,7 @@ def with_sampling(
     options = flags.parse({**fields, **flags.flag_fields(base)}, words, prog=prog, description=description)
     sampling = parse(SamplingConfig, settings_of(options), origin="the options", trust=True)
     named = any(key.startswith(("sampler.", "grid.")) for key in scanned.values)
-    if not named and getattr(options, "sweep", None) is None and run is not None:
+    if not named and getattr(options, "sweep", None) is None and run is not None and usual is None:
         # what was fitted for this number of steps is taken where no sampler and no grid is named
         sampling = with_fitted(sampling, Path(run))
     if options.print_config:
@@ -118,11 +127,11 @@ def settings_of(options: Any) -> dict[str, Any]:
 
 
 def given_flags(conditions: Mapping[str, Any], *, several: bool = False) -> dict[str, Any]:
-    """The options by which conditions are given; of labels ``several``."""
+    """The options by which conditions are given; of labels and texts ``several``."""
     fields: dict[str, Any] = {}
     for name, condition in conditions.items():
         text = signature(f"{condition.targets[0]}.given").summary.rstrip(".")
-        kind = SEVERAL if several and condition.kind == "label" else str | None
+        kind = SEVERAL if several and condition.kind in ("label", "text") else str | None
         fields[name] = option(kind, f"{text} (default: as in the data, or none).")
     return fields
 
@@ -174,6 +183,7 @@ def sample(arguments: list[str]) -> int:
 
         return sample_sweep(options, sampling, given)
     from sfumato.io import images as image_files
+    from sfumato.models.folders import hardly_trained
 
     options.count = 64 if options.count is None else options.count
     check_out(options.out, options.count, options.first, options.overwrite)
@@ -184,6 +194,8 @@ def sample(arguments: list[str]) -> int:
         formats = " or ".join(image_files.ANIMATIONS)
         raise InputError(f"An animation is written as {formats}; got {options.animation}.")
     model = load_model(options, sampling)
+    if sentence := hardly_trained(model):
+        warnings.warn(sentence, SfumatoWarning, stacklevel=2)
     settings: dict[str, Any] = {"seed": options.seed, "first": options.first, "sampling": sampling, **given}
     if options.animation is None:
         images = model.sample(options.count, **settings)
@@ -238,7 +250,9 @@ def _animation(
     return frame.x.clamp(-1.0, 1.0).float().cpu(), shown
 
 
-def load_model(options: Any, sampling: SamplingConfig | None = None, run: Path | None = None) -> Model:
+def load_model(
+    options: Any, sampling: SamplingConfig | None = None, run: Path | None = None, *, untrained: bool = False
+) -> Model:
     """The model of a run, on the device or in the inference engine that the options ask for."""
     import torch
 
@@ -257,7 +271,7 @@ def load_model(options: Any, sampling: SamplingConfig | None = None, run: Path |
         engines.check(engine, precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     require_device(device)
-    model = load(run or options.run, device, trust=getattr(options, "trust", False))
+    model = load(run or options.run, device, trust=getattr(options, "trust", False), untrained=untrained)
     if engine is None:
         return model
     import sys

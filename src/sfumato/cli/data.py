@@ -23,6 +23,7 @@ What is understood of data: kind, number, sizes, classes, captions, and what is 
 SOURCE is data by name or path, as for train. Classes and captions are read if they are there.
 """
 _MOST = 2**24  # values that the range is taken over
+_DRAWN = 1000  # images that are looked at where each is read or drawn when it is needed
 _CLASSES = 12  # that are listed
 _EXAMPLES = 5  # captions that are shown
 
@@ -74,10 +75,12 @@ def _facts(read: Dataset, config: Any, said: list[str]) -> dict[str, Any]:
     import numpy as np
 
     from sfumato.data import Loader
+    from sfumato.data.selection import Lazy
     from sfumato.models.data import SPLIT_SEED
 
     shape = read.shape
-    some = np.linspace(0, len(read) - 1, max(1, min(len(read), _MOST // max(1, int(np.prod(shape)))))).astype(np.int64)
+    most = _DRAWN if isinstance(read.images, Lazy) else _MOST // max(1, int(np.prod(shape)))
+    some = np.linspace(0, len(read) - 1, max(1, min(len(read), most))).astype(np.int64)
     values = read.batch(some)
     facts: dict[str, Any] = {
         "source": config.source,
@@ -94,7 +97,10 @@ def _facts(read: Dataset, config: Any, said: list[str]) -> dict[str, Any]:
     labels = [(name, column) for name, column in read.columns.items() if column.names]
     facts["classes"] = {name: _classes(column) for name, column in labels}
     texts = [(name, column) for name, column in read.columns.items() if column.is_text]
-    facts["captions"] = {name: _captions(column.texts(range(len(read)))) for name, column in texts}
+    facts["captions"] = {
+        name: _captions(column.texts(some if isinstance(column.values, Lazy) else range(len(read))))
+        for name, column in texts
+    }
     facts["other_columns"] = [name for name, c in read.columns.items() if not c.names and not c.is_text]
     facts["pictures"] = None if read.groups is None else len(np.unique(read.groups))
     try:
@@ -109,9 +115,12 @@ def _facts(read: Dataset, config: Any, said: list[str]) -> dict[str, Any]:
 
 def _kind(source: str) -> str:
     from sfumato.data.embedded import is_named
+    from sfumato.data.emoji import is_emoji
 
     if is_named(source):
         return "a data set with a name"
+    if is_emoji(source):
+        return "vector pictures with names, drawn on white"
     if source.startswith("hf:"):
         return "a table of the Hugging Face hub"
     return "a folder of pictures" if Path(source).expanduser().is_dir() else "an array in a file"
@@ -158,14 +167,15 @@ def _table(facts: Mapping[str, Any]) -> Any:
                    f"std {facts['std']:.3f}{of}"),
     ]  # fmt: skip
     if facts["pictures"] is not None:
-        rows.append(("tiles", f"of {facts['pictures']:,} pictures"))
+        rows.append(("groups", f"{facts['pictures']:,}, each held out as a whole: tiles or variants of one picture"))
     for name, classes in facts["classes"].items():
         shown = ", ".join(f"{key} ({count:,})" for key, count in list(classes.items())[:_CLASSES])
         more = f" and {len(classes) - _CLASSES} more" if len(classes) > _CLASSES else ""
         rows.append(("classes" if name == "label" else f"classes {name}", f"{len(classes)}: {shown}{more}"))
     for name, found in facts["captions"].items():
         least, middle, most = found["words"] or (0, 0, 0)
-        of = f"{found['count']:,} for {facts['count']:,} images"
+        looked = found["count"] + found["without"]
+        of = f"{found['count']:,} for {looked:,} images" + (" that were looked at" if looked < facts["count"] else "")
         text = f"{of}, {found['distinct']:,} distinct; {least} to {most} words, median {middle}; "
         text += f"the longest has {found['longest']:,} characters"
         rows.append(("captions" if name == "caption" else f"texts {name}", text))

@@ -178,11 +178,19 @@ def _takes(kind: Any, before: list[str], argument: str) -> bool:
     if not before:
         return True
     if kind == SEVERAL:
-        return not (Path(argument) / "config.json").is_file()
+        return not _is_run(argument)
     if kind == tuple[str, ...]:
         return argument in (*KINDS["condition"], "none", *FEATURES, *MEASURES)
     several = any(part is tuple or str(part).startswith("tuple") for part in (kind, *get_args(kind)))
     return several and re.fullmatch(r"-?[\d.]+(e-?\d+)?", argument) is not None
+
+
+def _is_run(word: str) -> bool:
+    try:
+        return any((Path(word) / name).is_file() for name in ("config.json", "system.json"))
+    except OSError:
+        # of a word that is too long for the name of a file
+        return False
 
 
 def _flat(fields: Fields, prefix: str = "") -> Iterable[tuple[str, Any]]:

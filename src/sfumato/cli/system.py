@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,15 @@ def export(folder: Path, to: str, out: Path | None, *, trust: bool, **options: A
 
 
 def with_sampling(
-    prog: str, arguments: list[str], fields: Fields, description: str, folder: Path, *, several: bool
+    prog: str,
+    arguments: list[str],
+    fields: Fields,
+    description: str,
+    folder: Path,
+    *,
+    several: bool,
+    given: str = "",
+    usual: Mapping[str, Any] | None = None,
 ) -> tuple[Any, SamplingConfig, dict[str, Any]]:
     """As :func:`sfumato.cli.commands.with_sampling`, of a system: the settings of its last stage have plain names.
 
@@ -149,17 +157,20 @@ def with_sampling(
     kind = create_model("Sampling", __base__=SamplingConfig, **groups)
     scanned = flags.scan(arguments, fields, kind)
     known: dict[str, Any] = {}
-    usual: dict[str, SamplingConfig] = {}
+    starts: dict[str, SamplingConfig] = {}
     for name in (*before, last):
         config, info = read_config(trained_stage(folder, name), trust="trust" in scanned.values)
         own = {key: value for key, value in scanned.kinds.items() if key not in before}
         kinds = own if name == last else scanned.kinds.get(name, {})
-        usual[name] = parse(SamplingConfig, merge(config.sampling.model_dump(), kinds), trust=True)
-        known |= info.conditions
+        start = config.sampling.model_dump()
+        if usual is not None:
+            start = usual.get(name, start) if name != last else {k: v for k, v in usual.items() if k not in before}
+        starts[name] = parse(SamplingConfig, merge(start, kinds), trust=True)
+        known |= {key: condition for key, condition in info.conditions.items() if condition.kind != given}
     fields = {**fields, **given_flags(known, several=several)}
     # again: it is known now which flags take several words
     scanned = flags.scan(arguments, fields, kind)
-    fields |= {**flags.flag_fields(usual[last]), **{name: flags.group(usual[name]) for name in before}}
+    fields |= {**flags.flag_fields(starts[last]), **{name: flags.group(starts[name]) for name in before}}
     options = flags.parse(fields, [*scanned.words, *scanned.options], prog=prog, description=description)
     values = options.model_dump()
     found = {name: values[name] for name in before} | {last: settings_of(options)}
@@ -168,7 +179,7 @@ def with_sampling(
         sampling[name] = parse(SamplingConfig, settings, origin="the options", trust=True)
         prefix = "" if name == last else f"{name}."
         named = any(key.startswith((f"{prefix}sampler.", f"{prefix}grid.")) for key in scanned.values)
-        if not named and (name != last or getattr(options, "sweep", None) is None):
+        if not named and usual is None and (name != last or getattr(options, "sweep", None) is None):
             sampling[name] = with_fitted(sampling[name], stage_of(folder, name))
     if options.print_config:
         raise SystemExit(

@@ -53,7 +53,7 @@ FIELDS: Fields = {
 
 def upscale(arguments: list[str]) -> int:
     options, sampling, given = with_sampling(
-        "sfumato upscale", arguments, FIELDS, TEXT, model=_embedded, given="low_resolution"
+        "sfumato upscale", arguments, FIELDS, TEXT, model=_embedded, systems=False, given="low_resolution"
     )
     from sfumato.io.pictures import format_for, read_picture
     from sfumato.models.upscale import low_resolution_of, passes

@@ -93,6 +93,9 @@ class Condition(ABC):
             take(data.columns, column, data.name)
         return self
 
+    def prepare(self, data: Data) -> None:  # noqa: B027 - most conditions have nothing to prepare
+        """What can be done once for all images of a data set before a training, such as to encode their captions."""
+
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """The parts for samples of a training: from columns of the data, or from the clean images ``x0``."""
         return {"value": take(columns, self.columns[0])}

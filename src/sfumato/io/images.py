@@ -154,8 +154,8 @@ def to_pillow(image: Bytes) -> Image.Image:
     return Image.fromarray(image[..., 0] if channels == 1 else image)
 
 
-def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = None) -> Image.Image:
-    """A grid of images in [-1, 1], by default of about as many columns as rows, small images enlarged.
+def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = None, least: int = _TILE) -> Image.Image:
+    """A grid of images in [-1, 1], by default of about as many columns as rows, enlarged to a height of ``least``.
 
     Images of other than 1, 3 or 4 channels show them side by side in grey. Signals are shown as curves, vectors as
     points in the plane of their first two numbers, single numbers by their cumulative distribution.
@@ -168,7 +168,7 @@ def grid(images: Float[Tensor, "batch channels *space"], columns: int | None = N
         images = torch.cat(list(images.split(1, dim=1)), dim=3)
     tiles = to_uint8(_curves(images) if images.ndim == 3 else images)
     count, height, width, channels = tiles.shape
-    factor = max(1, math.ceil(_TILE / height))
+    factor = max(1, math.ceil(least / height))
     tiles = tiles.repeat(factor, 1).repeat(factor, 2)
     height, width = height * factor, width * factor
     across = columns or math.ceil(math.sqrt(count))

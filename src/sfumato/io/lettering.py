@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 _SIZE, _LEAST = 15, 9  # of the letters, in pixels
 _GAP = 6
 _LINES = 4  # of words below a picture
+_CAPTION = 240.0  # the most pixels of a line of a caption beside a row
+_INKS = {"L": (255, 0), "RGB": ((255,) * 3, (0,) * 3), "RGBA": ((255,) * 4, (0, 0, 0, 255))}  # paper and ink
 
 
 def lettered(
-    sheets: Sequence[Image.Image], *, above: Sequence[str] = (), beside: Sequence[str] = (), title: str = ""
+    sheets: Sequence[Image.Image],
+    *,
+    above: Sequence[str] = (),
+    beside: Sequence[str] = (),
+    title: str = "",
+    left: int = 0,
 ) -> Image.Image:
     """Grids one below the other as one picture with words on it.
 
@@ -22,12 +31,13 @@ def lettered(
         above: a word for each of the columns, which are equally wide.
         beside: a word for each grid, at its left.
         title: a line above all.
+        left: pixels that are free at the left, at least.
     """
     mode = sheets[0].mode
-    paper, ink = {"L": (255, 0), "RGB": ((255,) * 3, (0,) * 3)}.get(mode, ((255,) * 4, (0, 0, 0, 255)))
+    paper, ink = _INKS.get(mode, _INKS["RGBA"])
     words = [word for word in beside if word]
-    left = max((_width(word, _font(_SIZE)) for word in words), default=0.0)
-    left = round(left) + 2 * _GAP if words else 0
+    widest = max((_width(word, _font(_SIZE)) for word in words), default=0.0)
+    left = max(left, round(widest) + 2 * _GAP if words else 0)
     line = _SIZE + _GAP
     top = line * (bool(title) + bool(above))
     width = max(sheet.width for sheet in sheets)
@@ -49,7 +59,13 @@ def lettered(
     return picture
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int, *texts: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of Pillow; of texts that have other letters than English ones, that of matplotlib, which has more."""
+    found = None if all(text.isascii() for text in texts) else find_spec("matplotlib")
+    if found is not None and found.origin is not None:
+        more = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if more.is_file():
+            return ImageFont.truetype(more, size)
     return ImageFont.load_default(size)
 
 
@@ -101,8 +117,36 @@ def contact_sheet(pictures: Sequence[Image.Image], words: Sequence[str], columns
     return sheet
 
 
-def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """A text in lines that fit a width; what is beyond the fourth is left out."""
+def captioned(sheets: Sequence[Image.Image], captions: Sequence[str], above: Sequence[str] = ()) -> Image.Image:
+    """Grids one below the other, each with its caption at its left, on as many lines as its height has room for.
+
+    Args:
+        sheets: grids of one mode and width.
+        captions: what stands beside each.
+        above: a word for each of the columns, which are equally wide.
+    """
+    font, line = _font(_SIZE, *captions), _SIZE + 4
+    text = [
+        _wrapped(caption, _CAPTION, font, max(1, sheet.height // line))
+        for caption, sheet in zip(captions, sheets, strict=True)
+    ]
+    left = round(max(_width(one, font) for lines in text for one in lines)) + 3 * _GAP
+    # beside nothing: the captions are drawn here, on several lines
+    pictures = lettered(sheets, above=above, left=left)
+    pen, top = ImageDraw.Draw(pictures), (_SIZE + _GAP) * bool(above)
+    ink = _INKS.get(pictures.mode, _INKS["RGBA"])[1]
+    for sheet, lines in zip(sheets, text, strict=True):
+        begin = top + (sheet.height - line * len(lines)) / 2
+        for number, one in enumerate(lines):
+            pen.text((_GAP, begin + line * (number + 0.5)), one, fill=ink, font=font, anchor="lm")
+        top += sheet.height + _GAP
+    return pictures
+
+
+def _wrapped(
+    text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int = _LINES
+) -> list[str]:
+    """A text in at most so many lines that fit a width; what is beyond the last is left out."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -110,6 +154,6 @@ def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.I
             lines.append(word)
         else:
             lines[-1] = longer
-    if len(lines) > _LINES:
-        lines = [*lines[: _LINES - 1], f"{lines[_LINES - 1]} …"]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1]} …"]
     return [_cut(line, width, font) for line in lines]

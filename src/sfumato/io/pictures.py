@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 
 from sfumato.errors import InputError, SfumatoWarning
-from sfumato.io.files import atomic_write
+from sfumato.io.files import atomic_write, json_object
 from sfumato.io.reading import in_srgb, quiet, read_header, reason, upright
 
 Bytes = npt.NDArray[np.uint8]
@@ -190,6 +190,22 @@ def png_facts(facts: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo | None:
     info.add_text("Software", _software())
     info.add_text("sfumato", _json(facts))
     return info
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """How a PNG of sfumato was made, as :func:`png_facts` wrote it."""
+    try:
+        with quiet(), Image.open(path) as image:
+            image.load()
+            texts: Any = getattr(image, "text", {})  # of a PNG
+            facts = json_object(str(texts.get("sfumato", "")))
+    except Exception as error:  # decoders of damaged files raise errors of any kind
+        raise InputError(f"Could not read {path}: {reason(error)}.") from None
+    if facts is None:
+        raise InputError(
+            f"{path} does not say how it was made: only a .png that sfumato wrote does, until another program saves it."
+        )
+    return facts
 
 
 def _json(facts: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import zipfile
@@ -17,7 +18,10 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.io import files
 from sfumato.io.files import atomic_write, json_object
+
+_LARGE = 1 << 24  # bytes of a file from which on its sha256 is kept between processes
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -99,11 +103,37 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_sha256(path: Path, expected: str) -> str:
-    """The sha256 of a file, which is the expected one; else an InputError."""
+def kept_sha256(path: Path) -> str:
+    """:func:`sha256_of` a file, which is not read again as long as its size and its time of change are the same.
+
+    It is kept in the user's cache, since a second passes for each GB or so.
+    """
+    state = path.stat()
+    return _kept_sha256(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_sha256(path: Path, size: int, changed: int) -> str:
+    if size < _LARGE:
+        return sha256_of(path)
+    name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    note = files.cache_folder() / "sha256" / f"{name}.json"
+    known = {"path": str(path), "size": size, "changed": changed}
+    with contextlib.suppress(InputError, TypeError, AttributeError):
+        stored = dict(files.read_json(note))
+        if isinstance(digest := stored.pop("sha256", None), str) and stored == known:
+            return digest
+    digest = sha256_of(path)
+    with contextlib.suppress(files.SaveError):
+        files.write_json(note, {**known, "sha256": digest})
+    return digest
+
+
+def require_sha256(path: Path, expected: str, *, kept: bool = False) -> str:
+    """The sha256 of a file, which is the expected one; else an InputError. ``kept`` as for :func:`kept_sha256`."""
     if not path.is_file():
         raise InputError(f"There is no file of weights {path}.")
-    if (found := sha256_of(path)) != expected:
+    if (found := (kept_sha256 if kept else sha256_of)(path)) != expected:
         raise InputError(
             f"{path} does not hold the published weights: its sha256 is {found[:12]}... and not {expected[:12]}...; "
             "delete it and fetch or install it again."

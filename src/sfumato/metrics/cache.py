@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.data import Dataset, decoding
+from sfumato.data import Dataset
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.io import files
 from sfumato.io.files import SaveError, atomic_write
 from sfumato.io.progress import Progress
 from sfumato.io.tensors import read_tensors, write_tensors
@@ -88,7 +89,7 @@ def cached_features(
 
 def _path(folder: Path | None, meta: dict[str, Any]) -> Path:
     key = hashlib.sha256(repr(sorted(meta.items())).encode()).hexdigest()
-    return (folder or decoding.default_folder() / "features") / f"{key[:32]}.safetensors"
+    return (folder or files.cache_folder() / "features") / f"{key[:32]}.safetensors"
 
 
 def _kept(

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfumato.data import decoding
 from sfumato.errors import InputError, nearest
+from sfumato.io import files
 from sfumato.io.fetch import fetch
 from sfumato.io.tensors import read_state, require_sha256
 from sfumato.metrics.folding import ConvNorm, fold
@@ -207,7 +207,7 @@ def load(weights: Path | None = None) -> tuple[Inception, str]:
         weights: their file (default: that of the user's caches, of Sfumato or of torch; else it is fetched once).
     """
     if weights is None:
-        ours = decoding.default_folder() / "weights" / FILE
+        ours = files.cache_folder() / "weights" / FILE
         theirs = Path(torch.hub.get_dir()) / "checkpoints"  # where pytorch-fid and torch-fidelity leave it
         known = (ours, theirs / FILE, theirs / FILE.replace("pt_", "weights-"))
         weights = next((path for path in known if path.is_file()), ours)

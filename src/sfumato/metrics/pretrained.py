@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfumato.errors import InputError
+from sfumato.io.hub import load_network
 from sfumato.metrics.pictures import bicubic, colours
 
 DINOV2 = "facebook/dinov2-large"
@@ -91,45 +89,4 @@ class _Normalize:
 
 
 def _load(source: str | Path, kinds: dict[str, str]) -> nn.Module:
-    """A network of transformers, in float32 and in evaluation mode; only safetensors are read, and no code is run."""
-    try:
-        library: Any = importlib.import_module("transformers")
-    except ImportError:
-        raise InputError(
-            f'{source} needs the transformers library; install it by: pip install "sfumato[transformers]"'
-        ) from None
-    if Path(source).expanduser().is_dir():
-        source = Path(source).expanduser()
-    try:
-        with _silent(library):
-            config = library.AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-            if config.model_type not in kinds:
-                known = " or ".join(kinds)
-                raise InputError(f"{source} is a network of the kind {config.model_type!r}; expected {known}.")
-            maker = getattr(library, kinds[config.model_type])
-            network, report = maker.from_pretrained(str(source), use_safetensors=True, output_loading_info=True)
-    except InputError:
-        raise
-    except Exception as error:  # no network, no such model, a damaged file: each has its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{source} cannot be loaded ({reason}); give a folder with config.json and model.safetensors: weights=PATH."
-        ) from None
-    if lost := [*report["missing_keys"], *report["mismatched_keys"]]:
-        raise InputError(f"{source} lacks weights, such as {lost[0]}; it is damaged or of another network.")
-    return network.float().eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _silent(library: Any) -> Generator[None]:
-    """Without the reports and bars of transformers: what is wrong becomes an error here."""
-    log = library.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
+    return load_network(source, kinds, "give a folder with config.json and model.safetensors: weights=PATH")

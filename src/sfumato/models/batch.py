@@ -68,3 +68,24 @@ def collected(
             done.append(edit(batch).images())
             advance(batch.start + len(batch))
     return torch.cat(done)
+
+
+def cut(count: int, size: int, period: int) -> Iterator[tuple[int, int]]:
+    """Where each batch starts, and its size, of at most ``size``: whole periods, or a part of one."""
+    if period <= size:
+        step = size // period * period
+        yield from ((start, min(step, count - start)) for start in range(0, count, step))
+        return
+    for begin in range(0, count, period):
+        end = min(begin + period, count)
+        yield from ((start, min(size, end - start)) for start in range(begin, end, size))
+
+
+def repeated(rows: Tensor, times: int) -> Tensor:
+    """The rows one after the other, several times."""
+    return rows if times == 1 else rows.repeat(times, *[1] * (rows.ndim - 1))
+
+
+def repeating(noise: Noise, times: int) -> Noise:
+    """A source of noise that gives the rows of each of several equal parts of a batch the same."""
+    return noise if times == 1 else lambda x: repeated(noise(x[: len(x) // times]), times)

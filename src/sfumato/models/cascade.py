@@ -16,7 +16,7 @@ from sfumato.config import SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, shown
-from sfumato.models.batch import SamplingBatch
+from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.guides import few
 from sfumato.models.model import Model
 from sfumato.sampling.sample import Step
@@ -75,7 +75,7 @@ class Cascade(Model):
         yield from super().batches(count, **options)
 
     def completed(
-        self, cond: dict[str, Tensor], count: int, seed: int, first: int, options: Mapping[str, Any]
+        self, cond: dict[str, Tensor], count: int, seed: int, first: int, options: Mapping[str, Any], period: int
     ) -> dict[str, Tensor]:
         """The conditions of a batch with what the stage before makes for it, without those of that stage alone."""
         if self.link not in cond:
@@ -87,12 +87,17 @@ class Cascade(Model):
             }
             # the stages must not share their noise: it would tie what one adds to what the other did
             noise = random.fold(seed, f"before {self.name}")
-            own = self._options_before(options)
-            images = self.before.sample(count, seed=noise, first=first, progress=False, **shared, **own)
+            own: dict[str, Any] = {**shared, **self._options_before(options)}
+            batches = self.before.batches(count, seed=noise, first=first, period=period, **own)
+            images = collected(batches, lambda batch: batch, count, False)
             level = self.settings(options)[0].input_noise
+            made: list[dict[str, Tensor]] = []
             condition = augmented({self.link: self.last.conditions[self.link]}, level)[self.link]
-            parts = condition.given(images, count, seed=seed, first=first)
-            cond = cond | {key: rows.to(self.device) for key, rows in keyed(self.link, condition, parts).items()}
+            for start in range(0, count, period):
+                rows = images[start : start + period]
+                parts = keyed(self.link, condition, condition.given(rows, len(rows), seed=seed, first=first))
+                made.append({key: tensor.to(self.device) for key, tensor in parts.items()})
+            cond = cond | {key: torch.cat([parts[key] for parts in made]) for key in made[0]}
         of_others = {name: c for name, c in self.conditions.items() if name not in self.last.conditions}
         unknown = {key for name, condition in of_others.items() for key in keys_of(name, condition)}
         return {key: rows for key, rows in cond.items() if key not in unknown}

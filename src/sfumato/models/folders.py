@@ -15,10 +15,32 @@ from sfumato.models.storage import System, is_system, read_system, stage_of, tra
 from sfumato.models.weights import write_fitted, write_weights
 
 LEAST_TRAINED = 0.1
-"""The part of its steps after which a stage of a system is sampled from."""
+"""The part of its steps after which a model is worth sampling from."""
 
 
-def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = False, network: Any = None) -> Model:
+def hardly_trained(model: Model) -> str:
+    """What to say of a model, or of a stage of a system, that is not worth sampling from yet; nothing of others."""
+    if model.stages:
+        return next(filter(None, map(hardly_trained, model.stages.values())), "")
+    steps = model.config.training.steps
+    # weights of other programs are of no known step
+    if model.run is None or not 0 < model.step < LEAST_TRAINED * steps:
+        return ""
+    what, train = str(model.run), f"sfumato train --resume {model.run}"
+    if model.run.parent.name == "stages" and is_system(folder := model.run.parent.parent):
+        what = f"The stage {model.run.name!r} of {folder}"
+        train = f"sfumato train --resume {folder} --stage {model.run.name}, or take a stage alone, such as {model.run}"
+    return f"{what} was hardly trained, {model.step:,} of {steps:,} steps; go on with: {train}."
+
+
+def load(
+    run: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    trust: bool = False,
+    network: Any = None,
+    untrained: bool = False,
+) -> Model:
     """The model of a run directory, or the system of several in a folder, with averaged weights, ready to sample.
 
     ::
@@ -31,6 +53,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = F
         device: where the weights go.
         trust: whether Python code of other packages that the run names, such as an own network, may be imported.
         network: an own network for the weights, or what makes it, where the run could not name how it is made.
+        untrained: whether a system is taken though one of its stages was hardly trained.
     """
     check_arguments(load, locals())
     if not is_system(run):
@@ -43,13 +66,8 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, trust: bool = F
     for name in read_system(folder).stages:
         path = trained_stage(folder, name)
         stage = runs.load(path, device, trust=trust)
-        steps = stage.config.training.steps
-        # weights of other programs are of no known step
-        if 0 < stage.step < LEAST_TRAINED * steps:
-            raise InputError(
-                f"The stage {name!r} of {folder} was hardly trained, {stage.step:,} of {steps:,} steps; go on with: "
-                f"sfumato train --resume {folder} --stage {name}, or take a stage alone, such as {path}."
-            )
+        if not untrained and (sentence := hardly_trained(stage)):
+            raise InputError(sentence)
         stages[name] = stage
     return Cascade(stages, run=folder)
 

@@ -21,7 +21,8 @@ from sfumato.diffusion.denoiser import Denoise, Denoiser
 from sfumato.diffusion.level import Level
 from sfumato.errors import InputError, check_arguments, nearest, require_device, require_memory
 from sfumato.io.progress import Progress
-from sfumato.models.batch import SamplingBatch, collected
+from sfumato.models.batch import SamplingBatch, collected, cut, repeated, repeating
+from sfumato.models.generate import TextToImage
 from sfumato.models.guides import Guided
 from sfumato.models.inference import prepared
 from sfumato.models.options import sampling_options
@@ -36,7 +37,7 @@ MOST_IMAGES = 2**40
 """Images of a seed: the counters of the random numbers of each are whole numbers of 64 bits."""
 
 
-class Model:
+class Model(TextToImage):
     """A denoiser, with the shape of its data, its conditions and how it is sampled from.
 
     Args:
@@ -204,6 +205,7 @@ class Model:
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
+        period: int | None = None,
         stepwise: bool = False,
         **options: Any,
     ) -> Iterator[SamplingBatch]:
@@ -211,6 +213,8 @@ class Model:
 
         Args:
             count, seed, first, batch_size: as for :meth:`sample`.
+            period: image ``k`` has the index ``first + k % period``, whose noise it shares with others; by default
+                ``first + k``. It divides the count.
             stepwise: for edits, which do not walk a grid once from end to end.
             options: the others of :meth:`sample`.
         """
@@ -234,21 +238,21 @@ class Model:
         training = self.module.training
         self.module.eval()
         try:
-            for start in range(0, count, size):
-                number = min(size, count - start)
+            for start, number in cut(count, size, period or count):
+                at, n = first + start % (period or count), min(number, period or count)
                 part = {name: rows[start : start + number].to(self.device) for name, rows in tensors.items()}
-                part = self.completed(part, number, seed, first + start, options)
-                at, temperature = first + start, sampling.temperature
-                x = initial(levels, self.info.shape, seed, first=at, count=number, temperature=temperature).to(
-                    self.device
-                )
+                part = self.completed(part, number, seed, at, options, n)
+                temperature = sampling.temperature
+                x = initial(levels, self.info.shape, seed, first=at, count=n, temperature=temperature)
+                x = repeated(x, number // n).to(self.device)
                 x = self.denoiser.start(x, levels[0], **part) if isinstance(self.denoiser, Denoiser) else x
-                yield SamplingBatch(denoise, x, levels, step, seeded_noise(seed, at, temperature), part, start)
+                noise = repeating(seeded_noise(seed, at, temperature), number // n)
+                yield SamplingBatch(denoise, x, levels, step, noise, part, start)
         finally:
             self.module.train(training)
 
     def completed(
-        self, cond: dict[str, Tensor], count: int, seed: int, first: int, options: Mapping[str, Any]
+        self, cond: dict[str, Tensor], count: int, seed: int, first: int, options: Mapping[str, Any], period: int
     ) -> dict[str, Tensor]:
         """The conditions of a batch with those that are :attr:`supplied`."""
         return cond

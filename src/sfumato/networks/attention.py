@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,20 +38,43 @@ def multi_head(
 class Attention(nn.Module):
     r"""Multi-head self-attention over all positions, as a residual branch that is zero at the start.
 
-    ``norm`` comes before it and says how many channels there are; with ``rescale`` the sum of the branches is divided
-    by :math:`\sqrt 2`.
+    With ``features``, each position attends to the tokens of a condition as well: with the queries :math:`q` of the
+    positions, and keys and values of both,
+
+    .. math::
+        \operatorname{softmax}\left(q\, [k; k_\text{tokens}]^T / \sqrt d\right) [v; v_\text{tokens}]
+
+    (Nichol et al. 2021, sec. 2). A sample without tokens, or whose tokens are all masked, has self-attention alone.
+
+    Args:
+        norm: what comes before it, which says how many channels there are.
+        heads: number of heads.
+        features: those of a token; None for self-attention alone.
+        rescale: whether the sum of the branches is divided by :math:`\sqrt 2`.
     """
 
-    def __init__(self, norm: Norm, heads: int, *, rescale: bool = False) -> None:
+    def __init__(self, norm: Norm, heads: int, features: int | None = None, *, rescale: bool = False) -> None:
         super().__init__()
         channels = norm.num_channels
         self.heads, self.rescale, self.norm = heads, rescale, norm
         self.qkv = nn.Linear(channels, 3 * channels)
+        self.kv = None if features is None else nn.Linear(features, 2 * channels)
         self.out = zero(nn.Linear(channels, channels))
 
-    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels *space"],
+        tokens: Float[Tensor, "batch length features"] | None = None,
+        mask: Bool[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch channels *space"]:
+        """The output; tokens whose ``mask`` is False are not seen."""
         q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, dim=2)
-        out = x + self.out(multi_head(q, k, v, self.heads)).transpose(1, 2).reshape(x.shape)
+        seen = None
+        if self.kv is not None and tokens is not None:
+            more_k, more_v = self.kv(tokens).chunk(2, dim=2)
+            positions, k, v = k.shape[1], torch.cat([k, more_k], dim=1), torch.cat([v, more_v], dim=1)
+            seen = None if mask is None else functional.pad(mask, (positions, 0), value=True)[:, None, None]
+        out = x + self.out(multi_head(q, k, v, self.heads, seen)).transpose(1, 2).reshape(x.shape)
         return out * math.sqrt(0.5) if self.rescale else out
 
 

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.networks.attention import head_count, multi_head
-from sfumato.networks.unet import Blueprint, UNetEncoder
+from sfumato.networks.blueprint import Blueprint
+from sfumato.networks.unet import UNetEncoder
 
 
 class Classifier(UNetEncoder):

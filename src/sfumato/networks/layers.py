@@ -191,7 +191,7 @@ class Downsample(nn.Module):
     """Halves every side.
 
     ``"learned"`` is a strided convolution; ``"asymmetric"`` too, padded at the far end only (Ho et al. 2020, code);
-    ``"fixed"`` averages with the filter ``taps``.
+    ``"fixed"`` averages with the filter ``taps``. Convolutions may change the channels to ``outputs``.
     """
 
     def __init__(
@@ -200,13 +200,15 @@ class Downsample(nn.Module):
         channels: int,
         kind: Literal["learned", "asymmetric", "fixed"] = "learned",
         taps: Sequence[float] = (1.0, 1.0),
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.far = [0, 1] * dims if kind == "asymmetric" else None
-        strided = conv(dims, channels, channels, stride=2, pad=0 if self.far else 1) if kind != "fixed" else None
+        pad = 0 if self.far else 1
+        strided = conv(dims, channels, outputs or channels, stride=2, pad=pad) if kind != "fixed" else None
         self.resample = strided or Resample(dims, "down", taps)
 
-    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *half"]:
+    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch outputs *half"]:
         return self.resample(functional.pad(x, self.far) if self.far else x)
 
 

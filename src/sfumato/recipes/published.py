@@ -152,6 +152,43 @@ def sr3(width: int, multiples: Sequence[int], blocks: int, low: int, size: int, 
     return Published(model, (3, size, size), 0, sampling, others=others)
 
 
+def imagen(
+    width: int, multiples: Sequence[int], blocks: int | Sequence[int], size: int, low: int = 0, crops: int = 0
+) -> Published:
+    """A stage of Imagen (Saharia et al. 2022, app. B and F): the base model, or an up-sampler from a side ``low``.
+
+    Its text is the tokens of the encoder of T5-XXL, 4096 features each. They are keys and values of self-attention; the
+    last stage, trained on ``crops`` of this side, has them in its place. The paper prints no number of sampling steps
+    per stage; samples take 250 here. The base is trained by Adafactor there, and by AdamW here.
+    """
+    channels = tuple(width * multiple for multiple in multiples)
+    network: dict[str, Any] = {"kind": "unet", "channels": channels, "cross": "only" if crops else "joined"}
+    if low:
+        network |= {
+            "blocks": tuple(blocks) if not isinstance(blocks, int) else blocks,
+            "attention": (len(channels) - 1,),
+            "down_attention": "last",
+            "up_attention": "last",
+            "middle": 0,
+            "order": "resampling",
+            "skips": "blocks",
+            "skip_scale": math.sqrt(0.5),
+            "heads": 8,
+        }
+    else:
+        attention = resolutions((32, 16, 8), size, len(channels))
+        network |= {"blocks": blocks, "attention": attention, "resample": "block", "head_channels": 64}
+    schedule = {"kind": "linear" if crops else "cosine"}
+    model = {"schedule": schedule, "parameterization": {"kind": "eps"}, "network": network}
+    # the best FID; the level is of the range that looks best (sec. 4.4 and app. A)
+    guidance = {"scale": 8.0 if low else 1.35, "threshold": 0.995}
+    sampling = {"sampler": {"kind": "ancestral"}, "steps": 250, "guidance": guidance}
+    others: dict[str, dict[str, Any]] = {"text": {"kind": "tokens", "mask_column": "mask", "drop": 0.1}}
+    if low:
+        others["low_resolution"] = {"kind": "low_resolution", "factor": size // low, "noise": 1.0, "level": 0.2}
+    return Published(model, (3, size, size), 0, sampling, others=others, features=4096)
+
+
 EDM: dict[str, Settings] = settings_of("edm")
 """The settings of the published networks of Karras et al. 2022."""
 
@@ -161,6 +198,7 @@ PRESETS: dict[str, Published] = {
     **{name: upsampler(flags) for name, flags in UPSAMPLERS.items()},
     **{name: edm(settings) for name, settings in EDM.items()},
     **{name: sr3(**settings) for name, settings in settings_of("sr3").items()},
+    **{name: imagen(**settings) for name, settings in settings_of("imagen").items()},
     **{name: dit(**settings) for name, settings in settings_of("dit").items()},
 }
 """Published models by name."""

@@ -40,6 +40,7 @@ class Published:
         sampling: how its authors sample.
         drop: the fraction of samples that were trained without their class.
         others: its conditions besides the class, by name.
+        features: those of a token of its text.
     """
 
     model: dict[str, Any]
@@ -48,6 +49,7 @@ class Published:
     sampling: dict[str, Any]
     drop: float = 0.0
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    features: int = 0
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class Published:
         facts: dict[str, dict[str, Any]] = {
             "label": {"names": names, "frequencies": (1.0 / max(self.classes, 1),) * self.classes},
             "low_resolution": {"channels": self.shape[0]},
+            "tokens": {"features": self.features},
         }
         return {name: {**settings, **facts.get(settings["kind"], {})} for name, settings in self.conditions.items()}
 

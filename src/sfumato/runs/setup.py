@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ from sfumato.conditioning.low_resolution import Base, base_of
 from sfumato.config import Config, parse
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, require_memory
+from sfumato.models.guides import few
 from sfumato.models.model import Model
 from sfumato.models.storage import Info
 from sfumato.networks.execution import compile_in_place, count
@@ -52,6 +53,28 @@ def describe(loader: Loader, heldout: int, config: Config) -> Info:
     if data.units is not None:
         values |= {"shift": data.units.shift, "scale": data.units.scale}
     return parse(Info, values, trust=True)
+
+
+def prepare(info: Info, sets: Iterable[Dataset]) -> None:
+    """What the conditions do once for the images of a training."""
+    for condition in info.conditions.values():
+        built = condition.build()
+        for data in sets:
+            built.prepare(data)
+
+
+def require_same_data(folder: Path, stored: Info, info: Info) -> None:
+    """Refuse to resume a training with other data, or with conditions that mean something else."""
+    if stored == info:
+        return
+    for name in stored.conditions.keys() & info.conditions.keys():
+        theirs, ours = (one.conditions[name].build().meaning for one in (stored, info))
+        if theirs != ours:
+            raise InputError(
+                f"The condition {name!r} of {folder} was trained with {few(theirs)}, and now has {few(ours)}; give the "
+                "same to resume."
+            )
+    raise InputError(f"The data of {folder} have changed since it was trained: other images would make another run.")
 
 
 def _residual_std(loader: Loader, base: Base, conditions: Mapping[str, Condition]) -> float:

@@ -33,7 +33,14 @@ from sfumato.runs.budget import seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
 from sfumato.runs.resolving import check_same, default_name, resolved
-from sfumato.runs.setup import accelerator_without_settings, describe, heldout_losses, make_trainer
+from sfumato.runs.setup import (
+    accelerator_without_settings,
+    describe,
+    heldout_losses,
+    make_trainer,
+    prepare,
+    require_same_data,
+)
 from sfumato.training.loop import Record, Trainer
 from sfumato.training.precision import supports_bf16, tf32
 
@@ -160,10 +167,8 @@ class _Run:
             # last digits between machines and numbers of threads
             if abs(stored.std / info.std - 1.0) <= 1e-6:
                 info = info.override({"std": stored.std})
-            if stored != info:
-                raise InputError(
-                    f"The data of {self.folder} have changed since it was trained: other images would make another run."
-                )
+            require_same_data(self.folder, stored, info)
+        prepare(info, (loader.dataset, heldout))
         model = self._model(info)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         self.config = config = model.config

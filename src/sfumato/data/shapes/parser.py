@@ -19,8 +19,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from sfumato.data.shapes.captions import facts_of
+from sfumato.data.shapes.coverage import depth
 from sfumato.data.shapes.facts import COLOURS, MOST_THINGS, SHAPES, Facts, Thing
-from sfumato.data.shapes.scenes import HOLDERS, PALETTE, PICTURE_SIZES, RADII, SIDE, Placed, depth, relations_of
+from sfumato.data.shapes.scenes import HOLDERS, PALETTE, PICTURE_SIZES, RADII, SIDE, Placed, relations_of
 from sfumato.errors import InputError
 
 Floats = npt.NDArray[np.floating[Any]]

@@ -6,7 +6,6 @@ Lengths are in pixels of a picture of 32; a picture of 64 shows the same scene t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfumato.data.shapes.captions import write_caption
+from sfumato.data.shapes.coverage import THICKNESS, coverage
 from sfumato.data.shapes.facts import COLOURS, RELATIONS, SHAPES, SIZES, SPLITS, Facts, Relation, Thing, held_out_pairs
 from sfumato.errors import InputError
 from sfumato.random import uniform
@@ -32,31 +32,9 @@ HOLDERS = (9.9, 10.9)  # the radii of rings that hold a thing, which are large t
 GAP = 2.0  # between two things, at least
 EDGE = 1.0  # between a thing and the edge of the picture
 RATIO = 1.5  # by how much a relation outweighs the other axis
-THICKNESS = 2.2  # of rings
 _GREYS = (75.0, 190.0)  # of backgrounds
 _REACH = {"circle": 1.0, "square": 0.9 * math.sqrt(2.0), "triangle": math.hypot(1.0, 0.8), "cross": 1.07, "ring": 1.0}
 """How far a shape of radius 1 reaches from its centre."""
-
-
-def depth(shape: str, x: Floats, y: Floats, radius: Any) -> Floats:
-    """How far points lie inside a shape around 0, negative outside; the shape touches or fits the box of its radius.
-
-    Args:
-        shape: one of SHAPES.
-        x: to the right.
-        y: downwards.
-        radius: half the width of the shape (of a square 1/0.9 of that).
-    """
-    if shape == "circle":
-        return radius - np.hypot(x, y)
-    if shape == "ring":
-        return THICKNESS / 2 - np.abs(np.hypot(x, y) - (radius - THICKNESS / 2))
-    if shape == "square":
-        return 0.9 * radius - np.maximum(np.abs(x), np.abs(y))
-    if shape == "triangle":  # the apex above at (0, -1), the base from (-1, 0.8) to (1, 0.8)
-        return np.minimum(0.8 * radius - y, (y + radius - 1.8 * np.abs(x)) / math.hypot(1.0, 1.8))
-    across, along = np.abs(x), np.abs(y)
-    return np.minimum(radius - np.maximum(across, along), 0.36 * radius - np.minimum(across, along))
 
 
 @dataclass(frozen=True)
@@ -67,6 +45,11 @@ class Placed:
     x: float
     y: float
     radius: float
+
+
+def _hole(ring: float, radius: float, shape: str, strictness: float = 1.0) -> float:
+    """How far a thing in a ring may be from its centre; less than 0 if there is no room for it."""
+    return ring - THICKNESS - strictness * GAP - radius * _REACH[shape]
 
 
 def relations_of(placed: tuple[Placed, ...], strictness: float = 1.0) -> tuple[Relation, ...]:
@@ -84,8 +67,8 @@ def relations_of(placed: tuple[Placed, ...], strictness: float = 1.0) -> tuple[R
     for i, a in enumerate(placed):
         for j, b in enumerate(placed):
             across, down = b.x - a.x, b.y - a.y
-            hole = b.radius - THICKNESS - strictness * GAP - a.radius * _REACH[str(a.thing.shape)]
-            if i != j and b.thing.shape == "ring" and math.hypot(across, down) <= hole:
+            is_ring = i != j and b.thing.shape == "ring"
+            if is_ring and math.hypot(across, down) <= _hole(b.radius, a.radius, str(a.thing.shape), strictness):
                 relations.append(Relation(i, "inside", j))
             least = a.radius + b.radius + GAP
             if across >= strictness * least and across >= ratio * abs(down):
@@ -114,24 +97,18 @@ class Scene:
     background: Floats
 
     def draw(self, size: int = 32) -> npt.NDArray[np.uint8]:
-        """The picture, ``(3, size, size)``; each pixel is the mean of points on a grid, 256 to a side."""
-        points = 256 // size
+        """The picture, ``(3, size, size)``; each pixel is the mean over its area."""
         step = SIDE / size
-        centres = (np.arange(size) + 0.5) * step
-        offset = centres - SIDE / 2
+        edges = np.arange(size + 1) * step
+        offset = edges[:-1] + (step - SIDE) / 2
         base, right, down = self.background[:, :, None, None]
         picture = base + right * offset + down * offset[:, None]
-        fine = (np.arange(size * points) + 0.5) * (step / points)
         for placed, colour in zip(self.placed, self.colours, strict=True):
-            window: list[slice] = []
-            for centre in (placed.y, placed.x):
-                first = max(math.floor((centre - placed.radius) / step), 0)
-                window.append(slice(first, min(math.ceil((centre + placed.radius) / step), size)))
-            rows, columns = (fine[part.start * points : part.stop * points] for part in window)
-            inside = depth(str(placed.thing.shape), columns - placed.x, rows[:, None] - placed.y, placed.radius) >= 0.0
-            blocks = inside.reshape(len(rows) // points, points, len(columns) // points, points)
-            cover = np.count_nonzero(blocks, axis=(1, 3)) / points**2
-            part = picture[:, window[0], window[1]]
+            first = [max(math.floor((at - placed.radius) / step), 0) for at in (placed.y, placed.x)]
+            last = [min(math.ceil((at + placed.radius) / step), size) for at in (placed.y, placed.x)]
+            y, x = (edges[one : other + 1] for one, other in zip(first, last, strict=True))
+            cover = coverage(str(placed.thing.shape), x - placed.x, y - placed.y, placed.radius) / step**2
+            part = picture[:, first[0] : last[0], first[1] : last[1]]
             part += cover * (colour[:, None, None] - part)
         return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
@@ -140,54 +117,72 @@ class _Numbers:
     """Uniform numbers one after the other, a function of the seed and the index of a scene."""
 
     def __init__(self, seed: int, stream: str, index: int) -> None:
-        self._numbers = self._read(seed, stream, index)
+        self._source = seed, stream, index
+        self._block, self._left = 0, list[float]()
 
-    @staticmethod
-    def _read(seed: int, stream: str, index: int) -> Iterator[float]:
-        step = 0
-        while True:
-            yield from uniform(seed, stream, index, 1, (128,), step=step)[0].tolist()
-            step += 1
+    def next(self) -> float:
+        if not self._left:
+            seed, stream, index = self._source
+            self._left = uniform(seed, stream, index, 1, (128,), step=self._block)[0].tolist()[::-1]
+            self._block += 1
+        return self._left.pop()
 
     def between(self, low: float, high: float) -> float:
-        return low + (high - low) * next(self._numbers)
+        return low + (high - low) * self.next()
 
     def pick(self, count: int) -> int:
-        return int(count * next(self._numbers))
+        return int(count * self.next())
 
 
-def _thing(numbers: _Numbers) -> Thing:
-    shape, colour, size = (group[numbers.pick(len(group))] for group in (SHAPES, COLOURS, SIZES))
-    return Thing(shape, colour, size)
+def _thing(numbers: _Numbers, size: str | None = None, shape: str | None = None) -> Thing:
+    shape, size = shape or SHAPES[numbers.pick(len(SHAPES))], size or SIZES[numbers.pick(len(SIZES))]
+    return Thing(shape, COLOURS[numbers.pick(len(COLOURS))], size)
 
 
 def _facts(numbers: _Numbers, count: int) -> Facts:
     word = RELATIONS[numbers.pick(len(RELATIONS) if count == 2 else 4)]  # a ring that holds one leaves no room for more
     while True:
-        things = tuple(_thing(numbers) for _ in range(count))
-        fits = word != "inside" or (
-            things[0].size == "small" and things[1].shape == "ring" and things[1].size == "large"
-        )
-        if fits and len({(thing.shape, thing.colour) for thing in things}) == count:
+        if word == "inside":
+            things = (_thing(numbers, "small"), _thing(numbers, "large", "ring"))
+        else:
+            things = tuple(_thing(numbers) for _ in range(count))
+        if len({(thing.shape, thing.colour) for thing in things}) == count:
             return Facts(things, (Relation(0, word, 1),) if count > 1 else ())
 
 
 def _place(numbers: _Numbers, facts: Facts) -> tuple[Placed, ...] | None:
-    """Places where the relation holds and nothing is too near; None if these were not found in one try."""
-    placed: list[Placed] = []
-    is_inside = bool(facts.relations) and facts.relations[0].word == "inside"
-    for index, thing in enumerate(facts.things):
-        radius = numbers.between(*(HOLDERS if is_inside and index == 1 else RADII[str(thing.size)]))
-        low, high = EDGE + radius, SIDE - EDGE - radius
-        new = Placed(thing, numbers.between(low, high), numbers.between(low, high), radius)
-        least = (0.0 if is_inside else other.radius + radius + GAP for other in placed)
-        apart = (max(abs(new.x - other.x), abs(new.y - other.y)) for other in placed)
-        if any(distance < bound for distance, bound in zip(apart, least, strict=True)):
+    """Places where the relation holds and nothing is too near, all alike likely; None if one try found none."""
+    word = facts.relations[0].word if facts.relations else None
+    radii = [
+        numbers.between(*(HOLDERS if word == "inside" and index == 1 else RADII[str(thing.size)]))
+        for index, thing in enumerate(facts.things)
+    ]
+    # the ranges of centres are the same along both axes
+    ranges = [(EDGE + radius, SIDE - EDGE - radius) for radius in radii]
+    places = [(numbers.between(*bounds), numbers.between(*bounds)) for bounds in ranges]
+    if word == "inside":
+        hole = _hole(radii[1], radii[0], str(facts.things[0].shape))
+        across, down = numbers.between(-hole, hole), numbers.between(-hole, hole)
+        if hole < 0.0 or math.hypot(across, down) > hole:
             return None
-        placed.append(new)
-        if index == 1 and not Facts(facts.things[:2], relations_of(tuple(placed))).holds(facts.relations[0]):
+        places[0] = places[1][0] + across, places[1][1] + down
+    elif word is not None:
+        axis = 0 if word in ("left of", "right of") else 1
+        near, far = (0, 1) if word in ("left of", "above") else (1, 0)  # which has the lower coordinate
+        least = radii[0] + radii[1] + GAP
+        # a pair of numbers in order is uniform over all pairs of coordinates that far apart
+        low, high = sorted((numbers.next(), numbers.next()))
+        room = ranges[far][1] - ranges[near][0] - least
+        along = ranges[near][0] + room * low, ranges[far][1] - room * (1.0 - high)
+        if along[1] - along[0] < RATIO * abs(places[0][1 - axis] - places[1][1 - axis]):
             return None
-    return tuple(placed)
+        for index, value in zip((near, far), along, strict=True):
+            places[index] = (value, places[index][1]) if axis == 0 else (places[index][0], value)
+    for i, (x, y) in enumerate(places[2:], start=2):
+        for j in range(i):
+            if max(abs(x - places[j][0]), abs(y - places[j][1])) < radii[i] + radii[j] + GAP:
+                return None
+    return tuple(Placed(thing, *at, radius) for thing, at, radius in zip(facts.things, places, radii, strict=True))
 
 
 def _said(facts: Facts, numbers: _Numbers) -> Facts:

@@ -1,0 +1,351 @@
+"""``sfumato generate``: text to image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfumato import pretrained
+from sfumato.cli import flags
+from sfumato.cli.commands import DEVICE, load_model, with_sampling
+from sfumato.cli.flags import Fields, option, options_of
+from sfumato.cli.output import check_free, facts_of, free_name
+from sfumato.cli.prompts import read_prompts, slug
+from sfumato.config import SamplingConfig, parse
+from sfumato.errors import InputError, SfumatoWarning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.models.generate import Part
+    from sfumato.models.model import Model
+
+TEXT = """\
+Draw what prompts say, by a model of text to image.
+
+Picture j of every prompt has the index --first + j of the seed: prompts are compared from the same noise, and a picture
+does not depend on the prompts beside it. Each PNG says how it was made, and --like makes it again, bit for bit on the
+same machine. The options of sampling start from those of the run; those of the first stages of a system have their
+names, such as --base.steps."""
+
+_EMBEDDED = "shapes"
+_OWN = "sfumato:"
+"""What the metadata call a model that comes with sfumato, before its name."""
+_COLUMNS, _ROWS, _HEIGHT = 8, 64, 128
+"""Of a grid: the most columns and rows, and the least height of a picture, to which small ones are enlarged."""
+
+
+def _fields(facts: Mapping[str, Any]) -> Fields:
+    """The options; what a picture says that is made again are defaults."""
+    usual: dict[str, Any] = {}
+    if facts:
+        usual = {"seed": facts["seed"], "first": facts.get("index", facts.get("first", 0))}
+    return {
+        "sentences": option(tuple[str, ...], "Prompts, each in quotes.", (), positional="PROMPT"),
+        "prompts": option(
+            Path | None, 'A file of prompts: .txt, one per line, or .jsonl with "prompt"; - reads the standard input.'
+        ),
+        "model": option(
+            Path | None,
+            "A run with captions, or a system of several (default: the model of shapes that comes with sfumato).",
+        ),
+        "count": option(int, "Number of pictures of each prompt.", facts.get("count", 1) if facts else 4),
+        **options_of("sfumato.models.generate:TextToImage.generate", "seed", "first", **usual),
+        "like": option(
+            Path | None,
+            "A .png that this command wrote: make it again, with its prompts, model and settings but for those that "
+            "are given here.",
+        ),
+        "out": option(
+            Path | None,
+            "A .png for one grid, a row per prompt, or a folder for single pictures (default: a grid in the samples of "
+            "the run, or here of the model that comes with sfumato, numbered where others are).",
+        ),
+        "overwrite": option(bool, "Replace what is there.", False),
+        "untrained": option(bool, "Take a model also if it was hardly trained.", False),
+        "device": DEVICE,
+    }
+
+
+def generate(arguments: list[str]) -> int:
+    first = flags.scan(arguments, _fields({}), SamplingConfig)
+    like = None if first.helping else first.value("like")
+    facts = {} if like is None else _read(Path(like), trust="trust" in first.values)
+    options, sampling, given = with_sampling(
+        "sfumato generate",
+        arguments,
+        _fields(facts),
+        TEXT,
+        model=lambda: _model(facts, like),
+        given="text",
+        usual=facts.get("settings"),
+    )
+    from sfumato.models.folders import hardly_trained
+    from sfumato.models.generate import check_prompts, text_of
+
+    run: Path = options.model or _model(facts, like)
+    prompts = _prompts(options, facts)
+    # a single picture is made with those that it was made with, lest the batch change its last bits
+    again = "batch" in facts and not {"count", "first", "prompts"} & first.values.keys() and not options.sentences
+    check_prompts(prompts)
+    out = _out(options, prompts, run, again)
+    model = load_model(options, sampling, run, untrained=True)
+    model.require_denoiser()
+    name, _ = text_of(model.conditions, run)
+    if not options.untrained and (sentence := hardly_trained(model)):
+        raise InputError(f"{sentence} It draws all the same with --untrained.")
+    given = {**facts.get("given", {}), **given}
+    if like is not None:
+        _check_same(model, facts, Path(like), moved=options.model is not None)
+    made = _facts(model, sampling, options.seed, given)
+    if again:
+        return _again(model, prompts[0], facts, {"seed": options.seed, "sampling": sampling, **given}, made, out)
+    asked: dict[str, Any] = {
+        "count": options.count,
+        "seed": options.seed,
+        "first": options.first,
+        "sampling": sampling,
+        **given,
+    }
+    parts = _told(model.generate_parts(prompts, **asked), len(prompts) * options.count)
+    if _is_folder(out):
+        _write_each(parts, model, name, options.count, made, out)
+    else:
+        _write_grid(parts, prompts, options, made, out)
+    print(f"{len(prompts)} x {options.count} pictures: {out}")
+    return 0
+
+
+def _read(path: Path, *, trust: bool) -> dict[str, Any]:
+    """How a picture of this command was made.
+
+    What a picture says is not trusted: its settings name code of other packages only if that is allowed.
+    """
+    from sfumato.io.pictures import read_facts
+
+    facts = read_facts(path)
+    if not {"seed", "settings", "model"} <= facts.keys() or not {"prompt", "prompts"} & facts.keys():
+        raise InputError(f"{path} was not made by sfumato generate, and only such pictures are made again by --like.")
+    own = {key: value for key, value in facts["settings"].items() if key in SamplingConfig.model_fields}
+    stages = {key: value for key, value in facts["settings"].items() if key not in own}
+    for settings in (own, *stages.values()):
+        parse(SamplingConfig, settings, origin=f"{path}, its settings", trust=trust)
+    return facts
+
+
+def _model(facts: Mapping[str, Any], like: str | None) -> Path:
+    """The model where none is named: that of a picture, or the one that comes with sfumato."""
+    name = str(facts.get("model", f"{_OWN}{_EMBEDDED}"))
+    if name.startswith(_OWN):
+        if (name := name.removeprefix(_OWN)) not in pretrained.SAID:
+            raise InputError(
+                "No model of text to image comes with this version of sfumato; name one, --model RUN, such as one of "
+                "your own captioned pictures: sfumato train FOLDER --condition text."
+            )
+        return pretrained.path(name)
+    if not Path(name).is_dir():
+        raise InputError(f"The model of {like}, {name}, is not here; say where it is: --model RUN.")
+    return Path(name)
+
+
+def _prompts(options: Any, facts: Mapping[str, Any]) -> list[str]:
+    if options.prompts is not None:
+        if options.sentences:
+            raise InputError("Prompts are given as words or as a file; leave --prompts or the words out.")
+        return read_prompts(options.prompts)
+    prompts = list(options.sentences)
+    if not prompts:
+        prompts = list(facts.get("prompts", [facts["prompt"]] if "prompt" in facts else []))
+    if not prompts:
+        raise InputError('Say what to draw: sfumato generate "a small red circle". See sfumato generate --help.')
+    return prompts
+
+
+def _out(options: Any, prompts: list[str], run: Path, again: bool) -> Path:
+    """Where the pictures go, a file or a folder; what can't be written is refused before any work."""
+    out: Path | None = options.out
+    if out is None:
+        here = run.parent == Path(pretrained.__file__).parent
+        folder = Path() if here else run / "samples"
+        name = f"{slug(prompts[0]) if len(prompts) == 1 else f'{len(prompts)}-prompts'}-seed-{options.seed}"
+        name += f"-{options.first}" if again else ""
+        out = folder / f"{free_name(folder, name, ['.png'], options.overwrite)}.png"
+    if _is_folder(out):
+        names = [path.name for path in out.iterdir()] if out.is_dir() else []
+        known = {
+            _name(i, prompt, options.seed, options.first + j)
+            for i, prompt in enumerate(prompts)
+            for j in range(options.count)
+        }
+        if (taken := sorted(known & set(names))) and not options.overwrite:
+            raise InputError(
+                f"The folder {out} holds {len(taken)} of these pictures, such as {taken[0]}; choose another folder, or "
+                "replace them with --overwrite."
+            )
+        return out
+    if out.suffix.lower() != ".png":
+        raise InputError(f"Pictures are written as one .png or into a folder; got {out}.")
+    check_free(out, options.overwrite)
+    rows = len(prompts) * math.ceil(options.count / _COLUMNS)
+    if rows > _ROWS:
+        raise InputError(
+            f"A grid of {len(prompts)} prompts has {rows} rows, and {_ROWS} is the most; write single pictures into a "
+            "folder: --out FOLDER."
+        )
+    return out
+
+
+def _is_folder(out: Path) -> bool:
+    return out.is_dir() or not out.suffix
+
+
+def _name(number: int, prompt: str, seed: int, index: int) -> str:
+    return f"{number + 1:04d}-{slug(prompt)}-{seed}-{index}.png"
+
+
+def _facts(model: Model, sampling: SamplingConfig, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the pictures of a command have in common, for their metadata."""
+    from sfumato import __version__
+
+    settings = {**sampling.model_dump(mode="json")}
+    settings |= {name: given[name]["sampling"].model_dump(mode="json") for name in model.stages if name in given}
+    own = model.run is not None and model.run.parent == Path(pretrained.__file__).parent
+    conditions = {name: value for name, value in given.items() if name not in model.stages}
+    more: dict[str, Any] = {"settings": settings, "fingerprint": _fingerprints(model, settings)}
+    more |= {"given": conditions or None, "device": model.device.type, "sfumato": __version__}
+    facts = facts_of(model, sampling, seed, **more)
+    return facts | ({"model": f"{_OWN}{model.run.name}"} if own and model.run is not None else {})
+
+
+def _fingerprints(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What tells the weights of each stage from others, and what was fitted to them where these settings take it."""
+    *_, last = model.stages or ["model"]
+    found: dict[str, str] = {}
+    for name, stage in (model.stages or {"model": model}).items():
+        own = {k: v for k, v in settings.items() if k not in model.stages} if name == last else settings.get(name, {})
+        sampling = parse(SamplingConfig, own, trust=True)
+        found[name] = stage.fingerprint
+        if sampling.tuned(stage.fitted).needs_plan or sampling.needs_gamma:
+            fitted = json.dumps(stage.fitted.to_dict(), sort_keys=True, default=str)
+            found[name] += f"+{hashlib.sha256(fitted.encode()).hexdigest()}"
+    return found
+
+
+def _check_same(model: Model, facts: Mapping[str, Any], like: Path, *, moved: bool) -> None:
+    """Refuse other weights than those that made a picture, unless they were asked for."""
+    if _fingerprints(model, facts["settings"]) != facts.get("fingerprint") and not moved:
+        raise InputError(
+            f"{model.run} holds other weights (step {model.step:,}) than those that made {like} (step "
+            f"{facts.get('step', '?')}); take them all the same, or others, with --model."
+        )
+    if facts.get("device") != model.device.type:
+        made = f"{like} was made on {facts.get('device')}, and this is {model.device.type}"
+        warnings.warn(f"{made}: the pictures are the same to rounding.", SfumatoWarning, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What decides the last bits of a picture besides itself: how many are computed with it, and where it stands.
+
+    Attributes:
+        prompts: how many.
+        place: which of them is its own, from 0.
+        first: the first index.
+        count: how many indices.
+        longest: the prompt with the most tokens, to which the others are padded.
+    """
+
+    prompts: int
+    place: int
+    first: int
+    count: int
+    longest: str
+
+
+def _again(
+    model: Model, prompt: str, facts: Mapping[str, Any], asked: dict[str, Any], made: dict[str, Any], out: Path
+) -> int:
+    """Make one picture again, at its place among as many."""
+    from sfumato.io import images as image_files
+
+    batch = _Batch(**facts["batch"])
+    prompts = [batch.longest] * batch.prompts
+    prompts[batch.place] = prompt
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*comes twice", SfumatoWarning)
+        size = batch.prompts * batch.count
+        asked |= {"count": batch.count, "first": batch.first, "batch_size": size}
+        ((_, images),) = _told(model.generate_parts(prompts, **asked), size)
+    number = batch.place * batch.count + facts["index"] - batch.first
+    path = out / _name(0, prompt, asked["seed"], facts["index"]) if _is_folder(out) else out
+    one = image_files.to_pillow(image_files.to_uint8(images[number : number + 1])[0])
+    image_files.save_png(one, path, {**made, **{key: facts[key] for key in ("prompt", "index", "batch")}})
+    print(f"1 picture: {path}")
+    return 0
+
+
+def _told(parts: Iterator[tuple[Part, Tensor]], total: int) -> Iterator[tuple[Part, Tensor]]:
+    """The parts, with a progress bar."""
+    from sfumato.io.progress import progress_bar
+
+    done = 0
+    with progress_bar("generating", total) as advance:
+        for part, images in parts:
+            done += len(images)
+            advance(done)
+            yield part, images
+
+
+def _write_grid(
+    parts: Iterator[tuple[Part, Tensor]], prompts: list[str], options: Any, facts: dict[str, Any], out: Path
+) -> None:
+    """A row per prompt, a column per index; more indices than fit go on in the next row."""
+    import torch
+
+    from sfumato.io import images as image_files
+    from sfumato.io.lettering import captioned
+
+    images = torch.cat([images for _, images in parts]).split(options.count)
+    columns = min(options.count, _COLUMNS)
+    sheets = [image_files.grid(rows, columns, _HEIGHT) for rows in images]
+    wraps = options.count > columns
+    above = [] if wraps or options.count == 1 else [f"index {options.first + j}" for j in range(columns)]
+    facts = {**facts, "prompts": prompts, "first": options.first, "count": options.count}
+    image_files.save_png(captioned(sheets, prompts, above), out, facts)
+
+
+def _write_each(
+    parts: Iterator[tuple[Part, Tensor]], model: Model, name: str, count: int, facts: dict[str, Any], out: Path
+) -> None:
+    """Each picture as a file, as soon as it is there."""
+    from sfumato.io import images as image_files
+
+    done = 0
+    for part, images in parts:
+        longest = _longest(model, name, part)
+        for k, pixels in enumerate(image_files.to_uint8(images), done):
+            place, j = divmod(k - done, part.count)
+            index, prompt = part.first + j, part.prompts[place]
+            batch = _Batch(len(part.prompts), place, part.first, part.count, longest)
+            own = {**facts, "prompt": prompt, "index": index, "batch": vars(batch)}
+            path = out / _name(k // count, prompt, facts["seed"], index)
+            image_files.save_png(image_files.to_pillow(pixels), path, own)
+        done += len(images)
+
+
+def _longest(model: Model, name: str, part: Part) -> str:
+    """The prompt of a part that has the most tokens."""
+    condition = model.conditions[name]
+
+    def tokens(prompt: str) -> int:
+        return max(rows.numel() for rows in condition.given([prompt], 1).values())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SfumatoWarning)  # said before
+        return max(part.prompts, key=tokens)
