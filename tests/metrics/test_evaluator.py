@@ -255,7 +255,7 @@ def test_weights_can_be_the_best_by_every_row_but_those_that_tell_copies() -> No
     rows = {title for measure in MEASURES.values() for title, _, _ in measure.compute(sets)}
     pictures = torch.rand(2, 2, 3, 164, 164, generator=draw)
     rows |= {row.measure for row in of_pairs(*pictures, lambda x: scale_down(x, 4))}
-    assert {*RANKING} == (rows | {"accuracy", "bits/dim", "FID", "FID∞"}) - {"copies", "nearest / real"}
+    assert {*RANKING} == (rows | {"accuracy", "agreement", "bits/dim", "FID", "FID∞"}) - {"copies", "nearest / real"}
 
 
 def test_labels_of_a_column_with_names() -> None:
