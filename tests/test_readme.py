@@ -45,6 +45,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True)
         for i in range(8):
             Image.fromarray(generator.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    lines = [
+        json.dumps({"file_name": f"{name}s/{i}.png", "text": f"a {name}"}) for name in ("cat", "dog") for i in range(8)
+    ]
+    (place / "path/to/folder/captions.jsonl").write_text("\n".join(lines))
     np.savez(place / "images.npz", images=generator.integers(0, 255, (20, 16, 16, 3), dtype=np.uint8))
     np.save(place / "signals.npy", generator.uniform(-1, 1, (20, 2, 32)).astype(np.float32))
     Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(place / "seven.png")
@@ -112,6 +116,8 @@ def brief(words: list[str]) -> list[str]:
             f"--{stage}.{flag}" for stage in ("base", "up") for flag in (*steps.split("--")[1:], "evaluation.samples 0")
         ]
         return " ".join(stages).split()
+    if "text" in words:
+        return [*steps.split(), "--evaluation.samples", "0"]
     if "classify" in words:
         return f"{steps} {network} --model.schedule.kind {tiny().model.schedule.kind}".split()
     # the pictures here are noise, of which much is lost in a smaller one
@@ -156,6 +162,9 @@ def test_the_commands_of_the_readme_run(
             extra = extra[at[0] :]
             small = ["--model.network.width", "24", "--model.network.depth", "1", "--model.network.heads", "2"]
         words += [*extra, "--overwrite", *where, *small]
+    if words[0] == "generate":
+        words.append("--untrained")
+    words = ["2" if before == "--captions" else word for before, word in zip(["", *words], words, strict=False)]
     if words[0] == "evaluate" and ("--sweep" in words or "runs/photos" in words):
         words += ["--samples", "20"]
     if words[0] == "sample" and "250" in words:

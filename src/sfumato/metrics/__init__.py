@@ -1,5 +1,6 @@
 """How good samples are, and whether they are copies: every number stands beside what real pictures reach."""
 
+from sfumato.metrics.agreement import AgreementReport, agreement, parsed
 from sfumato.metrics.cache import cached_features, read_statistics, write_statistics
 from sfumato.metrics.classes import diversity, label_accuracy
 from sfumato.metrics.classifier import ClassifierFeatures, train_classifier
@@ -19,6 +20,7 @@ from sfumato.metrics.neighbours import (
 from sfumato.metrics.page import Gallery, write_page
 from sfumato.metrics.pairs import colour_error, consistency, ms_ssim, psnr, ssim
 from sfumato.metrics.report import Report, Row, table
+from sfumato.metrics.saturation import saturation
 
 __all__ = ["ClassifierFeatures", "Estimate", "Evaluator", "Features", "Gallery", "Moments", "Report", "Row", "cmmd"]
 __all__ += ["colour_error", "consistency", "default_features", "diversity", "extract", "features", "frechet"]
@@ -26,3 +28,4 @@ __all__ += ["frechet_distance", "frechet_infinity", "inception_score", "kid", "k
 __all__ += ["label_accuracy", "ms_ssim", "nearest_distances", "neighbour_ratio", "psnr", "ssim", "table"]
 __all__ += ["PRDC", "copied_share", "prdc", "train_classifier", "write_page"]
 __all__ += ["cached_features", "read_statistics", "write_statistics"]
+__all__ += ["AgreementReport", "agreement", "parsed", "saturation"]
