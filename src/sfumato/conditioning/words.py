@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.networks.attention import TokenAttention
-from sfumato.networks.layers import zero
 
 # a word with its apostrophes, one sign of a writing without spaces, or any other sign, such as an emoji
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+(?:['’][^\W_]+)*|[^\w\s]|_")
@@ -41,15 +40,17 @@ def numbered(texts: Sequence[Sequence[str]], numbers: dict[str, int]) -> Int[Ten
 
 
 class _Block(nn.Module):
-    """Self-attention and a two-layer network, each normalized before, as branches that are zero at the start."""
+    """Self-attention and a two-layer network, each normalized before.
+
+    Not zero at the start, as branches elsewhere are: nothing could learn from how words stand to each other then.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = TokenAttention(width, heads)
-        zero(self.attention.out)
         self.first = nn.Linear(width, 4 * width)
-        self.second = zero(nn.Linear(4 * width, width))
+        self.second = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x), mask)

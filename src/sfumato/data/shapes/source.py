@@ -13,7 +13,7 @@ from sfumato.data.shapes.facts import SPLITS
 from sfumato.data.shapes.scenes import PICTURE_SIZES, scene
 from sfumato.errors import InputError
 
-COUNTS = dict(zip(SPLITS, (50_000, 10_000, 10_000), strict=True))
+COUNTS: dict[str, int] = dict(zip(SPLITS, (50_000, 10_000, 10_000), strict=True))
 """How many scenes a split has unless another number is asked for; they cost nothing until they are drawn."""
 
 
@@ -24,7 +24,7 @@ class _Drawn:
         self._size, self._first, self._options = size, first, options
         # an array of zeros takes no memory before something is written to it
         self._pictures = np.zeros((count, 3, size, size), dtype=np.uint8)
-        self._captions = np.full(count, None, dtype=object)
+        self._captions: npt.NDArray[Any] = np.full(count, None, dtype=object)
         self._is_drawn = np.zeros(count, dtype=np.bool_)
 
     def pictures(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -37,7 +37,7 @@ class _Drawn:
 
     def captions(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
         for row in rows.tolist():
-            if self._captions[row] is None:
+            if not self._captions[row]:
                 self._captions[row] = scene(self._first + row, **self._options).caption
         return self._captions[rows]
 
@@ -69,7 +69,7 @@ def shapes(
         count = COUNTS.get(split, 1)
     if count < 1:
         raise InputError(f"{count} scenes are no data set; expected a count of 1 or more.")
-    options = {"seed": seed, "split": split, "things": things}
+    options: dict[str, Any] = {"seed": seed, "split": split, "things": things}
     scene(first, **options)  # wrong options are refused before anything is drawn
     drawn = _Drawn(size, count, first, options)
     images = Made(drawn.pictures, np.dtype(np.uint8), (count, 3, size, size))
