@@ -163,7 +163,7 @@ def test_a_sweep_of_what_is_measured(guided: str, capsys: pytest.CaptureFixture[
     assert json.loads((Path(guided) / "evaluation-sweep-2.json").read_text())["key"] == "steps"
     for arguments, words in (
         (("--sweep", "steps", "2", "--page", "x.html"), "leave other sets"),
-        (("--sweep", "steps", "2", "--measures", "kid", *asked[4:]), "measure prdc or fd"),
+        (("--sweep", "steps", "2", "--measures", "kid", *asked[4:]), "measure one of these"),
     ):
         assert run("evaluate", guided, *arguments) == 2
         assert words in capsys.readouterr().err

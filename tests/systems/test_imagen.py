@@ -17,6 +17,7 @@ from sfumato.config import merge
 from sfumato.data.shapes import shapes
 from sfumato.errors import InputError
 from sfumato.models.cascade import Cascade
+from sfumato.models.model import Model
 from sfumato.models.storage import read_config, read_system
 from sfumato.systems.stages import planned
 from sfumato.systems.train import train
@@ -29,7 +30,9 @@ def small(**training: Any) -> dict[str, Any]:
     network = {"channels": (8, 8, 8), "groups": 4, "embedding": 16, "heads": 1}
     stage = {key: TINY[key] for key in ("training", "optimizer", "sampling", "evaluation")}
     stage = merge(stage, {"conditions": {"text": TEXT}, "model": {"network": network}, "training": training})
-    return {name: merge(stage, {"sampling": {"guidance": {"scale": 1.0}}}) for name in ("base", "up")}
+    stages = {name: merge(stage, {"sampling": {"guidance": {"scale": 1.0}}}) for name in ("base", "up")}
+    layout = {"model": {"network": {"kind": "dit", "width": 8, "heads": 1}}}
+    return {"layout": merge({k: v for k, v in stage.items() if k != "model"}, layout), **stages}
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +46,29 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_stage_reads_the_captions(system: Path) -> None:
     assert read_system(system).system == "imagen"
     (base, base_info), (up, up_info) = (read_config(system / f"stages/{name}") for name in ("base", "up"))
+    assert read_system(system).before == ("layout",) and read_system(system).stages == ("base", "up")
     assert base_info.shape == (3, 16, 16) and up_info.shape == (3, 32, 32)
     assert list(base.conditions) == ["text"] and list(up.conditions) == ["text", "low_resolution"]
     known: Any = base_info.conditions["text"]
     assert known.words == up_info.conditions["text"].words and "red" in known.words  # type: ignore[attr-defined]
     # as many positions in both as the recipe says, not as many as another size would have
     assert base.model.network.patch == up.model.network.patch == 2
+
+
+def test_the_base_starts_from_the_words_of_what_was_trained_before(system: Path) -> None:
+    config, info = read_config(system / "stages/layout")
+    # the expected picture of a caption, four times smaller than those of the base, whatever the noise is
+    assert info.shape == (3, 4, 4) and config.model.parameterization.kind == "regression"
+    layout, base = (sfumato.load(system / f"stages/{name}") for name in ("layout", "base"))
+    assert base.config.training.init_from == str(system / "stages/layout")
+    torch.manual_seed(0)
+    fresh = Model.build(base.config, base.info)
+
+    def words(model: Model) -> torch.Tensor:
+        return dict(model.module.named_parameters())["network.encoders.text.words.table.weight"].detach()
+
+    # four steps of training after the start lead less far than from other random numbers
+    assert (words(base) - words(layout)).norm() < 0.2 * (words(base) - words(fresh)).norm()
 
 
 def test_the_caption_reaches_both_stages(system: Path) -> None:
@@ -104,8 +124,8 @@ def test_a_weaker_run_of_the_same_captions_guides(system: Path) -> None:
 
 def test_what_is_planned() -> None:
     stages = planned(system="imagen")
-    assert {name: c.data.source for name, c in stages.items()} == {"base": "shapes", "up": "shapes"}
-    assert stages["base"].data.scale_down == 2 and stages["up"].data.size == 64
+    assert {name: c.data.source for name, c in stages.items()} == dict.fromkeys(("layout", "base", "up"), "shapes")
+    assert [config.data.scale_down for config in stages.values()] == [8, 2, 1] and stages["up"].data.size == 64
     assert all(c.conditions["text"].drop == 0.1 for c in stages.values())
     assert stages["up"].conditions["low_resolution"].noise > 0.0 and stages["up"].model.residual  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"no system 'imagine'.*imagen"):

@@ -43,7 +43,7 @@ def train(arguments: list[str]) -> int:
     if asked is not None and asked not in SYSTEMS:
         raise InputError(f"There is no system {asked!r}{nearest(asked, SYSTEMS)}")
     asked = read_system(folder).system if folder is not None else asked or "cascade"
-    names = ("base", "up") if folder is None else read_system(folder).stages
+    names = tuple(planned(system=asked)) if folder is None else read_system(folder).trained
     groups: dict[str, Any] = {name: (Config, Field(default_factory=Config)) for name in names}
     data = (DataConfig, Field(default_factory=DataConfig))
     scanned = flags.scan(arguments, _OPTIONS, create_model("System", __base__=Component, data=data, **groups))
@@ -101,8 +101,8 @@ def info(folder: Path, trust: bool, everything: bool) -> Iterator[RenderableType
 
     system = read_system(folder)
     whole = "".join(f"\n{title}  {value}" for title, value in measured(folder / "evaluation.json").items())
-    yield f"{system.system}  {folder}, of the stages {', '.join(system.stages)}{whole}"
-    for name in system.stages:
+    yield f"{system.system}  {folder}, of the stages {', '.join(system.trained)}{whole}"
+    for name in system.trained:
         yield f"\nstage {name}"
         run = stage_of(folder, name)
         if (run / "config.json").is_file():

@@ -65,7 +65,15 @@ class System(Component):
     format: Literal[1] = Field(default=1, description="The version of the layout of a system.")
     system: Literal["cascade", "imagen"] = Field(default="cascade", description="What its stages are together.")
     stages: tuple[str, ...] = Field(description="The names of its stages, in the order of sampling.")
+    before: tuple[str, ...] = Field(
+        default=(), description="The names of what is trained first, from whose weights stages start."
+    )
     settings: dict[str, Any] = Field(default={}, description="How each stage is trained that is no run yet.")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """All that is trained, in this order."""
+        return (*self.before, *self.stages)
 
     @field_validator("stages")
     @classmethod

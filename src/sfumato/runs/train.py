@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from sfumato import random
+from sfumato.conditioning import Text
 from sfumato.config import Config
 from sfumato.data import Dataset, Loader
 from sfumato.errors import InputError, check_arguments
@@ -274,10 +275,24 @@ class _Run:
             torch.manual_seed(random.fold(self.config.training.seed, "weights"))
             model = Model.build(self.config, info, network=self.network, run=self.folder)
         start = self.config.training.init_from
+        if start is not None:
+            self._check_words(Path(start), model)
         if start is not None and (fresh := start_from(Path(start), model.module)):
             self.reporter.say(f"start     from {start}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}")
         model.data = self.data
         return model
+
+    def _check_words(self, start: Path, model: Model) -> None:
+        """Refuse to start from weights whose words have the numbers of other words."""
+        theirs = read_config(start, trust=True, network=True)[1].conditions
+        for name, condition in model.conditions.items():
+            if isinstance(condition, Text) and name in theirs:
+                known, own = theirs[name].build().meaning, condition.meaning
+                if len(known) == len(own) and known != own:
+                    raise InputError(
+                        f"{start} was trained on other words, {', '.join(known[:5])} ..., and its text encoder says "
+                        "nothing of these captions; start without it, or from a run of the same captions."
+                    )
 
     def _judge(self, model: Model, train: Dataset, heldout: Dataset) -> Callable[[Model], Report] | None:
         """The evaluation, if there is to be one."""

@@ -65,7 +65,7 @@ def stored(folder: str | Path, over: Settings | None = None, *, trust: bool = Fa
     """
     system = read_system(folder)
     values: dict[str, Any] = {}
-    for name in system.stages:
+    for name in system.trained:
         run = stage_of(folder, name)
         if (run / "config.json").is_file():
             values[name] = read_config(run, trust=trust)[0].model_dump()
@@ -93,10 +93,14 @@ def _merged(stages: Mapping[str, Settings], over: Settings) -> dict[str, dict[st
 
 
 def _scales(stages: Mapping[str, Settings]) -> dict[str, int]:
-    """How many times smaller the images of each stage are than those of the last."""
+    """How many times smaller the images of each stage are than those of the last.
+
+    What is trained before the stages can have images that are smaller still than those of the first.
+    """
     scales, scale = dict[str, int](), 1
+    first = starts(stages)
     for name in reversed(list(stages)):
-        scales[name] = scale
+        scales[name] = scale * (stages[name].get("data", {}).get("scale_down", 1) if name in first else 1)
         for condition in stages[name].get("conditions", {}).values():
             if condition.get("kind") == "low_resolution":
                 if condition.get("down", "bicubic") != "bicubic":
@@ -105,6 +109,13 @@ def _scales(stages: Mapping[str, Settings]) -> dict[str, int]:
                     )
                 scale *= int(condition.get("factor", 4))
     return scales
+
+
+def starts(stages: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of those stages from whose weights others start."""
+    settings = [stage.model_dump() if isinstance(stage, Config) else stage for stage in stages.values()]
+    sources = {one.get("training", {}).get("init_from") for one in settings}
+    return tuple(name for name in stages if name in sources)
 
 
 def _parsed(stages: Mapping[str, Any], trust: bool) -> dict[str, Config]:

@@ -20,14 +20,14 @@ from sfumato.models.data import GIVEN, data_of, given_sets
 from sfumato.models.evaluate import judge_of, judged
 from sfumato.models.folders import load
 from sfumato.models.model import Model
-from sfumato.models.storage import System, is_system, read_system, stage_of, write_system
+from sfumato.models.storage import System, is_system, read_system, stage_of, trained_stage, write_system
 from sfumato.runs import train as runs
 from sfumato.runs.budget import has_gpu, seconds_of
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
 from sfumato.runs.resolving import default_name
 from sfumato.runs.setup import accelerator_without_settings
-from sfumato.systems.stages import Settings, planned, stored
+from sfumato.systems.stages import Settings, planned, starts, stored
 from sfumato.training.checkpoint import Checkpoints
 
 
@@ -97,6 +97,7 @@ def train(
         raise InputError(f"The system has no stage {stage!r}{nearest(stage, stages)}")
     if overwrite and resume and stage is None:
         raise InputError("A system that is resumed keeps what is trained; name the stage that is to be replaced.")
+    before = read_system(folder).before if resume else starts(stages)
     # those to train, and those of them that have not begun
     due = [
         n
@@ -115,7 +116,8 @@ def train(
         if not resume and (stage is None or not is_system(folder)):
             _make_room(folder, overwrite, accelerator)
         later = {name: config.model_dump(mode="json") for name, config in stages.items() if not _is_run(folder, name)}
-        write_system(folder, parse(System, {"system": system, "stages": tuple(stages), "settings": later}))
+        names = {"before": before, "stages": tuple(name for name in stages if name not in before)}
+        write_system(folder, parse(System, {"system": system, **names, "settings": later}))
     accelerator.wait_for_everyone()
     began = time.perf_counter()
     for number, (name, config) in enumerate(stages.items(), 1):
@@ -129,6 +131,8 @@ def train(
         more: dict[str, Any] = {"data": given, "heldout": heldout, "trust": trust, "reporter": reporter}
         try:
             if name in fresh:
+                if (start := config.training.init_from) in stages:
+                    config = config.override({"training.init_from": str(trained_stage(folder, start))})
                 part = None if seconds is None else seconds * _cost(config) / cost
                 runs.train(config, run=path, overwrite=overwrite, budget=part, **more)
             else:
@@ -190,7 +194,7 @@ def _make_room(folder: Path, overwrite: bool, accelerator: Accelerator) -> None:
         )
     if not is_system(folder):
         raise InputError(f"{folder} is not a system of Sfumato, so --overwrite will not delete it.")
-    for name in read_system(folder).stages:
+    for name in read_system(folder).trained:
         # one that another process trains is refused
         directory = RunDirectory(stage_of(folder, name), accelerator)
         if directory.folder.is_dir():
