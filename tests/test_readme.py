@@ -112,9 +112,8 @@ def brief(words: list[str]) -> list[str]:
     steps = "--training.steps 2 --training.batch-size 4 --training.sample-count 0"
     network = "--model.network.channels 8 8"
     if "--system" in words:
-        stages = [
-            f"--{stage}.{flag}" for stage in ("base", "up") for flag in (*steps.split("--")[1:], "evaluation.samples 0")
-        ]
+        names = ("layout", "base", "up") if "imagen" in words else ("base", "up")
+        stages = [f"--{name}.{flag}" for name in names for flag in (*steps.split("--")[1:], "evaluation.samples 0")]
         return " ".join(stages).split()
     if "text" in words:
         return [*steps.split(), "--evaluation.samples", "0"]
