@@ -116,7 +116,7 @@ def brief(words: list[str]) -> list[str]:
         stages = [f"--{name}.{flag}" for name in names for flag in (*steps.split("--")[1:], "evaluation.samples 0")]
         return " ".join(stages).split()
     if "text" in words:
-        return [*steps.split(), "--evaluation.samples", "0"]
+        return f"{steps} --evaluation.samples 0".split()
     if "classify" in words:
         return f"{steps} {network} --model.schedule.kind {tiny().model.schedule.kind}".split()
     # the pictures here are noise, of which much is lost in a smaller one
