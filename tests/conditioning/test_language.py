@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfumato.conditioning import minilm
-from sfumato.conditioning.language import facts, frozen, frozen_identity
+from sfumato.conditioning.language import facts, frozen
 from sfumato.errors import InputError
 from tests.conditioning import tiny_encoders
 
@@ -133,21 +133,21 @@ def test_minilm_is_that_of_transformers_and_knows_what_is_alike() -> None:
 
 
 def test_identity_follows_what_changes_the_result(folders: dict[str, Path], bert: Path, tmp_path: Path) -> None:
-    first = frozen_identity(str(bert))
-    assert first == facts(str(bert)).identity == frozen_identity(str(folders["bert"])) and len(first) == 64
+    first = facts(str(bert)).identity
+    assert first == facts(str(bert)).identity == facts(str(folders["bert"])).identity and len(first) == 64
     path = bert / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "transformers_version": "0.0", "architectures": ["Mine"]}, indent=8))
-    assert frozen_identity(str(bert)) == first
+    assert facts(str(bert)).identity == first
     path.write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
-    assert frozen_identity(str(bert)) != first
+    assert facts(str(bert)).identity != first
     path.write_text(json.dumps(config))
     words = json.loads((bert / "tokenizer.json").read_text())
     words["model"]["vocab"] |= {"red": words["model"]["vocab"]["blue"], "blue": words["model"]["vocab"]["red"]}
     (bert / "tokenizer.json").write_text(json.dumps(words))
-    assert frozen_identity(str(bert)) != first
+    assert facts(str(bert)).identity != first
     other = tiny_encoders.save(tmp_path / "other", "bert", seed=1)
-    facts(str(other)).require(frozen_identity(str(other)))
+    facts(str(other)).require(facts(str(other)).identity)
     with pytest.raises(InputError, match=f"{other} is not the one.*{first[:12]}"):
         facts(str(other)).require(first)
 
@@ -199,7 +199,7 @@ def test_names_that_are_no_folder(monkeypatch: pytest.MonkeyPatch, bert: Path) -
     assert "minilm" in refusal("minlm")
     # one that the hub's cache holds is taken from there
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(bert / file))
-    assert frozen_identity("some/bert") == frozen_identity(str(bert))
+    assert facts("some/bert").identity == facts(str(bert)).identity
     with pytest.raises(InputError, match="no device"):
         frozen(str(bert), device="cuda:99")
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.hub_stand_in import Feature, Table, library
+from tests.data.hub_stand_in import Image as ImageFeature
 from tests.data.reading import load
 from tests.training.tiny import tiny
 from torch.utils.data import DataLoader
@@ -222,52 +223,14 @@ def test_captions_of_an_archive(tmp_path: Path) -> None:
         assert data.columns["caption"].texts(range(3)) == ["a", "bb", "é"] and "label" in data.columns
 
 
-class Feature:
-    """A feature of the ``datasets`` library, as far as captions go; a list has that of its members."""
-
-    def __init__(self, dtype: str = "", feature: Any = None, decode: bool = True) -> None:
-        self.dtype, self.decode = dtype, decode
-        if feature is not None:
-            self.feature = feature
-
-
-class ImageFeature(Feature):
-    pass
-
-
-ImageFeature.__name__ = "Image"
-
-
-class Table:
-    """The part of ``datasets.Dataset`` that is used."""
-
-    def __init__(self, features: dict[str, Any], columns: dict[str, list[Any]]) -> None:
-        self.features, self.columns = features, columns
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, key: str | int) -> Any:
-        return self.columns[key] if isinstance(key, str) else {name: v[key] for name, v in self.columns.items()}
-
-    def select_columns(self, names: list[str]) -> "Table":
-        return Table({n: self.features[n] for n in names}, {n: self.columns[n] for n in names})
-
-    def cast_column(self, name: str, feature: Any) -> "Table":
-        return Table({**self.features, name: feature}, self.columns)
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """Sets the columns of texts of a data set of the hub with the pictures of the folder."""
 
     def with_texts(**columns: tuple[Any, list[Any]]) -> None:
         cells = [{"bytes": (folder / name).read_bytes(), "path": None} for name in WORDS]
-        both = {"image": (ImageFeature(), cells), **columns}
-        table = Table({k: v[0] for k, v in both.items()}, {k: v[1] for k, v in both.items()})
-        module = types.ModuleType("datasets")
-        module.__dict__.update(Image=ImageFeature, load_dataset=lambda path, name=None, *, split: table)  # pyright: ignore
-        monkeypatch.setitem(sys.modules, "datasets", module)
+        table = Table(image=(ImageFeature(), cells), **columns)
+        monkeypatch.setitem(sys.modules, "datasets", library(lambda *_, **__: table))
 
     return with_texts
 

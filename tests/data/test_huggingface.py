@@ -9,46 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from tests.data.hub_stand_in import ClassLabel, Feature, Image, Table, library
 from tests.data.reading import load
 
 from sfumato.data import Dataset
 from sfumato.errors import InputError, SfumatoWarning
-
-
-class Image:
-    def __init__(self, decode: bool = True) -> None:
-        self.decode = decode
-
-
-class ClassLabel:
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-
-class Value:
-    pass
-
-
-class Table:
-    """The part of ``datasets.Dataset`` that is used."""
-
-    def __init__(self, features: dict[str, Any], columns: dict[str, list[Any]]) -> None:
-        self.features, self.columns = features, columns
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, key: str | int) -> Any:
-        if isinstance(key, str):
-            return self.columns[key]
-        assert not any(isinstance(feature, Image) and feature.decode for feature in self.features.values())
-        return {name: values[key] for name, values in self.columns.items()}
-
-    def select_columns(self, names: list[str]) -> "Table":
-        return Table({n: self.features[n] for n in names}, {n: self.columns[n] for n in names})
-
-    def cast_column(self, name: str, feature: Any) -> "Table":
-        return Table({**self.features, name: feature}, self.columns)
 
 
 def png(array: np.ndarray) -> dict[str, Any]:
@@ -66,8 +31,7 @@ ARRAYS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 
 
 def table(**more: tuple[Any, list[Any]]) -> Table:
-    columns = {"picture": (Image(), [png(array) for array in ARRAYS]), **more}
-    return Table({k: v[0] for k, v in columns.items()}, {k: v[1] for k, v in columns.items()})
+    return Table(**{"picture": (Image(), [png(array) for array in ARRAYS]), **more})
 
 
 @pytest.fixture
@@ -80,9 +44,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
             raise FileNotFoundError(f"Dataset '{path}' doesn't exist on the Hub\nmore lines")
         return answers[path, name, split]
 
-    module = types.ModuleType("datasets")
-    module.__dict__.update(Image=Image, ClassLabel=ClassLabel, load_dataset=load_dataset)
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setitem(sys.modules, "datasets", library(load_dataset))
     return answers
 
 
@@ -111,7 +73,7 @@ def test_syntax(hub: dict[Any, Any], source: str, key: tuple[Any, ...]) -> None:
 
 
 def test_plain_label_columns(hub: dict[Any, Any]) -> None:
-    hub["a/b", None, "train"] = table(label=(Value(), ["x", "y", "x", "x"]))
+    hub["a/b", None, "train"] = table(label=(Feature(), ["x", "y", "x", "x"]))
     dataset = load("hf:a/b", columns=("label",))
     assert labels_of(dataset) == ([0, 1, 0, 0], ("x", "y"))
 
@@ -133,14 +95,14 @@ def test_unreadable_rows_are_named_and_skipped(hub: dict[Any, Any]) -> None:
             {"other": (Image(), [None] * 4)},
             r"several columns of images; expected one\. Its columns are picture \(Image\)",
         ),
-        ({"picture": (Value(), [1])}, r"no column of images.*picture \(Value\)"),
+        ({"picture": (Feature(), [1])}, r"no column of images.*picture \(Feature\)"),
         ({"picture": (Image(), [])}, "has no rows"),
         ({}, "hf:a/b has no label column"),
         (
             {"fine": (ClassLabel(["a"]), [0] * 4), "coarse": (ClassLabel(["a"]), [0] * 4)},
             r"several label columns \(fine, coarse\)",
         ),
-        ({"label": (Value(), [0.5] * 4)}, "expected whole class numbers"),
+        ({"label": (Feature(), [0.5] * 4)}, "expected whole class numbers"),
     ],
 )
 def test_columns_refused(hub: dict[Any, Any], columns: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from sfumato import load, train
 from sfumato.conditioning import Text, text_cache
 from sfumato.conditioning.base import null_of
-from sfumato.conditioning.language import frozen, frozen_identity
+from sfumato.conditioning.language import facts, frozen
 from sfumato.data import Dataset
 from sfumato.data.dataset import Column
 from sfumato.errors import InputError, SfumatoWarning
@@ -71,7 +71,7 @@ def test_a_run_trains_resumes_and_samples_a_prompt(
     assert len(loaded) == 1  # once for all captions, before the first step
     condition = load(run).conditions["text"]
     assert isinstance(condition, Text)
-    assert condition.identity == frozen_identity(str(bert)) and condition.features == 16
+    assert condition.identity == facts(str(bert)).identity and condition.features == 16
     assert condition.encoder == str(bert)
     train({"training": {"steps": 4}}, run=run, resume=True)
     whole = train(settings(pictures, bert, steps=4), run=tmp_path / "whole")

@@ -113,7 +113,7 @@ def generate(arguments: list[str]) -> int:
         "sampling": sampling,
         **given,
     }
-    parts = _told(model.generate_parts(prompts, **asked), len(prompts) * options.count)
+    parts = _with_progress(model.generate_parts(prompts, **asked), len(prompts) * options.count)
     if _is_folder(out):
         _write_each(parts, model, name, options.count, made, out)
     else:
@@ -281,7 +281,7 @@ def _again(
         warnings.filterwarnings("ignore", ".*comes twice", SfumatoWarning)
         size = batch.prompts * batch.count
         asked |= {"count": batch.count, "first": batch.first, "batch_size": size}
-        ((_, images),) = _told(model.generate_parts(prompts, **asked), size)
+        ((_, images),) = _with_progress(model.generate_parts(prompts, **asked), size)
     number = batch.place * batch.count + facts["index"] - batch.first
     path = out / _name(0, prompt, asked["seed"], facts["index"]) if _is_folder(out) else out
     one = image_files.to_pillow(image_files.to_uint8(images[number : number + 1])[0])
@@ -290,7 +290,7 @@ def _again(
     return 0
 
 
-def _told(parts: Iterator[tuple[Part, Tensor]], total: int) -> Iterator[tuple[Part, Tensor]]:
+def _with_progress(parts: Iterator[tuple[Part, Tensor]], total: int) -> Iterator[tuple[Part, Tensor]]:
     """The parts, with a progress bar."""
     from sfumato.io.progress import progress_bar
 

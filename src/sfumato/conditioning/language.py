@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sfumato.conditioning import minilm
 from sfumato.errors import InputError, require_device
 from sfumato.io.files import read_json
-from sfumato.io.hub import load_network, require_transformers, silent, told
+from sfumato.io.hub import in_words, load_network, require_transformers, silent
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.io.tensors import kept_sha256
 
@@ -155,7 +155,7 @@ class Frozen:
             chunk = list(map(clean, texts[start : start + CHUNK]))
             tokens = self._tokenize(chunk, None)
             if cut := [i for i, one in enumerate(tokens) if len(one) > self.length]:
-                # anew, since the marks of the end move
+                # again, since the marks of the end move
                 for i, one in zip(cut, self._tokenize([chunk[i] for i in cut], self.length), strict=True):
                     tokens[i] = one
             order = sorted(range(len(chunk)), key=lambda i: len(tokens[i]))
@@ -223,13 +223,11 @@ def frozen(name: str, *, device: torch.device | str | None = None) -> Frozen:
     return Frozen(known, lambda tokens: network(input_ids=tokens).last_hidden_state, tokenize, at)
 
 
-def frozen_identity(name: str) -> str:
-    """The :attr:`Facts.identity` of the encoder of that name; its files are read again only when they have changed."""
-    return facts(name).identity
-
-
 def facts(name: str) -> Facts:
-    """What is known of the encoder of that name (as for :func:`frozen`) from its files, without loading it."""
+    """What is known of the encoder of that name (as for :func:`frozen`) from its files, without loading it.
+
+    They are read again only when they have changed.
+    """
     if name == "minilm":
         place = minilm.folder()
         identity = _digest("minilm", minilm.LENGTH, {}, minilm.checked(place))
@@ -334,7 +332,7 @@ def _weights(place: Path) -> list[str]:
 def _tokenizer(known: Facts) -> tuple[Callable[[Sequence[str], int | None], list[list[int]]], int]:
     """What turns texts into numbers of tokens, at most so many; and how many tokens it knows."""
     library = require_transformers(known.folder)
-    with told(f"The tokenizer in {known.folder}", _EXPECTED), silent(library):
+    with in_words(f"The tokenizer in {known.folder}", _EXPECTED), silent(library):
         tokenizer = library.AutoTokenizer.from_pretrained(
             str(known.folder), local_files_only=True, trust_remote_code=False
         )

@@ -127,7 +127,7 @@ class Embeddings:
         failed: Callable[[str], None],
         progress: Progress,
     ) -> None:
-        """Encode and keep what is not kept or damaged, put it into ``rows`` too; ``failed`` is told why one can't."""
+        """Encode and keep what is not kept or damaged, put it into ``rows`` too; ``failed`` gets the reason if not."""
         with contextlib.ExitStack() as stack:
             kept = True
             try:

@@ -35,7 +35,7 @@ def load_network(source: str | Path, kinds: Mapping[str, str], expected: str, **
     library = require_transformers(source)
     if Path(source).expanduser().is_dir():
         source = Path(source).expanduser()
-    with told(source, expected), silent(library):
+    with in_words(source, expected), silent(library):
         config = library.AutoConfig.from_pretrained(str(source), trust_remote_code=False)
         if config.model_type not in kinds:
             known = " or ".join(kinds)
@@ -48,7 +48,7 @@ def load_network(source: str | Path, kinds: Mapping[str, str], expected: str, **
 
 
 @contextlib.contextmanager
-def told(source: str | Path, expected: str) -> Generator[None]:
+def in_words(source: str | Path, expected: str) -> Generator[None]:
     """What fails to load, in one sentence."""
     try:
         yield

@@ -36,17 +36,17 @@ def lettered(
     mode = sheets[0].mode
     paper, ink = _INKS.get(mode, _INKS["RGBA"])
     words = [word for word in beside if word]
-    widest = max((_width(word, _font(_SIZE)) for word in words), default=0.0)
+    widest = max((_width(word, _font(_SIZE, word)) for word in words), default=0.0)
     left = max(left, round(widest) + 2 * _GAP if words else 0)
     line = _SIZE + _GAP
     top = line * (bool(title) + bool(above))
     width = max(sheet.width for sheet in sheets)
-    width = max(width + left, round(_width(title, _font(_SIZE))) + 2 * _GAP)
+    width = max(width + left, round(_width(title, _font(_SIZE, title))) + 2 * _GAP)
     height = top + sum(sheet.height for sheet in sheets) + _GAP * (len(sheets) - 1)
     picture = Image.new(mode, (width, height), paper)
     pen = ImageDraw.Draw(picture)
     if title:
-        pen.text((_GAP, line / 2), title, fill=ink, font=_font(_SIZE), anchor="lm")
+        pen.text((_GAP, line / 2), title, fill=ink, font=_font(_SIZE, title), anchor="lm")
     cell = sheets[0].width / max(len(above), 1)
     for i, word in enumerate(above):
         text, font = _fitted(word, cell - 2)
@@ -54,7 +54,9 @@ def lettered(
     for i, sheet in enumerate(sheets):
         picture.paste(sheet, (left, top))
         if i < len(beside):
-            pen.text((left - _GAP, top + sheet.height / 2), beside[i], fill=ink, font=_font(_SIZE), anchor="rm")
+            pen.text(
+                (left - _GAP, top + sheet.height / 2), beside[i], fill=ink, font=_font(_SIZE, beside[i]), anchor="rm"
+            )
         top += sheet.height + _GAP
     return picture
 
@@ -76,9 +78,9 @@ def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> flo
 def _fitted(word: str, width: float) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
     """A word with letters so small, or so much of it, that it fits a width."""
     for size in range(_SIZE, _LEAST - 1, -1):
-        if _width(word, _font(size)) <= width:
-            return word, _font(size)
-    font = _font(_LEAST)
+        if _width(word, _font(size, word)) <= width:
+            return word, _font(size, word)
+    font = _font(_LEAST, word)
     return _cut(word, width, font), font
 
 
@@ -102,7 +104,7 @@ def contact_sheet(pictures: Sequence[Image.Image], words: Sequence[str], columns
     """
     width, height = pictures[0].size
     factor = math.ceil(128 / width) if width < 128 else min(1.0, 256 / width)
-    size, font = (round(width * factor), max(1, round(height * factor))), _font(12)
+    size, font = (round(width * factor), max(1, round(height * factor))), _font(12, *words)
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
     texts = [_wrapped(word, float(size[0]), font) for word in words]
     cell = (size[0] + 2 * _GAP, size[1] + 2 * _GAP + 14 * max(map(len, texts)))

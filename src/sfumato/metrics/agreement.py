@@ -120,7 +120,7 @@ class AgreementReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON, with the intervals."""
-        value = {name: _told(getattr(self, name)) for name in ("right", "things", "chance", "ceiling")}
+        value = {name: _for_json(getattr(self, name)) for name in ("right", "things", "chance", "ceiling")}
         return {**asdict(self), **value, "refusals": dict(self.refusals)}
 
     @classmethod
@@ -131,7 +131,7 @@ class AgreementReport:
         return cls(value["captions"], things=things, refused=value["refused"], refusals=value["refusals"], **shares)
 
 
-def _told(shares: Mapping[Any, Share]) -> dict[str, dict[str, Any]]:
+def _for_json(shares: Mapping[Any, Share]) -> dict[str, dict[str, Any]]:
     return {
         str(name): {**asdict(one), "value": one.value, "interval": None if one.interval is None else [*one.interval]}
         for name, one in shares.items()

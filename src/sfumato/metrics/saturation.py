@@ -1,4 +1,4 @@
-"""How glaring pictures are, beside real ones: what high guidance and clipping do to them."""
+"""How saturated pictures are, beside real ones: what high guidance and clipping do to them."""
 
 from __future__ import annotations
 

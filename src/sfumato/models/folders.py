@@ -91,7 +91,8 @@ def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
     if model.stages:
         for name, stage in model.stages.items():
             save(stage, stage_of(run, name), overwrite=overwrite)
-        write_system(run, System(stages=tuple(model.stages)))
+        kind = read_system(model.run).system if model.run is not None and is_system(model.run) else "cascade"
+        write_system(run, System(system=kind, stages=tuple(model.stages)))
         return
     if not model.configured:
         raise InputError(
