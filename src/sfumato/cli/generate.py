@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sfumato.models.model import Model
 
 TEXT = """\
-Draw what prompts say, by a model of text to image.
+Generate pictures from prompts, by a text-to-image model.
 
 Picture j of every prompt has the index --first + j of the seed: prompts are compared from the same noise, and a picture
 does not depend on the prompts beside it. Each PNG says how it was made, and --like makes it again, bit for bit on the
@@ -99,7 +99,7 @@ def generate(arguments: list[str]) -> int:
     model.require_denoiser()
     name, _ = text_of(model.conditions, run)
     if not options.untrained and (sentence := hardly_trained(model)):
-        raise InputError(f"{sentence} It draws all the same with --untrained.")
+        raise InputError(f"{sentence} Sample from it all the same with --untrained.")
     given = {**facts.get("given", {}), **given}
     if like is not None:
         _check_same(model, facts, Path(like), moved=options.model is not None)

@@ -177,7 +177,7 @@ class Text(Condition):
             more = f" and {len(unknown) - _NAMED} others" if len(unknown) > _NAMED else ""
             warnings.warn(
                 f"The model does not know {', '.join(map(repr, unknown[:_NAMED]))}{more}, which no caption of its "
-                f"training had; of {shown(text)} it draws what it makes of the other words.",
+                f"training had; of {shown(text)} it uses the other words alone.",
                 SfumatoWarning,
                 stacklevel=4,
             )

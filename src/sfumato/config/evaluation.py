@@ -37,7 +37,7 @@ class EvaluationConfig(Component):
         ge=0,
         le=10**6,
         description="Captions of each kind (seen, held-out pair, held-out wording) with which samples are to agree, of "
-        "a model that draws captions of shapes; 0 for none.",
+        "a model with captions of shapes; 0 for none.",
     )
     seed: int = Field(default=1, ge=0, le=2**63 - 1, description="The seed of those images.")
     every: int | None = Field(default=None, ge=1, description="Also evaluate while training, after so many steps each.")

@@ -1,4 +1,4 @@
-"""How far what a model draws agrees with captions of shapes, of which training never saw a picture."""
+"""How far samples of a model agree with captions of shapes, of which training never saw a picture."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_agreement(
     progress: Progress = None,
     options: Mapping[str, Any],
 ) -> Report:
-    """A report with the agreement of a model, if it draws captions of shapes.
+    """A report with the agreement of a model, if it samples from captions of shapes.
 
     Args:
         report: what else was measured.
@@ -78,7 +78,7 @@ def why_not(model: Model, judge: Evaluator, options: Mapping[str, Any]) -> str |
     """
     conditions = _texts(model)
     if not conditions:
-        return "agreement is that of a model that draws captions, and this one has no condition of kind text."
+        return "agreement is that of a model with captions, and this one has no condition of kind text."
     if given := [name for name in conditions if name in options]:
         return f"agreement is measured with captions of its own; leave {given[0]} out."
     data = judge.heldout if judge.heldout is not None else judge.real

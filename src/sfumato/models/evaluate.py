@@ -90,7 +90,7 @@ def evaluate(
         measures: which of :data:`sfumato.config.groups.MEASURES`.
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
         captions: number of captions of each split of :data:`sfumato.data.shapes.SPLITS`, with which the agreement of
-            samples is measured if a model draws captions of shapes; by default as the configuration says.
+            samples is measured if a model has captions of shapes; by default as the configuration says.
         seed: the seed of those images.
         size, channels, value_range: of pictures in folders and arrays, as :func:`sfumato.data.load` takes them.
         most: the most pictures of a real set that are looked at with a large network; 0 for all.

@@ -100,7 +100,7 @@ class TextToImage:
         progress: Progress = None,
         **options: Any,
     ) -> Float[Tensor, "samples channels *space"]:
-        """Draw what prompts say: ``count`` pictures of each.
+        """Generate pictures from prompts: ``count`` of each.
 
         Picture ``j`` of every prompt has the index ``first + j`` of the seed: prompts are compared from the same noise,
         and a picture is the same, to rounding, whatever other prompts stand beside it and for any batch size.
