@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def photos(tile: int = 128) -> Dataset:
     return Dataset(np.concatenate(cuts), {}, "photos", groups=groups)
 
 
+@functools.lru_cache(maxsize=1)  # the stages of a system read it one after the other, and draw each scene once
 def shapes(part: str = "seen", size: tuple[int, int] = (32, 32)) -> Dataset:
     """Scenes of shapes with captions, of the split ``part``: seen, held-out-pair or held-out-wording."""
     from sfumato.data.shapes import SPLITS
