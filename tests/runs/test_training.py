@@ -265,6 +265,47 @@ def test_a_training_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     assert train(tiny(training=start, optimizer=rate), run=tmp_path / "plain").step == 1
 
 
+def test_what_is_frozen_stays_as_it_was_and_the_rest_is_trained(tmp_path: Path) -> None:
+    train(tiny(training={"steps": 2}), run=tmp_path / "first")
+    options = {"init_from": str(tmp_path / "first"), "freeze": ("down", "network.first"), "checkpoint_every": 2}
+    whole = train(tiny(training={"steps": 4, **options}), run=tmp_path / "whole")
+    first, second = (
+        dict(sfumato.load(run).module.named_parameters()) for run in (tmp_path / "first", tmp_path / "whole")
+    )
+    same = {name for name in first if torch.equal(first[name], second[name])}
+    frozen = {name for name in first if name.startswith(("network.down.", "network.first."))}
+    assert len(frozen) > 4 and same == frozen
+    # resumed, they are frozen too
+    train(tiny(training={"steps": 2, **options}), run=tmp_path / "parts")
+    again = train({"training": {"steps": 4}}, run=tmp_path / "parts", resume=True)
+    for name, weight in whole.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("nothing",), "no weights in 'nothing'"),
+        (("network",), "nothing is left"),
+        (("dow",), "did you mean|known are"),
+    ],
+)
+def test_what_can_not_be_frozen(parts: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    train(tiny(training={"steps": 1}), run=tmp_path / "first")
+    options = {"steps": 1, "init_from": str(tmp_path / "first"), "freeze": parts}
+    with pytest.raises(InputError, match=message):
+        train(tiny(training=options), run=tmp_path / "second")
+
+
+def test_frozen_weights_need_a_run_that_has_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"freeze.*init_from"):
+        train(tiny(training={"steps": 1, "freeze": ("down",)}), run=tmp_path / "second")
+    train(tiny(training={"steps": 1}), run=tmp_path / "first")
+    options = {"steps": 1, "init_from": str(tmp_path / "first"), "freeze": ("encoders",)}
+    with pytest.raises(InputError, match=r"no weights for what is to be frozen.*label"):
+        train(tiny(training=options, conditions=LABELLED), run=tmp_path / "second")
+
+
 def test_what_was_said_is_kept_and_quiet_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.cli.command import run
 

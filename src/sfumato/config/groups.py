@@ -257,6 +257,9 @@ class TrainingConfig(Component):
         default=None, description="Also send losses, sample grids and the evaluation to this program."
     )
     init_from: str | None = Field(default=None, description="A run whose weights the training starts from.")
+    freeze: tuple[str, ...] = Field(
+        default=(), description="Parts that stay as they are in init-from, such as text.layout or network.first."
+    )
     channels_last: bool | None = Field(
         default=None,
         description="Keep the channels of an image together in memory, which speeds some networks up; by default "
@@ -320,6 +323,8 @@ class Config(Component):
 
     @model_validator(mode="after")
     def _together(self) -> Config:
+        if self.training.freeze and self.training.init_from is None:
+            raise ValueError("training.freeze keeps weights of another run; say which by training.init_from")
         schedule = self.model.schedule
         if self.training.batch_size % self.training.accumulate:
             raise ValueError(

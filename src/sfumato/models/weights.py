@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfumato.config import Component, Config
 from sfumato.diffusion.classifier import NoisyClassifier
 from sfumato.diffusion.denoiser import Denoiser
-from sfumato.errors import InputError, SfumatoWarning
+from sfumato.errors import InputError, SfumatoWarning, nearest
 from sfumato.io.files import read_json, write_json
 from sfumato.io.tensors import read_tensors, write_tensors
 from sfumato.models.storage import FORMAT, Info, read_config
@@ -85,11 +85,11 @@ def read_weights(run: Path, module: nn.Module) -> int:
     return int(meta.get("step", 0))
 
 
-def start_from(run: Path, module: nn.Module) -> list[str]:
+def start_from(run: Path, module: nn.Module, frozen: Collection[str] = ()) -> list[str]:
     """Take the averaged weights of a run for the start of another training; returns the names of what stays fresh.
 
-    That is what has no weight of its name and shape in the run, such as the table of other classes; most must have one.
-    Or the words of captions do, with which another network can go on.
+    That is what has no weight of its name and shape in the run, such as the table of other classes. Most must have one,
+    or all that are ``frozen``.
     """
 
     def plain(name: str) -> str:
@@ -99,7 +99,9 @@ def start_from(run: Path, module: nn.Module) -> list[str]:
     weights = {plain(name): value for name, value in read_tensors(run / "model.safetensors")[0].items()}
     parameters = {plain(name): parameter for name, parameter in module.named_parameters()}
     known = [name for name, value in parameters.items() if name in weights and weights[name].shape == value.shape]
-    if 2 * len(known) < len(parameters) and not any(".words." in name for name in known):
+    if lacking := {plain(name) for name in frozen} - set(known):
+        raise InputError(f"{run} has no weights for what is to be frozen, such as {min(lacking)}.")
+    if not frozen and 2 * len(known) < len(parameters):
         raise InputError(
             f"{run} has weights of another network: only {len(known)} of {len(parameters)} tensors have its names and "
             "shapes; train with the same model settings."
@@ -108,6 +110,24 @@ def start_from(run: Path, module: nn.Module) -> list[str]:
         for name in known:
             parameters[name].copy_(weights[name])
     return sorted(parameters.keys() - set(known))
+
+
+def freeze(module: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Keep parts of a model, such as ``text.layout``, out of its training; returns the names of their weights."""
+
+    def within(name: str, part: str) -> bool:
+        return f".{part}." in f".{name}."
+
+    names = [name for name, _ in module.named_parameters()]
+    for part in parts:
+        if not any(within(name, part) for name in names):
+            raise InputError(f"training.freeze: the model has no weights in {part!r}{nearest(part, names)}")
+    frozen = [name for name in names if any(within(name, part) for part in parts)]
+    if len(frozen) == len(names):
+        raise InputError("training.freeze: nothing is left to train.")
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return frozen
 
 
 def write_fitted(run: Path, fitted: Fitted, fingerprint: str, step: int) -> None:

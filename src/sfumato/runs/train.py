@@ -29,7 +29,7 @@ from sfumato.models.data import examples, given_sets, training_data
 from sfumato.models.evaluate import judge_of, judged, recorded
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
-from sfumato.models.weights import start_from, write_weights
+from sfumato.models.weights import freeze, start_from, write_weights
 from sfumato.runs.budget import seconds_of, sized
 from sfumato.runs.directory import Interrupted, RunDirectory
 from sfumato.runs.reporting import Reporter
@@ -277,7 +277,8 @@ class _Run:
         start = self.config.training.init_from
         if start is not None:
             self._check_words(Path(start), model)
-        if start is not None and (fresh := start_from(Path(start), model.module)):
+        frozen = freeze(model.module, self.config.training.freeze)
+        if start is not None and (fresh := start_from(Path(start), model.module, frozen)):
             self.reporter.say(f"start     from {start}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}")
         model.data = self.data
         return model

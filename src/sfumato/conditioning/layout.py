@@ -1,0 +1,56 @@
+"""Where a caption puts what: features of the cells of a coarse grid, which attend to the words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato.errors import InputError
+from sfumato.networks.attention import multi_head
+
+SIDE = 8
+"""Cells along each side of the grid."""
+CHANNELS = 16
+"""Features of a cell."""
+
+
+class Layout(nn.Module):
+    """Features of a grid of 8x8 cells, each a learned query that attends to the words, scaled up to the image.
+
+    A network that learns to predict a small image from them alone learns in minutes where "left of" puts things; in a
+    training on whole images that signal is drowned by all others. An image without a caption has zeros.
+
+    Args:
+        read: what turns the tensor of a caption into features of its words, ``(batch, length, width)``.
+        width: those features.
+        heads: of the attention, which divide the width.
+        shape: ``(C, height, width)`` of an image.
+    """
+
+    def __init__(self, read: nn.Module, width: int, heads: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise InputError(f"The layout of a caption is that of images (C, H, W); samples have shape {tuple(shape)}.")
+        self.read, self.heads, self.sides = read, heads, tuple(shape[1:])
+        self.queries = nn.Parameter(torch.randn(SIDE**2, width) * 0.5)
+        self.norm = nn.LayerNorm(width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.features = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, CHANNELS)
+        )
+
+    def forward(self, value: Tensor, mask: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch channels h w"]:
+        """The features for captions of which at least the places of ``mask`` are words."""
+        has_words = mask.any(1)
+        seen = mask | ~has_words[:, None]
+        k, v = self.kv(self.norm(self.read(value))).chunk(2, dim=2)
+        queries = self.queries.expand(len(k), -1, -1)
+        found = multi_head(queries.to(k.dtype), k, v, self.heads, seen[:, None, None])
+        cells = self.features(self.out(found) + self.queries) * has_words[:, None, None]
+        grid = cells.transpose(1, 2).unflatten(2, (SIDE, SIDE))
+        return functional.interpolate(grid, self.sides, mode="bilinear")
