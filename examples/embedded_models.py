@@ -1,8 +1,11 @@
-"""How the embedded model of `sfumato upscale` was made.
+"""How the models that come along were made.
 
-    python examples/embedded_upscaler.py pictures PHOTOGRAPHS pictures/
+    python examples/embedded_models.py pictures PHOTOGRAPHS pictures/
     sfumato train pictures --task upscale --training.steps 2600 --data.holdout 0 --evaluation.samples 0 --run RUN
-    python examples/embedded_upscaler.py store RUN src/sfumato/pretrained/photos
+    python examples/embedded_models.py store RUN src/sfumato/pretrained/photos
+
+    sfumato train shapes --system imagen --run RUN
+    python examples/embedded_models.py store RUN src/sfumato/pretrained/shapes
 
 PHOTOGRAPHS is a folder of large JPEG files; they are made smaller, which takes away the traces of JPEG. Five pictures
 of scikit-image and two of scikit-learn are added. The weights are stored in half precision.
@@ -19,7 +22,7 @@ from PIL import Image
 
 import sfumato
 from sfumato.io.tensors import read_tensors, write_tensors
-from sfumato.models.storage import write_config
+from sfumato.models.storage import System, is_system, read_system, stage_of, write_config, write_system
 
 
 def pictures(source: Path, out: Path) -> None:
@@ -39,15 +42,27 @@ def pictures(source: Path, out: Path) -> None:
 
 
 def store(run: Path, out: Path) -> None:
+    if is_system(run):
+        system = read_system(run)
+        out.mkdir(parents=True, exist_ok=True)
+        # what was trained first is in the stages
+        write_system(out, System(system=system.system, stages=system.stages))
+        for name in system.stages:
+            store(stage_of(run, name), stage_of(out, name))
+        return
     model = sfumato.load(run)
     out.mkdir(parents=True, exist_ok=True)
-    # where the pictures were means nothing elsewhere
-    write_config(out, model.config.override({"data.source": "photos", "data.holdout": 0.1}), model.info)
+    # where pictures and other runs were means nothing elsewhere
+    source = "shapes" if model.config.data.source == "shapes" else "photos"
+    own = {"data.source": source, "data.holdout": 0.1, "training.init_from": None, "training.freeze": ()}
+    write_config(out, model.config.override(own), model.info)
     tensors, meta = read_tensors(run / "model.safetensors")
     half = {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}
-    write_tensors(out / "model.safetensors", half, meta)
-    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-    print(f"{out / 'model.safetensors'}: {(out / 'model.safetensors').stat().st_size / 1e6:.2f} MB, sha256 {digest}")
+    path = out / "model.safetensors"
+    write_tensors(path, half, meta)
+    count = sum(parameter.numel() for parameter in model.module.parameters())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    print(f"{path}: {count:,} parameters, {path.stat().st_size / 1e6:.2f} MB, sha256 {digest}")
 
 
 def main() -> None:
