@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sfumato.config import merge
 from sfumato.data.shapes import shapes
 from sfumato.errors import InputError
 from sfumato.models.cascade import Cascade
-from sfumato.models.storage import read_config, read_system
+from sfumato.models.storage import read_config, read_system, write_config
 from sfumato.systems.stages import planned
 from sfumato.systems.train import train
 
@@ -67,6 +68,30 @@ def test_the_base_keeps_the_layout_that_was_trained_before(system: Path) -> None
     # words that are attended to are the base's own, and are trained
     assert any(name.startswith("network.encoders.text.words.") for name in base)
     assert not any(name.startswith("network.encoders.text.words.") for name in layout)
+
+
+def test_a_system_that_was_moved_goes_on_without_its_layout(system: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(system, moved)
+    shutil.rmtree(moved / "stages/layout")
+    settings = {"base": {"training": {"steps": 5}}}
+    model = train(settings, data=shapes(32, count=32), run=moved, resume=True)
+    assert isinstance(model, Cascade) and sfumato.load(moved / "stages/base").step == 5
+    # its weights are in the base, but not for one that is trained again
+    with pytest.raises(InputError, match=r"layout.*(not trained|no run)|no run directory"):
+        train(settings, data=shapes(32, count=32), run=moved, resume=True, stage="base", overwrite=True)
+
+
+def test_a_base_needs_a_layout_that_was_trained_to_its_end(system: Path, tmp_path: Path) -> None:
+    data, folder = shapes(32, count=32), tmp_path / "s"
+    with pytest.raises(InputError, match=r"layout.*not trained yet"):
+        train(small(steps=4), system="imagen", data=data, run=folder, stage="base")
+    train(small(steps=4, checkpoint_every=2), data=data, run=folder, resume=True, stage="layout")
+    longer = {"layout": {"training": {"steps": 400}}}
+    monkeyed = sfumato.load(folder / "stages/layout").config.override({"training.steps": 400})
+    write_config(folder / "stages/layout", monkeyed, sfumato.load(folder / "stages/layout").info)
+    with pytest.raises(InputError, match=r"'base' starts from 'layout'.*--stage layout"):
+        train(longer, data=data, run=folder, resume=True, stage="base")
 
 
 def test_the_caption_reaches_both_stages(system: Path) -> None:
@@ -126,6 +151,11 @@ def test_what_is_planned() -> None:
     assert [config.data.scale_down for config in stages.values()] == [8, 2, 1] and stages["up"].data.size == 64
     assert all(c.conditions["text"].drop == 0.1 for c in stages.values())
     assert stages["up"].conditions["low_resolution"].noise > 0.0 and stages["up"].model.residual  # type: ignore[attr-defined]
+    # a base that starts from another run needs no layout of its own
+    own = {"base": {"training": {"init_from": "runs/other"}}}
+    assert {name: c.data.scale_down for name, c in planned(own, system="imagen").items()} == {"base": 2, "up": 1}
+    with pytest.raises(InputError, match=r"layout .*8 times smaller.*data\.size.*20"):
+        planned({"data": {"size": 20}}, system="imagen")
     with pytest.raises(InputError, match=r"no system 'imagine'.*imagen"):
         planned(system="imagine")
 

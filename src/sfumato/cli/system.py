@@ -28,11 +28,12 @@ imagen by their captions.
 
 Each is a run in the folder of the system, and can be stopped, resumed, sampled and evaluated by itself. Settings of a
 stage are options with its name, such as --up.training.steps; those of the data are the same for both. A file of
-settings has the groups data, base and up. A --budget is divided among the stages that are not begun.
+settings has the groups data, base and up, and imagen has layout before them. A --budget is divided among the stages
+that are not begun.
 """
 _OPTIONS: Fields = {
     **{name: one for name, one in OPTIONS.items() if name not in ("task", "condition", "init_from")},
-    "stage": option(str | None, "Train this stage only, base or up; --overwrite then replaces it alone."),
+    "stage": option(str | None, "Train this stage only, such as base or up; --overwrite then replaces it alone."),
     "factor": option(int | None, "How many times larger the up-sampler makes the images of the base (default: 2)."),
 }
 

@@ -182,4 +182,4 @@ def _settings_to_go_on(run: str, trust: bool) -> dict[str, Any]:
     if len(info.shape) == 3:
         data["channels"] = {1: "grey", 3: "rgb", 4: "rgba"}.get(info.shape[0])
     kept = {name: values["data"][name] for name in ("source", "random_crop", "flip") if name in values["data"]}
-    return {**values, "data": {**data, **kept}, "training": {**values["training"], "init_from": run}}
+    return {**values, "data": {**data, **kept}, "training": {**values["training"], "init_from": run, "freeze": ()}}

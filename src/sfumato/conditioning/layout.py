@@ -49,8 +49,8 @@ class Layout(nn.Module):
         has_words = mask.any(1)
         seen = mask | ~has_words[:, None]
         k, v = self.kv(self.norm(self.read(value))).chunk(2, dim=2)
-        queries = self.queries.expand(len(k), -1, -1)
+        queries = self.queries.expand(k.shape[0], -1, -1)
         found = multi_head(queries.to(k.dtype), k, v, self.heads, seen[:, None, None])
         cells = self.features(self.out(found) + self.queries) * has_words[:, None, None]
         grid = cells.transpose(1, 2).unflatten(2, (SIDE, SIDE))
-        return functional.interpolate(grid, self.sides, mode="bilinear")
+        return grid if self.sides == (SIDE, SIDE) else functional.interpolate(grid, self.sides, mode="bilinear")

@@ -46,10 +46,10 @@ class Text(Condition):
         uses: what of it the network is given: its ``words``, to attend to; a ``layout``, 16 features of each of 8x8
             cells that are scaled up and concatenated to the image, for which it has words of its own; or ``both``.
         pooled: whether a vector that is pooled from the words by attention is added to the time embedding.
-        norm: whether the features of the words are normalized, each word by itself.
-        width: features of a word, by ``words``.
+        norm: whether the features of the words are normalized, each word by itself; those of a layout always are.
+        width: features of a word, by ``words`` and for a layout.
         layers: of the transformer of ``words``.
-        heads: attention heads of that transformer, which divide the width.
+        heads: attention heads of that transformer and of a layout, which divide the width.
         length: most words of a caption, for ``words``; what is beyond is cut off.
         most_words: most words that ``words`` knows, the most frequent of the data.
         words: the words that are known, taken from the data.
@@ -73,6 +73,8 @@ class Text(Condition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.uses not in ("words", "layout", "both"):
+            raise InputError(f"Of a text the network uses words, layout or both; got {shown(self.uses)}.")
         sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "length", "most_words")}
         if min(sizes.values()) < 1 or self.width % self.heads:
             raise InputError(f"The encoder of text needs sizes of at least 1, and heads that divide its width; {sizes}")

@@ -88,8 +88,8 @@ def read_weights(run: Path, module: nn.Module) -> int:
 def start_from(run: Path, module: nn.Module, frozen: Collection[str] = ()) -> list[str]:
     """Take the averaged weights of a run for the start of another training; returns the names of what stays fresh.
 
-    That is what has no weight of its name and shape in the run, such as the table of other classes. Most must have one,
-    or all that are ``frozen``.
+    That is what has no weight of its name and shape in the run, such as the table of other classes; most must have one.
+    If parts are ``frozen``, these alone are taken, and must be there.
     """
 
     def plain(name: str) -> str:
@@ -99,8 +99,10 @@ def start_from(run: Path, module: nn.Module, frozen: Collection[str] = ()) -> li
     weights = {plain(name): value for name, value in read_tensors(run / "model.safetensors")[0].items()}
     parameters = {plain(name): parameter for name, parameter in module.named_parameters()}
     known = [name for name, value in parameters.items() if name in weights and weights[name].shape == value.shape]
-    if lacking := {plain(name) for name in frozen} - set(known):
+    kept = {plain(name) for name in frozen}
+    if lacking := kept - set(known):
         raise InputError(f"{run} has no weights for what is to be frozen, such as {min(lacking)}.")
+    known = [name for name in known if name in kept] if kept else known
     if not frozen and 2 * len(known) < len(parameters):
         raise InputError(
             f"{run} has weights of another network: only {len(known)} of {len(parameters)} tensors have its names and "

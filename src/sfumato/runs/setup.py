@@ -170,7 +170,7 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
     return Trainer(
         loss,
         loader,
-        optimizer=optimizer.method.build(module=denoiser, params=list(denoiser.parameters())),
+        optimizer=optimizer.method.build(module=denoiser, params=[p for p in denoiser.parameters() if p.requires_grad]),
         learning_rate=learning_rate_schedule(
             optimizer.learning_rate, options.steps, warmup=optimizer.warmup, decay=optimizer.decay
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,9 @@ class _Run:
                 info = info.override({"std": stored.std})
             require_same_data(self.folder, stored, info)
         prepare(info, (loader.dataset, heldout))
-        model = self._model(info)
+        # what is resumed has its weights, wherever those are that it once started from
+        begins = not (resume and self.directory.checkpoints.paths())
+        model = self._model(info, start=begins)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         self.config = config = model.config
         if model.classifier is None:
@@ -179,6 +181,8 @@ class _Run:
         options = config.training
         if resume:
             self.directory.restore(trainer, options.steps)
+            if not begins and not trainer.step:
+                raise InputError(f"No checkpoint of {self.folder} is whole; train it again, with --overwrite.")
         else:
             self.directory.create(overwrite)
         if self.main:
@@ -269,27 +273,32 @@ class _Run:
         self.reporter.say(f"budget    {sentence}")
         return config
 
-    def _model(self, info: Info) -> Model:
-        """The model with fresh weights, which are random numbers like any other: a function of the seed alone."""
+    def _model(self, info: Info, *, start: bool = True) -> Model:
+        """The model with fresh weights, which are random numbers like any other: a function of the seed alone.
+
+        With ``start`` those that another run has are taken from it.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.fold(self.config.training.seed, "weights"))
             model = Model.build(self.config, info, network=self.network, run=self.folder)
-        start = self.config.training.init_from
-        if start is not None:
-            self._check_words(Path(start), model)
         frozen = freeze(model.module, self.config.training.freeze)
-        if start is not None and (fresh := start_from(Path(start), model.module, frozen)):
-            self.reporter.say(f"start     from {start}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}")
+        if start and (run := self.config.training.init_from) is not None:
+            self._check_words(Path(run), model, frozen)
+            if fresh := start_from(Path(run), model.module, frozen):
+                self.reporter.say(
+                    f"start     from {run}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}"
+                )
         model.data = self.data
         return model
 
-    def _check_words(self, start: Path, model: Model) -> None:
+    def _check_words(self, start: Path, model: Model, frozen: Sequence[str]) -> None:
         """Refuse to start from weights whose words have the numbers of other words."""
         theirs = read_config(start, trust=True, network=True)[1].conditions
         for name, condition in model.conditions.items():
             if isinstance(condition, Text) and name in theirs:
                 known, own = theirs[name].build().meaning, condition.meaning
-                if len(known) == len(own) and known != own:
+                is_kept = any(f"encoders.{name}." in weight for weight in frozen)
+                if known != own and (is_kept or len(known) == len(own)):
                     raise InputError(
                         f"{start} was trained on other words, {', '.join(known[:5])} ..., and its text encoder says "
                         "nothing of these captions; start without it, or from a run of the same captions."

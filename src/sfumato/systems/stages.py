@@ -41,13 +41,24 @@ def planned(
     # what each stage changes in the recipe that it starts from
     stages = tomllib.loads(files("sfumato.recipes").joinpath(f"{system}.toml").read_text(encoding="utf-8"))
     common: dict[str, Any] = stages.pop("data", {})
+    before: list[str] = stages.pop("before", [])
     chosen = _checked(over, stages)
     shared = merge(common, chosen.get("data", {}))
     usual = named(recipe or SYSTEMS[system], shared.get("source"), shared.get("layout"), gpu=gpu)
     if (merge(usual.get("data", {}), shared)).get("random_crop") is not None:
         raise InputError("The stages of a system are trained on whole images; leave --data.random-crop out.")
     values = {name: merge(merge(usual, changed), {"data": shared}) for name, changed in stages.items()}
+    used = starts(_merged(values, chosen))
+    for name in before:
+        if name not in used:
+            # the stage that starts from it starts from another run, or from nothing
+            del values[name]
     for name, scale in _scales(_merged(values, chosen)).items():
+        if any(side % scale for side in _sides(shared.get("size"))):
+            raise InputError(
+                f"The images of the stage {name} have sides {scale} times smaller; choose a data.size that {scale} "
+                f"divides, not {shared['size']}."
+            )
         values[name] = merge(values[name], {"data.scale_down": scale})
         own = stages[name].get("model", {}).get("network", {})
         if (patch := values[name].get("model", {}).get("network", {}).get("patch")) and "patch" not in own:
@@ -71,7 +82,7 @@ def stored(folder: str | Path, over: Settings | None = None, *, trust: bool = Fa
             values[name] = read_config(run, trust=trust)[0].model_dump()
         elif name in system.settings:
             values[name] = system.settings[name]
-        else:
+        elif name not in system.before:  # those that start from it have its weights
             raise InputError(f"{folder} does not say how its stage {name!r} is trained; train it with --run {run}.")
     chosen = _checked(over, values)
     values = {name: merge(value, {"data": chosen.get("data", {})}) for name, value in values.items()}
@@ -109,6 +120,10 @@ def _scales(stages: Mapping[str, Settings]) -> dict[str, int]:
                     )
                 scale *= int(condition.get("factor", 4))
     return scales
+
+
+def _sides(size: Any) -> tuple[int, ...]:
+    return () if size is None else (size,) if isinstance(size, int) else tuple(size)
 
 
 def starts(stages: Mapping[str, Any]) -> tuple[str, ...]:

@@ -20,7 +20,15 @@ from sfumato.models.data import GIVEN, data_of, given_sets
 from sfumato.models.evaluate import judge_of, judged
 from sfumato.models.folders import load
 from sfumato.models.model import Model
-from sfumato.models.storage import System, is_system, read_system, stage_of, trained_stage, write_system
+from sfumato.models.storage import (
+    System,
+    is_system,
+    read_config,
+    read_system,
+    stage_of,
+    trained_stage,
+    write_system,
+)
 from sfumato.runs import train as runs
 from sfumato.runs.budget import has_gpu, seconds_of
 from sfumato.runs.directory import Interrupted, RunDirectory
@@ -53,8 +61,8 @@ def train(
     resumed, trained longer or replaced by itself.
 
     Args:
-        settings: settings of each stage by its name, ``base`` and ``up``, and ``data`` of both, in place of those of
-            the recipe: ``{"data": {"source": "digits"}, "base": {"training": {"steps": 500}}}``.
+        settings: settings of each stage by its name, such as ``base`` and ``up``, and ``data`` of all, in place of
+            those of the recipe: ``{"data": {"source": "digits"}, "base": {"training": {"steps": 500}}}``.
         system: which system, of a base model and one that scales its images up: ``"cascade"`` by class (Ho et al.
             2022), or ``"imagen"`` by caption (Saharia et al. 2022); one that is resumed is the one that it is.
         recipe: the recipe that each stage starts from; by default the one that suits system and data.
@@ -67,7 +75,7 @@ def train(
         overwrite: delete what is there: the system, or the ``stage``.
         trust: whether Python code of other packages that the settings name may be imported.
         budget: a time such as ``"2h"``, or seconds, that is divided among the stages that are not begun, by how many
-            positions of images their recipes train on; each is trained for as many steps as fit its part. The
+            images of which size their recipes train on; each is trained for as many steps as fit its part. The
             evaluation of the whole comes on top.
         reporter: what shows progress; by default nothing does.
 
@@ -98,13 +106,17 @@ def train(
     if overwrite and resume and stage is None:
         raise InputError("A system that is resumed keeps what is trained; name the stage that is to be replaced.")
     before = read_system(folder).before if resume else starts(stages)
-    # those to train, and those of them that have not begun
-    due = [
-        n
-        for n, c in stages.items()
-        if stage in (None, n) and not (resume and stage is None and _is_complete(stage_of(folder, n), c))
-    ]
-    fresh = [n for n in due if overwrite or not (resume and _is_run(folder, n))]
+    began = {n for n in stages if resume and _is_run(folder, n)}
+
+    def is_due(name: str, config: Config) -> bool:
+        if stage is not None or not resume:
+            return stage in (None, name)
+        if name in before and {n for n, c in stages.items() if _start(c) == name} <= began:
+            return False  # those that start from it have its weights
+        return not _is_complete(stage_of(folder, name), config)
+
+    due = [n for n, c in stages.items() if is_due(n, c)]
+    fresh = [n for n in due if overwrite or n not in began]
     seconds = None if budget is None else seconds_of(budget)
     if seconds is not None and not fresh:
         raise InputError(
@@ -119,7 +131,7 @@ def train(
         names = {"before": before, "stages": tuple(name for name in stages if name not in before)}
         write_system(folder, parse(System, {"system": system, **names, "settings": later}))
     accelerator.wait_for_everyone()
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     for number, (name, config) in enumerate(stages.items(), 1):
         path = stage_of(folder, name)
         if name not in due:
@@ -131,8 +143,14 @@ def train(
         more: dict[str, Any] = {"data": given, "heldout": heldout, "trust": trust, "reporter": reporter}
         try:
             if name in fresh:
-                if (start := config.training.init_from) in stages:
-                    config = config.override({"training.init_from": str(trained_stage(folder, start))})
+                if (first := _start(config)) in before:
+                    source = trained_stage(folder, first)
+                    if _steps_of(source) < read_config(source, trust=trust)[0].training.steps:
+                        raise InputError(
+                            f"The stage {name!r} starts from {first!r}, which is not trained to its end; go on with: "
+                            f"sfumato train --resume {folder} --stage {first}"
+                        )
+                    config = config.override({"training.init_from": str(source.absolute())})
                 part = None if seconds is None else seconds * _cost(config) / cost
                 runs.train(config, run=path, overwrite=overwrite, budget=part, **more)
             else:
@@ -142,7 +160,7 @@ def train(
             raise Interrupted(folder, stop.step or 0, stop.signal_number) from None
     # their steps may be what fitted a time
     stages = stored(folder, trust=trust)
-    missing = [name for name, config in stages.items() if _steps_of(stage_of(folder, name)) < config.training.steps]
+    missing = [n for n, c in stages.items() if n not in before and _steps_of(stage_of(folder, n)) < c.training.steps]
     if missing:
         reporter.say(f"system    {folder} lacks {' and '.join(missing)}; go on with: sfumato train --resume {folder}")
         return None
@@ -150,15 +168,21 @@ def train(
     model.data = given_sets(model.config, given, heldout)
     _show(model, folder, reporter, accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    reporter.say(f"{time.perf_counter() - began:.1f} s in all.")
+    reporter.say(f"{time.perf_counter() - start_time:.1f} s in all.")
     reporter.say(f"use it    sfumato sample {folder}")
     return model
 
 
 def _cost(config: Config) -> float:
-    """What the training of a stage costs, in units that all stages of a recipe share."""
+    """About what the training of a stage costs, in units that all stages of a recipe share."""
     side = config.data.scale_down * (getattr(config.model.network, "patch", None) or 1)
-    return config.training.steps * config.training.batch_size / side**2
+    # not by the number of positions: captions are read for small images too, and recipes have wider networks for these
+    return config.training.steps * config.training.batch_size / side
+
+
+def _start(config: Config) -> str:
+    """The name of the stage that one starts from, which may have been moved since."""
+    return Path(config.training.init_from or "").name
 
 
 def _is_run(folder: Path, name: str) -> bool:

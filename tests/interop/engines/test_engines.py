@@ -164,6 +164,20 @@ def test_tokens_of_any_number(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)
+def test_captions_of_any_length(engine: str) -> None:
+    packages(engine, "onnx", "onnxscript")
+    text = {"kind": "text", "words": ("a", "red", "circle"), "width": 8, "heads": 2, "layers": 1, "uses": "both"}
+    model = random_model(conditions={"text": text}, model={"network": {"channels": (8, 8), "attention": (1,)}})
+    fast = engines.compile(model, engine)
+    for captions in (["a"], ["a red circle", "red"], ["a red circle a a a a", ""]):
+        given = model.conditions["text"].given(captions, len(captions))["value"]
+        x, time, _ = inputs(model, len(captions))
+        expected = model.denoiser.network(x, time, text=given)
+        assert torch.allclose(fast.denoiser.network(x, time, text=given), expected, atol=1e-4)
+        assert not torch.allclose(model.denoiser.network(x, time), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
 def test_low_resolutions_of_any_size(engine: str) -> None:
     packages(engine, "onnx", "onnxscript")
     low = {"kind": "low_resolution", "factor": 2, "drop": 0.1, "noise": 0.3}

@@ -17,6 +17,7 @@ from sfumato.conditioning.base import Condition, keys_of, require_known
 from sfumato.conditioning.embedding import Tokens
 from sfumato.conditioning.labels import Label
 from sfumato.conditioning.low_resolution import LowResolution
+from sfumato.conditioning.text import Text
 from sfumato.errors import InputError
 from sfumato.interop.model import conditions_of, null_conditions
 from sfumato.models.model import Model
@@ -83,7 +84,7 @@ class Graph:
             # not every engine would say so
             if isinstance(condition, Label) and bool(((value < -1) | (value >= len(condition.names))).any()):
                 raise InputError(f"A {name} is a number from 0 to {len(condition.names) - 1}, or -1 for none.")
-            if isinstance(condition, Tokens) and any(given[key].shape[1] != value.shape[1] for key in keys):
+            if isinstance(condition, Tokens | Text) and any(given[key].shape[1] != value.shape[1] for key in keys):
                 raise InputError(f"{' and '.join(keys)} must be of as many tokens; give both.")
         given |= {"x": x.float(), "time": time.float()}
         return {name: given[name].detach().cpu().contiguous().numpy() for name in self.inputs}
@@ -121,9 +122,10 @@ def graph_of(model: Model) -> Graph:
     for name, condition in conditions.items():
         for key in keys_of(name, condition):
             null = nulls[key]
-            if isinstance(condition, Tokens):
+            if isinstance(condition, Tokens | Text):
                 null = null.repeat_interleave(length, 1)
-                dims[key][1] = Dim(f"{name}_length", min=1)
+                most = condition.length if isinstance(condition, Text) and not condition.is_frozen else None
+                dims[key][1] = Dim(f"{name}_length", min=1, max=most)
             elif isinstance(condition, LowResolution) and null.ndim == 4:
                 null = null.new_zeros(1, null.shape[1], 4, 5)
                 dims[key] |= {2: Dim(f"{name}_height", min=2), 3: Dim(f"{name}_width", min=2)}
