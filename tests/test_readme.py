@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 
 import sfumato
 from sfumato.cli import main
+from sfumato.data.embedded import SOURCES
+from sfumato.data.shapes import shapes
 from sfumato.interop import export, save_run
 from sfumato.recipes.openai import CLASSIFIERS
 from sfumato.recipes.published import EDM, GUIDED, PRESETS
@@ -132,6 +134,8 @@ def test_the_commands_of_the_readme_run(
 ) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setitem(sys.modules, "datasets", None)
+    # fewer scenes, of which each has to be drawn
+    monkeypatch.setitem(SOURCES, "shapes", lambda part="seen", size=(32, 32): shapes(size[0], 600))
     words = shlex.split(line, comments=True)[1:]
     for package in needed(words):
         pytest.importorskip(package, reason=f"{package} is not installed")
