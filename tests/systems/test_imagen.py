@@ -30,20 +30,23 @@ def small(**training: Any) -> dict[str, Any]:
     network = {"channels": (8, 8, 8), "groups": 4, "embedding": 16, "heads": 1}
     stage = {key: TINY[key] for key in ("training", "optimizer", "sampling", "evaluation")}
     stage = merge(stage, {"conditions": {"text": TEXT}, "model": {"network": network}, "training": training})
-    stages = {name: merge(stage, {"sampling": {"guidance": {"scale": 1.0}}}) for name in ("base", "up")}
+    scales = {"base": 2.0, "up": 1.0}
+    stages = {name: merge(stage, {"sampling": {"guidance": {"scale": scale}}}) for name, scale in scales.items()}
     return {"layout": merge(stage, {"model": {"network": {"channels": (8,)}}}), **stages}
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("systems") / "shapes"
-    settings = small(steps=4, checkpoint_every=2)
+    settings = small(steps=4, checkpoint_every=2, sample_count=2)
     assert isinstance(train(settings, system="imagen", data=shapes(32, count=32), run=folder), Cascade)
     return folder
 
 
 def test_each_stage_reads_the_captions(system: Path) -> None:
     assert read_system(system).system == "imagen"
+    # by the captions of held-out pictures, whose guidance needs some
+    assert [path.name for path in (system / "samples").iterdir()] == ["step-0000008.png"]
     (base, base_info), (up, up_info) = (read_config(system / f"stages/{name}") for name in ("base", "up"))
     assert read_system(system).before == ("layout",) and read_system(system).stages == ("base", "up")
     assert base_info.shape == (3, 16, 16) and up_info.shape == (3, 32, 32)
@@ -82,6 +85,18 @@ def test_a_system_that_was_moved_goes_on_without_its_layout(system: Path, tmp_pa
         train(settings, data=shapes(32, count=32), run=moved, resume=True, stage="base", overwrite=True)
 
 
+def test_the_layout_has_its_part_of_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[float] = []
+
+    def sized(config: Any, seconds: float, measured: Any) -> tuple[Any, str]:
+        parts.append(seconds)
+        return config.override({"training.steps": 2}), "as fits"
+
+    monkeypatch.setattr("sfumato.runs.train.sized", sized)
+    train(small(steps=4), system="imagen", data=shapes(32, count=32), run=tmp_path / "s", budget=100.0)
+    assert sum(parts) == pytest.approx(100.0) and 12.0 < parts[0] < 16.0 and parts[1] < parts[2]
+
+
 def test_a_base_needs_a_layout_that_was_trained_to_its_end(system: Path, tmp_path: Path) -> None:
     data, folder = shapes(32, count=32), tmp_path / "s"
     with pytest.raises(InputError, match=r"layout.*not trained yet"):
@@ -106,7 +121,7 @@ def test_the_caption_reaches_both_stages(system: Path) -> None:
     )
     assert found.shape == (2, 3, 32, 32)
     # without a caption, and with options of the base alone
-    assert model.sample(1, seed=3, text=None, base={"steps": 1}).isfinite().all()
+    assert model.sample(1, seed=3, text=None, base={"steps": 1, "guidance": 1.0}).isfinite().all()
 
 
 def test_one_stage_is_trained_again_and_the_other_kept(system: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sfumato.errors import InputError, check_arguments, nearest
 from sfumato.io.files import read_json
 from sfumato.io.images import save_grid
 from sfumato.io.tensors import read_meta
-from sfumato.models.data import GIVEN, data_of, given_sets
+from sfumato.models.data import GIVEN, data_of, examples, given_sets
 from sfumato.models.evaluate import judge_of, judged
 from sfumato.models.folders import load
 from sfumato.models.model import Model
@@ -37,6 +37,8 @@ from sfumato.runs.resolving import default_name
 from sfumato.runs.setup import accelerator_without_settings
 from sfumato.systems.stages import Settings, planned, starts, stored
 from sfumato.training.checkpoint import Checkpoints
+
+_FIRST = 0.15  # the part of a time that a stage has, at least, from which others start
 
 
 def train(
@@ -74,8 +76,8 @@ def train(
         stage: train this one only.
         overwrite: delete what is there: the system, or the ``stage``.
         trust: whether Python code of other packages that the settings name may be imported.
-        budget: a time such as ``"2h"``, or seconds, that is divided among the stages that are not begun, by how many
-            images of which size their recipes train on; each is trained for as many steps as fit its part. The
+        budget: a time such as ``"2h"``, or seconds, that is divided among the stages that are not begun, by what the
+            steps of their recipes cost; each is trained for as many steps as fit its part. The
             evaluation of the whole comes on top.
         reporter: what shows progress; by default nothing does.
 
@@ -105,7 +107,7 @@ def train(
         raise InputError(f"The system has no stage {stage!r}{nearest(stage, stages)}")
     if overwrite and resume and stage is None:
         raise InputError("A system that is resumed keeps what is trained; name the stage that is to be replaced.")
-    before = read_system(folder).before if resume else starts(stages)
+    before = set(read_system(folder).before if resume else starts(stages))
     began = {n for n in stages if resume and _is_run(folder, n)}
 
     def is_due(name: str, config: Config) -> bool:
@@ -122,13 +124,19 @@ def train(
         raise InputError(
             "The stages have begun, and have their steps; leave the budget out, or say more training.steps."
         )
-    cost = sum(_cost(stages[name]) for name in fresh)
+    costs = {name: _cost(stages[name]) for name in fresh}
+    for name in before & costs.keys():
+        # it is small, and what it has not learned is not learned later
+        costs[name] = max(costs[name], _FIRST * sum(costs.values()))
     accelerator = accelerator_without_settings()
     if accelerator.is_main_process:
         if not resume and (stage is None or not is_system(folder)):
             _make_room(folder, overwrite, accelerator)
         later = {name: config.model_dump(mode="json") for name, config in stages.items() if not _is_run(folder, name)}
-        names = {"before": before, "stages": tuple(name for name in stages if name not in before)}
+        names = {
+            "before": tuple(n for n in stages if n in before),
+            "stages": tuple(name for name in stages if name not in before),
+        }
         write_system(folder, parse(System, {"system": system, **names, "settings": later}))
     accelerator.wait_for_everyone()
     start_time = time.perf_counter()
@@ -151,7 +159,7 @@ def train(
                             f"sfumato train --resume {folder} --stage {first}"
                         )
                     config = config.override({"training.init_from": str(source.absolute())})
-                part = None if seconds is None else seconds * _cost(config) / cost
+                part = None if seconds is None else seconds * costs[name] / sum(costs.values())
                 runs.train(config, run=path, overwrite=overwrite, budget=part, **more)
             else:
                 runs.train(config, run=path, resume=True, **more)
@@ -174,10 +182,12 @@ def train(
 
 
 def _cost(config: Config) -> float:
-    """About what the training of a stage costs, in units that all stages of a recipe share."""
-    side = config.data.scale_down * (getattr(config.model.network, "patch", None) or 1)
-    # not by the number of positions: captions are read for small images too, and recipes have wider networks for these
-    return config.training.steps * config.training.batch_size / side
+    """About what the training of a stage costs, in units that all stages share: products of its convolutions."""
+    network: Any = config.model.network
+    side = config.data.scale_down * (getattr(network, "patch", None) or 1)
+    widths = getattr(network, "channels", None) or (getattr(network, "width", 1),)
+    work = sum((width / 2**level) ** 2 for level, width in enumerate(widths))
+    return config.training.steps * config.training.batch_size * work / side**2
 
 
 def _start(config: Config) -> str:
@@ -231,14 +241,18 @@ def _make_room(folder: Path, overwrite: bool, accelerator: Accelerator) -> None:
 
 def _show(model: Model, folder: Path, reporter: Reporter, main: bool) -> None:
     """Sample from the whole system, and evaluate it."""
-    options = model.config.training
-    if main and options.sample_count:
-        images = model.sample(options.sample_count, progress=False)
-        save_grid(images, folder / "samples" / f"step-{model.step:07d}.png")
+    count = model.config.training.sample_count
+    if not count and not model.config.evaluation.samples:
+        return
+    sets = train, heldout = data_of(model)
+    if main and count:
+        # by the captions of images, where nobody gives any
+        cond, _ = examples(model, heldout if len(heldout) else train, count)
+        save_grid(model.sample(count, progress=False, **cond), folder / "samples" / f"step-{model.step:07d}.png")
     if not model.config.evaluation.samples:
         return
     try:
-        judge = judge_of(model, data_of(model), progress=reporter.progress)
+        judge = judge_of(model, sets, progress=reporter.progress)
         reporter.evaluating(model)
         report = judged(judge, model, keep=True, overwrite=True, progress=reporter.progress)
         reporter.evaluated(report, model.step)
