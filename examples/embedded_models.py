@@ -4,11 +4,9 @@
     sfumato train pictures --task upscale --training.steps 2600 --data.holdout 0 --evaluation.samples 0 --run RUN
     python examples/embedded_models.py store RUN src/sfumato/pretrained/photos
 
-    sfumato train shapes --system imagen --run RUN
-    python examples/embedded_models.py store RUN src/sfumato/pretrained/shapes
-
 PHOTOGRAPHS is a folder of large JPEG files; they are made smaller, which takes away the traces of JPEG. Five pictures
-of scikit-image and two of scikit-learn are added. The weights are stored in half precision.
+of scikit-image and two of scikit-learn are added. The weights are stored in half precision, those of a system stage by
+stage.
 """
 
 from __future__ import annotations

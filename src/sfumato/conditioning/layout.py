@@ -45,7 +45,7 @@ class Layout(nn.Module):
         )
 
     def forward(self, value: Tensor, mask: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch channels h w"]:
-        """The features for captions of which at least the places of ``mask`` are words."""
+        """The features for captions; ``mask`` is True where there are words."""
         has_words = mask.any(1)
         seen = mask | ~has_words[:, None]
         k, v = self.kv(self.norm(self.read(value))).chunk(2, dim=2)

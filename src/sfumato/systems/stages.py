@@ -41,18 +41,15 @@ def planned(
     # what each stage changes in the recipe that it starts from
     stages = tomllib.loads(files("sfumato.recipes").joinpath(f"{system}.toml").read_text(encoding="utf-8"))
     common: dict[str, Any] = stages.pop("data", {})
-    before: list[str] = stages.pop("before", [])
     chosen = _checked(over, stages)
     shared = merge(common, chosen.get("data", {}))
     usual = named(recipe or SYSTEMS[system], shared.get("source"), shared.get("layout"), gpu=gpu)
     if (merge(usual.get("data", {}), shared)).get("random_crop") is not None:
         raise InputError("The stages of a system are trained on whole images; leave --data.random-crop out.")
     values = {name: merge(merge(usual, changed), {"data": shared}) for name, changed in stages.items()}
-    used = starts(_merged(values, chosen))
-    for name in before:
-        if name not in used:
-            # the stage that starts from it starts from another run, or from nothing
-            del values[name]
+    for name in set(starts(values)) - set(starts(_merged(values, chosen))):
+        # what would start from it starts from another run, or from nothing
+        del values[name]
     for name, scale in _scales(_merged(values, chosen)).items():
         if any(side % scale for side in _sides(shared.get("size"))):
             raise InputError(
