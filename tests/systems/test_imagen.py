@@ -49,17 +49,17 @@ def test_each_stage_reads_the_captions(system: Path) -> None:
     assert [path.name for path in (system / "samples").iterdir()] == ["step-0000008.png"]
     (base, base_info), (up, up_info) = (read_config(system / f"stages/{name}") for name in ("base", "up"))
     assert read_system(system).before == ("layout",) and read_system(system).stages == ("base", "up")
-    assert base_info.shape == (3, 16, 16) and up_info.shape == (3, 32, 32)
+    assert base_info.shape == (3, 8, 8) and up_info.shape == (3, 32, 32)
     assert list(base.conditions) == ["text"] and list(up.conditions) == ["text", "low_resolution"]
     known: Any = base_info.conditions["text"]
     assert known.words == up_info.conditions["text"].words and "red" in known.words  # type: ignore[attr-defined]
-    # as many positions in both as the recipe says, not as many as another size would have
-    assert base.model.network.patch == up.model.network.patch == 2
+    # as the recipe says, not as many positions as another size would have
+    assert (base.model.network.patch, up.model.network.patch) == (1, 2)
 
 
 def test_the_base_keeps_the_layout_that_was_trained_before(system: Path) -> None:
     config, info = read_config(system / "stages/layout")
-    # the expected picture of a caption, four times smaller than those of the base, whatever the noise is
+    # the expected picture of a caption, two times smaller than those of the base, whatever the noise is
     assert info.shape == (3, 4, 4) and config.model.parameterization.kind == "regression"
     layout, base = (
         dict(sfumato.load(system / f"stages/{name}").module.named_parameters()) for name in ("layout", "base")
@@ -148,7 +148,7 @@ def test_stages_of_other_captions_are_refused(system: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"other texts, .*small.*kreis.* same data"):
         Cascade({"base": sfumato.load(system / "stages/base"), "up": up})
     with pytest.raises(InputError, match="autoguidance needs one task"):
-        up.sample(1, low_resolution=torch.zeros(3, 16, 16), guidance={"scale": 2.0, "weak_run": system / "stages/up"})
+        up.sample(1, low_resolution=torch.zeros(3, 8, 8), guidance={"scale": 2.0, "weak_run": system / "stages/up"})
 
 
 def test_a_weaker_run_of_the_same_captions_guides(system: Path) -> None:
@@ -163,12 +163,12 @@ def test_a_weaker_run_of_the_same_captions_guides(system: Path) -> None:
 def test_what_is_planned() -> None:
     stages = planned(system="imagen")
     assert {name: c.data.source for name, c in stages.items()} == dict.fromkeys(("layout", "base", "up"), "shapes")
-    assert [config.data.scale_down for config in stages.values()] == [8, 2, 1] and stages["up"].data.size == 64
+    assert [config.data.scale_down for config in stages.values()] == [8, 4, 1] and stages["up"].data.size == 64
     assert all(c.conditions["text"].drop == 0.1 for c in stages.values())
     assert stages["up"].conditions["low_resolution"].noise > 0.0 and stages["up"].model.residual  # type: ignore[attr-defined]
     # a base that starts from another run needs no layout of its own
     own = {"base": {"training": {"init_from": "runs/other"}}}
-    assert {name: c.data.scale_down for name, c in planned(own, system="imagen").items()} == {"base": 2, "up": 1}
+    assert {name: c.data.scale_down for name, c in planned(own, system="imagen").items()} == {"base": 4, "up": 1}
     with pytest.raises(InputError, match=r"layout .*8 times smaller.*data\.size.*20"):
         planned({"data": {"size": 20}}, system="imagen")
     with pytest.raises(InputError, match=r"no system 'imagine'.*imagen"):

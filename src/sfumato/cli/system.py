@@ -34,7 +34,10 @@ that are not begun.
 _OPTIONS: Fields = {
     **{name: one for name, one in OPTIONS.items() if name not in ("task", "condition", "init_from")},
     "stage": option(str | None, "Train this stage only, such as base or up; --overwrite then replaces it alone."),
-    "factor": option(int | None, "How many times larger the up-sampler makes the images of the base (default: 2)."),
+    "factor": option(
+        int | None,
+        "How many times larger the up-sampler makes the images of the base (default: 4 of imagen, 2 of a cascade).",
+    ),
 }
 
 

@@ -343,10 +343,11 @@ class Config(Component):
                 "the last step of the schedule has alpha = 0, where the error of the noise teaches nothing; use "
                 "objective.weight output"
             )
-        if schedule.kind == "learned" and (weight != "vlb_continuous" or times != "uniform"):
+        balanced = self.objective.balance
+        if schedule.kind == "learned" and (weight != "vlb_continuous" or times != "uniform" or balanced):
             raise ValueError(
-                "a learned schedule is trained by the bound: use objective.weight vlb_continuous and objective.times "
-                "uniform"
+                "a learned schedule is trained by the bound: use objective.weight vlb_continuous, objective.times "
+                "uniform and no objective.balance"
             )
         if self.model.learned_variance and times not in ("uniform", "loss_second_moment"):
             raise ValueError(

@@ -188,3 +188,63 @@ class LossSecondMoment(Times):
         if losses.shape != now.shape:
             raise InputError(f"The checkpoint holds {tuple(losses.shape)} losses where these need {tuple(now.shape)}.")
         self._set(losses, seen)
+
+
+class Balanced(Times):
+    r"""Other times, at which a loss counts the more the smaller the losses of its noise level are: :math:`1 / L`.
+
+    Most of the loss is at high noise, and can't be learned away, so its gradients drown those of the small losses, of
+    details. This gives every level the same share (the uncertainty weighting of Karras et al. 2024, "Analyzing and
+    improving the training dynamics of diffusion models", sec. 2.2, with a running mean for their learned function).
+    The uniform numbers are divided into equal strata; with :math:`\bar L_k` the mean over the last losses of a stratum
+
+    .. math::
+        w_k = \frac{1}{S} \sum_j \bar L_j \, / \, \bar L_k ,
+
+    so that the mean of the loss stays what it is. Until every stratum has its history the weights are 1.
+
+    Args:
+        base: the times.
+        strata: how many parts they have, at least 1.
+        history: over how many losses of a stratum the mean is taken, at least 1.
+    """
+
+    adaptive = True
+
+    def __init__(self, base: Times, strata: int = 32, history: int = 64) -> None:
+        if base.adaptive:
+            raise InputError("Times that adapt to the losses weigh these already; they can't be balanced as well.")
+        if strata < 1 or history < 1:
+            raise InputError(f"Balanced times need strata and a history of at least 1; got {strata} and {history}.")
+        self.base, self.history = base, history
+        self.means = torch.zeros(strata, dtype=torch.float64)
+        self.seen = torch.zeros(strata, dtype=torch.int64)
+
+    def _stratum(self, u: Tensor) -> Tensor:
+        return (u * len(self.seen)).floor().clamp(max=len(self.seen) - 1).long()
+
+    def sample(self, u: Float64[Tensor, "batch"]) -> Level:
+        return self.base.sample(u)
+
+    def weight(self, u: Float64[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
+        if bool((self.seen < self.history).any()) or not bool((self.means > 0.0).all()):
+            return torch.ones_like(u)
+        return (self.means.mean() / self.means)[self._stratum(u)]
+
+    def observe(self, u: Float64[Tensor, "batch"], losses: Float[Tensor, "batch"]) -> None:
+        stratum, count = self._stratum(u), len(self.seen)
+        new = stratum.bincount(minlength=count)
+        sums = torch.zeros(count, dtype=torch.float64).index_add_(0, stratum, losses.detach().cpu().double())
+        self.seen = self.seen + new
+        share = new / self.seen.clamp(min=1, max=self.history)
+        self.means = torch.lerp(self.means, sums / new.clamp(min=1), share.clamp(max=1.0).double())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running mean of the losses of each stratum, and how many it has had in all."""
+        return {"means": self.means, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        means, seen = state.get("means"), state.get("seen")
+        if means is None or seen is None or means.shape != self.means.shape:
+            raise InputError("The checkpoint holds no means of the losses: it was trained with another objective.")
+        self.means, self.seen = means.double().cpu(), seen.long().cpu()

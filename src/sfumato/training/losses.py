@@ -28,7 +28,7 @@ from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.gaussian import diffuse
 from sfumato.diffusion.level import Level
 from sfumato.diffusion.objective import training_loss
-from sfumato.diffusion.times import Times, Uniform
+from sfumato.diffusion.times import Balanced, Times, Uniform
 from sfumato.diffusion.weighting import OutputWeight, Weight, simple
 from sfumato.errors import InputError
 from sfumato.networks.layers import Dropout
@@ -115,6 +115,8 @@ class Denoising(AtLevels):
         bins: number of values that a pixel can take, at least 2; a learned variance or schedule is trained by the
             likelihood of these.
         power: of the errors that are minimized: 2 for squared errors, 1 for absolute ones.
+        balance: divide each loss by the mean loss at its noise level, so that all levels count alike
+            (:class:`~sfumato.diffusion.times.Balanced`).
     """
 
     def __init__(
@@ -127,8 +129,10 @@ class Denoising(AtLevels):
         stratified: bool = True,
         bins: int = 256,
         power: Literal[1, 2] = 2,
+        balance: bool = False,
     ) -> None:
-        super().__init__(times or Uniform(denoiser.schedule), stratified=stratified)
+        times = times or Uniform(denoiser.schedule)
+        super().__init__(Balanced(times) if balance else times, stratified=stratified)
         if bins < 2:
             raise InputError(f"objective.bins is {bins}; a pixel can take at least 2 values.")
         self.model = denoiser
