@@ -45,9 +45,7 @@ SLIDES = [
 ]
 
 FUTURE = {
-    "SR3": "sfumato.systems.super_resolution",
     "DALL-E 2": "sfumato.systems.unclip",
-    "Imagen": "sfumato.systems.text_to_image",
 }
 """What the page says is not here, and the module that will make it untrue."""
 

@@ -165,6 +165,7 @@ def test_what_is_planned() -> None:
     assert {name: c.data.source for name, c in stages.items()} == dict.fromkeys(("layout", "base", "up"), "shapes")
     assert [config.data.scale_down for config in stages.values()] == [8, 4, 1] and stages["up"].data.size == 64
     assert all(c.conditions["text"].drop == 0.1 for c in stages.values())
+    assert [c.objective.balance for c in stages.values()] == [False, True, True]
     assert stages["up"].conditions["low_resolution"].noise > 0.0 and stages["up"].model.residual  # type: ignore[attr-defined]
     # a base that starts from another run needs no layout of its own
     own = {"base": {"training": {"init_from": "runs/other"}}}

@@ -36,7 +36,8 @@ _OPTIONS: Fields = {
     "stage": option(str | None, "Train this stage only, such as base or up; --overwrite then replaces it alone."),
     "factor": option(
         int | None,
-        "How many times larger the up-sampler makes the images of the base (default: 4 of imagen, 2 of a cascade).",
+        "How many times larger the up-sampler makes the images of the base (default: 4 for imagen, 2 for a cascade). "
+        "With less, give a large base --base.model.network.patch 2.",
     ),
 }
 

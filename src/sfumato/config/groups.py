@@ -349,6 +349,11 @@ class Config(Component):
                 "a learned schedule is trained by the bound: use objective.weight vlb_continuous, objective.times "
                 "uniform and no objective.balance"
             )
+        if balanced and (times == "loss_second_moment" or self.model.learned_variance):
+            other = "model.learned_variance" if self.model.learned_variance else f"objective.times {times}"
+            raise ValueError(
+                f"objective.balance divides the losses that {other} needs as they are; leave one of them out"
+            )
         if self.model.learned_variance and times not in ("uniform", "loss_second_moment"):
             raise ValueError(
                 "model.learned_variance needs objective.times uniform or loss_second_moment: its bound is a sum over "

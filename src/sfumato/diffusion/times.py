@@ -191,15 +191,16 @@ class LossSecondMoment(Times):
 
 
 class Balanced(Times):
-    r"""Other times, at which a loss counts the more the smaller the losses of its noise level are: :math:`1 / L`.
+    r"""Other times, at which each loss is divided by the mean loss of its noise level, so that all levels count alike.
 
-    Most of the loss is at high noise, and can't be learned away, so its gradients drown those of the small losses, of
-    details. This gives every level the same share (the uncertainty weighting of Karras et al. 2024, "Analyzing and
-    improving the training dynamics of diffusion models", sec. 2.2, with a running mean for their learned function).
-    The uniform numbers are divided into equal strata; with :math:`\bar L_k` the mean over the last losses of a stratum
+    How much a level counts is then decided by how often it is drawn; ``objective.weight`` matters only until the means
+    are known. Where some levels have a large loss that can't be learned away, its gradients no longer drown those of
+    the others. (The uncertainty weighting of Karras et al. 2024, "Analyzing and improving the training dynamics of
+    diffusion models", sec. 2.1, with a running mean for their learned function.) The uniform numbers are divided into
+    ``S`` equal strata; with :math:`\bar L_k` the mean over the last losses of a stratum
 
     .. math::
-        w_k = \frac{1}{S} \sum_j \bar L_j \, / \, \bar L_k ,
+        w_k = \frac{1}{S} \sum_j \bar L_j \, / \, \bar L_k \le 1000,
 
     so that the mean of the loss stays what it is. Until every stratum has its history the weights are 1.
 
@@ -227,17 +228,18 @@ class Balanced(Times):
         return self.base.sample(u)
 
     def weight(self, u: Float64[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
-        if bool((self.seen < self.history).any()) or not bool((self.means > 0.0).all()):
+        mean = self.means.mean()
+        if bool((self.seen < self.history).any()) or not float(mean) > 0.0:
             return torch.ones_like(u)
-        return (self.means.mean() / self.means)[self._stratum(u)]
+        return mean / self.means[self._stratum(u)].clamp(min=1e-3 * float(mean))
 
     def observe(self, u: Float64[Tensor, "batch"], losses: Float[Tensor, "batch"]) -> None:
         stratum, count = self._stratum(u), len(self.seen)
         new = stratum.bincount(minlength=count)
         sums = torch.zeros(count, dtype=torch.float64).index_add_(0, stratum, losses.detach().cpu().double())
         self.seen = self.seen + new
-        share = new / self.seen.clamp(min=1, max=self.history)
-        self.means = torch.lerp(self.means, sums / new.clamp(min=1), share.clamp(max=1.0).double())
+        share = (new.double() / self.seen.clamp(min=1, max=self.history)).clamp(max=1.0)
+        self.means = torch.lerp(self.means, sums / new.clamp(min=1), share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running mean of the losses of each stratum, and how many it has had in all."""
@@ -245,6 +247,6 @@ class Balanced(Times):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         means, seen = state.get("means"), state.get("seen")
-        if means is None or seen is None or means.shape != self.means.shape:
-            raise InputError("The checkpoint holds no means of the losses: it was trained with another objective.")
+        if means is None or seen is None or not means.shape == seen.shape == self.means.shape:
+            raise InputError("The checkpoint holds no means of the losses: it was trained without objective.balance.")
         self.means, self.seen = means.double().cpu(), seen.long().cpu()

@@ -215,7 +215,9 @@ class Trainer:
             of = expected.get(name)
             if of is None:
                 if name.startswith("loss/"):
-                    raise InputError(f"The checkpoint is of another loss or objective.times, which has {name!r}.")
+                    raise InputError(
+                        f"The checkpoint is of another loss, objective.times or objective.balance, which has {name!r}."
+                    )
                 raise InputError(f"The checkpoint is of another model or optimizer, which has {name!r}.")
             if (tensor.shape, tensor.dtype) != (of.shape, of.dtype):
                 held = f"is {tensor.dtype} of shape {tuple(tensor.shape)}; expected {of.dtype} of {tuple(of.shape)}"

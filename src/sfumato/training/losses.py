@@ -115,8 +115,8 @@ class Denoising(AtLevels):
         bins: number of values that a pixel can take, at least 2; a learned variance or schedule is trained by the
             likelihood of these.
         power: of the errors that are minimized: 2 for squared errors, 1 for absolute ones.
-        balance: divide each loss by the mean loss at its noise level, so that all levels count alike
-            (:class:`~sfumato.diffusion.times.Balanced`).
+        balance: divide each loss by the mean loss at its noise level, so that all levels count alike and the weight
+            hardly matters (:class:`~sfumato.diffusion.times.Balanced`).
     """
 
     def __init__(
