@@ -1,4 +1,4 @@
-"""Small models that come along, each a run with a card: ``sfumato.load(sfumato.pretrained.path("photos"))``."""
+"""Small models that come along, each a run or a system with a card: ``sfumato.load(pretrained.path("photos"))``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 from sfumato.errors import InputError, nearest
 
-SAID = {"photos": "photographs 4 times larger, trained on 16 photographs of Debian, scikit-image and scikit-learn"}
+SAID = {
+    "photos": "photographs 4 times larger, trained on 16 photographs of Debian, scikit-image and scikit-learn",
+    "shapes": "scenes by their captions, trained on those of sfumato.data.shapes",
+}
 """What there is, and what each was trained on."""
 
 
