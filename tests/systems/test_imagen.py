@@ -138,7 +138,7 @@ def test_one_stage_is_trained_again_and_the_other_kept(system: Path, tmp_path: P
 
 def test_stages_of_other_captions_are_refused(system: Path, tmp_path: Path) -> None:
     other = sfumato.Dataset(
-        np.zeros((8, 3, 32, 32), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None],
+        shapes(32, count=8).images[np.arange(8)],
         {"caption": sfumato.data.Column(np.array(["ein roter Kreis"] * 8))},
         "German",
     )
