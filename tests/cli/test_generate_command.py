@@ -202,7 +202,7 @@ def test_models_that_draw_nothing_yet(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(pretrained.SAID, "shapes", raising=False)
     assert run("generate", "red") == 2
-    assert "No model of text to image comes with this version" in capsys.readouterr().err
+    assert "No model 'shapes' comes along" in capsys.readouterr().err
     early = tmp_path / "early"
     shutil.copytree(painter, early)
     config = json.loads((early / "config.json").read_text())

@@ -143,12 +143,7 @@ def _model(facts: Mapping[str, Any], like: str | None) -> Path:
     """The model where none is named: that of a picture, or the one that comes with sfumato."""
     name = str(facts.get("model", f"{_OWN}{_EMBEDDED}"))
     if name.startswith(_OWN):
-        if (name := name.removeprefix(_OWN)) not in pretrained.SAID:
-            raise InputError(
-                "No model of text to image comes with this version of sfumato; name one, --model RUN, such as one of "
-                "your own captioned pictures: sfumato train FOLDER --condition text."
-            )
-        return pretrained.path(name)
+        return pretrained.path(name.removeprefix(_OWN))
     if not Path(name).is_dir():
         raise InputError(f"The model of {like}, {name}, is not here; say where it is: --model RUN.")
     return Path(name)
