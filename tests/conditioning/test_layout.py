@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from sfumato.conditioning.base import Filled
 from sfumato.conditioning.layout import CHANNELS, SIDE, Layout
@@ -58,7 +59,7 @@ def test_no_caption_has_zeros_and_no_influence_on_the_gradient() -> None:
 
 def test_each_cell_attends_by_itself() -> None:
     torch.manual_seed(0)
-    layout = Layout(Words(5, 4, 8, 1, 2), 8, 2, (3, SIDE, SIDE)).double()
+    layout = Layout(Words(5, 8, 1, 2), 8, 2, (3, SIDE, SIDE)).double()
     value = torch.tensor([[1, 2, 3]])
     before = layout(value, value >= 0)
     with torch.no_grad():
@@ -72,3 +73,18 @@ def test_layouts_are_of_images() -> None:
         described(uses="layout").build_encoder((5,), 12, 16)
     with pytest.raises(InputError, match="not described"):
         replace(described(uses="both"), words=()).build_encoder((3, 8, 8), 12, 16)
+
+
+def test_what_a_word_means_does_not_depend_on_those_beside_it() -> None:
+    """Context decides which words a cell attends to; what it is told is a mean of words by themselves."""
+    torch.manual_seed(0)
+    layout = Layout(Words(5, 8, 2, 2), 8, 2, (3, SIDE, SIDE)).double()
+    layout.out, layout.features = nn.Identity(), nn.Identity()
+    with torch.no_grad():
+        # all words attended to alike
+        layout.k.weight.zero_()
+        layout.k.bias.zero_()
+        layout.queries.zero_()
+    value = torch.tensor([[1, 2, 3]])
+    told = layout.v(layout.norm(layout.read.table(value))).mean(1)[0]  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    torch.testing.assert_close(layout(value, value >= 0).flatten(2)[0], told[:, None].expand(-1, SIDE**2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -119,9 +120,9 @@ def test_captions_are_dropped_at_their_rate_and_guided_away_from() -> None:
 
 
 def test_words_against_an_independent_transformer() -> None:
-    """The encoder is PyTorch's own pre-norm transformer with the same weights."""
+    """The encoder is PyTorch's own pre-norm transformer with the same weights, with a bias for each distance."""
     torch.manual_seed(0)
-    words = Words(9, 8, 16, 1, 2).double()
+    words = Words(9, 16, 1, 2).double()
     for parameter in words.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     theirs = torch.nn.TransformerEncoderLayer(16, 2, 64, 0.0, "gelu", 1e-5, batch_first=True, norm_first=True).double()
@@ -136,10 +137,47 @@ def test_words_against_an_independent_transformer() -> None:
         for kind in ("weight", "bias")
     }
     theirs.load_state_dict(state)
-    numbers = torch.tensor([[1, 2, 3, PAD], [4, 0, 9, 5]])
-    x = words.table(numbers.clamp(min=0)) + words.positions[:4]
-    wanted = theirs(x, src_key_padding_mask=numbers == PAD)
+    numbers = torch.tensor([[1, 2, 3, PAD, PAD, PAD], [4, 0, 9, 5, 1, 1]])
+    bias = torch.zeros(2, 2, 6, 6, dtype=torch.float64)
+    for head, i, j in itertools.product(range(2), range(6), range(6)):
+        bias[:, head, i, j] = block.attention.distances[head, min(max(j - i, -3), 3) + 3]
+    bias.masked_fill_((numbers == PAD)[:, None, None], -torch.inf)
+    wanted = theirs(words.table(numbers.clamp(min=0)), bias.flatten(0, 1))
     assert ((words(numbers) - wanted).abs().amax(2)[numbers != PAD]).max() < 1e-10
+
+
+def test_words_are_the_same_wherever_they_stand() -> None:
+    """With one layer a word depends on the order of those up to three away; of those further away only on which."""
+    torch.manual_seed(0)
+    words = Words(9, 16, 1, 2).double()
+    near = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9]])
+    turned = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 9, 8]])
+    same, changed = (words(near) - words(turned)).abs().amax(2)[0, [0, 4]], (words(near) - words(turned)).abs()[0, 5]
+    assert same.max() < 1e-12 and changed.max() > 1e-3
+    assert torch.equal(words.alone(near)[0, :7], words.alone(turned)[0, :7])
+
+
+def test_single_words_are_dropped_in_training_only() -> None:
+    text = replace(described(), drop=0.0, drop_words=0.2)
+    columns = {"caption": packed(["a red circle", "a circle"] * 2000)}
+    x0 = torch.zeros(4000, 3, 1, 1)
+    value = text.training(x0, columns, Draws(0, 0, 4000, 64))["value"]
+    whole = text.evaluation(x0, columns, Draws(0, 0, 4000, 64))["value"]
+    there = whole != PAD
+    assert torch.equal(value != PAD, there) and torch.equal(
+        whole, text.given(["a red circle", "a circle"], 4000)["value"]
+    )
+    dropped = (value != whole)[there]
+    assert (value[value != whole] == 0).all()
+    assert abs(float(dropped.double().mean()) - 0.2) < 4 * (0.2 * 0.8 / 10_000) ** 0.5
+    # a sample's words do not depend on those beside it
+    alone = {"caption": packed(["a circle"])}
+    assert torch.equal(text.training(x0[:1], alone, Draws(0, 7, 1, 64))["value"][0], value[7, :2])
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(InputError, match="drop_words"):
+            replace(text, drop_words=wrong)
+    with pytest.raises(InputError, match="drop_words"):
+        replace(text, encoder="minilm")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sfumato.conditioning.words import Words
 from sfumato.errors import InputError
 from sfumato.networks.attention import multi_head
 
@@ -24,8 +25,12 @@ class Layout(nn.Module):
     A network that learns to predict a small image from them alone learns in minutes where "left of" puts things; in a
     training on whole images that signal is drowned by all others. An image without a caption has zeros.
 
+    A cell finds words by their context, and is told what they mean by themselves: "red" and "circle" say the same in a
+    caption that has both as in those that have one of them, so that a pair that was never seen is still read.
+
     Args:
-        read: what turns the tensor of a caption into features of its words, ``(batch, length, width)``.
+        read: what turns the tensor of a caption into features of its words, ``(batch, length, width)``. Of
+            :class:`~sfumato.conditioning.words.Words` those of words by themselves are taken too.
         width: those features.
         heads: of the attention, which divide the width.
         shape: ``(C, height, width)`` of an image.
@@ -37,8 +42,8 @@ class Layout(nn.Module):
             raise InputError(f"The layout of a caption is that of images (C, H, W); samples have shape {tuple(shape)}.")
         self.read, self.heads, self.sides = read, heads, tuple(shape[1:])
         self.queries = nn.Parameter(torch.randn(SIDE**2, width) * 0.5)
-        self.norm = nn.LayerNorm(width)
-        self.kv = nn.Linear(width, 2 * width)
+        self.context_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.k, self.v = nn.Linear(width, width), nn.Linear(width, width)
         self.out = nn.Linear(width, width)
         self.features = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, CHANNELS)
@@ -48,7 +53,9 @@ class Layout(nn.Module):
         """The features for captions; ``mask`` is True where there are words."""
         has_words = mask.any(1)
         seen = mask | ~has_words[:, None]
-        k, v = self.kv(self.norm(self.read(value))).chunk(2, dim=2)
+        context = self.read(value)
+        alone = self.read.alone(value) if isinstance(self.read, Words) else context
+        k, v = self.k(self.context_norm(context)), self.v(self.norm(alone))
         queries = self.queries.expand(k.shape[0], -1, -1)
         found = multi_head(queries.to(k.dtype), k, v, self.heads, seen[:, None, None])
         cells = self.features(self.out(found) + self.queries) * has_words[:, None, None]

@@ -51,6 +51,8 @@ class Text(Condition):
         layers: of the transformer of ``words``.
         heads: attention heads of that transformer and of a layout, which divide the width.
         length: most words of a caption, for ``words``; what is beyond is cut off.
+        drop_words: the fraction of single words that are unknown in training, for ``words``, from 0 to below 1: what a
+            caption says then does not hang on one of them, such as an "and" for two things.
         most_words: most words that ``words`` knows, the most frequent of the data.
         words: the words that are known, taken from the data.
         features: the features of a token by a frozen encoder, taken from it.
@@ -66,6 +68,7 @@ class Text(Condition):
     layers: int = 3
     heads: int = 4
     length: int = 64
+    drop_words: float = 0.0
     most_words: int = 8192
     words: tuple[str, ...] = ()
     features: int = 0
@@ -78,6 +81,10 @@ class Text(Condition):
         sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "length", "most_words")}
         if min(sizes.values()) < 1 or self.width % self.heads:
             raise InputError(f"The encoder of text needs sizes of at least 1, and heads that divide its width; {sizes}")
+        if not 0.0 <= self.drop_words < 1.0 or (self.drop_words and self.is_frozen):
+            raise InputError(
+                f"drop_words is a fraction from 0 to below 1, and 0 with a frozen encoder; got {self.drop_words}."
+            )
 
     @property
     def is_frozen(self) -> bool:
@@ -127,12 +134,21 @@ class Text(Condition):
         # of millions of captions only the distinct ones are held
         self._kept().prepare(list(dict.fromkeys(text for part in parts for text in part)))
 
-    def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+    def evaluation(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         texts = unpacked(take(columns, self.column))
         if self.is_frozen:
             return {part: rows.to(x0.device) for part, rows in self._encoded(texts).items()}
         split = [words.split(text)[: self.length] for text in texts]
         return {"value": words.numbered(split, _numbers(self.words)).to(x0.device)}
+
+    def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        parts = self.evaluation(x0, columns, draws)
+        if self.drop_words:
+            value = parts["value"]
+            # as many numbers for each sample, whatever the others are
+            is_dropped = draws.uniform("drop_words", (self.length,))[:, : value.shape[1]] < self.drop_words
+            parts["value"] = value.masked_fill(is_dropped.to(value.device) & (value != words.PAD), words.UNKNOWN)
+        return parts
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """A caption, such as "a small red circle"; or several that take turns.
@@ -244,7 +260,7 @@ class TextEncoder(nn.Module):
 
 def _words(condition: Text) -> words.Words:
     c = condition
-    return words.Words(len(c.words), c.length, c.width, c.layers, c.heads)
+    return words.Words(len(c.words), c.width, c.layers, c.heads)
 
 
 def _is_list(value: Any) -> bool:

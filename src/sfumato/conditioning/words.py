@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,6 +39,33 @@ def numbered(texts: Sequence[Sequence[str]], numbers: dict[str, int]) -> Int[Ten
     return rows
 
 
+FAR = 3
+"""Words that are further apart than this are all alike far."""
+
+
+class _Attention(TokenAttention):
+    r"""Self-attention that knows words by their distance, and not by where in the text they stand.
+
+    A head adds a learned number of the distance :math:`j - i`, within :math:`\pm` FAR, to the score of word :math:`i`
+    with word :math:`j` (Raffel et al. 2020, sec. 2.1). Which word belongs to which is so the same wherever they are.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.distances = nn.Parameter(torch.randn(heads, 2 * FAR + 1) * 0.5)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
+        place = torch.arange(x.shape[1], device=x.device)
+        distance = (place - place[:, None]).clamp(-FAR, FAR) + FAR
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT + self.distances[:, distance]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return self.out((torch.softmax(scores, dim=-1).to(v.dtype) @ v).transpose(1, 2).flatten(2))
+
+
 class _Block(nn.Module):
     """Self-attention and a two-layer network, each normalized before.
 
@@ -48,7 +75,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = TokenAttention(width, heads)
+        self.attention = _Attention(width, heads)
         self.first = nn.Linear(width, 4 * width)
         self.second = nn.Linear(4 * width, width)
 
@@ -58,27 +85,29 @@ class _Block(nn.Module):
 
 
 class Words(nn.Module):
-    """A transformer over the words of texts, with learned positions.
+    """A transformer over the words of texts, to which words are near or far, before or behind.
 
     Args:
         count: of the words of the vocabulary.
-        length: most words of a text.
         width: features of a word.
         layers: blocks of self-attention and a two-layer network.
         heads: attention heads, which divide the width.
     """
 
-    def __init__(self, count: int, length: int, width: int, layers: int, heads: int) -> None:
+    def __init__(self, count: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.table = nn.Embedding(count + 1, width)
-        self.positions = nn.Parameter(torch.randn(length, width) * 0.5)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
 
     def forward(self, numbers: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
         """The features of words by their numbers; negative ones are places without a word, which none attends to."""
         # where there are no words at all, something has to be attended to
         seen = (numbers != PAD) | (numbers == PAD).all(1, keepdim=True)
-        x = self.table(numbers.clamp(min=0)) + self.positions[: numbers.shape[1]]
+        x = self.alone(numbers)
         for block in self.blocks:
             x = block(x, seen[:, None, None])
         return x
+
+    def alone(self, numbers: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        """The features of words by themselves, whatever stands around them."""
+        return self.table(numbers.clamp(min=0))

@@ -29,10 +29,20 @@ class _Training(Built):
         le=1024,
         description="Downscale images by this factor, exactly as the condition low_resolution of a later stage does.",
     )
+    edges: bool = Field(
+        default=False,
+        description="Add the edges of the full images as channels, their strength and directions, for a layout.",
+    )
     flip: bool = Field(default=False, description="Flip images horizontally at random while training.")
     holdout: int | float = Field(
         default=0.1, ge=0, description="Images kept out of training: a count, or a fraction below 1."
     )
+
+    @model_validator(mode="after")
+    def _edges_stay(self) -> _Training:
+        if self.edges and (self.flip or self.random_crop is not None):
+            raise InputError("Directions of edges do not turn with a flipped image; leave data.flip and crops out.")
+        return self
 
 
 DataConfig = group(

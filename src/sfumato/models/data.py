@@ -16,6 +16,7 @@ from sfumato.conditioning.base import Condition
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
+from sfumato.data.edges import edges as edges_of
 from sfumato.data.selection import LAZY, Made
 from sfumato.errors import InputError, require_memory
 from sfumato.models.model import Model
@@ -33,30 +34,39 @@ def read_data(config: Config) -> tuple[Dataset, Dataset]:
     if config.data.source.startswith(GIVEN):
         raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
     data: Dataset = config.data.build(columns=config.columns)
-    return scaled_down(data, config.data.scale_down).split(config.data.holdout, SPLIT_SEED)
+    return _seen(data, config).split(config.data.holdout, SPLIT_SEED)
+
+
+def _seen(data: Dataset, config: Config) -> Dataset:
+    """The images as a model is trained on them."""
+    return scaled_down(data, config.data.scale_down, edges=config.data.edges)
 
 
 _SCALED = 2**24
 """Values that are scaled down at once."""
 
 
-def scaled_down(data: Dataset, factor: int) -> Dataset:
+def scaled_down(data: Dataset, factor: int, *, edges: bool = False) -> Dataset:
     """Images whose sides are ``factor`` times smaller, as :class:`~sfumato.conditioning.LowResolution` makes them.
 
     They stay of the type that they are: those of 8 bits are rounded to it. Those that are read or made when they are
-    needed are scaled down then.
+    needed are scaled down then. With ``edges`` they are float32, and have those of the full images as more channels
+    (:func:`sfumato.data.edges.edges`).
     """
-    if factor == 1:
+    if factor == 1 and not edges:
         return data
     low, size = LowResolution(factor=factor), max(1, _SCALED // math.prod(data.shape))
 
     def scaled(rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        images = low.of(data.batch(rows), {}).numpy()
+        full = data.batch(rows)
+        images = low.of(full, {}).numpy() if factor > 1 else full.numpy()
+        if edges:
+            return np.concatenate([images, edges_of(full, factor).numpy()], axis=1)
         return np.rint((images + 1.0) * 127.5).astype(np.uint8) if data.images.dtype == np.uint8 else images
 
     if isinstance(data.images, LAZY):
-        shape = (len(data), data.shape[0], *(side // factor for side in data.shape[1:]))
-        return replace(data, images=Made(scaled, data.images.dtype, shape))
+        shape = (len(data), *scaled(np.arange(1)).shape[1:])
+        return replace(data, images=Made(scaled, np.dtype(np.float32) if edges else data.images.dtype, shape))
     rows = np.arange(len(data))
     return replace(data, images=np.concatenate([scaled(rows[i : i + size]) for i in range(0, len(data), size)]))
 
@@ -72,10 +82,10 @@ def given_sets(config: Config, data: Any, heldout: Any = None) -> tuple[Dataset,
     """The training and the held-out images of what a person passes for a training, if anything, as configured."""
     if data is None:
         return None
-    train = scaled_down(Dataset.of(data), config.data.scale_down)
+    train = _seen(Dataset.of(data), config)
     if heldout is None:
         return train.split(config.data.holdout, SPLIT_SEED)
-    return train, scaled_down(Dataset.of(heldout), config.data.scale_down)
+    return train, _seen(Dataset.of(heldout), config)
 
 
 def given_data(data: Any) -> tuple[Dataset, Dataset]:
