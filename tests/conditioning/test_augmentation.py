@@ -14,7 +14,7 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 from sfumato.conditioning import Augmentation, Label, LowResolution
-from sfumato.conditioning.augmentation import AugmentationEncoder, encoded, warp
+from sfumato.conditioning.augmentation import Told, encoded, warp
 from sfumato.conditioning.base import altered, training_tensors
 from sfumato.data import Batch, Column, Dataset
 from sfumato.errors import InputError
@@ -230,31 +230,6 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path, run: Path) -> None:
     assert losses(tmp_path / "four") == pytest.approx(losses(run), rel=1e-4)
 
 
-def test_colours_change_places_and_the_network_is_told_how() -> None:
-    """The told matrix, and the identity, make the altered image of the original; all six orders come equally often."""
-    turned = Augmentation(probability=0.0, mirror=0.0, colours=0.75)
-    x0 = torch.rand(12_000, 3, 2, 2)
-    draws = Draws(3, 0, len(x0), 64)
-    altered_x0, told = turned.alter(x0, draws), turned.training(x0, {}, draws)["value"]
-    assert told.shape == (len(x0), turned.numbers) and not told[:, :9].any()
-    matrix = told[:, 9:].unflatten(1, (3, 3)) + torch.eye(3)
-    torch.testing.assert_close(torch.einsum("bij,bjhw->bihw", matrix, x0), altered_x0)
-    counts = torch.unique(matrix.flatten(1), dim=0, return_counts=True)[1].sort().values
-    # a quarter is left, and a sixth of the others
-    expected = 12_000 * torch.tensor([0.125] * 5 + [0.375])
-    assert ((counts - expected).abs() < 4 * expected.sqrt()).all()
-    assert not turned.evaluation(x0, {}, draws)["value"].any() and not turned.missing(2)["value"].any()
-    assert isinstance(encoder := turned.build_encoder((3, 8, 8), 8, 8), AugmentationEncoder)
-    assert encoder(turned.missing(2)["value"])["vector"].shape == (2, 8)
-    # the other transforms are those without it
-    both = Augmentation(probability=0.5, colours=0.75)
-    plain = Augmentation(probability=0.5)
-    assert torch.equal(both.drawn(draws), plain.drawn(draws))
-    assert torch.equal(plain.alter(altered_x0[:64], Draws(3, 0, 64, 64)), both.alter(x0[:64], Draws(3, 0, 64, 64)))
-    with pytest.raises(InputError, match="3 channels"):
-        turned.describe(Dataset(np.zeros((4, 1, 8, 8), np.uint8)))
-
-
 def test_what_can_not_be_augmented(unchecked: None) -> None:
     vectors = Dataset(np.zeros((4, 3), np.float32))
     wide = Dataset(np.zeros((4, 1, 6, 8), np.uint8))
@@ -262,7 +237,7 @@ def test_what_can_not_be_augmented(unchecked: None) -> None:
         Augmentation().describe(vectors)
     with pytest.raises(InputError, match="Quarter turns need square images"):
         Augmentation(rotation="quarter").describe(wide).build_encoder(wide.shape, 8, 8)
-    assert isinstance(Augmentation(rotation="quarter").build_encoder((1, 8, 8), 8, 8), AugmentationEncoder)
+    assert isinstance(Augmentation(rotation="quarter").build_encoder((1, 8, 8), 8, 8), Told)
     assert Augmentation().describe(wide) == Augmentation()
     small = Dataset(np.zeros((4, 1, 8, 8), np.uint8), {"small": Column(np.zeros((4, 1, 2, 2), np.uint8))})
     with pytest.raises(InputError, match="not those of their column 'small'"):
@@ -272,7 +247,6 @@ def test_what_can_not_be_augmented(unchecked: None) -> None:
         ({"column": "x"}, "has no column"),
         ({"probability": 1.5}, r"probability .* lies in \[0, 1\]; got 1.5"),
         ({"mirror": -0.5}, "mirror .* got -0.5"),
-        ({"colours": 1.5}, r"colours .* lies in \[0, 1\]"),
         ({"shift": 2.0}, "shift .* standard deviation .* got 2"),
     ):
         with pytest.raises(InputError, match=words):

@@ -11,8 +11,11 @@ from scipy import ndimage
 from torch import nn
 
 from sfumato.config import Config, parse
+from sfumato.data import Dataset
 from sfumato.data.edges import edges
+from sfumato.data.selection import Made
 from sfumato.errors import InputError
+from sfumato.models.data import scaled_down
 
 SIDE = 64
 
@@ -61,7 +64,24 @@ def test_no_edge_has_no_direction() -> None:
     assert not edges(torch.full((1, 3, 8, 8), 0.4), 4).any()
 
 
-@pytest.mark.parametrize("other", [{"flip": True}, {"random_crop": 8}])
-def test_images_that_are_turned_have_none(other: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="edges"):
-        parse(Config, {"data": {"source": "digits", "edges": True, **other}}, origin="here")
+def test_images_that_are_turned_have_none() -> None:
+    data = {"source": "digits", "edges": True}
+    for wrong in ({"data": {**data, "flip": True}}, {"data": data, "conditions": {"a": {"kind": "augmentation"}}}):
+        with pytest.raises(InputError, match="edges"):
+            parse(Config, wrong, origin="here")
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (5,), (3, 1, 8)], ids=str)
+def test_what_is_no_image_has_none(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="Edges are those of images"):
+        scaled_down(Dataset(np.zeros((4, *shape), np.float32)), 1, edges=True)
+
+
+def test_grey_images_in_memory_and_none_at_all() -> None:
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 1, 8, 8)).astype(np.float32)
+    found = scaled_down(Dataset(images), 2, edges=True)
+    assert found.shape == (6, 4, 4)
+    np.testing.assert_array_equal(found.images[:, 1:], edges(torch.from_numpy(images), 2).numpy())
+    assert scaled_down(Dataset(images), 1, edges=True).shape == (6, 8, 8)
+    empty = Made(lambda rows: images[rows], images.dtype, (0, 1, 8, 8))
+    assert scaled_down(Dataset(empty), 2, edges=True).shape == (6, 4, 4)

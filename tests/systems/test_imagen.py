@@ -32,7 +32,8 @@ def small(**training: Any) -> dict[str, Any]:
     stage = merge(stage, {"conditions": {"text": TEXT}, "model": {"network": network}, "training": training})
     scales = {"base": 2.0, "up": 1.0}
     stages = {name: merge(stage, {"sampling": {"guidance": {"scale": scale}}}) for name, scale in scales.items()}
-    return {"layout": merge(stage, {"model": {"network": {"channels": (8,)}}}), **stages}
+    layout = {key: value for key, value in stage.items() if key != "model"}
+    return {"layout": {**layout, "model": {"network": {"width": 8}}}, **stages}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def test_each_stage_reads_the_captions(system: Path) -> None:
     (base, base_info), (up, up_info) = (read_config(system / f"stages/{name}") for name in ("base", "up"))
     assert read_system(system).before == ("layout",) and read_system(system).stages == ("base", "up")
     assert base_info.shape == (3, 8, 8) and up_info.shape == (3, 32, 32)
-    assert list(base.conditions) == ["text"] and list(up.conditions) == ["text", "low_resolution"]
+    assert list(base.conditions) == ["text", "colours"]
+    assert list(up.conditions) == ["text", "colours", "low_resolution"]
     known: Any = base_info.conditions["text"]
     assert known.words == up_info.conditions["text"].words and "red" in known.words  # type: ignore[attr-defined]
     # as the recipe says, not as many positions as another size would have
@@ -59,8 +61,8 @@ def test_each_stage_reads_the_captions(system: Path) -> None:
 
 def test_the_base_keeps_the_layout_that_was_trained_before(system: Path) -> None:
     config, info = read_config(system / "stages/layout")
-    # the expected picture of a caption, two times smaller than those of the base, whatever the noise is
-    assert info.shape == (3, 4, 4) and config.model.parameterization.kind == "regression"
+    # the expected picture of a caption and its edges, two times smaller than those of the base, whatever the noise is
+    assert info.shape == (8, 4, 4) and config.model.parameterization.kind == "regression"
     layout, base = (
         dict(sfumato.load(system / f"stages/{name}").module.named_parameters()) for name in ("layout", "base")
     )
@@ -68,9 +70,8 @@ def test_the_base_keeps_the_layout_that_was_trained_before(system: Path) -> None
     kept = [name for name in layout if name.startswith(part)]
     assert kept and kept == [name for name in base if name.startswith(part)]
     assert all(torch.equal(base[name], layout[name]) for name in kept)
-    # words that are attended to are the base's own, and are trained
-    assert any(name.startswith("network.encoders.text.words.") for name in base)
-    assert not any(name.startswith("network.encoders.text.words.") for name in layout)
+    # the base reads the caption by its layout alone
+    assert not any(name.startswith("network.encoders.text.words.") for name in (*base, *layout))
 
 
 def test_a_system_that_was_moved_goes_on_without_its_layout(system: Path, tmp_path: Path) -> None:
@@ -172,6 +173,14 @@ def test_what_is_planned() -> None:
     assert {name: c.data.scale_down for name, c in planned(own, system="imagen").items()} == {"base": 4, "up": 1}
     with pytest.raises(InputError, match=r"layout .*8 times smaller.*data\.size.*20"):
         planned({"data": {"size": 20}}, system="imagen")
+    # edges are for the layout alone, and for images that are not flipped
+    assert [config.data.edges for config in stages.values()] == [True, False, False]
+    flipped = planned({"data": {"flip": True}}, system="imagen")
+    assert [(c.data.edges, c.data.flip) for c in flipped.values()] == [(False, True)] * 3
+    with pytest.raises(InputError, match=r"leave data\.edges out"):
+        planned({"data": {"edges": True}}, system="imagen")
+    frozen = {name: {"conditions": {"text": {"encoder": "minilm"}}} for name in ("layout", "base", "up")}
+    assert all(c.conditions["text"].encoder == "minilm" for c in planned(frozen, system="imagen").values())  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"no system 'imagine'.*imagen"):
         planned(system="imagine")
 

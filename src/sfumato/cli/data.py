@@ -48,12 +48,12 @@ def data(arguments: list[str]) -> int:
         raise InputError(f"A contact sheet has at least 1 image; --count is {options.count}.")
     check_free(options.out, options.overwrite)
 
-    from sfumato.models.data import scaled_down
+    from sfumato.models.data import prepared
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         read: Dataset = config.build(columns="all")
-        read = scaled_down(read, config.scale_down)
+        read = prepared(read, config)
     said = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, SfumatoWarning)))
     facts = _facts(read, config, said)
     if options.out is not None:

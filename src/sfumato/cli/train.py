@@ -178,6 +178,11 @@ def _settings_to_go_on(run: str, trust: bool) -> dict[str, Any]:
 
     config, info = read_config(run, trust=trust)
     values = config.model_dump()
+    if config.data.edges:
+        raise InputError(
+            f"{run} was trained on edges, as a layout is, and does not go on with other data; name it as "
+            "--training.init-from of a training with the same captions."
+        )
     data: dict[str, Any] = {"size": info.shape[1:] if len(info.shape) == 3 else None}
     if len(info.shape) == 3:
         data["channels"] = {1: "grey", 3: "rgb", 4: "rgba"}.get(info.shape[0])

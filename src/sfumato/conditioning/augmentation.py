@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,9 +17,7 @@ from sfumato.errors import InputError
 from sfumato.random import Draws, sent
 
 NUMBERS = 9
-"""How many numbers encode where pixels go; as many more encode which channels change places, if any may."""
-
-_ORDERS = tuple(itertools.permutations(range(3)))
+"""How many numbers encode a transform."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,6 @@ class Augmentation(Condition):
     the stretch; and the shifts. All but mirroring happen with the ``probability``. They are done in this order, by
     one resampling, with the image reflected at its edges; mirroring, flips and quarter turns are exact.
 
-    With ``colours`` the channels of RGB images change places too, and the network is told the matrix of the permutation
-    less the identity. It learns forms whatever their colour then: without, a form that the data never have in red is
-    not drawn in red, whatever a caption says. It is not of the paper.
-
     Attributes:
         drop: 0: an image without transforms is conditioned on zeros.
         column: none: it is derived from the images.
@@ -54,7 +47,6 @@ class Augmentation(Condition):
         scale: the standard deviation of the binary logarithm of the scale; 0 for none.
         stretch: the same of the stretch along one direction, and of the shrinking across it; 0 for none.
         shift: the standard deviation of the shifts along both axes, over the side of the image; 0 for none.
-        colours: the fraction of images whose three channels are put into one of their six orders, from 0 to 1.
     """
 
     drop: float = 0.0
@@ -66,14 +58,13 @@ class Augmentation(Condition):
     scale: float = 0.2
     stretch: float = 0.2
     shift: float = 0.125
-    colours: float = 0.0
 
     def __post_init__(self) -> None:
         if self.drop or self.column is not None:
             raise InputError(
                 "An augmentation is derived from the images and never dropped: its drop is 0, and it has no column."
             )
-        for name in ("probability", "mirror", "colours"):
+        for name in ("probability", "mirror"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"The {name} of an augmentation lies in [0, 1]; got {getattr(self, name):g}.")
         for name in ("scale", "stretch", "shift"):
@@ -89,21 +80,13 @@ class Augmentation(Condition):
 
     @property
     def summary(self) -> str:
-        most = max(self.probability, self.mirror, self.colours)
-        return f"transforms of up to {most:.0%} of the images, in training only"
+        return f"transforms with probability {self.probability:g}, in training only"
 
     def describe(self, data: Data) -> Augmentation:
         """Checked against the data, whose images alone are transformed."""
         if len(data.shape) != 3:
             raise InputError(f"An augmentation is of images; {data.name} has shape {tuple(data.shape)}.")
-        if self.colours and data.shape[0] != 3:
-            raise InputError(f"Colours are those of images with 3 channels; {data.name} has shape {tuple(data.shape)}.")
-        pictures = [name for name, column in data.columns.items() if column.values.ndim == 4]
-        if pictures:
-            raise InputError(
-                f"An augmentation would transform the images of {data.name}, not those of their column "
-                f"{pictures[0]!r}; train without it, or without the column."
-            )
+        check_columns(data)
         return self
 
     def drawn(self, draws: Draws) -> Float64[Tensor, "batch 8"]:
@@ -127,33 +110,15 @@ class Augmentation(Condition):
             dim=1,
         )
 
-    @property
-    def numbers(self) -> int:
-        """How many numbers the network is conditioned on."""
-        return NUMBERS + 9 * bool(self.colours)
-
-    def _orders(self, draws: Draws) -> Int64[Tensor, "batch 3"]:
-        """Which channel of an image each of its channels becomes."""
-        u = draws.uniform("colours", (2,))
-        picked = torch.where(u[:, 0] < self.colours, (6.0 * u[:, 1]).long(), 0)
-        return torch.tensor(_ORDERS)[picked]
-
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """What :meth:`alter` did to the samples of these draws."""
-        numbers = encoded(self.drawn(draws))
-        if self.colours:
-            identity = torch.eye(3, dtype=numbers.dtype)
-            numbers = torch.cat([numbers, (identity[self._orders(draws)] - identity).flatten(1)], dim=1)
-        return {"value": sent(numbers.to(x0.dtype), x0.device)}
+        return {"value": sent(encoded(self.drawn(draws)).to(x0.dtype), x0.device)}
 
     def evaluation(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        return {"value": x0.new_zeros(len(x0), self.numbers)}
+        return {"value": x0.new_zeros(len(x0), NUMBERS)}
 
     def alter(self, x0: Float[Tensor, "batch channels h w"], draws: Draws) -> Float[Tensor, "batch channels h w"]:
         a = self.drawn(draws)
-        if self.colours:
-            orders = sent(self._orders(draws), x0.device)
-            x0 = x0.gather(1, orders[:, :, None, None].expand_as(x0))
         x0 = _some(x0, a[:, 0] > 0.0, lambda x: x.flip(-1))
         x0 = _some(x0, a[:, 1] > 0.0, lambda x: x.flip(-2))
         if self.rotation == "quarter":
@@ -174,11 +139,11 @@ class Augmentation(Condition):
         return stretch @ _rotation(-a[:, 3]) * (2.0 ** (self.scale * a[:, 2]))[:, None, None], self.shift * a[:, 6:]
 
     def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """The numbers of a transform, for all samples or for each; left out, nothing is done to the images."""
-        return {"value": rows_of(value, count, (self.numbers,), "The numbers of a transform")}
+        """The nine numbers of a transform, for all samples or for each; left out, nothing is done to the images."""
+        return {"value": rows_of(value, count, (NUMBERS,), "The numbers of a transform")}
 
     def missing(self, count: int) -> dict[str, Tensor]:
-        return {"value": torch.zeros(count, self.numbers)}
+        return {"value": torch.zeros(count, NUMBERS)}
 
     def default(self, seed: int, first: int, count: int) -> dict[str, Tensor]:
         """Nothing was done."""
@@ -187,14 +152,14 @@ class Augmentation(Condition):
     def slots(self, shape: Sequence[int]) -> Filled:
         return Filled(vector=True)
 
-    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> AugmentationEncoder:
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> Told:
         if self.rotation == "quarter" and len({*shape[1:]}) > 1:
             raise InputError(f"Quarter turns need square images, not {tuple(shape)}; take the rotation any or none.")
-        return AugmentationEncoder(self.numbers, width)
+        return Told(NUMBERS, width)
 
 
-class AugmentationEncoder(nn.Module):
-    """A linear map of what was done, in the slot ``vector``: zeros where nothing was."""
+class Told(nn.Module):
+    """A linear map of what was done to images, in the slot ``vector``: zeros where nothing was."""
 
     def __init__(self, numbers: int, width: int) -> None:
         super().__init__()
@@ -202,6 +167,16 @@ class AugmentationEncoder(nn.Module):
 
     def forward(self, value: Float[Tensor, "batch numbers"]) -> dict[str, Float[Tensor, "batch width"]]:
         return {"vector": self.linear(without_null(value)[0].to(self.linear.weight.dtype))}
+
+
+def check_columns(data: Data) -> None:
+    """Check that there are no other images beside those that are altered."""
+    pictures = [name for name, column in data.columns.items() if column.values.ndim == 4]
+    if pictures:
+        raise InputError(
+            f"An augmentation would alter the images of {data.name}, not those of their column {pictures[0]!r}; train "
+            "without it, or without the column."
+        )
 
 
 def encoded(a: Float64[Tensor, "batch 8"]) -> Float64[Tensor, "batch numbers"]:

@@ -25,8 +25,9 @@ class Layout(nn.Module):
     A network that learns to predict a small image from them alone learns in minutes where "left of" puts things; in a
     training on whole images that signal is drowned by all others. An image without a caption has zeros.
 
-    A cell finds words by their context, and is told what they mean by themselves: "red" and "circle" say the same in a
-    caption that has both as in those that have one of them, so that a pair that was never seen is still read.
+    Cells find words by their context and are told what they mean by themselves, where the encoder is trained: "red" and
+    "circle" then say the same in a caption that has both as in those that have one, and a pair that was never seen is
+    still read.
 
     Args:
         read: what turns the tensor of a caption into features of its words, ``(batch, length, width)``. Of

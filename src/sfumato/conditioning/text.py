@@ -51,8 +51,8 @@ class Text(Condition):
         layers: of the transformer of ``words``.
         heads: attention heads of that transformer and of a layout, which divide the width.
         length: most words of a caption, for ``words``; what is beyond is cut off.
-        drop_words: the fraction of single words that are unknown in training, for ``words``, from 0 to below 1: what a
-            caption says then does not hang on one of them, such as an "and" for two things.
+        drop_words: the fraction of single words that are unknown in training, from 0 to below 1: what a caption says
+            then does not hang on one of them, such as an "and" for two things. A frozen encoder reads all.
         most_words: most words that ``words`` knows, the most frequent of the data.
         words: the words that are known, taken from the data.
         features: the features of a token by a frozen encoder, taken from it.
@@ -81,10 +81,8 @@ class Text(Condition):
         sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "length", "most_words")}
         if min(sizes.values()) < 1 or self.width % self.heads:
             raise InputError(f"The encoder of text needs sizes of at least 1, and heads that divide its width; {sizes}")
-        if not 0.0 <= self.drop_words < 1.0 or (self.drop_words and self.is_frozen):
-            raise InputError(
-                f"drop_words is a fraction from 0 to below 1, and 0 with a frozen encoder; got {self.drop_words}."
-            )
+        if not 0.0 <= self.drop_words < 1.0:
+            raise InputError(f"drop_words is a fraction of the words, from 0 to below 1; got {self.drop_words:g}.")
 
     @property
     def is_frozen(self) -> bool:
@@ -143,7 +141,7 @@ class Text(Condition):
 
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         parts = self.evaluation(x0, columns, draws)
-        if self.drop_words:
+        if self.drop_words and not self.is_frozen:
             value = parts["value"]
             # as many numbers for each sample, whatever the others are
             is_dropped = draws.uniform("drop_words", (self.length,))[:, : value.shape[1]] < self.drop_words

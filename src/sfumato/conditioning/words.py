@@ -47,7 +47,8 @@ class _Attention(TokenAttention):
     r"""Self-attention that knows words by their distance, and not by where in the text they stand.
 
     A head adds a learned number of the distance :math:`j - i`, within :math:`\pm` FAR, to the score of word :math:`i`
-    with word :math:`j` (Raffel et al. 2020, sec. 2.1). Which word belongs to which is so the same wherever they are.
+    with word :math:`j` (Raffel et al. 2020, sec. 2.1), so which words belong together does not depend on where in the
+    text they stand.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -85,7 +86,7 @@ class _Block(nn.Module):
 
 
 class Words(nn.Module):
-    """A transformer over the words of texts, to which words are near or far, before or behind.
+    """A transformer over the words of texts, which knows how far apart two words are and which comes first.
 
     Args:
         count: of the words of the vocabulary.

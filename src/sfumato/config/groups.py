@@ -40,8 +40,8 @@ class _Training(Built):
 
     @model_validator(mode="after")
     def _edges_stay(self) -> _Training:
-        if self.edges and (self.flip or self.random_crop is not None):
-            raise InputError("Directions of edges do not turn with a flipped image; leave data.flip and crops out.")
+        if self.edges and self.flip:
+            raise InputError("The directions of edges do not turn with a flipped image; leave data.flip out.")
         return self
 
 
@@ -335,6 +335,8 @@ class Config(Component):
     def _together(self) -> Config:
         if self.training.freeze and self.training.init_from is None:
             raise ValueError("training.freeze keeps weights of another run; say which by training.init_from")
+        if self.data.edges and any(condition.kind == "augmentation" for condition in self.conditions.values()):
+            raise ValueError("the directions of edges do not turn with an augmented image; leave data.edges out")
         schedule = self.model.schedule
         if self.training.batch_size % self.training.accumulate:
             raise ValueError(

@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
         "text": "conditioning.text:Text",
         "low_resolution": "conditioning.low_resolution:LowResolution",
         "augmentation": "conditioning.augmentation:Augmentation",
+        "colours": "conditioning.colours:Colours",
     },
     "objective": {
         "denoising": "training.losses:Denoising",

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 CHANNELS = 5
-_SCALE = 4.0  # of the mean over a cell that an edge crosses, so that it varies about as much as the image does
+"""Of these, besides those of the image."""
+_SCALE = 4.0  # means over a cell are small: an edge crosses few of its pixels
 
 
 def edges(images: Float[Tensor, "batch channels height width"], factor: int) -> Float[Tensor, "batch 5 h w"]:
@@ -21,8 +22,8 @@ def edges(images: Float[Tensor, "batch channels height width"], factor: int) -> 
 
     (the structure tensor; Bigun and Granlund 1987); the channels are the means of :math:`m`,
     :math:`m \cos 2\theta`, :math:`m \sin 2\theta`, :math:`m \cos 4\theta` and :math:`m \sin 4\theta`, times 4 and
-    clipped to [-1, 1]. They tell forms apart wherever in a cell these are: a square has edges of two directions, a
-    circle of all, a ring twice as many.
+    each clipped to [-1, 1]. They tell forms apart wherever in a cell these are: a square has edges in two directions, a
+    circle in all, and a ring has an inner edge too.
     """
     right = functional.pad(images[..., 2:] - images[..., :-2], (1, 1)) / 2.0
     down = functional.pad(images[..., 2:, :] - images[..., :-2, :], (0, 0, 1, 1)) / 2.0

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sfumato.conditioning.base import Condition
 from sfumato.conditioning.low_resolution import LowResolution, augmented
-from sfumato.config import Config, SamplingConfig
+from sfumato.config import Config, DataConfig, SamplingConfig
 from sfumato.data import Dataset, Loader
+from sfumato.data.edges import CHANNELS
 from sfumato.data.edges import edges as edges_of
 from sfumato.data.selection import LAZY, Made
 from sfumato.errors import InputError, require_memory
@@ -34,12 +35,12 @@ def read_data(config: Config) -> tuple[Dataset, Dataset]:
     if config.data.source.startswith(GIVEN):
         raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
     data: Dataset = config.data.build(columns=config.columns)
-    return _seen(data, config).split(config.data.holdout, SPLIT_SEED)
+    return prepared(data, config.data).split(config.data.holdout, SPLIT_SEED)
 
 
-def _seen(data: Dataset, config: Config) -> Dataset:
+def prepared(data: Dataset, config: DataConfig) -> Dataset:
     """The images as a model is trained on them."""
-    return scaled_down(data, config.data.scale_down, edges=config.data.edges)
+    return scaled_down(data, config.scale_down, edges=config.edges)
 
 
 _SCALED = 2**24
@@ -55,6 +56,8 @@ def scaled_down(data: Dataset, factor: int, *, edges: bool = False) -> Dataset:
     """
     if factor == 1 and not edges:
         return data
+    if edges and (len(data.shape) != 3 or min(data.shape[1:]) < 2):
+        raise InputError(f"Edges are those of images (C, H, W) of 2 pixels and more; {data.name} has {data.shape}.")
     low, size = LowResolution(factor=factor), max(1, _SCALED // math.prod(data.shape))
 
     def scaled(rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -65,7 +68,8 @@ def scaled_down(data: Dataset, factor: int, *, edges: bool = False) -> Dataset:
         return np.rint((images + 1.0) * 127.5).astype(np.uint8) if data.images.dtype == np.uint8 else images
 
     if isinstance(data.images, LAZY):
-        shape = (len(data), *scaled(np.arange(1)).shape[1:])
+        channels = data.shape[0] + (CHANNELS if edges else 0)
+        shape = (len(data), channels, *(side // factor for side in data.shape[1:]))
         return replace(data, images=Made(scaled, np.dtype(np.float32) if edges else data.images.dtype, shape))
     rows = np.arange(len(data))
     return replace(data, images=np.concatenate([scaled(rows[i : i + size]) for i in range(0, len(data), size)]))
@@ -82,10 +86,10 @@ def given_sets(config: Config, data: Any, heldout: Any = None) -> tuple[Dataset,
     """The training and the held-out images of what a person passes for a training, if anything, as configured."""
     if data is None:
         return None
-    train = _seen(Dataset.of(data), config)
+    train = prepared(Dataset.of(data), config.data)
     if heldout is None:
         return train.split(config.data.holdout, SPLIT_SEED)
-    return train, _seen(Dataset.of(heldout), config)
+    return train, prepared(Dataset.of(heldout), config.data)
 
 
 def given_data(data: Any) -> tuple[Dataset, Dataset]:

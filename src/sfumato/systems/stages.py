@@ -50,6 +50,9 @@ def planned(
     for name in set(starts(values)) - set(starts(_merged(values, chosen))):
         # what would start from it starts from another run, or from nothing
         del values[name]
+    if shared.get("flip"):
+        # their directions would not turn
+        values = {n: merge(v, {"data.edges": False}) if v["data"].get("edges") else v for n, v in values.items()}
     for name, scale in _scales(_merged(values, chosen)).items():
         if any(side % scale for side in _sides(shared.get("size"))):
             raise InputError(
@@ -93,6 +96,8 @@ def _checked(over: Settings | None, stages: Mapping[str, Any]) -> Settings:
             raise InputError(f"{name!r} is no stage of this system{nearest(name, (*stages, 'data'))}")
         if name != "data" and "data" in settings:
             raise InputError(f"All stages are trained on the same data; give them once, as data, and not of {name!r}.")
+        if name == "data" and "edges" in settings:
+            raise InputError("Edges are for the stage that learns a layout, and not for all; leave data.edges out.")
     return over
 
 
