@@ -98,6 +98,7 @@ def test_single_pictures_are_made_again_bit_for_bit(cascade: str, tmp_path: Path
     assert run("generate", *ASKED, "--model", cascade, "--seed", "4", "--out", str(folder)) == 2
 
 
+@pytest.mark.filterwarnings("default::sfumato.errors.SfumatoWarning")
 def test_other_weights_are_refused_unless_they_are_named(
     painter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +112,7 @@ def test_other_weights_are_refused_unless_they_are_named(
     assert run("generate", "--like", str(picture)) == 2
     assert "holds other weights" in capsys.readouterr().err
     assert run("generate", "--like", str(picture), "--model", str(here)) == 0
+    assert "the pictures differ" in capsys.readouterr().err
     assert (here / "samples" / "red-seed-0.png").is_file()
     assert run("generate", "--like", str(picture), "--model", painter, "--out", str(tmp_path / "y.png")) == 0
     assert np.array_equal(pixels(tmp_path / "y.png"), pixels(picture))

@@ -181,6 +181,10 @@ def test_what_is_planned() -> None:
         planned({"data": {"edges": True}}, system="imagen")
     frozen = {name: {"conditions": {"text": {"encoder": "minilm"}}} for name in ("layout", "base", "up")}
     assert all(c.conditions["text"].encoder == "minilm" for c in planned(frozen, system="imagen").values())  # type: ignore[attr-defined]
+    for setting, value in (("encoder", "minilm"), ("length", 8)):
+        other = {"up": {"conditions": {"text": {setting: value}}}}
+        with pytest.raises(InputError, match=rf"captions alike.*text\.{setting} is .*{value}.* in up"):
+            planned(other, system="imagen")
     with pytest.raises(InputError, match=r"no system 'imagine'.*imagen"):
         planned(system="imagine")
 

@@ -31,8 +31,8 @@ Generate pictures from prompts, by a text-to-image model.
 
 Picture j of every prompt has the index --first + j of the seed: prompts are compared from the same noise, and a picture
 does not depend on the prompts beside it. Each PNG says how it was made, and --like makes it again, bit for bit on the
-same machine. The options of sampling start from those of the run; those of the first stages of a system have their
-names, such as --base.steps."""
+same machine. The options of sampling start from those of the run; those of the first stages of a system, which decide
+what is drawn, have their names, such as --base.steps and --base.guidance.scale."""
 
 _EMBEDDED = "shapes"
 _OWN = "sfumato:"
@@ -233,12 +233,14 @@ def _fingerprints(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_same(model: Model, facts: Mapping[str, Any], like: Path, *, moved: bool) -> None:
-    """Refuse other weights than those that made a picture, unless they were asked for."""
-    if _fingerprints(model, facts["settings"]) != facts.get("fingerprint") and not moved:
-        raise InputError(
-            f"{model.run} holds other weights (step {model.step:,}) than those that made {like} (step "
-            f"{facts.get('step', '?')}); take them all the same, or others, with --model."
-        )
+    """Refuse other weights than those that made a picture, or warn of them if they were asked for."""
+    if _fingerprints(model, facts["settings"]) != facts.get("fingerprint"):
+        steps = f"(step {model.step:,}) than those that made {like} (step {facts.get('step', '?')})"
+        if not moved:
+            raise InputError(
+                f"{model.run} holds other weights {steps}; take them all the same, or others, with --model."
+            )
+        warnings.warn(f"{model.run} holds other weights {steps}: the pictures differ.", SfumatoWarning, stacklevel=3)
     if facts.get("device") != model.device.type:
         made = f"{like} was made on {facts.get('device')}, and this is {model.device.type}"
         warnings.warn(f"{made}: the pictures are the same to rounding.", SfumatoWarning, stacklevel=3)

@@ -167,7 +167,10 @@ class Text(Condition):
         split = [words.split(text or "") for text in texts]
         for text, found in zip(texts, split, strict=True):
             self._warn(text, found)
-        rows = words.numbered([found[: self.length] for found in split], _numbers(self.words))
+        # what is unknown says nothing, and is not what a training hid
+        known = _numbers(self.words)
+        split = [[word for word in found if word in known] for found in split]
+        rows = words.numbered([found[: self.length] for found in split], known)
         return {"value": rows[turns]}
 
     def _kept(self) -> Embeddings:

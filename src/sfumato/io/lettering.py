@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -86,12 +87,12 @@ def _fitted(word: str, width: float) -> tuple[str, ImageFont.FreeTypeFont | Imag
 
 def _cut(word: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """So much of a word that it fits a width."""
-    end = len(word)
-    if font.getlength(word) <= width:
+    # no letter is narrower than a quarter of a pixel, and lengths of thousands of letters take long
+    start = word[: max(1, math.ceil(4.0 * width))]
+    if start == word and font.getlength(word) <= width:
         return word
-    while end > 1 and font.getlength(word[:end] + "…") > width:
-        end -= 1
-    return word[:end] + "…"
+    most = bisect.bisect_right(range(1, len(start)), width, key=lambda end: font.getlength(start[:end] + "…"))
+    return start[: max(1, most)] + "…"
 
 
 def contact_sheet(pictures: Sequence[Image.Image], words: Sequence[str], columns: int) -> Image.Image:

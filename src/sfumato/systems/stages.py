@@ -136,4 +136,17 @@ def starts(stages: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _parsed(stages: Mapping[str, Any], trust: bool) -> dict[str, Config]:
-    return {name: parse(Config, values, origin=f"the stage {name}", trust=trust) for name, values in stages.items()}
+    parsed = {name: parse(Config, values, origin=f"the stage {name}", trust=trust) for name, values in stages.items()}
+    _check_captions(parsed)
+    return parsed
+
+
+def _check_captions(stages: Mapping[str, Config]) -> None:
+    """Check that captions are read alike by all stages, before the first is trained."""
+    read = {name: config.conditions["text"] for name, config in stages.items() if "text" in config.conditions}
+    for setting in ("encoder", "column", "length", "most_words"):
+        values = {name: getattr(text, setting, None) for name, text in read.items()}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{value!r} in {name}" for name, value in values.items())
+            flags = " ".join(f"--{name}.conditions.text.{setting.replace('_', '-')} ..." for name in values)
+            raise InputError(f"All stages read captions alike, but text.{setting} is {told}; set it for each: {flags}")
