@@ -74,7 +74,7 @@ def with_sampling(
     if model is None:
         run = next((word for word in scanned.words if Path(word).is_dir()), next(iter(scanned.words), None))
     else:
-        run = scanned.value("model") or (None if scanned.helping else str(model()))
+        run = scanned.value("model") or str(model())
     base, conditions = SamplingConfig(), dict[str, Any]()
     if run is None and not scanned.helping:
         what = "run" if only_runs else "run or which pictures"
