@@ -79,7 +79,7 @@ def test_what_a_word_means_does_not_depend_on_those_beside_it() -> None:
     """Context decides which words a cell attends to; what it is told is a mean of words by themselves."""
     torch.manual_seed(0)
     layout = Layout(Words(5, 8, 2, 2), 8, 2, (3, SIDE, SIDE)).double()
-    layout.out, layout.features = nn.Identity(), nn.Identity()
+    layout.out, layout.features, layout.last_norm = nn.Identity(), nn.Identity(), nn.Identity()
     with torch.no_grad():
         # all words attended to alike
         layout.k.weight.zero_()
@@ -88,3 +88,14 @@ def test_what_a_word_means_does_not_depend_on_those_beside_it() -> None:
     value = torch.tensor([[1, 2, 3]])
     told = layout.v(layout.norm(layout.read.table(value))).mean(1)[0]  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     torch.testing.assert_close(layout(value, value >= 0).flatten(2)[0], told[:, None].expand(-1, SIDE**2))
+
+
+def test_features_are_as_large_as_the_image_whatever_a_training_makes_of_them() -> None:
+    text, layout = described(), encoder("layout")
+    assert layout.layout is not None
+    with torch.no_grad():
+        layout.layout.features[-1].weight.mul_(50.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    cells = layout(text.given(["a red circle", "a red square above a circle"], 2)["value"])["channels"]
+    # where no cells are mixed by the scaling up: in the corners
+    corner = cells[:, :, 0, 0]
+    assert corner.mean(1).abs().max() < 1e-6 and (corner.square().mean(1) - 1.0).abs().max() < 1e-3

@@ -49,6 +49,8 @@ class Layout(nn.Module):
         self.features = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, CHANNELS)
         )
+        # as large as the image beside them: ten times as large, they would drown it
+        self.last_norm = nn.LayerNorm(CHANNELS, elementwise_affine=False)
 
     def forward(self, value: Tensor, mask: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch channels h w"]:
         """The features for captions; ``mask`` is True where there are words."""
@@ -59,6 +61,6 @@ class Layout(nn.Module):
         k, v = self.k(self.context_norm(context)), self.v(self.norm(alone))
         queries = self.queries.expand(k.shape[0], -1, -1)
         found = multi_head(queries.to(k.dtype), k, v, self.heads, seen[:, None, None])
-        cells = self.features(self.out(found) + self.queries) * has_words[:, None, None]
+        cells = self.last_norm(self.features(self.out(found) + self.queries)) * has_words[:, None, None]
         grid = cells.transpose(1, 2).unflatten(2, (SIDE, SIDE))
         return grid if self.sides == (SIDE, SIDE) else functional.interpolate(grid, self.sides, mode="bilinear")
