@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfumato.conditioning.base import Condition
 from sfumato.conditioning.low_resolution import LowResolution, augmented
-from sfumato.config import Config, DataConfig, SamplingConfig
+from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
 from sfumato.data.edges import CHANNELS
 from sfumato.data.edges import edges as edges_of
@@ -38,8 +38,8 @@ def read_data(config: Config) -> tuple[Dataset, Dataset]:
     return prepared(data, config.data).split(config.data.holdout, SPLIT_SEED)
 
 
-def prepared(data: Dataset, config: DataConfig) -> Dataset:
-    """The images as a model is trained on them."""
+def prepared(data: Dataset, config: Any) -> Dataset:
+    """The images as a model is trained on them, by the settings ``data`` of a configuration."""
     return scaled_down(data, config.scale_down, edges=config.edges)
 
 
