@@ -14,6 +14,7 @@ from sfumato.config import Config, parse
 from sfumato.data import Dataset
 from sfumato.data.edges import edges
 from sfumato.data.selection import Made
+from sfumato.data.shapes import shapes
 from sfumato.errors import InputError
 from sfumato.models.data import scaled_down
 
@@ -85,3 +86,13 @@ def test_grey_images_in_memory_and_none_at_all() -> None:
     assert scaled_down(Dataset(images), 1, edges=True).shape == (6, 8, 8)
     empty = Made(lambda rows: images[rows], images.dtype, (0, 1, 8, 8))
     assert scaled_down(Dataset(empty), 2, edges=True).shape == (6, 4, 4)
+
+
+def test_edges_are_channels_more() -> None:
+    data = shapes(64, 10**6)
+    lazy, stored = scaled_down(data, 8, edges=True), scaled_down(Dataset(data.images[:30]), 8, edges=True)
+    assert lazy.shape == (8, 8, 8) and lazy.images.dtype == np.float32
+    assert np.array_equal(lazy.images[:30], stored.images)
+    plain = scaled_down(data, 8).batch(np.arange(30))
+    assert (lazy.batch(np.arange(30))[:, :3] - plain).abs().max() <= 1.01 / 255
+    assert torch.equal(lazy.batch(np.arange(2))[:, 3:], edges(data.batch(np.arange(2)), 8))

@@ -13,7 +13,6 @@ from scipy import ndimage
 from tests.data.reading import load
 
 from sfumato.data import Dataset, Loader
-from sfumato.data.edges import edges
 from sfumato.data.shapes import (
     COLOURS,
     RELATIONS,
@@ -133,16 +132,6 @@ def test_shapes_are_scaled_down_when_they_are_drawn() -> None:
     low, stored = scaled_down(data, 2), scaled_down(Dataset(data.images[:30]), 2)
     assert low.shape == (3, 32, 32) and np.array_equal(low.images[:30], stored.images)
     assert all(is_right(index, low.images[index]) for index in range(30))
-
-
-def test_edges_are_channels_more() -> None:
-    data = shapes(64, 10**6)
-    lazy, stored = scaled_down(data, 8, edges=True), scaled_down(Dataset(data.images[:30]), 8, edges=True)
-    assert lazy.shape == (8, 8, 8) and lazy.images.dtype == np.float32
-    assert np.array_equal(lazy.images[:30], stored.images)
-    plain = scaled_down(data, 8).batch(np.arange(30))
-    assert (lazy.batch(np.arange(30))[:, :3] - plain).abs().max() <= 1.01 / 255
-    assert torch.equal(lazy.batch(np.arange(2))[:, 3:], edges(data.batch(np.arange(2)), 8))
 
 
 def test_shapes_are_a_source() -> None:
