@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,10 @@ def test_images_without_three_channels_keep_theirs(shape: tuple[int, ...]) -> No
     assert Colours().describe(Dataset(np.zeros((4, 3, 8, 8), np.uint8))) == Colours()
 
 
-def test_a_run_learns_with_them_and_is_sampled_without() -> None:
+def test_a_run_learns_with_them_and_is_sampled_without(tmp_path: Path) -> None:
     data = Dataset(np.random.default_rng(0).integers(0, 255, (1000, 3, 8, 8), dtype=np.uint8))
     options: dict[str, Any] = {"conditions": {"label": None, "colours": {"kind": "colours", "fraction": 1.0}}}
-    model = train(tiny(**options, training={"steps": 2}), data=data)
+    model = train(tiny(**options, training={"steps": 2}), data=data, run=tmp_path / "run")
     assert model.conditions["colours"].summary.startswith("other colours of 100%")
     encoder: Any = model.denoiser.network.encoders["colours"]  # pyright: ignore[reportIndexIssue]
     assert encoder.linear.weight.any()

@@ -21,7 +21,39 @@ NUMBERS = 9
 
 
 @dataclass(frozen=True)
-class Augmentation(Condition):
+class Altering(Condition):
+    """What alters training images and tells the network how, in nine numbers: zeros for an image as it is.
+
+    Subclasses have :meth:`training` and :meth:`alter`.
+    """
+
+    @property
+    def optional(self) -> bool:
+        return True
+
+    def evaluation(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        return {"value": x0.new_zeros(len(x0), NUMBERS)}
+
+    def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        """The nine numbers of a transform, for all samples or for each; left out, nothing is done to the images."""
+        return {"value": rows_of(value, count, (NUMBERS,), "The numbers of a transform")}
+
+    def missing(self, count: int) -> dict[str, Tensor]:
+        return {"value": torch.zeros(count, NUMBERS)}
+
+    def default(self, seed: int, first: int, count: int) -> dict[str, Tensor]:
+        """Nothing was done."""
+        return self.missing(count)
+
+    def slots(self, shape: Sequence[int]) -> Filled:
+        return Filled(vector=True)
+
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
+        return Told(width)
+
+
+@dataclass(frozen=True)
+class Augmentation(Altering):
     r"""Flips, rotations, scalings and shifts of training images, which condition the network (Karras et al. 2022).
 
     Against over-fitting on few images, up to some ten thousand; of more there is no need. Samples are conditioned on no
@@ -75,10 +107,6 @@ class Augmentation(Condition):
                 )
 
     @property
-    def optional(self) -> bool:
-        return True
-
-    @property
     def summary(self) -> str:
         return f"transforms with probability {self.probability:g}, in training only"
 
@@ -114,9 +142,6 @@ class Augmentation(Condition):
         """What :meth:`alter` did to the samples of these draws."""
         return {"value": sent(encoded(self.drawn(draws)).to(x0.dtype), x0.device)}
 
-    def evaluation(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        return {"value": x0.new_zeros(len(x0), NUMBERS)}
-
     def alter(self, x0: Float[Tensor, "batch channels h w"], draws: Draws) -> Float[Tensor, "batch channels h w"]:
         a = self.drawn(draws)
         x0 = _some(x0, a[:, 0] > 0.0, lambda x: x.flip(-1))
@@ -138,32 +163,18 @@ class Augmentation(Condition):
         stretch = along @ torch.diag_embed(torch.stack([b, 1.0 / b], dim=1)) @ along.mT
         return stretch @ _rotation(-a[:, 3]) * (2.0 ** (self.scale * a[:, 2]))[:, None, None], self.shift * a[:, 6:]
 
-    def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """The nine numbers of a transform, for all samples or for each; left out, nothing is done to the images."""
-        return {"value": rows_of(value, count, (NUMBERS,), "The numbers of a transform")}
-
-    def missing(self, count: int) -> dict[str, Tensor]:
-        return {"value": torch.zeros(count, NUMBERS)}
-
-    def default(self, seed: int, first: int, count: int) -> dict[str, Tensor]:
-        """Nothing was done."""
-        return self.missing(count)
-
-    def slots(self, shape: Sequence[int]) -> Filled:
-        return Filled(vector=True)
-
-    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> Told:
+    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> nn.Module:
         if self.rotation == "quarter" and len({*shape[1:]}) > 1:
             raise InputError(f"Quarter turns need square images, not {tuple(shape)}; take the rotation any or none.")
-        return Told(NUMBERS, width)
+        return super().build_encoder(shape, width, tokens)
 
 
 class Told(nn.Module):
     """A linear map of what was done to images, in the slot ``vector``: zeros where nothing was."""
 
-    def __init__(self, numbers: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(numbers, width, bias=False)
+        self.linear = nn.Linear(NUMBERS, width, bias=False)
 
     def forward(self, value: Float[Tensor, "batch numbers"]) -> dict[str, Float[Tensor, "batch width"]]:
         return {"vector": self.linear(without_null(value)[0].to(self.linear.weight.dtype))}

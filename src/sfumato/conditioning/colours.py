@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from sfumato.conditioning.augmentation import Told, check_columns
-from sfumato.conditioning.base import Condition, Data, Filled, rows_of
+from sfumato.conditioning.augmentation import Altering, check_columns
+from sfumato.conditioning.base import Data
 from sfumato.errors import InputError
 from sfumato.random import Draws, sent
-
-NUMBERS = 9
-"""How many numbers encode an order of three channels: a matrix."""
 
 _ORDERS = torch.tensor(list(itertools.permutations(range(3))))
 
 
 @dataclass(frozen=True)
-class Colours(Condition):
+class Colours(Altering):
     """The channels of RGB images are put into another order in training, and the network is told which.
 
     It learns forms whatever their colour then: without, a form that the data never have in red is not drawn in red,
@@ -48,10 +44,6 @@ class Colours(Condition):
             raise InputError(f"The fraction of images whose colours change lies in [0, 1]; got {self.fraction:g}.")
 
     @property
-    def optional(self) -> bool:
-        return True
-
-    @property
     def summary(self) -> str:
         return f"other colours of {self.fraction:.0%} of the images, in training only"
 
@@ -71,28 +63,8 @@ class Colours(Condition):
         identity = torch.eye(3, dtype=x0.dtype)
         return {"value": sent((identity[self.orders(draws)] - identity).flatten(1), x0.device)}
 
-    def evaluation(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        return {"value": x0.new_zeros(len(x0), NUMBERS)}
-
     def alter(self, x0: Tensor, draws: Draws) -> Tensor:
         if not self.fraction:
             return x0
         orders = sent(self.orders(draws), x0.device)
         return x0.gather(1, orders[:, :, None, None].expand_as(x0))
-
-    def given(self, value: Any, count: int, *, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
-        """The nine numbers of an order, for all samples or for each; left out, colours are those of the data."""
-        return {"value": rows_of(value, count, (NUMBERS,), "The numbers of an order")}
-
-    def missing(self, count: int) -> dict[str, Tensor]:
-        return {"value": torch.zeros(count, NUMBERS)}
-
-    def default(self, seed: int, first: int, count: int) -> dict[str, Tensor]:
-        """Those of the data."""
-        return self.missing(count)
-
-    def slots(self, shape: Sequence[int]) -> Filled:
-        return Filled(vector=True)
-
-    def build_encoder(self, shape: Sequence[int], width: int, tokens: int) -> Told:
-        return Told(NUMBERS, width)
