@@ -246,11 +246,19 @@ def _definition(module: str, name: str) -> ast.FunctionDef | ast.ClassDef:
     node = _tree(module).get(name)
     if isinstance(node, ast.ImportFrom) and node.module is not None:
         return _definition(_absolute(module, node), name)
-    if isinstance(node, ast.ClassDef) and method:
-        node = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == method), None)
-    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
-        raise InputError(f"The module {module} defines no function or class {name!r}.")
-    return node
+    found = _method(module, node, method) if isinstance(node, ast.ClassDef) and method else node
+    if not isinstance(found, ast.FunctionDef | ast.ClassDef):
+        wanted = f"{name}.{method}" if method else name
+        raise InputError(f"The module {module} defines no function or class {wanted!r}.")
+    return found
+
+
+def _method(module: str, node: ast.ClassDef, method: str) -> ast.FunctionDef | None:
+    """The method of a class, or that of the first of its bases that has one."""
+    own = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == method), None)
+    homes = [_home(module, base.id) for base in node.bases if isinstance(base, ast.Name)]
+    inherited = (_method(home, found, method) for home, found in homes if isinstance(found, ast.ClassDef))
+    return own or next((found for found in inherited if found), None)
 
 
 def _absolute(module: str, node: ast.ImportFrom) -> str:
