@@ -1,7 +1,8 @@
 """The grammar of captions: facts become words and words become facts.
 
 A caption names things, "a small red circle", and joins them in a form such as "N left of M". Training has many forms of
-both; the forms of *held-out wording* put the same words, each of which training has, into another order.
+both; the forms of *held-out wording* put the same words into another order, which one who has only read the others can
+understand: that "and" may join qualities, and that what has a relation may come last, training shows in other forms.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def _forms_of_two(word: str) -> Iterator[_Form]:
         yield _Form(f"{between} {{M}} there is {{N}}", word, is_held_out=True, can_open=False)
     for beside in _BESIDE_IT[word]:
         yield _Form(f"{{M}} with {{N}} {beside}", word)
+        yield _Form(f"{{M}} with {beside} {{N}}", word)
         yield _Form(f"{{M}} and {beside} {{N}}", word, is_held_out=True)
 
 
@@ -86,7 +88,7 @@ for _form in _FORMS:
 
 _QUALITY = "|".join((*SIZES, *COLOURS))
 _THING = re.compile(
-    rf"\b(?:a|one)(?P<before>(?: (?:{_QUALITY}))*) (?P<shape>{'|'.join(SHAPES)}|shape)"
+    rf"\b(?:a|one)(?P<before>(?: (?:{_QUALITY})(?: and(?= (?:{_QUALITY})))?)*) (?P<shape>{'|'.join(SHAPES)}|shape)"
     rf"(?: that is (?P<after>{_QUALITY})(?: and (?P<last>{_QUALITY}))?)?\b"
 )
 _OPENING = re.compile(rf"^(?:{'|'.join(_OPENINGS)}) ")
@@ -124,7 +126,8 @@ def read_caption(caption: str) -> Reading:
     wordings: list[bool] = []
     text = _OPENING.sub("", " ".join(_words(caption)))
     for match in _THING.finditer(text):
-        qualities = [*match["before"].split(), *(word for word in (match["after"], match["last"]) if word)]
+        before = [word for word in match["before"].split() if word != "and"]
+        qualities = [*before, *(word for word in (match["after"], match["last"]) if word)]
         sizes = [word for word in qualities if word in SIZES]
         colours = [word for word in qualities if word in COLOURS]
         if len(sizes) > 1 or len(colours) > 1:
@@ -175,6 +178,8 @@ def _name(thing: Thing, pick: Pick, is_held_out: bool) -> str:
         return f"{article} {size} {shape} that is {colour}"
     if size and colour and way == 1:
         return f"{article} {colour} {shape} that is {size}"
+    if size and colour and way == 2:
+        return f"{article} {size} and {colour} {shape}"
     return " ".join(word for word in (article, size, colour, shape) if word)
 
 
