@@ -11,6 +11,7 @@ import torch
 
 from sfumato.conditioning import Colours
 from sfumato.conditioning.base import altered, training_tensors
+from sfumato.config.signature import signature
 from sfumato.data import Column, Dataset
 from sfumato.errors import InputError
 from sfumato.random import Draws
@@ -79,3 +80,9 @@ def test_what_they_can_not_be() -> None:
             Colours(**options)
     with pytest.raises(InputError, match=r"expected \(9\) for all samples"):
         Colours().given([1.0, 2.0], 3)
+
+
+def test_what_a_base_class_says_is_the_help_of_its_flag() -> None:
+    assert signature("sfumato.conditioning.colours:Colours.given").summary.startswith("The nine numbers")
+    with pytest.raises(InputError, match=r"no function or class 'Colours.nothing'"):
+        signature("sfumato.conditioning.colours:Colours.nothing")

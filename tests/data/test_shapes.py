@@ -304,6 +304,8 @@ def test_words_become_facts_and_facts_words() -> None:
     assert facts == Facts(things, (Relation(0, "left of", 1),)) and facts.count == 7
     told = facts_of("There is a square, with one circle that is small to its left!")
     assert told == Facts((Thing("square"), Thing("circle", None, "small")), (Relation(1, "left of", 0),))
+    same = facts_of("one large and blue square with, to its left, a red and small circle")
+    assert same == Facts(things[::-1], (Relation(1, "left of", 0),))
     chance = random.Random(4)
     wordings: set[str] = set()
     for word in RELATIONS:
@@ -331,14 +333,8 @@ def test_unknown_words_are_named() -> None:
     assert unknown_words("A purple circle left of the Moon, 🙂") == ("purple", "moon", "🙂")
     with pytest.raises(InputError, match="purple"):
         facts_of("a purple circle")
-    for wrong in (
-        "",
-        "circle",
-        "left of",
-        f"{SEVEN} left of a ring",
-        "a small large circle",
-        "a ring and " * 4 + "a ring",
-    ):
+    joined = ("a small and circle", "a and red circle", "a red and blue circle", "a ring and " * 4 + "a ring")
+    for wrong in ("", "circle", "left of", f"{SEVEN} left of a ring", "a small large circle", *joined):
         assert not unknown_words(wrong)
         with pytest.raises(InputError):
             facts_of(wrong)
