@@ -43,6 +43,7 @@ def slots(text: Text, parts: dict[str, torch.Tensor], seed: int = 0) -> dict[str
 def test_words_are_split_in_any_writing() -> None:
     assert split("A Red-ish circle's 2 dots!") == ["a", "red", "-", "ish", "circle's", "2", "dots", "!"]
     assert split("Größe 赤い丸 🔴🔴") == ["größe", "赤", "い", "丸", "🔴", "🔴"]
+    assert split("cafe\u0301 café") == ["café", "café"] and split("हिन्दी में लाल।") == ["हिन्दी", "में", "लाल", "।"]
     assert split(" \n ") == []
 
 

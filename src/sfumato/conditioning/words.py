@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,15 +14,18 @@ from torch.nn import functional
 
 from sfumato.networks.attention import TokenAttention
 
+# marks on letters of Latin, Hebrew, Arabic, the scripts of India and Thai, which are no letters by themselves
+_MARK = r"[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e]"
+_LETTER = rf"(?:[^\W_\u3040-\u30ff\u3400-\u9fff]|{_MARK})"
 # a word with its apostrophes, one sign of a writing without spaces, or any other sign, such as an emoji
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+(?:['’][^\W_]+)*|[^\w\s]|_")
+_WORD = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff]|{_LETTER}+(?:['’]{_LETTER}+)*|[^\w\s]|_")
 
 UNKNOWN, PAD = 0, -1
 
 
 def split(text: str) -> list[str]:
-    """The words and signs of a text, in lower case."""
-    return _WORD.findall(text.lower())
+    """The words and signs of a text, in lower case; an accent may be part of its letter or follow it."""
+    return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def vocabulary(texts: Iterable[str], most: int) -> tuple[str, ...]:
