@@ -25,7 +25,7 @@ from sfumato.networks.unet import UNet
 from sfumato.random import Draws, normal, uniform
 from sfumato.sampling.guidance import ClassifierGuided
 from sfumato.training.loop import Trainer
-from sfumato.training.losses import Classification, Contrastive, Denoising
+from sfumato.training.losses import Classification, Denoising
 from sfumato.training.optimization import adamw
 from tests.networks.weights import randomized
 from tests.training.by_hand import denoiser, digits
@@ -127,38 +127,3 @@ def test_a_noisy_classifier_trains_and_guides() -> None:
     assert report["heldout_accuracy"] == pytest.approx(np.mean(levels)) and len(levels) == 8
     # the last level is nearly the data, the first nearly noise
     assert levels[-1] > 0.5 > levels[0]
-
-
-def test_the_contrastive_loss_is_that_of_its_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(6, 5, generator=generator) for _ in range(2))
-    loss = Contrastive(nn.Flatten(), nn.Identity(), "words", 0.5)
-    found = loss(Batch(first, {"words": second}, 0), Draws(0, 0, 6, 6))
-    a, b = (x.numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (first, second))
-    similarity = np.exp(a @ b.T / 0.5)
-    diagonal = np.diag(similarity)
-    expected = -0.5 * (np.log(diagonal / similarity.sum(1)) + np.log(diagonal / similarity.sum(0)))
-    assert found.detach().numpy() == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(InputError, match="must be positive"):
-        Contrastive(nn.Identity(), nn.Identity(), "words", 0.0)
-
-
-def test_a_contrastive_loss_trains_both_encoders_and_resumes() -> None:
-    generator = np.random.default_rng(0)
-    code = generator.normal(size=(256, 3)).astype(np.float32)
-    images = np.tanh(code @ generator.normal(size=(3, 8)).astype(np.float32))
-    dataset = Dataset(images, {"words": Column(code)})
-
-    def run() -> Trainer:
-        torch.manual_seed(0)
-        loss = Contrastive(nn.Linear(8, 4), nn.Linear(3, 4), "words")
-        return Trainer(loss, dataset, optimizer=adamw(loss), learning_rate=1e-2, accelerator=Accelerator(cpu=True))
-
-    whole, parts = run(), run()
-    losses = [record.loss for record in whole.run(60)]
-    assert whole.model is whole.loss and losses[-1] < 0.4 * losses[0]
-    list(parts.run(20))
-    resumed = run()
-    resumed.restore({name: t.detach().clone() for name, t in parts.state()[0].items()}, parts.state()[1])
-    assert [record.loss for record in resumed.run(60)] == losses[20:]
-    assert "weights/log_scale" in resumed.state()[0]

@@ -32,9 +32,9 @@ OPTIONS: Fields = {
         "sfumato info --presets lists (default: as suits DATA).",
     ),
     "task": option(
-        Literal["generate", "classify", "upscale", "text"],
-        "What to train: a generative model, a classifier of noisy images for guidance, a super-resolution model, or a "
-        "model of captioned images.",
+        Literal["generate", "classify", "upscale", "text", "contrast"],
+        "What to train: a generative model, a classifier of noisy images for guidance, a super-resolution model, a "
+        "model of captioned images, or embeddings of images and captions in one space (CLIP).",
         "generate",
     ),
     "condition": option(

@@ -177,7 +177,7 @@ class TokensEncoder(nn.Module):
     Args:
         features: of a token, as it comes in.
         width: of the slot ``vector``.
-        tokens: features of a token of the slot.
+        tokens: features of a token of the slot; 0 for the vector alone.
         drop: the fraction of samples that are trained without any.
         pooling: as of :class:`Tokens`.
         norm: whether tokens and vector are normalized (LayerNorm).
@@ -196,8 +196,8 @@ class TokensEncoder(nn.Module):
         super().__init__()
         self.pooling = pooling
         self.norm = nn.LayerNorm(features) if norm else nn.Identity()
-        self.project = nn.Linear(features, tokens)
-        self.null_token = Null((tokens,), drop)
+        self.project = nn.Linear(features, tokens) if tokens else None
+        self.null_token = Null((tokens,), drop if tokens else 0.0)
         self.query = nn.Parameter(torch.randn(features) / math.sqrt(features)) if pooling == "attention" else None
         if pooling != "none":
             self.vector = nn.Sequential(nn.LayerNorm(features) if norm else nn.Identity(), nn.Linear(features, width))
@@ -213,9 +213,11 @@ class TokensEncoder(nn.Module):
         # where nothing is seen, the first place holds the null token
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         seen = mask | (null[:, None] & first)
-        projected = self.project(tokens)
-        placed = torch.where(null[:, None, None], self.null_token.value.to(projected.dtype), projected)
-        slots = {"tokens": placed, "mask": seen}
+        slots: dict[str, Tensor] = {}
+        if self.project is not None:
+            projected = self.project(tokens)
+            placed = torch.where(null[:, None, None], self.null_token.value.to(projected.dtype), projected)
+            slots = {"tokens": placed, "mask": seen}
         if self.pooling != "none":
             score = tokens @ self.query if self.query is not None else tokens.new_zeros(mask.shape)
             share = score.masked_fill(~seen, -torch.inf).softmax(1).to(tokens.dtype)

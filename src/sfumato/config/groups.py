@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sfumato.config.component import Built, Component, Conditions, Slot, group, slot
+from sfumato.config.component import Component, Conditions, Slot, group, slot
+from sfumato.config.data import DataConfig
 from sfumato.config.evaluation import EvaluationConfig
 from sfumato.config.sampling import SamplingConfig
 from sfumato.errors import InputError
@@ -14,44 +15,11 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from sfumato.conditioning.contrast import Contrast
     from sfumato.diffusion.classifier import NoisyClassifier
     from sfumato.diffusion.denoiser import Denoiser, Embed
     from sfumato.diffusion.schedule import Schedule
 
-
-class _Training(Built):
-    """Which part of the data is trained on, and how it varies."""
-
-    random_crop: int | tuple[int, int] | None = Field(default=None, description="Train on random crops of this size.")
-    scale_down: int = Field(
-        default=1,
-        ge=1,
-        le=1024,
-        description="Downscale images by this factor, exactly as the condition low_resolution of a later stage does.",
-    )
-    edges: bool = Field(
-        default=False,
-        description="Add the edges of the full images as channels, their strength and directions, for a layout.",
-    )
-    flip: bool = Field(default=False, description="Flip images horizontally at random while training.")
-    holdout: int | float = Field(
-        default=0.1, ge=0, description="Images kept out of training: a count, or a fraction below 1."
-    )
-
-    @model_validator(mode="after")
-    def _edges_stay(self) -> _Training:
-        if self.edges and self.flip:
-            raise InputError("The directions of edges do not turn with a flipped image; leave data.flip out.")
-        return self
-
-
-DataConfig = group(
-    "DataConfig",
-    "What is trained on, and how it is read.",
-    "sfumato.data.sources:load",
-    base=_Training,
-    leave=("columns",),
-)
 
 _TABLES = ("linear", "cosine", "sigmoid", "table", "zero_terminal_snr")
 _NO_SIGNAL = ("zero_terminal_snr", "flow")
@@ -176,6 +144,30 @@ class ModelConfig(Component):
         schedule = self._schedule(data_std)
         network = self.build_network(shape, classes=classes) if network is None else network
         return NoisyClassifier(network, schedule, self._embed(schedule), data_std=data_std)
+
+    def build_contrast(
+        self,
+        shape: tuple[int, ...],
+        conditions: dict[str, Any],
+        features: int,
+        data_std: float = 1.0,
+        *,
+        network: nn.Module | None = None,
+    ) -> Contrast:
+        """The embeddings of images and of their one condition, with fresh weights.
+
+        Args:
+            shape, conditions, data_std, network: as for :meth:`build`.
+            features: of an embedding.
+        """
+        from sfumato.conditioning.contrast import Contrast
+
+        ((name, condition),) = conditions.items()
+        if not condition.slots(shape).vector:
+            raise InputError(f"The condition {name!r} has no vector to compare images with; text needs pooled for it.")
+        network = self.build_network(shape, classes=features) if network is None else network
+        encoder = condition.build_encoder(shape, features, 0)
+        return Contrast(network, condition, encoder, data_std=data_std)
 
     def _schedule(self, data_std: float) -> Schedule:
         schedule: Schedule = self.schedule.build()
@@ -302,6 +294,11 @@ class Config(Component):
         return self.objective.kind == "classification"
 
     @property
+    def contrasts(self) -> bool:
+        """Whether embeddings of images and of what describes them are trained, and no denoiser."""
+        return self.objective.kind == "contrastive"
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the data that the conditions and the objective need."""
         found = {column for condition in self.conditions.values() for column in condition.build().columns}
@@ -312,18 +309,24 @@ class Config(Component):
     def _classified(self) -> Config:
         kind = self.model.network.kind
         own = ":" in kind or kind == "given"
-        if self.classifies and kind != "classifier" and not own:
+        samples, objective = not (self.classifies or self.contrasts), self.objective.kind
+        if not samples and kind != "classifier" and not own:
             raise ValueError(
-                f"objective.kind is classification, but model.network.kind is {kind}; take the network classifier"
+                f"objective.kind is {objective}, but model.network.kind is {kind}; take the network classifier"
             )
-        if kind == "classifier" and not self.classifies and ":" not in self.objective.kind:
+        if kind == "classifier" and samples and ":" not in objective:
             raise ValueError(
-                "model.network.kind is classifier, which predicts no images; take objective.kind classification, or "
-                "--task classify"
+                "model.network.kind is classifier, which predicts no images; take objective.kind classification or "
+                "contrastive, or --task classify or contrast"
             )
         for name in ("residual", "learned_variance"):
-            if self.classifies and getattr(self.model, name):
-                raise ValueError(f"model.{name} is of a model that samples, and objective.kind is classification")
+            if not samples and getattr(self.model, name):
+                raise ValueError(f"model.{name} is of a model that samples, and objective.kind is {objective}")
+        if self.contrasts and len(self.conditions) != 1:
+            raise ValueError(
+                "objective.kind is contrastive, which compares images with one condition, such as text; there are "
+                f"{len(self.conditions)}"
+            )
         if self.classifies and self.conditions:
             raise ValueError(
                 f"a classifier of noisy data is given no conditions, but there is {next(iter(self.conditions))}; leave "

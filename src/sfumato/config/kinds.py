@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, str]] = {
     "objective": {
         "denoising": "training.losses:Denoising",
         "classification": "training.losses:Classification",
+        "contrastive": "training.contrastive:Contrastive",
     },
     "weight": {
         "simple": "diffusion.weighting:simple",

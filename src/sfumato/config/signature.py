@@ -21,7 +21,18 @@ FACTS = frozenset({"inputs", "outputs", "sides", "shape", "dims", "tokens", "con
 """Parameters that the data decide: no options of this package's functions; those of other packages can set them."""
 
 CONTEXT = FACTS | {
-    *("schedule", "parameterization", "denoiser", "classifier", "plan", "previous", "module", "params", "conditions"),
+    *(
+        "schedule",
+        "parameterization",
+        "denoiser",
+        "classifier",
+        "contrast",
+        "plan",
+        "previous",
+        "module",
+        "params",
+        "conditions",
+    ),
 }
 """Parameters that the surroundings fill, by name. :data:`UNLESS_GIVEN` are so too without a default."""
 

@@ -202,11 +202,11 @@ def table(*reports: Report) -> Table:
         floors = dict.fromkeys(number(entry.floor, entry.floor_error) for entry in entries if entry is not None)
         chances = dict.fromkeys(number(entry.chance) for entry in entries if entry is not None)
         name, features = f"{known.name}{star} {_ARROWS[known.better]}", known.features or ""
+        more = [" / ".join(filter(None, chances))] if has_chance else []
         if plain:
-            result.add_row(name, *values)
+            result.add_row(name, *values, *more)
         else:
             cells = [name, "" if known.features == last else features]
-            more = [" / ".join(filter(None, chances))] if has_chance else []
             more += [ratio] if single else []
             result.add_row(*cells, *values, " / ".join(filter(None, floors)), *more)
         last = known.features

@@ -30,6 +30,7 @@ from sfumato.metrics.page import write_page
 from sfumato.metrics.report import Report, Row, row
 from sfumato.models.agreement import with_agreement
 from sfumato.models.classify import evaluate_classifier
+from sfumato.models.contrast import evaluate_contrast
 from sfumato.models.data import SPLIT_SEED, data_of, read_data
 from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
@@ -115,14 +116,14 @@ def evaluate(
         "device": device,
         "cache": None if cache is None else Path(cache),
     }
-    if isinstance(subject, Model) and subject.classifier is not None:
+    if isinstance(subject, Model) and not subject.samples:
         if real is not None or page is not None or features or measures or options.keys() - {"sampling"}:
             raise InputError(
-                f"{subject.run} is a classifier of noisy data, whose accuracy on the held-out images of its run is "
-                "measured; leave other pictures and options out."
+                f"{subject.run} samples nothing, and is judged on the held-out images of its run; leave other pictures "
+                "and options out."
             )
         options = {"samples": samples, "seed": seed, "overwrite": overwrite, "progress": progress}
-        return evaluate_classifier(subject, keep=True, **options)
+        return own_report(subject, keep=True, **options)
     if heldout is not None and real is None:
         raise InputError("Held-out pictures are given beside training pictures: evaluate(..., real, heldout=...).")
     if isinstance(subject, Model) and real is None:
@@ -144,6 +145,11 @@ def evaluate(
         **options,
     }
     return judged(judge, subject, keep=real is None, overwrite=overwrite, **more)
+
+
+def own_report(model: Model, **options: Any) -> Report:
+    """The report of a model that is not sampled from: a classifier of noisy data, or one of embeddings."""
+    return (evaluate_contrast if model.contrast is not None else evaluate_classifier)(model, **options)
 
 
 def judge_of(model: Model, data: tuple[Dataset, Dataset], **options: Any) -> Evaluator:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.conditioning.base import Condition, given_tensors, keyed, null_parts, without_null
+from sfumato.conditioning.contrast import Contrast
 from sfumato.conditioning.low_resolution import augmented
 from sfumato.conditioning.network import Conditioned
 from sfumato.config import Config, GuidanceConfig, SamplingConfig
@@ -69,7 +70,7 @@ class Model(TextToImage):
         run: Path | None = None,
         step: int = 0,
     ) -> None:
-        if not callable(denoiser) or not hasattr(denoiser, "schedule"):
+        if not callable(denoiser) or not (hasattr(denoiser, "schedule") or isinstance(denoiser, Contrast)):
             raise InputError(
                 f"A model needs a denoiser, and a {type(denoiser).__name__} is none; make one of a network: "
                 "sfumato.Denoiser(network, schedule, parameterization)."
@@ -111,14 +112,24 @@ class Model(TextToImage):
         """The classifier of noisy data that a run of ``train --task classify`` holds; None of a model that samples."""
         return self.denoiser if isinstance(self.denoiser, NoisyClassifier) else None
 
+    @property
+    def contrast(self) -> Contrast | None:
+        """The embeddings of images and captions that a run of ``train --task contrast`` holds; None of other models."""
+        return self.denoiser if isinstance(self.denoiser, Contrast) else None
+
+    @property
+    def samples(self) -> bool:
+        """Whether it is sampled from, as a denoiser is."""
+        return self.classifier is None and self.contrast is None
+
     def require_denoiser(self) -> None:
-        """Refuse what a classifier of noisy data can't do."""
-        if self.classifier is not None:
+        """Refuse what a classifier of noisy data, or a model of embeddings, can't do."""
+        if not self.samples:
             run = self.run or "RUN"
-            raise InputError(
-                f"{run} is a classifier of noisy data, which samples nothing and has no likelihood; it guides a model "
-                f"that does: sfumato sample MODEL --guidance.classifier {run}"
-            )
+            what, use = "is a classifier of noisy data, which", f"sample MODEL --guidance.classifier {run}"
+            if self.contrast is not None:
+                what, use = "embeds images and captions, and", f"evaluate {run}"
+            raise InputError(f"{run} {what} samples nothing and has no likelihood; use it with: sfumato {use}")
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.conditioning.contrast import Contrast
 from sfumato.config import Component, Config
 from sfumato.diffusion.classifier import NoisyClassifier
 from sfumato.diffusion.denoiser import Denoiser
@@ -22,18 +23,24 @@ from sfumato.models.storage import FORMAT, Info, read_config
 from sfumato.sampling.fitted_solver import Fitted
 from sfumato.training.checkpoint import Checkpoints
 
+Trained = Denoiser | NoisyClassifier | Contrast
+"""What a run can hold."""
 
-def build_module(config: Config, info: Info, network: nn.Module | None = None) -> Denoiser | NoisyClassifier:
-    """The denoiser or the classifier of a configuration, with fresh weights or around a ``network`` of the caller's."""
+
+def build_module(config: Config, info: Info, network: nn.Module | None = None) -> Trained:
+    """What a configuration trains, with fresh weights or around a ``network`` of the caller's."""
     if config.classifies:
         return config.model.build_classifier(info.shape, len(info.classes), info.std, network=network)
     conditions = {name: condition.build() for name, condition in info.conditions.items()}
+    if config.contrasts:
+        features: int = config.objective.features  # pyright: ignore[reportAttributeAccessIssue]
+        return config.model.build_contrast(info.shape, conditions, features, info.std, network=network)
     return config.model.build(info.shape, conditions, info.std, network=network)
 
 
 def read_module(
     run: Path, device: str | torch.device, *, trust: bool = False, network: nn.Module | None = None
-) -> tuple[Config, Info, Denoiser | NoisyClassifier, int]:
+) -> tuple[Config, Info, Trained, int]:
     """What a run directory holds: its configuration, what it knows of its data, the module with averaged weights, and
     the step that they are of."""
     config, info = read_config(run, trust=trust, network=network is not None)

@@ -21,8 +21,10 @@ def _read(name: str) -> Recipe:
     return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
 
 
-_FILES = ("digits", "small", "cifar", "classify", "upscale", "text", "images", "ddpm", "vectors")
-digits, small, cifar, classify, upscale, text, images, ddpm, vectors = (partial(_read, name) for name in _FILES)
+_FILES = ("digits", "small", "cifar", "classify", "contrast", "upscale", "text", "images", "ddpm", "vectors")
+digits, small, cifar, classify, contrast, upscale, text, images, ddpm, vectors = (
+    partial(_read, name) for name in _FILES
+)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{name: partial(_read, name) for name in _FILES},
@@ -31,8 +33,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """Whole configurations by name, including those of published models."""
 
 
-TASKS = ("generate", "classify", "upscale", "text")
+TASKS = ("generate", "classify", "upscale", "text", "contrast")
 """What a training can be for; each but generate has a recipe of its name."""
+
+_OBJECTIVES = {"classification": "classify", "contrastive": "contrast"}
 
 
 def named(
@@ -72,7 +76,8 @@ def named(
 
 def _task(values: Recipe) -> str:
     """What a training by a recipe is for."""
-    if values.get("objective", {}).get("kind") == "classification":
-        return "classify"
+    objective = values.get("objective", {}).get("kind")
+    if objective in _OBJECTIVES:
+        return _OBJECTIVES[objective]
     kinds = [condition["kind"] for condition in values.get("conditions", {}).values()]
     return "upscale" if "low_resolution" in kinds else "text" if "text" in kinds else "generate"

@@ -146,6 +146,8 @@ class Terminal(Reporter):
         what = f"{count} samples against the training and the held-out images"
         if model.classifier is not None:
             what = "the accuracy on held-out images at each noise level"
+        elif model.contrast is not None:
+            what = "held-out images are told from their captions, and captions from changed ones"
         self.say(f"evaluation: {what} ...")
 
     def evaluated(self, report: Report, step: int) -> None:
@@ -161,6 +163,9 @@ class Terminal(Reporter):
         self.say(f"{training:.1f} s of training, {total:.1f} s in all.")
         if model.classifier is not None:
             self.say(f"use it    sfumato sample MODEL --label CLASS --guidance.classifier {model.run}")
+            return
+        if model.contrast is not None:
+            self.say(f"use it    sfumato.load({str(model.run)!r}).contrast")
             return
         if model.run is not None:
             self.say(f"samples   {model.run / 'samples'}")

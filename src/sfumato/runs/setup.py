@@ -161,9 +161,9 @@ def make_trainer(model: Model, loader: Loader, accelerator: Accelerator | None =
     require_memory(values, what, "training.batch_size, or raise training.accumulate", device=accelerator.device)
     options, optimizer, objective = config.training, config.optimizer, config.objective
     loss = objective.build(
-        **{"classifier" if config.classifies else "denoiser": denoiser},
+        **{"classifier" if config.classifies else "contrast" if config.contrasts else "denoiser": denoiser},
         conditions=model.conditions,
-        schedule=denoiser.schedule,
+        schedule=getattr(denoiser, "schedule", None),
         parameterization=getattr(denoiser, "parameterization", None),
         data_std=model.info.std,
     )

@@ -24,9 +24,8 @@ from sfumato.io.files import write_json
 from sfumato.io.images import save_grid
 from sfumato.metrics.report import Report
 from sfumato.models.calibrate import tune
-from sfumato.models.classify import evaluate_classifier
 from sfumato.models.data import examples, given_sets, training_data
-from sfumato.models.evaluate import judge_of, judged, recorded
+from sfumato.models.evaluate import judge_of, judged, own_report, recorded
 from sfumato.models.model import Model
 from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import freeze, start_from, write_weights
@@ -175,7 +174,7 @@ class _Run:
         model = self._model(info, start=begins)
         trainer = make_trainer(model, loader, self.accelerator, self._bf16())
         self.config = config = model.config
-        if model.classifier is None:
+        if model.samples:
             # what can fail for a wrong setting fails now, not after the training
             model.sampler(config.sampling.untuned())
         options = config.training
@@ -204,7 +203,7 @@ class _Run:
                 return
             if losses := heldout_losses(trainer, heldout):
                 self.directory.log(record.step, losses)
-            if options.sample_count and model.classifier is None:
+            if options.sample_count and model.samples:
                 with trainer.ema.applied():
                     more: dict[str, Any] = {"sampling": config.sampling.untuned(), "progress": False}
                     cond, _ = examples(model, heldout if len(heldout) else loader.dataset, options.sample_count)
@@ -312,8 +311,8 @@ class _Run:
             self.reporter.say("No evaluation: fewer than 2 images are held out (data.holdout).")
             return None
         more: dict[str, Any] = {"keep": True, "overwrite": True, "progress": self.reporter.progress}
-        if model.classifier is not None:
-            return partial(evaluate_classifier, heldout=heldout, **more | {"keep": self.main})
+        if not model.samples:
+            return partial(own_report, heldout=heldout, **more | {"keep": self.main})
         judge = judge_of(model, (train, heldout), progress=self.reporter.progress)
         return lambda model: judged(judge, model, **more)
 
@@ -343,7 +342,7 @@ class _Run:
         self, model: Model, trainer: Trainer, judge_of_run: Callable[[], Callable[[Model], Report] | None]
     ) -> None:
         """Fit what the sampling needs, and evaluate."""
-        sampling, fits = self.config.sampling, self.main and model.classifier is None
+        sampling, fits = self.config.sampling, self.main and model.samples
         if sampling.needs_gamma and fits:
             self.reporter.say("estimating Gamma for the analytic variance ...")
             tune(model, progress=False)

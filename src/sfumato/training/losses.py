@@ -9,7 +9,6 @@ may have ``report(batch, draws) -> dict[str, float]``: what is logged of held-ou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -200,45 +199,6 @@ class Classification(AtLevels):
         x = diffuse(batch.x0, level, draws.normal("noise", batch.x0.shape[1:]))
         keys = {"keys": draws.keys()} if self._dropout else {}
         return self.model(x, level, **keys), take(batch.cond, self.column)
-
-
-class Contrastive(nn.Module):
-    r"""CLIP's symmetric contrastive loss between images and what describes them (Radford et al. 2021, fig. 3).
-
-    Embeddings of unit length are compared with all others of the batch at a learned inverse temperature; a sample's
-    loss is the mean of its two cross entropies. The others are those of the same part of the batch: of this process,
-    and of one of ``accumulate`` parts. A batch cut otherwise is another loss.
-
-    Args:
-        first: embeds the images ``(B, C, *space)`` as ``(B, features)``.
-        second: embeds the columns, given in order, as ``(B, features)``.
-        column: the column that describes an image, or several, such as tokens and their mask.
-        temperature: the temperature at the start, positive.
-    """
-
-    def __init__(
-        self,
-        first: nn.Module,
-        second: nn.Module,
-        column: str | tuple[str, ...],
-        temperature: float = 0.07,
-    ) -> None:
-        super().__init__()
-        if not temperature > 0.0:
-            raise InputError(f"The temperature of a contrastive loss must be positive; got {temperature}.")
-        self.first, self.second = first, second
-        self.column = (column,) if isinstance(column, str) else column
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-
-    def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
-        columns = [take(batch.cond, name) for name in self.column]
-        first = functional.normalize(self.first(batch.x0).float(), dim=1)
-        second = functional.normalize(self.second(*columns).float(), dim=1)
-        # the paper's bound on the scale, against instability
-        logits = self.log_scale.clamp(max=math.log(100.0)).exp() * first @ second.T
-        same = torch.arange(len(logits), device=logits.device)
-        rows, columns = (functional.cross_entropy(table, same, reduction="none") for table in (logits, logits.T))
-        return 0.5 * (rows + columns)
 
 
 def has_dropout(module: nn.Module) -> bool:

@@ -1,0 +1,59 @@
+"""Images and what describes them, embedded in one space (CLIP)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato.conditioning.base import Condition
+from sfumato.diffusion.level import Data
+from sfumato.errors import InputError
+
+_STEEPEST = math.log(100.0)  # the paper's bound on the scale, against instability
+
+
+class Contrast(nn.Module):
+    r"""Embeddings of unit length of images and of one of their conditions (CLIP; Radford et al. 2021).
+
+    How well the two go together is their dot product, the cosine of their angle; times the learned :attr:`scale` it is
+    a logit.
+
+    Args:
+        network: called as ``network(x, time)`` with times of 0, gives features of an image.
+        condition: what describes an image, such as its caption.
+        encoder: the encoder of the condition, whose slot ``vector`` has as many features.
+        data_std: the standard deviation of the data; the network sees images of unit variance.
+        temperature: the inverse of the scale at the start, positive.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        condition: Condition,
+        encoder: nn.Module,
+        *,
+        data_std: float = 1.0,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0.0:
+            raise InputError(f"The temperature of a contrastive model must be positive; got {temperature}.")
+        self.network, self.condition, self.encoder, self.data_std = network, condition, encoder, data_std
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """The inverse temperature, at most 100."""
+        return self.log_scale.clamp(max=_STEEPEST).exp()
+
+    def images(self, x: Data) -> Float[Tensor, "batch features"]:
+        """The embeddings of images."""
+        return functional.normalize(self.network(x / self.data_std, x.new_zeros(len(x))).float(), dim=1)
+
+    def texts(self, **parts: Tensor) -> Float[Tensor, "batch features"]:
+        """The embeddings of what describes them, from the parts of the condition by name."""
+        return functional.normalize(self.encoder(**parts)["vector"].float(), dim=1)

@@ -1,0 +1,193 @@
+"""Judging embeddings of images and captions (CLIP): who finds whom, and which captions are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato import random
+from sfumato.conditioning import Text
+from sfumato.conditioning.swaps import Groups, exchanged, replaced
+from sfumato.data import Dataset, Loader
+from sfumato.data.dataset import as_tensor
+from sfumato.data.shapes import SPLITS, Parsed, agreement, facts_of
+from sfumato.errors import InputError
+from sfumato.io.progress import Progress, progress_bar
+from sfumato.io.text import packed, unpacked
+from sfumato.metrics.estimate import Estimate, wilson
+from sfumato.metrics.report import Report, Row
+from sfumato.models.agreement import asked, why_no_shapes
+from sfumato.models.data import SPLIT_SEED, data_of
+from sfumato.models.model import Model
+from sfumato.models.storage import write_record
+from sfumato.random import Draws
+
+_PART = 250  # images or captions that are embedded at once
+_SIZES = (32, 64)  # of the pictures of shapes
+KINDS: Mapping[str, Callable[[str, Groups], list[str]]] = {"words exchanged": exchanged, "a word replaced": replaced}
+"""How a caption is changed so that it is wrong."""
+
+
+def embed_images(model: Model, images: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch features"]:
+    """The embeddings of images in [-1, 1], of unit length, on the CPU.
+
+    Args:
+        model: the model of a run of ``train --task contrast``.
+        images: of the size that it was trained on.
+    """
+    contrast, shape = _contrast(model), tuple(model.info.shape)
+    if tuple(images.shape[1:]) != shape:
+        raise InputError(
+            f"The images have shape {tuple(images.shape[1:])}; {model.run or 'this model'} embeds {shape}."
+        )
+    return _embedded(model, len(images), lambda part: contrast.images(images[part].to(model.device)))
+
+
+def embed_captions(model: Model, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
+    """The embeddings of captions, of unit length, on the CPU."""
+    contrast = _contrast(model)
+    if not isinstance(contrast.condition, Text):
+        raise InputError(f"{model.run or 'This model'} compares images with a {contrast.condition.summary}, not texts.")
+    column = contrast.condition.columns[0]
+
+    def embedded(part: slice) -> Tensor:
+        texts = packed(captions[part])
+        parts = contrast.condition.evaluation(texts, {column: texts}, Draws(0, 0, len(texts), len(texts)))
+        return contrast.texts(**{name: value.to(model.device) for name, value in parts.items()})
+
+    return _embedded(model, len(captions), embedded)
+
+
+@torch.no_grad()
+def evaluate_contrast(
+    model: Model,
+    heldout: Dataset | None = None,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    keep: bool = False,
+    overwrite: bool = False,
+    progress: Progress = None,
+) -> Report:
+    """How well images and captions that were not trained on find each other, and wrong captions are told from right.
+
+    R@1 is the share of images whose nearest caption among all is theirs, and the other way round. A caption is changed
+    as :data:`KINDS` says, with the words of the training, once for each image; the share is that of the images that are
+    nearer to their own. Of pictures of shapes this is measured for each of their splits, with captions that state
+    everything, and only with changed ones that are wrong.
+
+    Args:
+        model: the model of a run of ``train --task contrast``.
+        heldout: images with captions; by default those that the run holds out.
+        samples: how many of them, at most; by default as the configuration says.
+        seed: of the choice of the changes.
+        keep, overwrite, progress: as for :func:`sfumato.models.evaluate.judged`.
+    """
+    contrast, config = _contrast(model), model.config
+    heldout = data_of(model)[1] if heldout is None else heldout
+    usual = config.evaluation.samples or type(config.evaluation)().samples
+    count = min(len(heldout), usual if samples is None else samples)
+    if count < 2:
+        raise InputError("An evaluation needs at least 2 held-out images; train with data.holdout of at least 2.")
+    seed = config.evaluation.seed if seed is None else seed
+    batch = Loader(heldout, SPLIT_SEED, crop=config.data.random_crop).batch(0, count)
+    columns, sets = contrast.condition.columns, dict[str, tuple[list[str], Tensor, Sequence[Parsed] | None]]()
+    groups: Groups = getattr(config.objective, "swaps", ())
+    if isinstance(contrast.condition, Text) and groups:
+        column, size = columns[0], model.info.shape[-1]
+        if model.info.shape in [(3, size, size) for size in _SIZES] and why_no_shapes(heldout, column) is None:
+            for split in SPLITS:
+                found = asked(split, count, size, seed)
+                sets[split] = found.captions, as_tensor(found.pictures), found.shown
+        else:
+            sets["held-out"] = unpacked(batch.cond[column]), batch.x0, None
+    with progress_bar("embedding", (1 + len(sets)) * count, progress) as advance:
+        images = embed_images(model, batch.x0)
+        parts = contrast.condition.evaluation(batch.x0, batch.cond, Draws(seed, 0, count, count))
+        texts = _embedded(
+            model, count, lambda at: contrast.texts(**{n: p[at].to(model.device) for n, p in parts.items()})
+        )
+        advance(count)
+        rows = _found(images, texts, [batch.cond[name][:, None].flatten(1) for name in columns])
+        for number, (name, (captions, pictures, shown)) in enumerate(sets.items(), 2):
+            rows += list(_told(model, name, captions, pictures, shown, groups, seed))
+            advance(number * count)
+    settings = {"step": model.step, "seed": seed}
+    report = Report(
+        str(model.run or "contrast"), {"training": model.info.train, "held-out": count}, tuple(rows), settings
+    )
+    if keep and model.run is not None:
+        value = {"step": model.step, "samples": count, **report.to_dict()}
+        write_record(model.run / "evaluation.json", value, "samples", overwrite=overwrite)
+    return report
+
+
+def _found(images: Tensor, texts: Tensor, columns: Sequence[Tensor]) -> list[Row]:
+    """The rows of retrieval; images with the same description are all right for it."""
+    similarity, count = images @ texts.T, len(images)
+    rows: list[Row] = []
+    for name, table in (("R@1 captions of images", similarity), ("R@1 images of captions", similarity.T)):
+        chosen = table.argmax(1)
+        same = torch.stack([(column == column[chosen]).all(1) for column in columns]).all(0)
+        rows.append(_share(name, int(same.sum()), count, 1.0 / count))
+    own = similarity.diagonal().double()
+    other = (similarity.double().sum() - own.sum()) / (count * (count - 1))
+    score = Estimate(float(own.mean()), float(own.std()) / count**0.5, "spread over images")
+    return [*rows, Row("CLIP score", None, *score, better="higher", chance=float(other))]
+
+
+def _told(
+    model: Model,
+    name: str,
+    captions: Sequence[str],
+    pictures: Tensor,
+    shown: Sequence[Parsed] | None,
+    groups: Groups,
+    seed: int,
+) -> Iterable[Row]:
+    """A row for each kind of change: the share of pictures that are nearer to their caption than to the changed one."""
+    images, texts = embed_images(model, pictures), embed_captions(model, captions)
+    for kind, change in KINDS.items():
+        u = random.uniform(seed, kind, 0, len(captions), ()).tolist()
+        seen: Sequence[Parsed | None] = shown or [None] * len(captions)
+        every = zip(captions, u, seen, strict=True)
+        changed = [_wrong(change(text, groups), at, parsed) for text, at, parsed in every]
+        rows = [i for i, text in enumerate(changed) if text is not None]
+        if not rows:
+            continue
+        wrong = embed_captions(model, [text for text in changed if text is not None])
+        right = int(((images[rows] * (texts[rows] - wrong)).sum(1) > 0.0).sum())
+        yield _share(f"{kind}, {name}", right, len(rows), 0.5)
+
+
+def _wrong(texts: Sequence[str], u: float, shown: Parsed | None) -> str | None:
+    """One of the texts, of those that a picture does not show."""
+    wrong = [text for text in texts if shown is None or not agreement(facts_of(text), shown).whole]
+    return wrong[int(u * len(wrong))] if wrong else None
+
+
+def _share(name: str, right: int, count: int, chance: float) -> Row:
+    return Row(name, None, right / count, None, "Wilson", better="higher", interval=wilson(right, count), chance=chance)
+
+
+def _contrast(model: Model) -> Any:
+    if model.contrast is None:
+        raise InputError(
+            f"{model.run or 'This model'} embeds no images and captions; train one that does: sfumato train DATA "
+            "--task contrast"
+        )
+    return model.contrast
+
+
+@torch.no_grad()
+def _embedded(model: Model, count: int, embed: Callable[[slice], Tensor]) -> Tensor:
+    """Embeddings of all, some at a time, of the network in evaluation mode."""
+    training = model.module.training
+    model.module.eval()
+    found = [embed(slice(start, start + _PART)).cpu() for start in range(0, count, _PART)]
+    model.module.train(training)
+    return torch.cat(found)

@@ -1,0 +1,127 @@
+"""CLIP's loss: which description goes with which image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato.conditioning.base import take
+from sfumato.conditioning.contrast import Contrast
+from sfumato.conditioning.swaps import exchanged, replaced, require_groups
+from sfumato.conditioning.text import Text
+from sfumato.data import Batch
+from sfumato.errors import InputError
+from sfumato.io.text import packed, unpacked
+from sfumato.random import Draws
+
+_NEVER = -1e4  # the logit of what is no choice; with -inf the gradient would be NaN
+
+
+class Contrastive(nn.Module):
+    r"""CLIP's symmetric contrastive loss between images and what describes them (Radford et al. 2021, fig. 3).
+
+    The embeddings of a batch are compared with each other; a sample's loss is the mean of its two cross entropies, that
+    of its description among all, and that of its image among all. Images with the same description are all right for
+    it. The others are those of the same part of the batch: of this process, and of one of ``accumulate`` parts. A batch
+    cut otherwise is another loss.
+
+    Each image is also told from its own caption with two words in each other's place, or with another word in one's
+    place (after Yuksekgonul et al. 2023): without such captions it is enough to know which words there are, and not
+    which belong together.
+
+    Args:
+        contrast: the model to train.
+        features: of an embedding.
+        swaps: groups of words that can stand for each other in captions, such as ``[["red", "green"], ["left",
+            "right"]]``; none for no changed captions.
+        changed: captions that are changed for each image, where there are groups.
+    """
+
+    def __init__(
+        self,
+        contrast: Contrast,
+        *,
+        features: int = 128,
+        swaps: Sequence[Sequence[str]] = (),
+        changed: int = 3,
+    ) -> None:
+        super().__init__()
+        if features < 1 or changed < 1:
+            raise InputError(
+                f"A contrastive loss needs at least 1 feature and 1 changed caption; {features}, {changed}."
+            )
+        require_groups(swaps)
+        condition = contrast.condition
+        if swaps and not (isinstance(condition, Text) and not condition.is_frozen):
+            raise InputError("Words change places in captions that are read by words, not by a frozen encoder.")
+        self.model, self.condition, self.swaps, self.changed = contrast, condition, swaps, changed
+
+    def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
+        return self._judged(batch, draws)[0]
+
+    @torch.no_grad()
+    def report(self, batch: Batch, draws: Draws) -> dict[str, float]:
+        """The loss; and how often an image is nearest to its description among those of the batch, and vice versa."""
+        losses, logits, same = self._judged(batch, draws)
+        values = {"heldout_loss": float(losses.mean())}
+        for name, table, right in (("descriptions", logits, same), ("images", logits.T, same.T)):
+            values[f"heldout_{name} found"] = float(right.gather(1, table.argmax(1)[:, None]).double().mean())
+        return values
+
+    def _judged(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """The losses, the logits of images with descriptions, and which of these are the same."""
+        images = self.model.images(batch.x0)
+        texts = self.model.texts(**self.condition.evaluation(batch.x0, batch.cond, draws))
+        wrong = self._changed(batch, draws) if self.swaps else None
+        # in bfloat16 a logit of 100 would be right to half a unit
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.model.scale * images @ texts.T
+            same = _same(batch, self.condition.columns)
+            right = same / same.sum(1, keepdim=True)
+            by_image, right_by_image = logits, right
+            if wrong is not None:
+                others = self.model.scale * torch.einsum("bf,bkf->bk", images, wrong[0])
+                by_image = torch.cat([logits, others.masked_fill(wrong[1], _NEVER)], dim=1)
+                right_by_image = torch.cat([right, torch.zeros_like(others)], dim=1)
+            rows = functional.cross_entropy(by_image, right_by_image, reduction="none")
+            columns = functional.cross_entropy(logits.T, right.T.contiguous(), reduction="none")
+        return 0.5 * (rows + columns), logits, same
+
+    def _changed(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The embeddings ``(batch, changed, features)`` of captions with changed words, and where there are none."""
+        column = self.condition.columns[0]
+        texts, u = unpacked(take(batch.cond, column)), draws.uniform("swaps", (self.changed, 2)).tolist()
+        made = [[changed_text(text, self.swaps, *pair) for pair in row] for text, row in zip(texts, u, strict=True)]
+        written = packed(text or "" for row in made for text in row)
+        parts = self.condition.evaluation(batch.x0, {column: written}, draws)
+        found = self.model.texts(**{name: part.to(batch.x0.device) for name, part in parts.items()})
+        is_none = torch.tensor([[text is None for text in row] for row in made], device=found.device)
+        return found.unflatten(0, (len(texts), self.changed)), is_none
+
+
+def _same(batch: Batch, columns: Sequence[str]) -> Float[Tensor, "batch batch"]:
+    """1 where images have the same description, which each has with itself."""
+    same = torch.ones(len(batch.x0), len(batch.x0), dtype=torch.bool, device=batch.x0.device)
+    for column in columns:
+        rows = take(batch.cond, column)[:, None].flatten(1)
+        same &= (rows[:, None] == rows).all(2)
+    if not columns:
+        same = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    return same.float()
+
+
+def changed_text(text: str, groups: Sequence[Sequence[str]], which: float, place: float) -> str | None:
+    """A text with words exchanged or one replaced, each in half of the cases if it can be; None if neither can.
+
+    Args:
+        text: the text.
+        groups: words that can stand for each other.
+        which, place: uniform random numbers in [0, 1).
+    """
+    first, second = exchanged(text, groups), replaced(text, groups)
+    chosen = first if first and (which < 0.5 or not second) else second
+    return chosen[int(place * len(chosen))] if chosen else None
