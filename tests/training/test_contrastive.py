@@ -143,12 +143,12 @@ def _config(**over: Any) -> Config:
 
 
 def test_a_run_learns_and_is_judged_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SOURCES, "shapes", lambda part="seen", size=(32, 32): shapes(32, 400))
+    monkeypatch.setitem(SOURCES, "shapes", lambda part="seen", size=(32, 32): shapes(size[0], 400))
     options = {"steps": 30, "batch_size": 32, "checkpoint_every": 10}
     config = _config(training=options, evaluation={"samples": 40})
     model = train(config, run=tmp_path / "whole")
     assert model.contrast is not None and not model.samples and model.step == 30
-    images, texts = embed_images(model, torch.zeros(3, 3, 32, 32)), embed_captions(model, ["a red circle", "a ring"])
+    images, texts = embed_images(model, torch.zeros(3, 3, 16, 16)), embed_captions(model, ["a red circle", "a ring"])
     assert images.shape == (3, 16) and texts.shape == (2, 16)
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
     report = read_json(tmp_path / "whole" / "evaluation.json")
@@ -188,7 +188,7 @@ def test_captions_of_others_than_shapes_are_judged_too(tmp_path: Path) -> None:
     config = _config(
         training={"steps": 60, "batch_size": 12},
         evaluation={"samples": 30},
-        model={"network": {"patch": 1}},
+        data={"scale_down": 1},
         objective={"swaps": [["red", "green", "blue"]]},
     )
     model = train(config, data=data, run=tmp_path / "run")

@@ -84,12 +84,7 @@ def why_not(model: Model, judge: Evaluator, options: Mapping[str, Any]) -> str |
     data = judge.heldout if judge.heldout is not None else judge.real
     if not isinstance(data, Dataset) or model.info.shape not in [(3, size, size) for size in _SIZES]:
         return "agreement is that of pictures of 3x32x32 or 3x64x64, and real ones of their kind."
-    return why_no_shapes(data, next(iter(conditions.values())).column)
-
-
-def why_no_shapes(data: Dataset, name: str) -> str | None:
-    """Why pictures and their captions are not those of shapes, as far as the first ones tell; None if they are."""
-    column = data.columns.get(name)
+    column = next((data.columns[text.column] for text in conditions.values() if text.column in data.columns), None)
     if column is None or not column.is_text:
         return f"agreement needs captions, and {data.name} has none."
     texts = column.texts(range(min(len(data), _READ)))

@@ -13,21 +13,20 @@ from sfumato import random
 from sfumato.conditioning import Text
 from sfumato.conditioning.swaps import Groups, exchanged, replaced
 from sfumato.data import Dataset, Loader
-from sfumato.data.dataset import as_tensor
 from sfumato.data.shapes import SPLITS, Parsed, agreement, facts_of
+from sfumato.data.shapes.scenes import PICTURE_SIZES
 from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.io.text import packed, unpacked
 from sfumato.metrics.estimate import Estimate, wilson
 from sfumato.metrics.report import Report, Row
-from sfumato.models.agreement import asked, why_no_shapes
-from sfumato.models.data import SPLIT_SEED, data_of
+from sfumato.models.agreement import asked
+from sfumato.models.data import SPLIT_SEED, data_of, prepared
 from sfumato.models.model import Model
 from sfumato.models.storage import write_record
 from sfumato.random import Draws
 
 _PART = 250  # images or captions that are embedded at once
-_SIZES = (32, 64)  # of the pictures of shapes
 KINDS: Mapping[str, Callable[[str, Groups], list[str]]] = {"words exchanged": exchanged, "a word replaced": replaced}
 """How a caption is changed so that it is wrong."""
 
@@ -98,13 +97,14 @@ def evaluate_contrast(
     columns, sets = contrast.condition.columns, dict[str, tuple[list[str], Tensor, Sequence[Parsed] | None]]()
     groups: Groups = getattr(config.objective, "swaps", ())
     if isinstance(contrast.condition, Text) and groups:
-        column, size = columns[0], model.info.shape[-1]
-        if model.info.shape in [(3, size, size) for size in _SIZES] and why_no_shapes(heldout, column) is None:
+        size = model.info.shape[-1] * config.data.scale_down
+        if config.data.source.partition(":")[0] == "shapes" and size in PICTURE_SIZES:
             for split in SPLITS:
                 found = asked(split, count, size, seed)
-                sets[split] = found.captions, as_tensor(found.pictures), found.shown
+                pictures = prepared(Dataset.of(found.pictures), config.data).batch(range(count))
+                sets[split] = found.captions, pictures, found.shown
         else:
-            sets["held-out"] = unpacked(batch.cond[column]), batch.x0, None
+            sets["held-out"] = unpacked(batch.cond[columns[0]]), batch.x0, None
     with progress_bar("embedding", (1 + len(sets)) * count, progress) as advance:
         images = embed_images(model, batch.x0)
         parts = contrast.condition.evaluation(batch.x0, batch.cond, Draws(seed, 0, count, count))
