@@ -16,15 +16,16 @@ from torch.nn import functional
 import sfumato
 from sfumato.conditioning import Embedding, Text
 from sfumato.conditioning.contrast import Contrast
-from sfumato.conditioning.swaps import exchanged, replaced, require_groups
+from sfumato.conditioning.swaps import exchanged, groups_of, replaced
 from sfumato.config import Config, merge, parse
 from sfumato.data import Batch, Column, Dataset
-from sfumato.data.shapes import shapes
+from sfumato.data.shapes import parse as read_picture
+from sfumato.data.shapes import scene, shapes
 from sfumato.data.sources import SOURCES
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import read_json
 from sfumato.io.text import packed
-from sfumato.models.contrast import embed_captions, embed_images
+from sfumato.models.contrast import _found, _wrong, embed_captions, embed_images  # pyright: ignore[reportPrivateUsage]
 from sfumato.random import Draws
 from sfumato.recipes import contrast as recipe
 from sfumato.runs.train import train
@@ -89,7 +90,7 @@ def test_changed_captions_are_further_choices_of_their_image_alone() -> None:
     batch = Batch(x0, {"caption": packed(captions)}, 0)
     plain = Contrastive(model)(batch, Draws(0, 0, 3, 3))
     # "a" can only become "b", and the other way round; "e" has no other word
-    found = Contrastive(model, swaps=[["a", "b"]], changed=2)(batch, Draws(0, 0, 3, 3))
+    found = Contrastive(model, swaps=["a b"], changed=2)(batch, Draws(0, 0, 3, 3))
 
     def logit(image: int, words: str) -> float:
         vector = torch.tensor([words.split().count(letter) + 0.1 for letter in letters])
@@ -128,15 +129,23 @@ def test_words_are_exchanged_and_replaced() -> None:
     # half of the time each
     kinds = [changed_text("red blue", [("red", "blue")], (i + 0.5) / 10, 0.9) for i in range(10)]
     assert kinds == ["blue red"] * 5 + ["red red"] * 5
-    for wrong in ([["red"]], [["red", "blue"], ["blue", "green"]], [["Red", "blue"]], [["light red", "blue"]]):
-        with pytest.raises(InputError, match="groups of two or more single words"):
-            require_groups(wrong)
+    # letters with marks, and accents that follow their letters
+    assert replaced("gru\u0308n und नीला", groups_of(["grün rot", "नीला लाल"])) == ["rot und नीला", "grün und लाल"]
+    for wrong in (["red"], ["red blue", "blue green"], [""]):
+        with pytest.raises(InputError, match="groups of two or more"):
+            groups_of(wrong)
 
 
 def _config(**over: Any) -> Config:
     small = {"channels": (8, 16), "groups": 4, "embedding": 8, "blocks": 1}
     text = {"width": 16, "layers": 1, "heads": 2}
-    base = merge(recipe(), {"model": {"network": small}, "conditions": {"text": text}, "objective": {"features": 16}})
+    base = merge(
+        recipe(),
+        {
+            "model": {"network": small, "features": 16},
+            "conditions": {"text": text},
+        },
+    )
     optimizer = {"warmup": 2, "learning_rate": 1e-2, "decay": "constant"}
     base = merge(base, {"training": TINY["training"], "optimizer": optimizer})
     return parse(Config, merge(base, {"evaluation": {"samples": 0}, **over}))
@@ -153,7 +162,7 @@ def test_a_run_learns_and_is_judged_and_resumes_bit_for_bit(tmp_path: Path, monk
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
     report = read_json(tmp_path / "whole" / "evaluation.json")
     rows = {row["measure"]: row for row in report["rows"]}
-    assert rows["R@1 captions of images"]["value"] > 3 * rows["R@1 captions of images"]["chance"] > 0.07
+    assert rows["R@1 descriptions of images"]["value"] > 3 * rows["R@1 descriptions of images"]["chance"] > 0.07
     # colours come first: a word that is replaced is noticed before two that change places
     assert rows["a word replaced, seen"]["value"] > 0.5 == rows["words exchanged, seen"]["chance"]
     assert 0.0 < rows["words exchanged, held-out pair"]["value"] < 1.0
@@ -189,12 +198,58 @@ def test_captions_of_others_than_shapes_are_judged_too(tmp_path: Path) -> None:
         training={"steps": 60, "batch_size": 12},
         evaluation={"samples": 30},
         data={"scale_down": 1},
-        objective={"swaps": [["red", "green", "blue"]]},
+        objective={"swaps": ["red green blue"]},
     )
     model = train(config, data=data, run=tmp_path / "run")
     rows = {row.measure: row for row in sfumato.evaluate(model).rows}
     assert model.info.train == 108 and set(rows) >= {"words exchanged, held-out", "a word replaced, held-out"}
-    assert rows["words exchanged, held-out"].value > 0.9 and rows["R@1 captions of images"].value > 0.9
+    assert rows["words exchanged, held-out"].value > 0.9 and rows["R@1 descriptions of images"].value > 0.9
+
+
+def test_the_chance_of_retrieval_counts_images_with_the_same_description() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (functional.normalize(torch.randn(6, 4, generator=generator), dim=1) for _ in range(2))
+    column = torch.tensor([[1], [1], [1], [2], [2], [3]])
+    found, _, score = _found(images, texts, [column])
+    assert found.chance == pytest.approx((9 + 4 + 1) / 36)
+    nearest = (images @ texts.T).argmax(1)
+    assert found.value == pytest.approx(float((column[nearest] == column).double().mean()))
+    other = [float(images[i] @ texts[j]) for i in range(6) for j in range(6) if column[i] != column[j]]
+    assert score.chance == pytest.approx(np.mean(other), abs=1e-6)
+    assert _found(images, texts, [column * 0])[0].chance == 1.0
+
+
+def test_changed_captions_that_are_right_are_passed_over() -> None:
+    scenes = (scene(index, things=2) for index in range(99))
+    parsed = read_picture(next(one.draw(32) for one in scenes if one.facts.things[0].shape == "cross"))
+    assert parsed.facts is not None
+    one, other = (thing.shape for thing in parsed.facts.things)
+    right, wrong = f"a {one} and a {other}", f"a {one} and a {one} and a {other}"
+    assert _wrong([right], 0.5, parsed) is None and _wrong([right, wrong], 0.0, parsed) == wrong
+    assert _wrong([right], 0.5, None) == right
+
+
+def test_wrong_images_and_captions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "shapes", lambda part="seen", size=(32, 32): shapes(size[0], 40))
+    model = train(_config(training={"steps": 1}), run=tmp_path / "run")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
+    values = torch.from_numpy(pixels).float() / 127.5 - 1.0
+    torch.testing.assert_close(embed_images(model, pixels), embed_images(model, values))
+    assert embed_images(model, values[:0]).shape == embed_captions(model, []).shape == (0, 16)
+    for wrong in (values[0], values[:, :1], values.double(), pixels.astype(np.int64), "picture.png"):
+        with pytest.raises(InputError, match="expected uint8 or float32 of shape"):
+            embed_images(model, wrong)
+    captions: list[Any] = ["a red ring", [""], [None], ["a ring", " "]]
+    for wrong in captions:
+        with pytest.raises(InputError, match="list of texts"):
+            embed_captions(model, wrong)
+    with pytest.warns(SfumatoWarning, match="purple"):
+        found = embed_captions(model, ["a purple ring"])
+    torch.testing.assert_close(found, embed_captions(model, ["a ring"]))
+    with pytest.raises(InputError, match="knows no word"):
+        embed_captions(model, ["🙂"])
+    with pytest.raises(InputError, match="2 held-out images"):
+        sfumato.evaluate(model, samples=1)
 
 
 def test_what_can_not_be() -> None:
@@ -205,14 +260,17 @@ def test_what_can_not_be() -> None:
         ({"model": {"network": {"kind": "unet"}}}, "take the network classifier"),
         ({"model": {"learned_variance": True}}, "contrastive"),
         ({"objective": "denoising"}, "contrast"),
+        ({"conditions": {"text": {"drop": 0.1}}}, "conditions.text.drop to 0"),
+        ({"training": {"batch_size": 1}}, "images of a batch"),
+        ({"evaluation": {"best": "FD"}}, "model that samples"),
+        ({"data": {"flip": True}}, "left and right"),
     ):
         with pytest.raises(InputError, match=words):
             config.override(over)
     model = Contrast(_Flat(), Embedding(column="code"), _Given())
     for options, words in (
-        ({"features": 0}, "at least 1 feature"),
-        ({"swaps": [["red", "blue"]]}, "not by a frozen encoder"),
-        ({"swaps": [["red"]]}, "groups"),
+        ({"changed": 0}, "at least 1 changed"),
+        ({"swaps": ["red blue"]}, "leave objective.swaps out"),
     ):
         with pytest.raises(InputError, match=words):
             Contrastive(model, **options)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
+import unicodedata
 from pathlib import Path
 
 from sfumato.errors import InputError, nearest, shown
@@ -52,4 +52,5 @@ def _of_json(line: str, where: str) -> str:
 
 def slug(prompt: str) -> str:
     """The beginning of a prompt as a part of the name of a file."""
-    return re.sub(r"\W+", "-", prompt.lower())[:_LETTERS].strip("-_") or "prompt"
+    kept = (sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" else " " for sign in prompt.lower())
+    return "-".join("".join(kept).split())[:_LETTERS].strip("-") or "prompt"

@@ -183,8 +183,11 @@ def _settings_to_go_on(run: str, trust: bool) -> dict[str, Any]:
             f"{run} was trained on edges, as a layout is, and does not go on with other data; name it as "
             "--training.init-from of a training with the same captions."
         )
-    data: dict[str, Any] = {"size": info.shape[1:] if len(info.shape) == 3 else None}
+    factor = config.data.scale_down
+    data: dict[str, Any] = {"size": [factor * side for side in info.shape[1:]] if len(info.shape) == 3 else None}
     if len(info.shape) == 3:
         data["channels"] = {1: "grey", 3: "rgb", 4: "rgba"}.get(info.shape[0])
-    kept = {name: values["data"][name] for name in ("source", "random_crop", "flip") if name in values["data"]}
+    kept = {
+        name: values["data"][name] for name in ("source", "random_crop", "flip", "scale_down") if name in values["data"]
+    }
     return {**values, "data": {**data, **kept}, "training": {**values["training"], "init_from": run, "freeze": ()}}

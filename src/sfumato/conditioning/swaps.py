@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 
+from sfumato.conditioning.words import WORD, split
 from sfumato.errors import InputError
 
 Groups = Sequence[Sequence[str]]
 """Words that can stand for each other, such as those of colours; each is in one group."""
 
-_WORD = re.compile(r"[^\W_]+")
 
-
-def require_groups(groups: Groups) -> None:
-    """Check that each word is in one group, in lower case, and that no group has a single word."""
+def groups_of(lines: Sequence[str]) -> list[list[str]]:
+    """Groups from the words of each line, such as ``"red green blue"``; two words or more, each in one group."""
+    groups = [split(line) for line in lines]
     words = [word for group in groups for word in group]
-    wrong = next(
-        (word for word in words if words.count(word) > 1 or not _WORD.fullmatch(word) or word.lower() != word), ""
-    )
-    if wrong or any(len(group) < 2 for group in groups):
+    twice = next((word for word in words if words.count(word) > 1), None)
+    if twice is not None or any(len(group) < 2 for group in groups):
         raise InputError(
-            "Words that change places are groups of two or more single words in lower case, each in one group"
-            + (f"; {wrong!r} is not." if wrong else ".")
+            "Words that change places are given as groups of two or more, such as 'red green blue' 'left right', each "
+            "word once" + (f"; {twice!r} is there twice." if twice else ".")
         )
+    return groups
 
 
 def exchanged(text: str, groups: Groups) -> list[str]:
@@ -36,7 +36,7 @@ def exchanged(text: str, groups: Groups) -> list[str]:
 
         assert exchanged("a red circle on a blue ring", [("red", "blue")]) == ["a blue circle on a red ring"]
     """
-    found = _found(text, groups)
+    text, found = _found(text, groups)
     pairs = itertools.combinations(found, 2)
     changes = ({a.span(): b[0], b.span(): a[0]} for (a, one), (b, other) in pairs if one is other)
     texts = (_with(text, change) for change in changes)
@@ -52,14 +52,15 @@ def replaced(text: str, groups: Groups) -> list[str]:
 
         assert replaced("a red circle", [("red", "green", "blue")]) == ["a green circle", "a blue circle"]
     """
-    found = _found(text, groups)
+    text, found = _found(text, groups)
     return [_with(text, {at.span(): word}) for at, group in found for word in group if word != at[0].lower()]
 
 
-def _found(text: str, groups: Groups) -> list[tuple[re.Match[str], Sequence[str]]]:
-    """The words of a text that are in a group, with the group."""
+def _found(text: str, groups: Groups) -> tuple[str, list[tuple[re.Match[str], Sequence[str]]]]:
+    """The text as its words are split, and those that are in a group, with the group."""
+    text = unicodedata.normalize("NFC", text)
     group_of = {word: group for group in groups for word in group}
-    return [(at, group_of[at[0].lower()]) for at in _WORD.finditer(text) if at[0].lower() in group_of]
+    return text, [(at, group_of[at[0].lower()]) for at in WORD.finditer(text) if at[0].lower() in group_of]
 
 
 def _with(text: str, words: dict[tuple[int, int], str]) -> str:

@@ -14,18 +14,27 @@ from torch.nn import functional
 
 from sfumato.networks.attention import TokenAttention
 
-# marks on letters of Latin, Hebrew, Arabic, the scripts of India and Thai, which are no letters by themselves
-_MARK = r"[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e]"
-_LETTER = rf"(?:[^\W_\u3040-\u30ff\u3400-\u9fff]|{_MARK})"
-# a word with its apostrophes, one sign of a writing without spaces, or any other sign, such as an emoji
-_WORD = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff]|{_LETTER}+(?:['’]{_LETTER}+)*|[^\w\s]|_")
+
+def _marks() -> str:
+    """The marks of all scripts, such as accents and the vowel signs of Hindi, and joiners, as ranges of a pattern."""
+    marks = [code for code in range(0x10000) if unicodedata.category(chr(code))[0] == "M" or code in (0x200C, 0x200D)]
+    starts = [code for code in marks if code - 1 not in marks]
+    ends = [code for code in marks if code + 1 not in marks]
+    return "".join(rf"\u{start:04x}-\u{end:04x}" for start, end in zip(starts, ends, strict=True))
+
+
+_MARK = f"[{_marks()}]"
+_SINGLE = r"[\u3040-\u30ff\u3400-\u9fff]"  # of writings without spaces
+_LETTER = rf"(?:(?!{_SINGLE})[^\W_]{_MARK}*)"
+WORD = re.compile(rf"{_SINGLE}|{_LETTER}+(?:['’]{_LETTER}+)*|[^\w\s]{_MARK}*|_")
+"""A word with its apostrophes, one sign of a writing without spaces, or any other sign, such as an emoji."""
 
 UNKNOWN, PAD = 0, -1
 
 
 def split(text: str) -> list[str]:
     """The words and signs of a text, in lower case; an accent may be part of its letter or follow it."""
-    return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
+    return WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def vocabulary(texts: Iterable[str], most: int) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ class ModelConfig(Component):
         description="The network also learns the reverse variance, by the hybrid loss (Nichol and Dhariwal 2021).",
     )
 
+    features: int = Field(default=128, ge=1, description="Of an embedding, of --task contrast.")
+
     @model_validator(mode="after")
     def _together(self) -> ModelConfig:
         schedule, output = self.schedule, self.parameterization.kind
@@ -149,24 +151,21 @@ class ModelConfig(Component):
         self,
         shape: tuple[int, ...],
         conditions: dict[str, Any],
-        features: int,
         data_std: float = 1.0,
         *,
         network: nn.Module | None = None,
     ) -> Contrast:
-        """The embeddings of images and of their one condition, with fresh weights.
-
-        Args:
-            shape, conditions, data_std, network: as for :meth:`build`.
-            features: of an embedding.
-        """
+        """The embeddings of images and of their one condition, with fresh weights; arguments as of :meth:`build`."""
         from sfumato.conditioning.contrast import Contrast
 
         ((name, condition),) = conditions.items()
         if not condition.slots(shape).vector:
-            raise InputError(f"The condition {name!r} has no vector to compare images with; text needs pooled for it.")
-        network = self.build_network(shape, classes=features) if network is None else network
-        encoder = condition.build_encoder(shape, features, 0)
+            raise InputError(
+                f"The condition {name!r} has no vector to compare images with; a text has one with uses words, and "
+                "pooled."
+            )
+        network = self.build_network(shape, classes=self.features) if network is None else network
+        encoder = condition.build_encoder(shape, self.features, 0)
         return Contrast(network, condition, encoder, data_std=data_std)
 
     def _schedule(self, data_std: float) -> Schedule:
@@ -322,11 +321,10 @@ class Config(Component):
         for name in ("residual", "learned_variance"):
             if not samples and getattr(self.model, name):
                 raise ValueError(f"model.{name} is of a model that samples, and objective.kind is {objective}")
-        if self.contrasts and len(self.conditions) != 1:
-            raise ValueError(
-                "objective.kind is contrastive, which compares images with one condition, such as text; there are "
-                f"{len(self.conditions)}"
-            )
+        if not samples and self.evaluation.best is not None:
+            raise ValueError(f"evaluation.best is of a model that samples, and objective.kind is {objective}")
+        if self.contrasts:
+            self._contrasted()
         if self.classifies and self.conditions:
             raise ValueError(
                 f"a classifier of noisy data is given no conditions, but there is {next(iter(self.conditions))}; leave "
@@ -334,12 +332,28 @@ class Config(Component):
             )
         return self
 
+    def _contrasted(self) -> None:
+        """Refuse what leaves nothing to compare."""
+        if len(self.conditions) != 1:
+            raise ValueError(
+                "objective.kind is contrastive, which compares images with one condition, such as text; there are "
+                f"{len(self.conditions)}"
+            )
+        ((name, condition),) = self.conditions.items()
+        if getattr(condition, "drop", 0.0) > 0.0:
+            raise ValueError(f"what images are compared with is never left out; set conditions.{name}.drop to 0")
+        if self.training.batch_size < 2 * self.training.accumulate:
+            raise ValueError("objective.kind is contrastive, which compares the images of a batch; take 2 or more")
+
     @model_validator(mode="after")
     def _together(self) -> Config:
         if self.training.freeze and self.training.init_from is None:
             raise ValueError("training.freeze keeps weights of another run; say which by training.init_from")
         if self.data.edges and any(condition.kind == "augmentation" for condition in self.conditions.values()):
             raise ValueError("the directions of edges do not turn with an augmented image; leave data.edges out")
+        captioned = any(condition.kind == "text" for condition in self.conditions.values())
+        if self.data.flip and captioned and self.data.source.partition(":")[0] == "shapes":
+            raise ValueError("captions of shapes say left and right, which a flip exchanges; leave data.flip out")
         schedule = self.model.schedule
         if self.training.batch_size % self.training.accumulate:
             raise ValueError(

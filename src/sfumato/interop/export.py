@@ -76,7 +76,7 @@ def export(
 def check(to: str, out: Path, precision: str, overwrite: bool) -> None:
     """Refuse a target, a precision or a place that can't be had, before any work."""
     if to not in TARGETS:
-        raise InputError(f"There is no target {to!r}{nearest(to, TARGETS)}; there are {', '.join(TARGETS)}.")
+        raise InputError(f"There is no target {to!r}{nearest(to, TARGETS)}")
     if precision not in ("fp32", "int8"):
         raise InputError(
             f"A file holds fp32 or int8, not {precision!r}; what else is computed in is chosen where it is run."

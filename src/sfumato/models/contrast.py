@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import random
 from sfumato.conditioning import Text
-from sfumato.conditioning.swaps import Groups, exchanged, replaced
+from sfumato.conditioning.swaps import Groups, exchanged, groups_of, replaced
 from sfumato.data import Dataset, Loader
+from sfumato.data.dataset import as_tensor
 from sfumato.data.shapes import SPLITS, Parsed, agreement, facts_of
 from sfumato.data.shapes.scenes import PICTURE_SIZES
 from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
-from sfumato.io.text import packed, unpacked
+from sfumato.io.text import unpacked
 from sfumato.metrics.estimate import Estimate, wilson
 from sfumato.metrics.report import Report, Row
 from sfumato.models.agreement import asked
@@ -31,31 +33,40 @@ KINDS: Mapping[str, Callable[[str, Groups], list[str]]] = {"words exchanged": ex
 """How a caption is changed so that it is wrong."""
 
 
-def embed_images(model: Model, images: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch features"]:
-    """The embeddings of images in [-1, 1], of unit length, on the CPU.
+def embed_images(model: Model, images: Any) -> Float[Tensor, "batch features"]:
+    """The embeddings of images, of unit length, on the CPU.
 
     Args:
         model: the model of a run of ``train --task contrast``.
-        images: of the size that it was trained on.
+        images: ``(N, C, *space)`` of the shape that it was trained on, a tensor or an array: float32 in [-1, 1], or
+            uint8.
     """
     contrast, shape = _contrast(model), tuple(model.info.shape)
-    if tuple(images.shape[1:]) != shape:
+    values = images.numpy(force=True) if torch.is_tensor(images) else np.asarray(images)
+    if values.ndim != len(shape) + 1 or values.shape[1:] != shape or str(values.dtype) not in ("uint8", "float32"):
+        wanted = ", ".join(map(str, ("N", *shape)))
         raise InputError(
-            f"The images have shape {tuple(images.shape[1:])}; {model.run or 'this model'} embeds {shape}."
+            f"The images are {values.dtype} of shape {values.shape}; expected uint8 or float32 of shape ({wanted})."
         )
-    return _embedded(model, len(images), lambda part: contrast.images(images[part].to(model.device)))
+    return _embedded(model, len(values), lambda part: contrast.images(as_tensor(values[part]).to(model.device)))
 
 
 def embed_captions(model: Model, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
-    """The embeddings of captions, of unit length, on the CPU."""
+    """The embeddings of captions, of unit length, on the CPU.
+
+    Unknown words are left out with a warning; a caption of which no word is known is refused.
+    """
     contrast = _contrast(model)
     if not isinstance(contrast.condition, Text):
-        raise InputError(f"{model.run or 'This model'} compares images with a {contrast.condition.summary}, not texts.")
-    column = contrast.condition.columns[0]
+        raise InputError(
+            f"{model.run or 'This model'} compares images with {contrast.condition.summary}, not captions."
+        )
+    given: Sequence[Any] = captions
+    if isinstance(given, str) or not all(isinstance(one, str) and one.strip() for one in given):
+        raise InputError("Captions are a list of texts, none of them empty.")
 
     def embedded(part: slice) -> Tensor:
-        texts = packed(captions[part])
-        parts = contrast.condition.evaluation(texts, {column: texts}, Draws(0, 0, len(texts), len(texts)))
+        parts = contrast.condition.given(captions[part], len(captions[part]))
         return contrast.texts(**{name: value.to(model.device) for name, value in parts.items()})
 
     return _embedded(model, len(captions), embedded)
@@ -74,10 +85,10 @@ def evaluate_contrast(
 ) -> Report:
     """How well images and captions that were not trained on find each other, and wrong captions are told from right.
 
-    R@1 is the share of images whose nearest caption among all is theirs, and the other way round. A caption is changed
-    as :data:`KINDS` says, with the words of the training, once for each image; the share is that of the images that are
-    nearer to their own. Of pictures of shapes this is measured for each of their splits, with captions that state
-    everything, and only with changed ones that are wrong.
+    R@1 is the share of images whose nearest description among all is theirs, or the same as theirs, and the other way
+    round. A caption is changed as :data:`KINDS` says, with the words of the training, once for each image; the share is
+    that of the images that are nearer to their own. Of pictures of shapes this is measured for each of their splits,
+    with captions that state everything, and only with changed ones that are wrong.
 
     Args:
         model: the model of a run of ``train --task contrast``.
@@ -91,11 +102,14 @@ def evaluate_contrast(
     usual = config.evaluation.samples or type(config.evaluation)().samples
     count = min(len(heldout), usual if samples is None else samples)
     if count < 2:
-        raise InputError("An evaluation needs at least 2 held-out images; train with data.holdout of at least 2.")
+        raise InputError(
+            f"An evaluation needs at least 2 held-out images; {len(heldout)} are held out (data.holdout), and {count} "
+            "would be taken (samples)."
+        )
     seed = config.evaluation.seed if seed is None else seed
     batch = Loader(heldout, SPLIT_SEED, crop=config.data.random_crop).batch(0, count)
     columns, sets = contrast.condition.columns, dict[str, tuple[list[str], Tensor, Sequence[Parsed] | None]]()
-    groups: Groups = getattr(config.objective, "swaps", ())
+    groups = groups_of(getattr(config.objective, "swaps", ()))
     if isinstance(contrast.condition, Text) and groups:
         size = model.info.shape[-1] * config.data.scale_down
         if config.data.source.partition(":")[0] == "shapes" and size in PICTURE_SIZES:
@@ -127,17 +141,19 @@ def evaluate_contrast(
 
 
 def _found(images: Tensor, texts: Tensor, columns: Sequence[Tensor]) -> list[Row]:
-    """The rows of retrieval; images with the same description are all right for it."""
+    """The rows of retrieval; images with the same description are all right for it, which is also their chance."""
     similarity, count = images @ texts.T, len(images)
+    same = torch.eye(count, dtype=torch.bool)
+    if columns:
+        same = torch.stack([torch.stack([(column == one).all(1) for one in column]) for column in columns]).all(0)
     rows: list[Row] = []
-    for name, table in (("R@1 captions of images", similarity), ("R@1 images of captions", similarity.T)):
-        chosen = table.argmax(1)
-        same = torch.stack([(column == column[chosen]).all(1) for column in columns]).all(0)
-        rows.append(_share(name, int(same.sum()), count, 1.0 / count))
-    own = similarity.diagonal().double()
-    other = (similarity.double().sum() - own.sum()) / (count * (count - 1))
+    for name, table in (("R@1 descriptions of images", similarity), ("R@1 images of descriptions", similarity.T)):
+        right = same.gather(1, table.argmax(1)[:, None])
+        rows.append(_share(name, int(right.sum()), count, float(same.double().mean())))
+    own, other = similarity.diagonal().double(), similarity[~same].double()
     score = Estimate(float(own.mean()), float(own.std()) / count**0.5, "spread over images")
-    return [*rows, Row("CLIP score", None, *score, better="higher", chance=float(other))]
+    chance = float(other.mean()) if len(other) else None
+    return [*rows, Row("CLIP score", None, *score, better="higher", chance=chance)]
 
 
 def _told(
@@ -150,18 +166,18 @@ def _told(
     seed: int,
 ) -> Iterable[Row]:
     """A row for each kind of change: the share of pictures that are nearer to their caption than to the changed one."""
-    images, texts = embed_images(model, pictures), embed_captions(model, captions)
+    images = embed_images(model, pictures)
     for kind, change in KINDS.items():
         u = random.uniform(seed, kind, 0, len(captions), ()).tolist()
         seen: Sequence[Parsed | None] = shown or [None] * len(captions)
         every = zip(captions, u, seen, strict=True)
         changed = [_wrong(change(text, groups), at, parsed) for text, at, parsed in every]
-        rows = [i for i, text in enumerate(changed) if text is not None]
+        rows = [row for row, text in enumerate(changed) if text]
         if not rows:
             continue
-        wrong = embed_captions(model, [text for text in changed if text is not None])
-        right = int(((images[rows] * (texts[rows] - wrong)).sum(1) > 0.0).sum())
-        yield _share(f"{kind}, {name}", right, len(rows), 0.5)
+        right, wrong = (embed_captions(model, [texts[row] or "" for row in rows]) for texts in (captions, changed))
+        nearer = (images[rows] * (right - wrong)).sum(1) > 0.0
+        yield _share(f"{kind}, {name}", int(nearer.sum()), len(rows), 0.5)
 
 
 def _wrong(texts: Sequence[str], u: float, shown: Parsed | None) -> str | None:
@@ -190,4 +206,4 @@ def _embedded(model: Model, count: int, embed: Callable[[slice], Tensor]) -> Ten
     model.module.eval()
     found = [embed(slice(start, start + _PART)).cpu() for start in range(0, count, _PART)]
     model.module.train(training)
-    return torch.cat(found)
+    return torch.cat(found) if found else torch.zeros(0, model.config.model.features)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.conditioning import Label
 from sfumato.conditioning.base import Condition
+from sfumato.conditioning.contrast import Contrast
 from sfumato.config import Component, Config, SamplingConfig
 from sfumato.diffusion.classifier import NoisyClassifier
 from sfumato.diffusion.denoiser import Denoise
@@ -68,6 +69,8 @@ class Guided:
         info, module = self._read(run, "weaker run")
         if isinstance(module, NoisyClassifier):
             raise InputError(f"{run} is a classifier, and no weaker model; guide by it with guidance.classifier {run}.")
+        if isinstance(module, Contrast):
+            raise InputError(f"{run} embeds images and captions, and is no weaker model.")
         theirs = {name: condition.build() for name, condition in info.conditions.items()}
         (mine, names), (its, other_names) = _task(self.info, self.conditions), _task(info, theirs)
         if its != mine or other_names != names:

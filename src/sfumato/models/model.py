@@ -128,7 +128,7 @@ class Model(TextToImage):
             run = self.run or "RUN"
             what, use = "is a classifier of noisy data, which", f"sample MODEL --guidance.classifier {run}"
             if self.contrast is not None:
-                what, use = "embeds images and captions, and", f"evaluate {run}"
+                what, use = "compares images with what describes them, and", f"evaluate {run}"
             raise InputError(f"{run} {what} samples nothing and has no likelihood; use it with: sfumato {use}")
 
     @property

@@ -32,10 +32,8 @@ def build_module(config: Config, info: Info, network: nn.Module | None = None) -
     if config.classifies:
         return config.model.build_classifier(info.shape, len(info.classes), info.std, network=network)
     conditions = {name: condition.build() for name, condition in info.conditions.items()}
-    if config.contrasts:
-        features: int = config.objective.features  # pyright: ignore[reportAttributeAccessIssue]
-        return config.model.build_contrast(info.shape, conditions, features, info.std, network=network)
-    return config.model.build(info.shape, conditions, info.std, network=network)
+    build = config.model.build_contrast if config.contrasts else config.model.build
+    return build(info.shape, conditions, info.std, network=network)
 
 
 def read_module(

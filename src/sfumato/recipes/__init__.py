@@ -71,6 +71,9 @@ def named(
     if name == "classify" and suits == "digits":
         # the images that the recipe digits holds out
         values["data"] = digits()["data"]
+    if name == "contrast" and source is not None and source.partition(":")[0] != "shapes":
+        # the words that change places are those of shapes
+        del values["objective"]["swaps"]
     return values if source is None else values | {"data": values.get("data", {}) | {"source": source}}
 
 

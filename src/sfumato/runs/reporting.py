@@ -147,7 +147,7 @@ class Terminal(Reporter):
         if model.classifier is not None:
             what = "the accuracy on held-out images at each noise level"
         elif model.contrast is not None:
-            what = "held-out images are told from their captions, and captions from changed ones"
+            what = "which held-out images and descriptions find each other"
         self.say(f"evaluation: {what} ...")
 
     def evaluated(self, report: Report, step: int) -> None:
@@ -165,7 +165,8 @@ class Terminal(Reporter):
             self.say(f"use it    sfumato sample MODEL --label CLASS --guidance.classifier {model.run}")
             return
         if model.contrast is not None:
-            self.say(f"use it    sfumato.load({str(model.run)!r}).contrast")
+            self.say("use it    embed_images and embed_captions of sfumato.models.contrast, with")
+            self.say(f"          sfumato.load({str(model.run)!r})")
             return
         if model.run is not None:
             self.say(f"samples   {model.run / 'samples'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from sfumato.conditioning.base import take
 from sfumato.conditioning.contrast import Contrast
-from sfumato.conditioning.swaps import exchanged, replaced, require_groups
+from sfumato.conditioning.swaps import exchanged, groups_of, replaced
 from sfumato.conditioning.text import Text
 from sfumato.data import Batch
 from sfumato.errors import InputError
@@ -33,32 +33,26 @@ class Contrastive(nn.Module):
     place (after Yuksekgonul et al. 2023): without such captions it is enough to know which words there are, and not
     which belong together.
 
+    A changed caption may still be right, as that of two things that only change places; in captions of shapes one in
+    seventy is.
+
     Args:
         contrast: the model to train.
-        features: of an embedding.
-        swaps: groups of words that can stand for each other in captions, such as ``[["red", "green"], ["left",
-            "right"]]``; none for no changed captions.
+        swaps: groups of words that can stand for each other in captions, such as ``["red green blue", "left right"]``;
+            none for no changed captions.
         changed: captions that are changed for each image, where there are groups.
     """
 
-    def __init__(
-        self,
-        contrast: Contrast,
-        *,
-        features: int = 128,
-        swaps: Sequence[Sequence[str]] = (),
-        changed: int = 3,
-    ) -> None:
+    def __init__(self, contrast: Contrast, *, swaps: Sequence[str] = (), changed: int = 3) -> None:
         super().__init__()
-        if features < 1 or changed < 1:
-            raise InputError(
-                f"A contrastive loss needs at least 1 feature and 1 changed caption; {features}, {changed}."
-            )
-        require_groups(swaps)
+        if changed < 1:
+            raise InputError(f"A contrastive loss with swaps needs at least 1 changed caption; got {changed}.")
         condition = contrast.condition
         if swaps and not (isinstance(condition, Text) and not condition.is_frozen):
-            raise InputError("Words change places in captions that are read by words, not by a frozen encoder.")
-        self.model, self.condition, self.swaps, self.changed = contrast, condition, swaps, changed
+            raise InputError(
+                "Words change places in captions that are read as words, and here are none: leave objective.swaps out."
+            )
+        self.model, self.condition, self.swaps, self.changed = contrast, condition, groups_of(swaps), changed
 
     def forward(self, batch: Batch, draws: Draws) -> Float[Tensor, "batch"]:
         return self._judged(batch, draws)[0]
@@ -75,7 +69,7 @@ class Contrastive(nn.Module):
     def _judged(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """The losses, the logits of images with descriptions, and which of these are the same."""
         images = self.model.images(batch.x0)
-        texts = self.model.texts(**self.condition.evaluation(batch.x0, batch.cond, draws))
+        texts = self._texts(batch.x0, batch.cond, draws)
         wrong = self._changed(batch, draws) if self.swaps else None
         # in bfloat16 a logit of 100 would be right to half a unit
         with torch.autocast(images.device.type, enabled=False):
@@ -96,11 +90,17 @@ class Contrastive(nn.Module):
         column = self.condition.columns[0]
         texts, u = unpacked(take(batch.cond, column)), draws.uniform("swaps", (self.changed, 2)).tolist()
         made = [[changed_text(text, self.swaps, *pair) for pair in row] for text, row in zip(texts, u, strict=True)]
-        written = packed(text or "" for row in made for text in row)
-        parts = self.condition.evaluation(batch.x0, {column: written}, draws)
-        found = self.model.texts(**{name: part.to(batch.x0.device) for name, part in parts.items()})
-        is_none = torch.tensor([[text is None for text in row] for row in made], device=found.device)
-        return found.unflatten(0, (len(texts), self.changed)), is_none
+        found: list[Tensor] = []
+        for number, changed in enumerate(zip(*made, strict=True)):
+            written = {column: packed(text or "" for text in changed).to(batch.x0.device)}
+            found.append(self._texts(batch.x0, written, draws.within(f"swaps {number}")))
+        is_none = torch.tensor([[text is None for text in row] for row in made], device=batch.x0.device)
+        return torch.stack(found, dim=1), is_none
+
+    def _texts(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """The embeddings of descriptions, in training with words hidden where the condition hides some."""
+        make = self.condition.training if self.training else self.condition.evaluation
+        return self.model.texts(**make(x0, columns, draws))
 
 
 def _same(batch: Batch, columns: Sequence[str]) -> Float[Tensor, "batch batch"]:
