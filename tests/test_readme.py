@@ -117,7 +117,7 @@ def brief(words: list[str]) -> list[str]:
         names = ("layout", "base", "up") if "imagen" in words else ("base", "up")
         stages = [f"--{name}.{flag}" for name in names for flag in (*steps.split("--")[1:], "evaluation.samples 0")]
         return " ".join(stages).split()
-    if "text" in words:
+    if {"text", "contrast"} & set(words):
         return f"{steps} --evaluation.samples 0".split()
     if "classify" in words:
         return f"{steps} {network} --model.schedule.kind {tiny().model.schedule.kind}".split()
