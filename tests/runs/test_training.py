@@ -275,6 +275,10 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_is_trained(tmp_path: Path) 
     same = {name for name in first if torch.equal(first[name], second[name])}
     frozen = {name for name in first if name.startswith(("network.down.", "network.first."))}
     assert len(frozen) > 4 and same == frozen
+    # the others start from the weights of the run too, which has the same network
+    rate = {"learning_rate": 1e-12, "warmup": 0}
+    still = train(tiny(training={**options, "steps": 1}, optimizer=rate), run=tmp_path / "still").module
+    assert all(torch.allclose(weight, first[name], atol=1e-6) for name, weight in still.named_parameters())
     # resumed, they are frozen too
     train(tiny(training={"steps": 2, **options}), run=tmp_path / "parts")
     again = train({"training": {"steps": 4}}, run=tmp_path / "parts", resume=True)

@@ -94,7 +94,7 @@ def start_from(run: Path, module: nn.Module, frozen: Collection[str] = ()) -> li
     """Take the averaged weights of a run for the start of another training; returns the names of what stays fresh.
 
     That is what has no weight of its name and shape in the run, such as the table of other classes; most must have one.
-    If parts are ``frozen``, these alone are taken, and must be there.
+    Parts that are ``frozen`` must be there, and are all that is taken from a run of another network.
     """
 
     def plain(name: str) -> str:
@@ -107,8 +107,9 @@ def start_from(run: Path, module: nn.Module, frozen: Collection[str] = ()) -> li
     kept = {plain(name) for name in frozen}
     if lacking := kept - set(known):
         raise InputError(f"{run} has no weights for what is to be frozen, such as {min(lacking)}.")
-    known = [name for name in known if name in kept] if kept else known
-    if not frozen and 2 * len(known) < len(parameters):
+    is_other = 2 * len(known) < len(parameters)
+    known = [name for name in known if name in kept] if kept and is_other else known
+    if not frozen and is_other:
         raise InputError(
             f"{run} has weights of another network: only {len(known)} of {len(parameters)} tensors have its names and "
             "shapes; train with the same model settings."
