@@ -176,8 +176,10 @@ def test_what_is_planned() -> None:
         planned({"data": {"size": 20}}, system="imagen")
     # edges are for the layout alone, and for images that are not flipped
     assert [config.data.edges for config in stages.values()] == [True, False, False]
-    flipped = planned({"data": {"flip": True}}, system="imagen")
+    flipped = planned({"data": {"flip": True, "source": "path/to/folder"}}, system="imagen")
     assert [(c.data.edges, c.data.flip) for c in flipped.values()] == [(False, True)] * 3
+    with pytest.raises(InputError, match="left and right"):
+        planned({"data": {"flip": True}}, system="imagen")
     with pytest.raises(InputError, match=r"leave data\.edges out"):
         planned({"data": {"edges": True}}, system="imagen")
     frozen = {name: {"conditions": {"text": {"encoder": "minilm"}}} for name in ("layout", "base", "up")}
