@@ -148,6 +148,7 @@ def test_prompts_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
         assert prompt_files.read_prompts(Path("-")) == expected
     assert prompt_files.slug("A red circle, left of … 'it'!") == "a-red-circle-left-of-it"
+    assert prompt_files.slug("नीला circle") == "नीला-circle"
     assert prompt_files.slug("😀") == "prompt" and len(prompt_files.slug("x" * 500)) == 40
 
 

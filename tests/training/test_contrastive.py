@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import sfumato
+from sfumato.cli import main
 from sfumato.conditioning import Embedding, Text
 from sfumato.conditioning.contrast import Contrast
 from sfumato.conditioning.swaps import exchanged, groups_of, replaced
@@ -102,6 +103,11 @@ def test_changed_captions_are_further_choices_of_their_image_alone() -> None:
         wrong = [logit(image, changed)] * 2 if changed is not None else []
         more = 0.5 * (math.log(sum(map(math.exp, [*logits, *wrong]))) - usual)
         assert float((found - plain)[image].detach()) == pytest.approx(more, abs=1e-5)
+    # words that the condition hides are hidden in training alone
+    hiding = Contrast(_Flat(), Text(words=letters, drop=0.0, drop_words=0.999), _Counted(), temperature=0.2)
+    hidden = Contrastive(hiding)
+    torch.testing.assert_close(hidden.eval()(batch, Draws(0, 0, 3, 3)), plain)
+    assert not torch.allclose(hidden.train()(batch, Draws(0, 0, 3, 3)), plain)
     found.sum().backward()
     assert math.isfinite(float(model.log_scale.grad))  # pyright: ignore[reportArgumentType]
 
@@ -229,7 +235,9 @@ def test_changed_captions_that_are_right_are_passed_over() -> None:
     assert _wrong([right], 0.5, None) == right
 
 
-def test_wrong_images_and_captions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_images_and_captions_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(SOURCES, "shapes", lambda part="seen", size=(32, 32): shapes(size[0], 40))
     model = train(_config(training={"steps": 1}), run=tmp_path / "run")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
@@ -250,6 +258,11 @@ def test_wrong_images_and_captions_are_refused(tmp_path: Path, monkeypatch: pyte
         embed_captions(model, ["🙂"])
     with pytest.raises(InputError, match="2 held-out images"):
         sfumato.evaluate(model, samples=1)
+    # what goes on from it has pictures of the same size, before they are scaled down
+    with pytest.raises(SystemExit):
+        main(["train", "shapes", "--init-from", str(tmp_path / "run"), "--print-config"])
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["data"]["size"] == [64, 64] and json.loads(printed)["data"]["scale_down"] == 4
 
 
 def test_what_can_not_be() -> None:

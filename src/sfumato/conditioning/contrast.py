@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,6 +15,14 @@ from sfumato.diffusion.level import Data
 from sfumato.errors import InputError
 
 _STEEPEST = math.log(100.0)  # the paper's bound on the scale, against instability
+
+
+def same_descriptions(columns: Sequence[Tensor], count: int) -> Bool[Tensor, "batch batch"]:
+    """Which of ``count`` images have the same description, by the columns of it; without columns, each its own."""
+    if not columns:
+        return torch.eye(count, dtype=torch.bool)
+    kinds = [torch.unique(column[:, None].flatten(1), dim=0, return_inverse=True)[1] for column in columns]
+    return torch.stack([kind[:, None] == kind for kind in kinds]).all(0)
 
 
 class Contrast(nn.Module):

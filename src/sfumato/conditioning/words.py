@@ -17,9 +17,9 @@ from sfumato.networks.attention import TokenAttention
 
 def _marks() -> str:
     """The marks of all scripts, such as accents and the vowel signs of Hindi, and joiners, as ranges of a pattern."""
-    marks = [code for code in range(0x10000) if unicodedata.category(chr(code))[0] == "M" or code in (0x200C, 0x200D)]
-    starts = [code for code in marks if code - 1 not in marks]
-    ends = [code for code in marks if code + 1 not in marks]
+    marks = {code for code in range(0x10000) if unicodedata.category(chr(code))[0] == "M"} | {0x200C, 0x200D}
+    starts = sorted(code for code in marks if code - 1 not in marks)
+    ends = sorted(code for code in marks if code + 1 not in marks)
     return "".join(rf"\u{start:04x}-\u{end:04x}" for start, end in zip(starts, ends, strict=True))
 
 

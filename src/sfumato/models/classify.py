@@ -16,7 +16,7 @@ from sfumato.io.progress import Progress, progress_bar
 from sfumato.metrics.classes import label_accuracy
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.report import Report, row
-from sfumato.models.data import SPLIT_SEED, data_of
+from sfumato.models.data import SPLIT_SEED, heldout_of
 from sfumato.models.model import Model
 from sfumato.models.storage import write_record
 
@@ -51,11 +51,7 @@ def evaluate_classifier(
     classifier, config = model.classifier, model.config
     if classifier is None:
         raise InputError("The accuracy at each noise level is that of a classifier of noisy data; this model is none.")
-    heldout = data_of(model)[1] if heldout is None else heldout
-    usual = config.evaluation.samples or type(config.evaluation)().samples
-    count = min(len(heldout), usual if samples is None else samples)
-    if count < 2:
-        raise InputError("An evaluation needs at least 2 held-out images; train with data.holdout of at least 2.")
+    heldout, count = heldout_of(model, heldout, samples)
     seed = config.evaluation.seed if seed is None else seed
     images, classes = _of(heldout, count, config)
     levels = _levels(classifier.schedule)

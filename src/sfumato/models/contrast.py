@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.conditioning import Text
+from sfumato.conditioning.contrast import Contrast, same_descriptions
 from sfumato.conditioning.swaps import Groups, exchanged, groups_of, replaced
 from sfumato.data import Dataset, Loader
 from sfumato.data.dataset import as_tensor
@@ -23,7 +24,7 @@ from sfumato.io.text import unpacked
 from sfumato.metrics.estimate import Estimate, wilson
 from sfumato.metrics.report import Report, Row
 from sfumato.models.agreement import asked
-from sfumato.models.data import SPLIT_SEED, data_of, prepared
+from sfumato.models.data import SPLIT_SEED, heldout_of, prepared
 from sfumato.models.model import Model
 from sfumato.models.storage import write_record
 from sfumato.random import Draws
@@ -98,14 +99,7 @@ def evaluate_contrast(
         keep, overwrite, progress: as for :func:`sfumato.models.evaluate.judged`.
     """
     contrast, config = _contrast(model), model.config
-    heldout = data_of(model)[1] if heldout is None else heldout
-    usual = config.evaluation.samples or type(config.evaluation)().samples
-    count = min(len(heldout), usual if samples is None else samples)
-    if count < 2:
-        raise InputError(
-            f"An evaluation needs at least 2 held-out images; {len(heldout)} are held out (data.holdout), and {count} "
-            "would be taken (samples)."
-        )
+    heldout, count = heldout_of(model, heldout, samples)
     seed = config.evaluation.seed if seed is None else seed
     batch = Loader(heldout, SPLIT_SEED, crop=config.data.random_crop).batch(0, count)
     columns, sets = contrast.condition.columns, dict[str, tuple[list[str], Tensor, Sequence[Parsed] | None]]()
@@ -126,7 +120,7 @@ def evaluate_contrast(
             model, count, lambda at: contrast.texts(**{n: p[at].to(model.device) for n, p in parts.items()})
         )
         advance(count)
-        rows = _found(images, texts, [batch.cond[name][:, None].flatten(1) for name in columns])
+        rows = _found(images, texts, [batch.cond[name] for name in columns])
         for number, (name, (captions, pictures, shown)) in enumerate(sets.items(), 2):
             rows += list(_told(model, name, captions, pictures, shown, groups, seed))
             advance(number * count)
@@ -143,9 +137,7 @@ def evaluate_contrast(
 def _found(images: Tensor, texts: Tensor, columns: Sequence[Tensor]) -> list[Row]:
     """The rows of retrieval; images with the same description are all right for it, which is also their chance."""
     similarity, count = images @ texts.T, len(images)
-    same = torch.eye(count, dtype=torch.bool)
-    if columns:
-        same = torch.stack([torch.stack([(column == one).all(1) for one in column]) for column in columns]).all(0)
+    same = same_descriptions(columns, count)
     rows: list[Row] = []
     for name, table in (("R@1 descriptions of images", similarity), ("R@1 images of descriptions", similarity.T)):
         right = same.gather(1, table.argmax(1)[:, None])
@@ -190,7 +182,7 @@ def _share(name: str, right: int, count: int, chance: float) -> Row:
     return Row(name, None, right / count, None, "Wilson", better="higher", interval=wilson(right, count), chance=chance)
 
 
-def _contrast(model: Model) -> Any:
+def _contrast(model: Model) -> Contrast:
     if model.contrast is None:
         raise InputError(
             f"{model.run or 'This model'} embeds no images and captions; train one that does: sfumato train DATA "

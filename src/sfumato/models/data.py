@@ -82,6 +82,22 @@ def data_of(model: Model) -> tuple[Dataset, Dataset]:
     return read_data(model.config) if model.data is None else model.data
 
 
+def heldout_of(model: Model, heldout: Dataset | None, samples: int | None) -> tuple[Dataset, int]:
+    """The images on which a model that samples nothing is judged, and how many of them: at most ``samples``.
+
+    By default they are those that its run holds out, and as many as its configuration says.
+    """
+    heldout = data_of(model)[1] if heldout is None else heldout
+    usual = model.config.evaluation.samples or type(model.config.evaluation)().samples
+    count = min(len(heldout), usual if samples is None else samples)
+    if count < 2:
+        raise InputError(
+            f"An evaluation needs at least 2 held-out images; {len(heldout)} are held out (data.holdout), and {count} "
+            "would be taken (samples)."
+        )
+    return heldout, count
+
+
 def given_sets(config: Config, data: Any, heldout: Any = None) -> tuple[Dataset, Dataset] | None:
     """The training and the held-out images of what a person passes for a training, if anything, as configured."""
     if data is None:

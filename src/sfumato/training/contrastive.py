@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.conditioning.base import take
-from sfumato.conditioning.contrast import Contrast
+from sfumato.conditioning.contrast import Contrast, same_descriptions
 from sfumato.conditioning.swaps import exchanged, groups_of, replaced
 from sfumato.conditioning.text import Text
 from sfumato.data import Batch
@@ -74,16 +74,17 @@ class Contrastive(nn.Module):
         # in bfloat16 a logit of 100 would be right to half a unit
         with torch.autocast(images.device.type, enabled=False):
             logits = self.model.scale * images @ texts.T
-            same = _same(batch, self.condition.columns)
+            columns = [take(batch.cond, name) for name in self.condition.columns]
+            same = same_descriptions(columns, len(images)).to(logits)
             right = same / same.sum(1, keepdim=True)
             by_image, right_by_image = logits, right
             if wrong is not None:
                 others = self.model.scale * torch.einsum("bf,bkf->bk", images, wrong[0])
                 by_image = torch.cat([logits, others.masked_fill(wrong[1], _NEVER)], dim=1)
                 right_by_image = torch.cat([right, torch.zeros_like(others)], dim=1)
-            rows = functional.cross_entropy(by_image, right_by_image, reduction="none")
-            columns = functional.cross_entropy(logits.T, right.T.contiguous(), reduction="none")
-        return 0.5 * (rows + columns), logits, same
+            of_images = functional.cross_entropy(by_image, right_by_image, reduction="none")
+            of_texts = functional.cross_entropy(logits.T, right, reduction="none")
+        return 0.5 * (of_images + of_texts), logits, same
 
     def _changed(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The embeddings ``(batch, changed, features)`` of captions with changed words, and where there are none."""
@@ -101,17 +102,6 @@ class Contrastive(nn.Module):
         """The embeddings of descriptions, in training with words hidden where the condition hides some."""
         make = self.condition.training if self.training else self.condition.evaluation
         return self.model.texts(**make(x0, columns, draws))
-
-
-def _same(batch: Batch, columns: Sequence[str]) -> Float[Tensor, "batch batch"]:
-    """1 where images have the same description, which each has with itself."""
-    same = torch.ones(len(batch.x0), len(batch.x0), dtype=torch.bool, device=batch.x0.device)
-    for column in columns:
-        rows = take(batch.cond, column)[:, None].flatten(1)
-        same &= (rows[:, None] == rows).all(2)
-    if not columns:
-        same = torch.eye(len(same), dtype=torch.bool, device=same.device)
-    return same.float()
 
 
 def changed_text(text: str, groups: Sequence[Sequence[str]], which: float, place: float) -> str | None:
