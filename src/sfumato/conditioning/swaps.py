@@ -56,6 +56,16 @@ def replaced(text: str, groups: Groups) -> list[str]:
     return [_with(text, {at.span(): word}) for at, group in found for word in group if word != at[0].lower()]
 
 
+def neighbours(text: str, groups: Groups) -> set[tuple[str, str]]:
+    """Pairs of words of groups of which one follows the other, at once or with one word between, such as red circle.
+
+    A description that has such a pair which others never have is told by it alone, whatever the picture shows.
+    """
+    words, known = split(text), {word for group in groups for word in group}
+    pairs = (pair for step in (1, 2) for pair in zip(words, words[step:], strict=False))
+    return {pair for pair in pairs if known.issuperset(pair)}
+
+
 def _found(text: str, groups: Groups) -> tuple[str, list[tuple[re.Match[str], Sequence[str]]]]:
     """The text as its words are split, and those that are in a group, with the group."""
     text = unicodedata.normalize("NFC", text)

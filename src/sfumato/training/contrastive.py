@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from sfumato.conditioning.base import take
 from sfumato.conditioning.contrast import Contrast, same_descriptions
-from sfumato.conditioning.swaps import exchanged, groups_of, replaced
+from sfumato.conditioning.swaps import exchanged, groups_of, neighbours, replaced
 from sfumato.conditioning.text import Text
 from sfumato.data import Batch
 from sfumato.errors import InputError
@@ -31,7 +31,9 @@ class Contrastive(nn.Module):
 
     Each image is also told from its own caption with two words in each other's place, or with another word in one's
     place (after Yuksekgonul et al. 2023): without such captions it is enough to know which words there are, and not
-    which belong together.
+    which belong together. Only those captions are used whose words are neighbours in some caption of the batch too
+    (:func:`~sfumato.conditioning.swaps.neighbours`). If the data have no blue ring, a caption with one is always a
+    changed one, and it would be learned that blue rings are wrong, not to look for them.
 
     A changed caption may still be right, as that of two things that only change places; in captions of shapes one in
     seventy is.
@@ -90,7 +92,9 @@ class Contrastive(nn.Module):
         """The embeddings ``(batch, changed, features)`` of captions with changed words, and where there are none."""
         column = self.condition.columns[0]
         texts, u = unpacked(take(batch.cond, column)), draws.uniform("swaps", (self.changed, 2)).tolist()
-        made = [[changed_text(text, self.swaps, *pair) for pair in row] for text, row in zip(texts, u, strict=True)]
+        known = set[tuple[str, str]]().union(*(neighbours(text, self.swaps) for text in texts))
+        choices = [_changes(text, self.swaps, lambda text: neighbours(text, self.swaps) <= known) for text in texts]
+        made = [[chosen(*of_text, *pair) for pair in row] for of_text, row in zip(choices, u, strict=True)]
         found: list[Tensor] = []
         for number, changed in enumerate(zip(*made, strict=True)):
             written = {column: packed(text or "" for text in changed).to(batch.x0.device)}
@@ -104,14 +108,17 @@ class Contrastive(nn.Module):
         return self.model.texts(**make(x0, columns, draws))
 
 
-def changed_text(text: str, groups: Sequence[Sequence[str]], which: float, place: float) -> str | None:
-    """A text with words exchanged or one replaced, each in half of the cases if it can be; None if neither can.
+def _changes(text: str, groups: Sequence[Sequence[str]], usable: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """The usable texts with words exchanged, and those with one replaced."""
+    return list(filter(usable, exchanged(text, groups))), list(filter(usable, replaced(text, groups)))
+
+
+def chosen(first: Sequence[str], second: Sequence[str], which: float, place: float) -> str | None:
+    """One of the texts, each kind in half of the cases if there are of both; None if there are none.
 
     Args:
-        text: the text.
-        groups: words that can stand for each other.
-        which, place: uniform random numbers in [0, 1).
+        first, second: texts of two kinds.
+        which, place: uniform random numbers in [0, 1), for the kind and for the one of it.
     """
-    first, second = exchanged(text, groups), replaced(text, groups)
-    chosen = first if first and (which < 0.5 or not second) else second
-    return chosen[int(place * len(chosen))] if chosen else None
+    texts = first if first and (which < 0.5 or not second) else second
+    return texts[int(place * len(texts))] if texts else None
