@@ -107,7 +107,7 @@ def test_a_base_needs_a_layout_that_was_trained_to_its_end(system: Path, tmp_pat
     longer = {"layout": {"training": {"steps": 400}}}
     monkeyed = sfumato.load(folder / "stages/layout").config.override({"training.steps": 400})
     write_config(folder / "stages/layout", monkeyed, sfumato.load(folder / "stages/layout").info)
-    with pytest.raises(InputError, match=r"'base' starts from 'layout'.*--stage layout"):
+    with pytest.raises(InputError, match=r"'base' needs 'layout'.*--stage layout"):
         train(longer, data=data, run=folder, resume=True, stage="base")
 
 

@@ -17,7 +17,7 @@ import sfumato
 from sfumato.cli import main
 from sfumato.conditioning import Embedding, Text
 from sfumato.conditioning.contrast import Contrast
-from sfumato.conditioning.swaps import exchanged, groups_of, replaced
+from sfumato.conditioning.swaps import exchanged, groups_of, neighbours, replaced
 from sfumato.config import Config, merge, parse
 from sfumato.data import Batch, Column, Dataset
 from sfumato.data.shapes import parse as read_picture
@@ -25,12 +25,13 @@ from sfumato.data.shapes import scene, shapes
 from sfumato.data.sources import SOURCES
 from sfumato.errors import InputError, SfumatoWarning
 from sfumato.io.files import read_json
-from sfumato.io.text import packed
-from sfumato.models.contrast import _found, _wrong, embed_captions, embed_images  # pyright: ignore[reportPrivateUsage]
+from sfumato.io.text import packed, unpacked
+from sfumato.models.contrast import _wrong, found_rows  # pyright: ignore[reportPrivateUsage]
+from sfumato.models.embeddings import embed_captions, embed_images
 from sfumato.random import Draws
 from sfumato.recipes import contrast as recipe
 from sfumato.runs.train import train
-from sfumato.training.contrastive import Contrastive, changed_text
+from sfumato.training.contrastive import Contrastive, chosen
 from tests.training.tiny import TINY
 
 GROUPS = (("red", "green", "blue"), ("circle", "ring"), ("left", "right"))
@@ -130,16 +131,41 @@ def test_words_are_exchanged_and_replaced() -> None:
         "to the left of a blue sun",
     ]
     assert exchanged("a red ring", GROUPS) == [] == replaced("the reddish sun", GROUPS)
-    assert changed_text("a yellow sun", GROUPS, 0.3, 0.3) is None
-    assert changed_text("a red sun", GROUPS, 0.3, 0.99) == "a blue sun"
+    assert chosen([], [], 0.3, 0.3) is None
+    assert chosen([], ["a green sun", "a blue sun"], 0.3, 0.99) == "a blue sun"
     # half of the time each
-    kinds = [changed_text("red blue", [("red", "blue")], (i + 0.5) / 10, 0.9) for i in range(10)]
+    kinds = [chosen(["blue red"], ["blue blue", "red red"], (i + 0.5) / 10, 0.9) for i in range(10)]
     assert kinds == ["blue red"] * 5 + ["red red"] * 5
     # letters with marks, and accents that follow their letters
     assert replaced("gru\u0308n und नीला", groups_of(["grün rot", "नीला लाल"])) == ["rot und नीला", "grün und लाल"]
     for wrong in (["red"], ["red blue", "blue green"], [""]):
         with pytest.raises(InputError, match="groups of two or more"):
             groups_of(wrong)
+
+
+def test_changed_captions_have_neighbours_that_others_have() -> None:
+    assert neighbours("a Red and blue ring left of one circle", GROUPS) == {
+        *(("red", "blue"), ("blue", "ring"), ("ring", "left"), ("blue", "left"))
+    }
+    # a blue circle is there in no caption, a red ring is
+    text = Text(words=("red", "blue", "circle", "ring"), drop=0.0)
+    model = Contrast(_Flat(), text, _Counted(), temperature=0.2)
+    loss, x0 = Contrastive(model, swaps=["red blue", "circle ring"], changed=4), torch.randn(2, 5)
+    read: list[str] = []
+    seen = loss._texts  # pyright: ignore[reportPrivateUsage]
+
+    def texts(x0: torch.Tensor, columns: Any, draws: Draws) -> torch.Tensor:
+        read.extend(unpacked(columns["caption"]))
+        return seen(x0, columns, draws)
+
+    loss._texts = texts  # pyright: ignore[reportPrivateUsage]
+    for captions, changed in (
+        (["red circle", "blue ring"], {""}),
+        (["red circle", "blue ring and red ring"], {"red ring"}),
+    ):
+        read.clear()
+        loss(Batch(x0, {"caption": packed(captions)}, 0), Draws(0, 0, 2, 2))
+        assert changed <= set(read) and not any("blue circle" in caption for caption in read), read
 
 
 def _config(**over: Any) -> Config:
@@ -216,13 +242,13 @@ def test_the_chance_of_retrieval_counts_images_with_the_same_description() -> No
     generator = torch.Generator().manual_seed(0)
     images, texts = (functional.normalize(torch.randn(6, 4, generator=generator), dim=1) for _ in range(2))
     column = torch.tensor([[1], [1], [1], [2], [2], [3]])
-    found, _, score = _found(images, texts, [column])
+    found, _, score = found_rows(images, texts, [column])
     assert found.chance == pytest.approx((9 + 4 + 1) / 36)
     nearest = (images @ texts.T).argmax(1)
     assert found.value == pytest.approx(float((column[nearest] == column).double().mean()))
     other = [float(images[i] @ texts[j]) for i in range(6) for j in range(6) if column[i] != column[j]]
     assert score.chance == pytest.approx(np.mean(other), abs=1e-6)
-    assert _found(images, texts, [column * 0])[0].chance == 1.0
+    assert found_rows(images, texts, [column * 0])[0].chance == 1.0
 
 
 def test_changed_captions_that_are_right_are_passed_over() -> None:

@@ -22,6 +22,9 @@ commands:
   sample RUN     sample images from a trained model
   generate TEXT  draw what prompts say, by a model of text to image
   upscale PIC... enlarge pictures of any size by a model of super-resolution
+  vary PICTURE   other pictures of the same, by a system of unCLIP
+  blend A B      pictures on the way from one to another, by such a system
+  edit-text PIC  a picture changed as one caption differs from another, by such a system
   edit RUN HOW   inpainting, SDEdit, DDIM inversion, interpolation
   evaluate SET   judge a run, pictures or arrays against real pictures: FD, KID, precision, copies ...
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
@@ -51,6 +54,9 @@ COMMANDS = {
     "sample": "commands:sample",
     "generate": "generate:generate",
     "upscale": "upscale:upscale",
+    "vary": "unclip:vary",
+    "blend": "unclip:blend",
+    "edit-text": "unclip:edit_text",
     "evaluate": "evaluate:evaluate",
     "edit": "edit:edit",
     "likelihood": "fit:likelihood",

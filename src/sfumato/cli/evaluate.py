@@ -57,6 +57,10 @@ def evaluate(arguments: list[str]) -> int:
         "captions": option(
             int | None, "Captions of each kind whose agreement is measured, of shapes (default: as the run says)."
         ),
+        "embedder": option(
+            Path | None,
+            "A run of train --task contrast, which says how well samples fit their captions: CLIP score, R@1.",
+        ),
         "seed": option(int | None, "The seed of those images (default: as the run says)."),
         "overwrite": option(
             bool, "Replace the page, and the evaluation.json of more samples of the same weights.", False
@@ -84,7 +88,7 @@ def evaluate(arguments: list[str]) -> int:
     of_runs = [
         name
         for name in scanned.values
-        if name in ("samples", "captions", "seed") or name.partition(".")[0] not in fields
+        if name in ("samples", "captions", "embedder", "seed") or name.partition(".")[0] not in fields
     ]
     if of_runs and not any(is_run(word) for word in sets):
         raise InputError(
@@ -114,7 +118,7 @@ def evaluate(arguments: list[str]) -> int:
         if is_run(subject):
             options.run = Path(subject)
             subject = load_model(options, sampling)
-            asked = {name: getattr(options, name) for name in ("samples", "captions", "seed")}
+            asked = {name: getattr(options, name) for name in ("samples", "captions", "embedder", "seed")}
             more |= {"sampling": sampling, **asked, **given}
         own = options.against in (None, "heldout", "training")
         try:

@@ -55,7 +55,10 @@ def train(arguments: list[str]) -> int:
     if len(scanned.words) > 1:
         raise InputError(f"One DATA is trained on; got {' and '.join(map(repr, scanned.words))}.")
     stages = _stages(scanned, asked, trust="trust" in scanned.values)
-    fields = {**_OPTIONS, "data": flags.group(stages[names[0]].data, leave=("scale_down", "edges"))}
+    fields = {
+        **_OPTIONS,
+        "data": flags.group(stages[names[0]].data, leave=("scale_down", "edges", "embedder", "embeddings")),
+    }
     for name, config in stages.items():
         fields[name] = flags.group(config, leave=("data",))
     options = flags.parse(fields, scanned.options, prog=f"sfumato train [DATA] --system {asked}", description=_TRAIN)

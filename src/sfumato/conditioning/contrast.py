@@ -14,6 +14,9 @@ from sfumato.conditioning.base import Condition
 from sfumato.diffusion.level import Data
 from sfumato.errors import InputError
 
+IMAGE, CAPTION = "image_embedding", "caption_embedding"
+"""The columns of data that hold embeddings by a contrastive model (``data.embedder``)."""
+
 _STEEPEST = math.log(100.0)  # the paper's bound on the scale, against instability
 
 

@@ -31,21 +31,29 @@ class Embedding(Condition):
         extra_tokens: how many tokens it is also projected to; DALL-E 2 has 4.
         mean: the mean of each number, taken from the data.
         std: the standard deviation of each number, taken from the data.
+        identity: what tells the model that made them from all others, taken from the data.
     """
 
     column: str = "embedding"
     extra_tokens: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    identity: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.extra_tokens < 0 or len(self.mean) != len(self.std):
             raise InputError("An embedding needs extra_tokens >= 0, and as many means as standard deviations.")
 
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        made = (f"those of the model {self.identity[:12]}...",) if self.identity else ()
+        return (f"vectors of {len(self.mean)} numbers", *made)
+
     def describe(self, data: Data) -> Embedding:
         """With the mean and the standard deviation of each number."""
-        values = take(data.columns, self.column, data.name).values
+        column = take(data.columns, self.column, data.name)
+        values = column.values
         if values.dtype.kind not in "iufb":
             raise InputError(f"{data.name}: the column {self.column!r} holds texts, not embeddings of them.")
         values = np.asarray(values, dtype=np.float64)
@@ -55,7 +63,8 @@ class Embedding(Condition):
         values = values.reshape(len(values), -1)
         std = values.std(0)
         # what never changes says nothing, however it is scaled
-        return replace(self, mean=tuple(values.mean(0).tolist()), std=tuple(np.where(std > 0.0, std, 1.0).tolist()))
+        std = np.where(std > 0.0, std, 1.0)
+        return replace(self, mean=tuple(values.mean(0).tolist()), std=tuple(std.tolist()), identity=column.identity)
 
     def training(self, x0: Tensor, columns: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         values = take(columns, self.column).float()

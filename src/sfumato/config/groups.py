@@ -198,9 +198,9 @@ class ModelConfig(Component):
         from sfumato.conditioning.network import Conditioned, filled
 
         kind, dims = self.network.kind, len(shape) - 1
-        if (kind == "mlp") != (dims == 0) and ":" not in kind:
+        if (kind in ("mlp", "prior")) != (dims == 0) and ":" not in kind:
             data = f"vectors of length {shape[0]}" if dims == 0 else f"signals or images of shape {shape}"
-            better = "mlp" if dims == 0 else "unet or dit"
+            better = "mlp or prior" if dims == 0 else "unet or dit"
             if kind == "classifier":
                 raise InputError(f"The data are {data}; the network classifier takes images, name one of your own.")
             raise InputError(

@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, str]] = {
         "unet": "networks.unet:UNet networks.blueprint:Blueprint",
         "dit": "networks.dit:DiT",
         "mlp": "networks.mlp:MLP",
+        "prior": "networks.prior:Prior",
         "classifier": "networks.classifier:Classifier networks.blueprint:Blueprint",
         "given": "networks.slots:given",
     },

@@ -217,6 +217,13 @@ class SamplingConfig(Component):
         description="The level of the noise that is added to the low-resolution image (noise conditioning "
         "augmentation), from 0 to the highest of the training (default: conditions.NAME.level of the run).",
     )
+    candidates: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="A prior's: how many embeddings it samples, of which it takes the one nearest to that of the "
+        "caption.",
+    )
     batch_size: int = Field(default=250, ge=1, le=2**31 - 1, description="Images that are computed at once.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",

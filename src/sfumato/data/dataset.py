@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Column:
 
     values: Array  # (N, ...), numbers or truth values; or (N,), texts
     names: tuple[str, ...] = ()  # of the classes, for a column of whole numbers from 0 to len(names) - 1
+    identity: str = ""  # of the model that made it, for a column of embeddings
 
     @property
     def is_text(self) -> bool:
@@ -58,7 +59,7 @@ class Column:
 
     def at(self, indices: Indices) -> Column:
         """The column of these images, in this order."""
-        return Column(self.values[_whole(indices)], self.names)
+        return replace(self, values=self.values[_whole(indices)])
 
     def texts(self, indices: Indices) -> list[str]:
         """The texts of these images."""
@@ -217,7 +218,7 @@ class Dataset:
     def subset(self, indices: Indices) -> Dataset:
         """A dataset of these images, in this order; it shares their memory."""
         rows = _whole(indices)
-        columns = {name: Column(Rows(column.values, rows), column.names) for name, column in self.columns.items()}
+        columns = {name: replace(column, values=Rows(column.values, rows)) for name, column in self.columns.items()}
         groups = None if self.groups is None else self.groups[rows]
         return Dataset(Rows(self.images, rows), columns, self.name, self.units, groups)
 

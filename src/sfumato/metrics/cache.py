@@ -71,7 +71,6 @@ def cached_features(
         return compute()
     count, content = len(data), content_hash(data)
     meta = {"features": features.name, "identity": features.identity, "content": content, "count": count}
-    path = _path(folder, meta)
 
     def check(found: Tensor) -> str | None:
         expected = extract(features, data, indices=range(min(_PROBES, count)), progress=False)
@@ -84,18 +83,25 @@ def cached_features(
             return f"those of the first picture differ from what {features.name} gives now by {difference:.3g}"
         return None
 
-    return _kept(path, meta, compute, check)
+    return kept(meta, compute, check, folder)
 
 
-def _path(folder: Path | None, meta: dict[str, Any]) -> Path:
-    key = hashlib.sha256(repr(sorted(meta.items())).encode()).hexdigest()
-    return (folder or files.cache_folder() / "features") / f"{key[:32]}.safetensors"
-
-
-def _kept(
-    path: Path, meta: dict[str, Any], compute: Callable[[], Tensor], check: Callable[[Tensor], str | None]
+def kept(
+    meta: dict[str, Any],
+    compute: Callable[[], Tensor],
+    check: Callable[[Tensor], str | None],
+    folder: Path | None = None,
 ) -> Tensor:
-    """The tensor ``values`` of a file, if it is sound; else a computed one, which is kept there."""
+    """What was computed before, if its file in the user's cache is sound; else it is computed, and kept there.
+
+    Args:
+        meta: all that it depends on, and ``count``, how many rows it has.
+        compute: makes it.
+        check: says what is wrong with it, if anything is.
+        folder: where it is kept (default: ``features`` in the cache of decoded images).
+    """
+    key = hashlib.sha256(repr(sorted(meta.items())).encode()).hexdigest()
+    path = (folder or files.cache_folder() / "features") / f"{key[:32]}.safetensors"
     if path.is_file():
         try:
             tensors, known = read_tensors(path)

@@ -1,4 +1,4 @@
-"""Models that are sampled one after the other: a cascade (Ho et al. 2022, "Cascaded diffusion models")."""
+"""Models that are sampled one after the other: a cascade (Ho et al. 2022, "Cascaded diffusion models"), or unCLIP."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.conditioning.base import keyed, keys_of
+from sfumato.conditioning.contrast import IMAGE
+from sfumato.conditioning.embedding import Embedding
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import SamplingConfig
 from sfumato.diffusion.denoiser import Denoise
@@ -23,7 +25,9 @@ from sfumato.sampling.sample import Step
 
 
 class Cascade(Model):
-    """A model whose low-resolution image is made by another, which is sampled first, for the same image of the seed.
+    """A model with a condition that is made by another, which is sampled first, for the same image of the seed.
+
+    That is a low-resolution image, or the embedding of an image that a prior makes.
 
     It is sampled, evaluated and looked at as any model, at the resolution of its last stage. Conditions that several
     stages know, such as the class, are drawn once and given to all. What is sampled first gets the noise of the last
@@ -35,7 +39,7 @@ class Cascade(Model):
     Args:
         stages: the models by name, in the order of sampling; each but the first has a condition
             :class:`~sfumato.conditioning.LowResolution`, whose ``factor`` leads from the shape of the one before to
-            its own.
+            its own, or, behind a model of embeddings, an :class:`~sfumato.conditioning.Embedding` of the same model.
         run: the folder of the system.
     """
 
@@ -89,7 +93,7 @@ class Cascade(Model):
             noise = random.fold(seed, f"before {self.name}")
             own: dict[str, Any] = {**shared, **self._options_before(options)}
             batches = self.before.batches(count, seed=noise, first=first, period=period, **own)
-            images = collected(batches, lambda batch: batch, count, False)
+            images = self.before.info.in_units(collected(batches, lambda batch: batch, count, False))
             level = self.settings(options)[0].input_noise
             made: list[dict[str, Tensor]] = []
             condition = augmented({self.link: self.last.conditions[self.link]}, level)[self.link]
@@ -141,6 +145,37 @@ def one_stage(model: Model, what: str) -> None:
 
 def _link(before: Model, last: Model, name_before: str, name: str) -> str:
     """The condition that the stage before makes, if the two fit together."""
+    link = _link_of_vectors if len(before.info.shape) == 1 else _link_of_images
+    found = link(before, last, name_before, name)
+    for shared in before.conditions.keys() & last.conditions.keys():
+        theirs, ours = (model.conditions[shared].meaning for model in (before, last))
+        if theirs != ours:
+            raise InputError(
+                f"The stages {name_before!r} and {name!r} were trained with other {shared}s, {few(theirs)} and "
+                f"{few(ours)}: train them on the same data."
+            )
+    return found
+
+
+def _link_of_vectors(before: Model, last: Model, name_before: str, name: str) -> str:
+    embeddings = {n: c for n, c in last.conditions.items() if isinstance(c, Embedding) and c.column == IMAGE}
+    if len(embeddings) != 1:
+        raise InputError(
+            f"The stage {name!r} has {len(embeddings)} conditions of the column {IMAGE!r} and needs one, for what "
+            f"{name_before!r} makes: train it with data.embedder."
+        )
+    ((link, condition),) = embeddings.items()
+    made, taken = before.info, condition
+    if len(taken.mean) != made.shape[0] or taken.identity != made.identity:
+        raise InputError(
+            f"The stage {name_before!r} makes embeddings of {made.shape[0]} numbers by the model "
+            f"{made.identity[:12] or 'of no name'}, and {name!r} was trained with {few(taken.meaning)}; train one of "
+            "them again, with the data.embedder of the other."
+        )
+    return link
+
+
+def _link_of_images(before: Model, last: Model, name_before: str, name: str) -> str:
     lows = {n: c for n, c in last.conditions.items() if isinstance(c, LowResolution)}
     if len(lows) != 1:
         raise InputError(
@@ -155,11 +190,4 @@ def _link(before: Model, last: Model, name_before: str, name: str) -> str:
             f"The stage {name_before!r} makes images of {here}, and {name!r} scales {needed} up to {there} (factor "
             f"{condition.factor}); train one of them again with --data.size or the factor that fits."
         )
-    for shared in before.conditions.keys() & last.conditions.keys():
-        theirs, ours = (model.conditions[shared].meaning for model in (before, last))
-        if theirs != ours:
-            raise InputError(
-                f"The stages {name_before!r} and {name!r} were trained with other {shared}s, {few(theirs)} and "
-                f"{few(ours)}: train them on the same data."
-            )
     return link

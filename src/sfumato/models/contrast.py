@@ -3,74 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import random
 from sfumato.conditioning import Text
-from sfumato.conditioning.contrast import Contrast, same_descriptions
+from sfumato.conditioning.contrast import same_descriptions
 from sfumato.conditioning.swaps import Groups, exchanged, groups_of, replaced
 from sfumato.data import Dataset, Loader
-from sfumato.data.dataset import as_tensor
 from sfumato.data.shapes import SPLITS, Parsed, agreement, facts_of
 from sfumato.data.shapes.scenes import PICTURE_SIZES
-from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.io.text import unpacked
 from sfumato.metrics.estimate import Estimate, wilson
 from sfumato.metrics.report import Report, Row
 from sfumato.models.agreement import asked
 from sfumato.models.data import SPLIT_SEED, heldout_of, prepared
+from sfumato.models.embeddings import contrast_of, embed_captions, embed_images, embedded
 from sfumato.models.model import Model
 from sfumato.models.storage import write_record
 from sfumato.random import Draws
 
-_PART = 250  # images or captions that are embedded at once
 KINDS: Mapping[str, Callable[[str, Groups], list[str]]] = {"words exchanged": exchanged, "a word replaced": replaced}
 """How a caption is changed so that it is wrong."""
-
-
-def embed_images(model: Model, images: Any) -> Float[Tensor, "batch features"]:
-    """The embeddings of images, of unit length, on the CPU.
-
-    Args:
-        model: the model of a run of ``train --task contrast``.
-        images: ``(N, C, *space)`` of the shape that it was trained on, a tensor or an array: float32 in [-1, 1], or
-            uint8.
-    """
-    contrast, shape = _contrast(model), tuple(model.info.shape)
-    values = images.numpy(force=True) if torch.is_tensor(images) else np.asarray(images)
-    if values.ndim != len(shape) + 1 or values.shape[1:] != shape or str(values.dtype) not in ("uint8", "float32"):
-        wanted = ", ".join(map(str, ("N", *shape)))
-        raise InputError(
-            f"The images are {values.dtype} of shape {values.shape}; expected uint8 or float32 of shape ({wanted})."
-        )
-    return _embedded(model, len(values), lambda part: contrast.images(as_tensor(values[part]).to(model.device)))
-
-
-def embed_captions(model: Model, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
-    """The embeddings of captions, of unit length, on the CPU.
-
-    Unknown words are left out with a warning; a caption of which no word is known is refused.
-    """
-    contrast = _contrast(model)
-    if not isinstance(contrast.condition, Text):
-        raise InputError(
-            f"{model.run or 'This model'} compares images with {contrast.condition.summary}, not captions."
-        )
-    given: Sequence[Any] = captions
-    if isinstance(given, str) or not all(isinstance(one, str) and one.strip() for one in given):
-        raise InputError("Captions are a list of texts, none of them empty.")
-
-    def embedded(part: slice) -> Tensor:
-        parts = contrast.condition.given(captions[part], len(captions[part]))
-        return contrast.texts(**{name: value.to(model.device) for name, value in parts.items()})
-
-    return _embedded(model, len(captions), embedded)
 
 
 @torch.no_grad()
@@ -98,7 +54,7 @@ def evaluate_contrast(
         seed: of the choice of the changes.
         keep, overwrite, progress: as for :func:`sfumato.models.evaluate.judged`.
     """
-    contrast, config = _contrast(model), model.config
+    contrast, config = contrast_of(model), model.config
     heldout, count = heldout_of(model, heldout, samples)
     seed = config.evaluation.seed if seed is None else seed
     batch = Loader(heldout, SPLIT_SEED, crop=config.data.random_crop).batch(0, count)
@@ -116,13 +72,13 @@ def evaluate_contrast(
     with progress_bar("embedding", (1 + len(sets)) * count, progress) as advance:
         images = embed_images(model, batch.x0)
         parts = contrast.condition.evaluation(batch.x0, batch.cond, Draws(seed, 0, count, count))
-        texts = _embedded(
+        texts = embedded(
             model, count, lambda at: contrast.texts(**{n: p[at].to(model.device) for n, p in parts.items()})
         )
         advance(count)
-        rows = _found(images, texts, [batch.cond[name] for name in columns])
+        rows = found_rows(images, texts, [batch.cond[name] for name in columns])
         for number, (name, (captions, pictures, shown)) in enumerate(sets.items(), 2):
-            rows += list(_told(model, name, captions, pictures, shown, groups, seed))
+            rows += list(told_rows(model, name, captions, pictures, shown, groups, seed))
             advance(number * count)
     settings = {"step": model.step, "seed": seed}
     report = Report(
@@ -134,7 +90,7 @@ def evaluate_contrast(
     return report
 
 
-def _found(images: Tensor, texts: Tensor, columns: Sequence[Tensor]) -> list[Row]:
+def found_rows(images: Tensor, texts: Tensor, columns: Sequence[Tensor]) -> list[Row]:
     """The rows of retrieval; images with the same description are all right for it, which is also their chance."""
     similarity, count = images @ texts.T, len(images)
     same = same_descriptions(columns, count)
@@ -148,7 +104,7 @@ def _found(images: Tensor, texts: Tensor, columns: Sequence[Tensor]) -> list[Row
     return [*rows, Row("CLIP score", None, *score, better="higher", chance=chance)]
 
 
-def _told(
+def told_rows(
     model: Model,
     name: str,
     captions: Sequence[str],
@@ -180,22 +136,3 @@ def _wrong(texts: Sequence[str], u: float, shown: Parsed | None) -> str | None:
 
 def _share(name: str, right: int, count: int, chance: float) -> Row:
     return Row(name, None, right / count, None, "Wilson", better="higher", interval=wilson(right, count), chance=chance)
-
-
-def _contrast(model: Model) -> Contrast:
-    if model.contrast is None:
-        raise InputError(
-            f"{model.run or 'This model'} embeds no images and captions; train one that does: sfumato train DATA "
-            "--task contrast"
-        )
-    return model.contrast
-
-
-@torch.no_grad()
-def _embedded(model: Model, count: int, embed: Callable[[slice], Tensor]) -> Tensor:
-    """Embeddings of all, some at a time, of the network in evaluation mode."""
-    training = model.module.training
-    model.module.eval()
-    found = [embed(slice(start, start + _PART)).cpu() for start in range(0, count, _PART)]
-    model.module.train(training)
-    return torch.cat(found) if found else torch.zeros(0, model.config.model.features)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.conditioning.base import Condition
+from sfumato.conditioning.contrast import CAPTION, IMAGE
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
@@ -20,7 +21,9 @@ from sfumato.data.edges import CHANNELS
 from sfumato.data.edges import edges as edges_of
 from sfumato.data.selection import LAZY, Made
 from sfumato.errors import InputError, require_memory
-from sfumato.models.model import Model
+from sfumato.models.embeddings import of_embeddings, with_embeddings
+from sfumato.models.model import Model, load
+from sfumato.models.storage import read_config
 
 SPLIT_SEED = 0
 """The split into training and held-out images belongs to the data, not to the run: every run has the same."""
@@ -34,13 +37,26 @@ def read_data(config: Config) -> tuple[Dataset, Dataset]:
     """The training and the held-out images of a configuration, with the columns that it needs."""
     if config.data.source.startswith(GIVEN):
         raise InputError("The data of this run were given in Python; pass them again, such as evaluate(run, data).")
-    data: Dataset = config.data.build(columns=config.columns)
+    data: Dataset = config.data.build(columns=_columns(config))
     return prepared(data, config.data).split(config.data.holdout, SPLIT_SEED)
+
+
+def _columns(config: Config) -> tuple[str, ...]:
+    """The columns of its source that a configuration needs, also those that a contrastive model needs."""
+    if config.data.embedder is None:
+        return config.columns
+    more = read_config(config.data.embedder)[0].columns
+    return tuple(sorted({*(name for name in config.columns if name not in (IMAGE, CAPTION)), *more}))
 
 
 def prepared(data: Dataset, config: Any) -> Dataset:
     """The images as a model is trained on them, by the settings ``data`` of a configuration."""
-    return scaled_down(data, config.scale_down, edges=config.edges)
+    images = scaled_down(data, config.scale_down, edges=config.edges)
+    if config.embedder is None:
+        return images
+    embedder = load(config.embedder)
+    images = with_embeddings(images, scaled_down(data, embedder.config.data.scale_down), embedder)
+    return of_embeddings(images) if config.embeddings else images
 
 
 _SCALED = 2**24

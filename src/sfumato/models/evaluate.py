@@ -35,6 +35,8 @@ from sfumato.models.data import SPLIT_SEED, data_of, read_data
 from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model, as_model
+from sfumato.models.prior import Prior
+from sfumato.models.retrieval import with_clip, with_ranks
 from sfumato.models.samples import is_main, name_of, sampled
 from sfumato.models.storage import is_system, read_config, write_record
 
@@ -54,6 +56,7 @@ def evaluate(
     measures: str | Sequence[str] = (),
     samples: int | None = None,
     captions: int | None = None,
+    embedder: str | Path | Model | None = None,
     seed: int | None = None,
     size: int | tuple[int, int] | None = None,
     channels: str | None = None,
@@ -92,6 +95,7 @@ def evaluate(
         samples: number of images to sample; by default as the configuration says, or 1,000 where that is none.
         captions: number of captions of each split of :data:`sfumato.data.shapes.SPLITS`, with which the agreement of
             samples is measured if a model has captions of shapes; by default as the configuration says.
+        embedder: a model of ``train --task contrast``, or its run, that says how well samples fit their captions.
         seed: the seed of those images.
         size, channels, value_range: of pictures in folders and arrays, as :func:`sfumato.data.load` takes them.
         most: the most pictures of a real set that are looked at with a large network; 0 for all.
@@ -139,6 +143,7 @@ def evaluate(
     more: dict[str, Any] = {
         "samples": samples,
         "captions": captions,
+        "embedder": embedder if embedder is None or isinstance(embedder, Model) else load(embedder, trust=trust),
         "seed": seed,
         "page": page,
         "progress": progress,
@@ -174,6 +179,7 @@ def judged(
     *,
     samples: int | None = None,
     captions: int | None = None,
+    embedder: Model | None = None,
     seed: int | None = None,
     page: str | Path | None = None,
     keep: bool = False,
@@ -186,9 +192,11 @@ def judged(
     Args:
         judge: with the real pictures.
         subject: what is judged.
-        samples, captions, seed, page, overwrite, progress, options: as for :func:`evaluate`.
+        samples, captions, embedder, seed, page, overwrite, progress, options: as for :func:`evaluate`.
         keep: whether the report is kept in the run directory of a model.
     """
+    if embedder is not None and not isinstance(subject, Model):
+        raise InputError("A contrastive model judges samples of a model by their captions; leave embedder out.")
     if isinstance(subject, Moments | Path):
         return judge.of_statistics(subject)
     if isinstance(subject, Dataset):
@@ -222,6 +230,11 @@ def judged(
         captions = config.captions if captions is None else captions
         drawn = drawn or len(SPLITS) * captions
         report = with_agreement(report, model, judge, captions, seed=seed, progress=progress, options=options)
+    if made is not None and isinstance(like := judge.real if judge.heldout is None else judge.heldout, Dataset):
+        if embedder is not None:
+            report = with_clip(report, embedder, model, made.images, like, seed)
+        if isinstance(model, Prior) and len(made.images) <= len(like):
+            report = with_ranks(report, model, made.images, like, seed, options)
     log = None if model.run is None else model.run / "metrics.jsonl"
     if keep and model.run is not None and is_main():
         value = {"step": model.step, "samples": drawn, **report.to_dict()}

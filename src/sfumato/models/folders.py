@@ -11,9 +11,13 @@ from sfumato.errors import InputError, check_arguments
 from sfumato.models import model as runs
 from sfumato.models.cascade import Cascade
 from sfumato.models.model import Model
+from sfumato.models.prior import with_embedder
 from sfumato.models.storage import System, is_system, read_system, stage_of, trained_stage, write_config, write_system
+from sfumato.models.unclip import Unclip
 from sfumato.models.weights import write_fitted, write_weights
 
+CLIP = "clip"
+"""The name of the contrastive model among the stages of a system."""
 LEAST_TRAINED = 0.1
 """The part of its steps after which a model is worth sampling from."""
 
@@ -57,19 +61,22 @@ def load(
     """
     check_arguments(load, locals())
     if not is_system(run):
-        return runs.load(run, device, trust=trust, network=network)
+        return with_embedder(runs.load(run, device, trust=trust, network=network))
     if network is not None:
         raise InputError(
             f"{run} is a system, and a network is that of one stage: load each, and make a Cascade of them."
         )
     folder, stages = Path(run), dict[str, Model]()
-    for name in read_system(folder).stages:
+    system = read_system(folder)
+    for name in system.stages:
         path = trained_stage(folder, name)
         stage = runs.load(path, device, trust=trust)
         if not untrained and (sentence := hardly_trained(stage)):
             raise InputError(sentence)
         stages[name] = stage
-    return Cascade(stages, run=folder)
+    if system.system != "unclip":
+        return Cascade(stages, run=folder)
+    return Unclip(stages, runs.load(trained_stage(folder, CLIP), device, trust=trust), run=folder)
 
 
 def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
@@ -89,10 +96,12 @@ def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
     if is_system(run) if not model.stages else (run / "config.json").exists():
         raise InputError(f"{run} holds a model of another kind; choose another folder.")
     if model.stages:
-        for name, stage in model.stages.items():
+        stages = {**({CLIP: model.embedder} if isinstance(model, Unclip) else {}), **model.stages}
+        for name, stage in stages.items():
             save(stage, stage_of(run, name), overwrite=overwrite)
         kind = read_system(model.run).system if model.run is not None and is_system(model.run) else "cascade"
-        write_system(run, System(system=kind, stages=tuple(model.stages)))
+        before = (CLIP,) if isinstance(model, Unclip) else ()
+        write_system(run, System(system=kind, before=before, stages=tuple(model.stages)))
         return
     if not model.configured:
         raise InputError(

@@ -55,10 +55,12 @@ class Model(TextToImage):
         data: the training and the held-out data, if they were given in Python.
         stages: the models that it consists of, by name, if it is a :class:`~sfumato.models.cascade.Cascade`.
         supplied: the conditions that one of them makes for another, so that nobody needs to give them.
+        chooses: whether it can tell which of several samples is the best (``sampling.candidates``).
     """
 
     stages: Mapping[str, Model] = {}
     supplied: Collection[str] = ()
+    chooses = False
 
     def __init__(
         self,
@@ -233,6 +235,8 @@ class Model(TextToImage):
         sampling, solver, grid, cond = self.settings(options)
         sampling = sampling.stepwise(self.fitted) if stepwise else sampling
         size = sampling.batch_size if batch_size is None else batch_size
+        if sampling.candidates > 1 and not self.chooses:
+            raise InputError("sampling.candidates is of a prior that has its contrastive model; leave it out.")
         if count < 1 or size < 1 or first < 0 or first >= MOST_IMAGES - count:
             raise InputError(
                 f"Sampling needs at least 1 image, a batch of at least 1 and a first image from 0 to 2^40; "
@@ -307,8 +311,9 @@ class Model(TextToImage):
         if isinstance(network, Conditioned):
             raw: tuple[str, ...] = network.slots.names
         else:
-            # anything that the caller's own denoiser takes
-            raw = tuple(cond) if network is None else slots_of(network).names or tuple(_parameters(network))
+            # anything that the caller's own denoiser takes after x and time
+            own = () if network is None else tuple(inspect.signature(network.forward).parameters)[2:]
+            raw = tuple(cond) if network is None else slots_of(network).names or own
         unknown = [name for name in cond if name not in (*known, *raw)]
         if unknown:
             names = [*known, *raw, *_OPTIONS]
@@ -350,11 +355,6 @@ _OPTIONS = (
     *("seed", "first", "steps", "solver", "grid", "guidance", "clip", "precision", "input_noise", "temperature"),
     *("batch_size", "progress"),
 )
-
-
-def _parameters(network: nn.Module) -> list[str]:
-    """The names of the arguments of a network after ``x`` and ``time``."""
-    return list(inspect.signature(network.forward).parameters)[2:]
 
 
 def as_model(model: Model | Denoise, shape: Sequence[int]) -> Model:

@@ -36,6 +36,7 @@ class Info(Component):
     classes: tuple[str, ...] = Field(default=(), description="The names of the classes that a classifier tells apart.")
     shift: tuple[float, ...] = Field(default=(), description="What was subtracted from the numbers of a vector.")
     scale: tuple[float, ...] = Field(default=(), description="What they were divided by then.")
+    identity: str = Field(default="", description="What tells the model whose embeddings are modelled from others.")
 
     def standardized(self, vectors: Tensor) -> Tensor:
         """Vectors in the units of the data as the model has them; other data are as they are."""
@@ -63,10 +64,12 @@ class System(Component):
     """What ``system.json`` says."""
 
     format: Literal[1] = Field(default=1, description="The version of the layout of a system.")
-    system: Literal["cascade", "imagen"] = Field(default="cascade", description="What its stages are together.")
+    system: Literal["cascade", "imagen", "unclip"] = Field(
+        default="cascade", description="What its stages are together."
+    )
     stages: tuple[str, ...] = Field(description="The names of its stages, in the order of sampling.")
     before: tuple[str, ...] = Field(
-        default=(), description="The names of what is trained first, from whose weights stages start."
+        default=(), description="The names of what is trained first, which the stages need for their training."
     )
     settings: dict[str, Any] = Field(default={}, description="How each stage is trained that is no run yet.")
 
@@ -157,6 +160,10 @@ def read_config(run: str | Path, *, trust: bool = False, network: bool = False) 
     if network:
         settings = merge(settings, {"model": {"network": {"kind": "given"}}})
     config = parse(Config, settings, origin=str(path), trust=trust)
+    embedder = config.data.embedder
+    if embedder is not None and not embedder.is_dir() and (run.parent / embedder.name).is_dir():
+        # a system that was moved
+        config = config.override({"data.embedder": str((run.parent / embedder.name).absolute())})
     return config, parse(Info, value.get("data", {}), origin=str(path), trust=trust)
 
 

@@ -28,9 +28,12 @@ def multi_head(
     k: Float[Tensor, "batch keys width"],
     v: Float[Tensor, "batch keys width"],
     heads: int,
-    mask: Bool[Tensor, "batch 1 1 keys"] | None = None,
+    mask: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
 ) -> Float[Tensor, "batch queries width"]:
-    """Attention in each of ``heads`` equal parts of the width; keys whose ``mask`` is False are not attended to."""
+    """Attention in each of ``heads`` equal parts of the width.
+
+    Keys whose ``mask`` is False, for all queries or for one, are not attended to.
+    """
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     return attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
@@ -118,7 +121,7 @@ class TokenAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch 1 1 tokens"] | None = None
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "#batch 1 #tokens tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         q, k, v = self.qkv(x).chunk(3, dim=2)
         return self.out(multi_head(q, k, v, self.heads, mask))

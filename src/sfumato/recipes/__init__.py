@@ -21,8 +21,8 @@ def _read(name: str) -> Recipe:
     return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
 
 
-_FILES = ("digits", "small", "cifar", "classify", "contrast", "upscale", "text", "images", "ddpm", "vectors")
-digits, small, cifar, classify, contrast, upscale, text, images, ddpm, vectors = (
+_FILES = ("digits", "small", "cifar", "classify", "contrast", "prior", "upscale", "text", "images", "ddpm", "vectors")
+digits, small, cifar, classify, contrast, prior, upscale, text, images, ddpm, vectors = (
     partial(_read, name) for name in _FILES
 )
 

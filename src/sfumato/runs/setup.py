@@ -19,6 +19,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from sfumato.conditioning import Label
 from sfumato.conditioning.base import Condition, keyed
+from sfumato.conditioning.contrast import IMAGE
 from sfumato.conditioning.low_resolution import Base, base_of
 from sfumato.config import Config, parse
 from sfumato.data import Dataset, Loader
@@ -50,6 +51,8 @@ def describe(loader: Loader, heldout: int, config: Config) -> Info:
         if len(names) < 2:
             raise InputError(f"{data.name} has a single class, {', '.join(names)}; a classifier needs at least 2.")
         values |= {"classes": names}
+    if config.data.embeddings:
+        values |= {"identity": data.columns[IMAGE].identity}
     if data.units is not None:
         values |= {"shift": data.units.shift, "scale": data.units.scale}
     return parse(Info, values, trust=True)

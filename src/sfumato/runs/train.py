@@ -27,6 +27,7 @@ from sfumato.models.calibrate import tune
 from sfumato.models.data import examples, given_sets, training_data
 from sfumato.models.evaluate import judge_of, judged, own_report, recorded
 from sfumato.models.model import Model
+from sfumato.models.prior import with_embedder
 from sfumato.models.storage import Info, read_config, write_config
 from sfumato.models.weights import freeze, start_from, write_weights
 from sfumato.runs.budget import seconds_of, sized
@@ -288,7 +289,7 @@ class _Run:
                     f"start     from {run}; {len(fresh)} tensors of its own are fresh, such as {fresh[0]}"
                 )
         model.data = self.data
-        return model
+        return with_embedder(model)
 
     def _check_words(self, start: Path, model: Model, frozen: Sequence[str]) -> None:
         """Refuse to start from weights whose words have the numbers of other words."""

@@ -15,7 +15,7 @@ from sfumato.recipes import named
 
 Settings = Mapping[str, Any]
 
-SYSTEMS: dict[str, str | None] = {"cascade": None, "imagen": "text"}
+SYSTEMS: dict[str, str | None] = {"cascade": None, "imagen": "text", "unclip": "text"}
 """The systems that can be trained, and the recipe that the stages of each start from; None for that of the data."""
 
 
@@ -38,15 +38,17 @@ def planned(
     """
     if system not in SYSTEMS:
         raise InputError(f"There is no system {system!r}{nearest(system, SYSTEMS)}")
-    # what each stage changes in the recipe that it starts from
-    stages = tomllib.loads(files("sfumato.recipes").joinpath(f"{system}.toml").read_text(encoding="utf-8"))
-    common: dict[str, Any] = stages.pop("data", {})
+    common, stages = _changes(system)
     chosen = _checked(over, stages)
     shared = merge(common, chosen.get("data", {}))
-    usual = named(recipe or SYSTEMS[system], shared.get("source"), shared.get("layout"), gpu=gpu)
-    if (merge(usual.get("data", {}), shared)).get("random_crop") is not None:
-        raise InputError("The stages of a system are trained on whole images; leave --data.random-crop out.")
-    values = {name: merge(merge(usual, changed), {"data": shared}) for name, changed in stages.items()}
+    where: dict[str, Any] = {"source": shared.get("source"), "layout": shared.get("layout"), "gpu": gpu}
+    values: dict[str, Any] = {}
+    for name, changed in stages.items():
+        usual = named(changed.get("recipe", recipe or SYSTEMS[system]), **where)
+        changed = {key: value for key, value in changed.items() if key != "recipe"}
+        values[name] = merge(merge(usual, changed), {"data": shared})
+        if values[name]["data"].get("random_crop") is not None:
+            raise InputError("The stages of a system are trained on whole images; leave --data.random-crop out.")
     for name in set(starts(values)) - set(starts(_merged(values, chosen))):
         # what would start from it starts from another run, or from nothing
         del values[name]
@@ -65,6 +67,22 @@ def planned(
             # as many positions in each stage, for images of whatever size
             values[name] = merge(values[name], {"model.network.patch": max(1, patch // scale)})
     return _parsed(_merged(values, chosen), trust)
+
+
+def _changes(system: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data of all stages of a new system, and what each changes in the ``recipe`` that it starts from.
+
+    That can be a stage of another system, such as ``"imagen.up"``, with all that it changes.
+    """
+    file = files("sfumato.recipes").joinpath(f"{system}.toml").read_text(encoding="utf-8")
+    stages: dict[str, Any] = tomllib.loads(file)
+    common: dict[str, Any] = stages.pop("data", {})
+    for name, changed in stages.items():
+        other, _, stage = changed.get("recipe", "").partition(".")
+        if stage:
+            own = {key: value for key, value in changed.items() if key != "recipe"}
+            stages[name] = merge(_changes(other)[1][stage], own)
+    return common, stages
 
 
 def stored(folder: str | Path, over: Settings | None = None, *, trust: bool = False) -> dict[str, Config]:
@@ -111,8 +129,10 @@ def _scales(stages: Mapping[str, Settings]) -> dict[str, int]:
     What is trained before the stages can have images that are smaller still than those of the first.
     """
     scales, scale = dict[str, int](), 1
-    first = starts(stages)
+    first = {stage.get("training", {}).get("init_from") for stage in stages.values()}
     for name in reversed(list(stages)):
+        if stages[name].get("data", {}).get("embeddings"):
+            continue  # those of the images of its contrastive model
         scales[name] = scale * (stages[name].get("data", {}).get("scale_down", 1) if name in first else 1)
         for condition in stages[name].get("conditions", {}).values():
             if condition.get("kind") == "low_resolution":
@@ -129,9 +149,10 @@ def _sides(size: Any) -> tuple[int, ...]:
 
 
 def starts(stages: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of those stages from whose weights others start."""
+    """The names of those stages from whose weights others start, or whose embeddings they are given."""
     settings = [stage.model_dump() if isinstance(stage, Config) else stage for stage in stages.values()]
-    sources = {one.get("training", {}).get("init_from") for one in settings}
+    sources = {str(one.get("training", {}).get("init_from")) for one in settings}
+    sources |= {str(one.get("data", {}).get("embedder")) for one in settings}
     return tuple(name for name in stages if name in sources)
 
 

@@ -113,7 +113,8 @@ def train(
     def is_due(name: str, config: Config) -> bool:
         if stage is not None or not resume:
             return stage in (None, name)
-        if name in before and {n for n, c in stages.items() if _start(c) == name} <= began:
+        users = {n for n, c in stages.items() if _start(c) == name}
+        if users and users <= began:
             return False  # those that start from it have its weights
         return not _is_complete(stage_of(folder, name), config)
 
@@ -151,14 +152,9 @@ def train(
         more: dict[str, Any] = {"data": given, "heldout": heldout, "trust": trust, "reporter": reporter}
         try:
             if name in fresh:
-                if (first := _start(config)) in before:
-                    source = trained_stage(folder, first)
-                    if _steps_of(source) < read_config(source, trust=trust)[0].training.steps:
-                        raise InputError(
-                            f"The stage {name!r} starts from {first!r}, which is not trained to its end; go on with: "
-                            f"sfumato train --resume {folder} --stage {first}"
-                        )
-                    config = config.override({"training.init_from": str(source.absolute())})
+                for key, first in (("training.init_from", _start(config)), ("data.embedder", _embedder(config))):
+                    if first in before:
+                        config = config.override({key: str(_trained_to_its_end(folder, first, name, trust))})
                 part = None if seconds is None else seconds * costs[name] / sum(costs.values())
                 runs.train(config, run=path, overwrite=overwrite, budget=part, **more)
             else:
@@ -193,6 +189,22 @@ def _cost(config: Config) -> float:
 def _start(config: Config) -> str:
     """The name of the stage that one starts from, which may have been moved since."""
     return Path(config.training.init_from or "").name
+
+
+def _embedder(config: Config) -> str:
+    """The name of the stage whose embeddings one is given."""
+    return config.data.embedder.name if config.data.embedder is not None else ""
+
+
+def _trained_to_its_end(folder: Path, first: str, name: str, trust: bool) -> Path:
+    """The run of a stage that another one needs."""
+    source = trained_stage(folder, first)
+    if _steps_of(source) < read_config(source, trust=trust)[0].training.steps:
+        raise InputError(
+            f"The stage {name!r} needs {first!r}, which is not trained to its end; go on with: sfumato train --resume "
+            f"{folder} --stage {first}"
+        )
+    return source.absolute()
 
 
 def _is_run(folder: Path, name: str) -> bool:
