@@ -107,6 +107,10 @@ def test_the_sizes_of_published_models_are_those_of_their_networks(name: str) ->
         ("imagen-64-256", 594, 0.015),
         # the table again, though the paper says 400 M
         ("imagen-256-1024", 590, 0.015),
+        # Ramesh et al. 2022, table 3: 1 B, 700 M and 300 M there, and these counted; its decoder has a test of its own
+        ("unclip-prior", 1210, 0.02),
+        ("unclip-64-256", 729.6, 0.02),
+        ("unclip-256-1024", 282.0, 0.02),
         # Dhariwal and Nichol 2021, tables 12 and 13, as they are rounded there
         ("adm-64-256", 312, 0.5 / 312),
         ("adm-128-512", 309, 0.5 / 309),
@@ -116,7 +120,7 @@ def test_the_sizes_of_published_models_are_those_of_their_networks(name: str) ->
         ("adm-512-classifier", 54, 0.5 / 54),
     ],
 )
-def test_the_sizes_that_papers_print(name: str, millions: int, tolerance: float) -> None:
+def test_the_sizes_that_papers_print(name: str, millions: float, tolerance: float) -> None:
     assert TRAINED[name].parameters / 1e6 == pytest.approx(millions, rel=tolerance)
 
 
@@ -160,6 +164,25 @@ def test_the_base_of_imagen_by_its_layers() -> None:
         network = parse(ModelConfig, PRESETS["imagen-64"].model).build_network((3, 64, 64))
     assert sum(p.numel() for p in network.parameters()) == total
     assert total / 1e6 == pytest.approx(2097.5, abs=0.05)
+
+
+def test_the_decoder_of_dall_e_2() -> None:
+    """GLIDE's network: 2.3 B, and 1.2 B of a transformer of text, 3.5 B together (Nichol et al. 2021, sec. 4.1).
+
+    It is the base of Imagen, with keys and values of tokens of 2048 features at the 22 layers of attention, 6 outputs,
+    and what encodes the tokens and the embedding of the image.
+    """
+    attended = 7 * 1024 + 7 * 1536 + 8 * 2048
+    keys, outputs = 2 * attended * (2048 + 1), 3 * (9 * 512 + 1)
+    with torch.device("meta"):
+        imagen = parse(ModelConfig, PRESETS["imagen-64"].model).build_network((3, 64, 64))
+        decoder = named("unclip-decoder")[0]
+    unet = sum(p.numel() for p in unet_of(decoder).parameters())
+    assert unet == sum(p.numel() for p in imagen.parameters()) + keys + outputs
+    total = TRAINED["unclip-decoder"].parameters
+    assert unet / 1e9 == pytest.approx(2.238, abs=5e-4) and total / 1e9 == pytest.approx(2.3, rel=0.02)
+    blocks = 24 * (12 * 2048**2 + 13 * 2048)
+    assert blocks / 1e9 == pytest.approx(1.2, rel=0.01) and (total + blocks) / 1e9 == pytest.approx(3.5, rel=0.02)
 
 
 def test_the_efficient_u_net_by_its_layers() -> None:

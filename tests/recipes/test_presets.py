@@ -19,6 +19,7 @@ from sfumato import recipes
 from sfumato.conditioning import LowResolution
 from sfumato.config import Config, merge, parse
 from sfumato.errors import InputError
+from sfumato.models.calibrate import tune
 from sfumato.recipes.openai import CLASSIFIERS
 from sfumato.recipes.published import PRESETS, TRAINED
 from sfumato.runs.train import train
@@ -57,12 +58,13 @@ def test_presets_need_no_torch() -> None:
 LARGE = (
     *("adm-256-unconditional", "adm-512", "adm-64-256", "adm-128-512", "edm-imagenet64", "iddpm-64-conditional"),
     *("DiT-L/2", "DiT-XL/2", "sr3-16-128", "sr3-64-256", "sr3-64-512"),
-    *("imagen-64", "imagen-256-1024"),
+    *("imagen-64", "imagen-256-1024", "unclip-decoder", "unclip-64-256"),
 )
+OF_IMAGES = [name for name, published in PRESETS.items() if len(published.shape) == 3]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in PRESETS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in OF_IMAGES]
 )
 @pytest.mark.parametrize("shape", [(1, 128, 128), (4, 256, 128)])
 def test_their_networks_take_other_sizes_and_channels(name: str, shape: tuple[int, ...]) -> None:
@@ -71,6 +73,15 @@ def test_their_networks_take_other_sizes_and_channels(name: str, shape: tuple[in
     with torch.device("meta"):
         network = network_of(published, shape).to("meta")
         assert network(torch.zeros(1, *shape), torch.zeros(1)).shape == (1, outputs, *shape[1:])
+
+
+def test_all_but_the_prior_are_of_images() -> None:
+    """The prior is of vectors, and takes other lengths."""
+    assert PRESETS.keys() - OF_IMAGES == {"unclip-prior"}
+    with torch.device("meta"):
+        network = network_of(PRESETS["unclip-prior"], (12,)).to("meta")
+        assert network(torch.zeros(1, 12), torch.zeros(1)).shape == (1, 12)
+    assert recipes.preset("unclip-prior")["data"] == {"flip": False, "layout": "NC"}
 
 
 def test_a_size_that_does_not_fit(unchecked: None) -> None:
@@ -125,18 +136,23 @@ def test_a_wrong_name() -> None:
     "name",
     [
         *("ddpm-cifar10", "iddpm-64", "adm-64", "ncsnpp-cifar10", "edm-imagenet64", "sr3-16-128", "adm-64-256"),
-        *("imagen-64", "imagen-64-256", "imagen-256-1024"),
+        *("imagen-64", "imagen-64-256", "imagen-256-1024", "unclip-decoder", "unclip-64-256", "unclip-256-1024"),
     ],
 )
 def test_they_train(name: str, tmp_path: Path) -> None:
     """A narrower network, of the same kind, on grey pictures of another size, with every other setting of the paper."""
-    images = np.random.default_rng(0).integers(0, 255, (12, 8, 8), dtype=np.uint8)
+    crop = {"random_crop": 8} if PRESETS[name].crop else {}
+    side = 16 if crop else 8
+    images = np.random.default_rng(0).integers(0, 255, (12, side, side), dtype=np.uint8)
     tokens = np.random.default_rng(1).normal(size=(12, 5, 6)).astype(np.float32)
-    columns = {"labels": np.arange(12) % 2, "tokens": tokens, "mask": np.arange(5) < np.arange(12)[:, None]}
+    mask = np.arange(5) < np.arange(12)[:, None]
+    columns: dict[str, Any] = {"labels": np.arange(12) % 2, "tokens": tokens, "mask": mask}
+    columns["image_embedding"] = tokens[:, 0]
     np.savez(tmp_path / "x.npz", images=images, **columns)
+    attention = (1,) if PRESETS[name].model["network"].get("attention") else ()
     over = {
-        "data": {"source": str(tmp_path / "x.npz")},
-        "model": {"network": {"channels": (8, 8), "first": None, "attention": (1,), "blocks": 1, "embedding": 16}},
+        "data": {"source": str(tmp_path / "x.npz"), **crop},
+        "model": {"network": {"channels": (8, 8), "first": None, "attention": attention, "blocks": 1, "embedding": 16}},
         "training": {"steps": 2, "batch_size": 4, "sample_count": 0, "precision": "fp32", "channels_last": False},
         "evaluation": {"samples": 0},
         "sampling": {"steps": 2},
@@ -145,9 +161,37 @@ def test_they_train(name: str, tmp_path: Path) -> None:
     config = parse(Config, merge(merge(recipes.preset(name), over), {"model": {"network": network}}))
     model = train(config, run=tmp_path / "run")
     assert model.conditions.keys() == PRESETS[name].conditions.keys()
-    low = {"low_resolution": np.zeros((1, 1, 1), np.float32)} if "low_resolution" in model.conditions else {}
-    text = {"text": tokens[:2]} if "text" in model.conditions else {}
-    assert model.sample(2, **low, **text).isfinite().all()
+    values = {"low_resolution": np.zeros((1, 1, 1), np.float32), "text": tokens[:2], "image_embedding": tokens[:2, 0]}
+    given: dict[str, Any] = {condition: value for condition, value in values.items() if condition in model.conditions}
+    assert model.sample(2, **given).isfinite().all()
+
+
+def test_the_published_prior_trains(tmp_path: Path) -> None:
+    """A narrower one on vectors, with tokens and embeddings of captions; its analytic variance comes after that."""
+    generator = np.random.default_rng(0)
+    embeddings, captions = generator.normal(size=(2, 24, 12)).astype(np.float32)
+    tokens = generator.normal(size=(24, 5, 6)).astype(np.float32)
+    mask = np.arange(5) < np.arange(24)[:, None]
+    np.savez(tmp_path / "x.npz", images=embeddings, caption_embedding=captions, tokens=tokens, mask=mask)
+    over = {
+        "data": {"source": str(tmp_path / "x.npz")},
+        "model": {"network": {"width": 16, "depth": 2, "heads": 2}},
+        "training": {"steps": 2, "batch_size": 4, "sample_count": 0, "precision": "fp32"},
+        "evaluation": {"samples": 0},
+        "sampling": {"steps": 4},
+    }
+    config = parse(Config, merge(recipes.preset("unclip-prior"), over))
+    # its loss is the error of the embedding, not of the noise
+    assert config.model.parameterization.kind == "x0" and config.objective.weight.kind == "output"
+    assert config.optimizer.method.betas == (0.9, 0.96) and config.optimizer.method.weight_decay == 0.06
+    model = train(config, run=tmp_path / "run")
+    assert model.info.shape == (12,) and model.conditions.keys() == PRESETS["unclip-prior"].conditions.keys()
+    given: dict[str, Any] = {"text": tokens[:2], "caption_embedding": captions[:2]}
+    plain = model.sample(2, **given)
+    assert plain.shape == (2, 12) and plain.isfinite().all()
+    tune(model, images=20, levels=8)
+    analytic = model.sample(2, solver={"kind": "ancestral", "variance": "analytic"}, **given)
+    assert analytic.isfinite().all() and not torch.equal(plain, analytic)
 
 
 def test_a_published_classifier_trains_and_guides(tmp_path: Path) -> None:
@@ -174,7 +218,10 @@ def test_a_published_classifier_trains_and_guides(tmp_path: Path) -> None:
 
 
 def test_up_samplers_scale_as_their_papers_do() -> None:
-    """Anti-aliased bicubic interpolation both ways; or the mean of squares, and bilinear interpolation."""
+    """Anti-aliased bicubic interpolation both ways; or the mean of squares, and bilinear interpolation.
+
+    Those of DALL-E 2, on crops of a quarter of the side, do as ADM's; the paper does not say.
+    """
     for name, expected in (
         ("sr3-16-128", LowResolution(factor=8)),
         ("sr3-64-256", LowResolution(factor=4)),
@@ -182,8 +229,11 @@ def test_up_samplers_scale_as_their_papers_do() -> None:
         ("sr3-256-1024", LowResolution(factor=4)),
         ("adm-64-256", LowResolution(factor=4, down="area", up="bilinear")),
         ("adm-128-512", LowResolution(factor=4, down="area", up="bilinear")),
+        ("unclip-64-256", LowResolution(factor=4, down="area", up="bilinear", blur=0.6)),
+        ("unclip-256-1024", LowResolution(factor=4, down="area", up="bilinear")),
     ):
         assert parse(Config, recipes.preset(name)).conditions["low_resolution"].build() == expected
+    assert [recipes.preset(name)["data"].get("random_crop") for name in ("unclip-64-256", "adm-64-256")] == [64, None]
     schedule = parse(Config, recipes.preset("sr3-16-128")).model.schedule.build()
     betas = torch.linspace(1e-6, 0.01, 2000, dtype=torch.float64)
     assert float(schedule(1.0).alpha) == pytest.approx(float((1.0 - betas).prod().sqrt()), rel=1e-9)

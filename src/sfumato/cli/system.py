@@ -57,13 +57,15 @@ def train(arguments: list[str]) -> int:
     stages = _stages(scanned, asked, trust="trust" in scanned.values)
     fields = {
         **_OPTIONS,
-        "data": flags.group(stages[names[0]].data, leave=("scale_down", "edges", "embedder", "embeddings")),
+        "data": flags.group(stages[names[0]].data, leave=("scale_down", "edges", "embeddings")),
     }
     for name, config in stages.items():
         fields[name] = flags.group(config, leave=("data",))
     options = flags.parse(fields, scanned.options, prog=f"sfumato train [DATA] --system {asked}", description=_TRAIN)
     values = options.model_dump()
     over = {name: values[name] for name in ("data", *stages)}
+    if over["data"]["embedder"] is None:
+        del over["data"]["embedder"]  # that of each stage
     if options.print_config:
         both = {name: merge(merge(c.model_dump(), {"data": over["data"]}), over[name]) for name, c in stages.items()}
         configs = {name: parse(Config, settings, origin="the options", trust=True) for name, settings in both.items()}

@@ -40,6 +40,7 @@ class Contrast(nn.Module):
         encoder: the encoder of the condition, whose slot ``vector`` has as many features.
         data_std: the standard deviation of the data; the network sees images of unit variance.
         temperature: the inverse of the scale at the start, positive.
+        resizes: whether the network takes images of any size.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Contrast(nn.Module):
         *,
         data_std: float = 1.0,
         temperature: float = 0.07,
+        resizes: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0.0:
             raise InputError(f"The temperature of a contrastive model must be positive; got {temperature}.")
         self.network, self.condition, self.encoder, self.data_std = network, condition, encoder, data_std
+        self.resizes = resizes
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     @property

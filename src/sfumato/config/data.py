@@ -27,7 +27,7 @@ class _Training(Built):
     embedder: Path | None = Field(
         default=None,
         description="Add embeddings of images and captions as columns image_embedding and caption_embedding, by this "
-        "run of train --task contrast.",
+        "run of train --task contrast, or this folder of a CLIP that transformers saved.",
     )
     embeddings: bool = Field(
         default=False, description="Model the embeddings of the images in their place, as vectors; needs data.embedder."

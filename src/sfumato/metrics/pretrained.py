@@ -61,7 +61,11 @@ def clip(source: str | Path | None = None) -> Pretrained:
         source: as for :func:`dinov2`.
     """
     kinds = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
-    network: Any = _load(source or CLIP, kinds)
+    return of_clip(_load(source or CLIP, kinds))
+
+
+def of_clip(network: Any) -> Pretrained:
+    """As :func:`clip`, of a network of transformers, from which what reads text is taken away."""
     vision = getattr(network.config, "vision_config", network.config)
     side, width = int(vision.image_size), int(network.visual_projection.out_features)
     normalize = _Normalize(*_CLIP_COLOURS)

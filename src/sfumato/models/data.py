@@ -21,9 +21,8 @@ from sfumato.data.edges import CHANNELS
 from sfumato.data.edges import edges as edges_of
 from sfumato.data.selection import LAZY, Made
 from sfumato.errors import InputError, require_memory
-from sfumato.models.embeddings import of_embeddings, with_embeddings
-from sfumato.models.model import Model, load
-from sfumato.models.storage import read_config
+from sfumato.models.embeddings import columns_of, load_embedder, of_embeddings, with_embeddings
+from sfumato.models.model import Model
 
 SPLIT_SEED = 0
 """The split into training and held-out images belongs to the data, not to the run: every run has the same."""
@@ -45,7 +44,7 @@ def _columns(config: Config) -> tuple[str, ...]:
     """The columns of its source that a configuration needs, also those that a contrastive model needs."""
     if config.data.embedder is None:
         return config.columns
-    more = read_config(config.data.embedder)[0].columns
+    more = columns_of(config.data.embedder)
     return tuple(sorted({*(name for name in config.columns if name not in (IMAGE, CAPTION)), *more}))
 
 
@@ -54,7 +53,7 @@ def prepared(data: Dataset, config: Any) -> Dataset:
     images = scaled_down(data, config.scale_down, edges=config.edges)
     if config.embedder is None:
         return images
-    embedder = load(config.embedder)
+    embedder = load_embedder(config.embedder)
     images = with_embeddings(images, scaled_down(data, embedder.config.data.scale_down), embedder)
     return of_embeddings(images) if config.embeddings else images
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from sfumato.data.dataset import Column, as_tensor
 from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.metrics.cache import content_hash, kept
-from sfumato.models.model import Model
+from sfumato.models.clip import is_clip, load_clip
+from sfumato.models.model import Model, load
+from sfumato.models.storage import read_config
 from sfumato.random import Draws
 
 _PART = 250  # images or captions that are embedded at once
@@ -39,6 +42,7 @@ def embed_images(model: Model, images: Any) -> Float[Tensor, "batch features"]:
     """
     contrast, shape = contrast_of(model), tuple(model.info.shape)
     values = images.numpy(force=True) if torch.is_tensor(images) else np.asarray(images)
+    shape = (shape[0], *values.shape[2:]) if contrast.resizes else shape
     if values.ndim != len(shape) + 1 or values.shape[1:] != shape or str(values.dtype) not in ("uint8", "float32"):
         wanted = ", ".join(map(str, ("N", *shape)))
         raise InputError(
@@ -80,7 +84,7 @@ def with_embeddings(data: Dataset, full: Dataset, embedder: Model, *, progress: 
         progress: as for :meth:`Model.sample`.
     """
     contrast, count = contrast_of(embedder), len(full)
-    if full.shape != tuple(embedder.info.shape):
+    if full.shape != tuple(embedder.info.shape) and not contrast.resizes:
         here, there = ("x".join(map(str, shape)) for shape in (full.shape, embedder.info.shape))
         raise InputError(
             f"{embedder.run} embeds images of {there}, and those of {data.name} are {here} there; take the size of its "
@@ -134,7 +138,7 @@ def as_seen(
     """Pictures at the size that a contrastive model takes: scaled down as its data were, if they are larger."""
     wanted, shape = tuple(embedder.info.shape), tuple(pictures.shape[1:])
     factor = shape[-1] // wanted[-1]
-    if shape == wanted:
+    if shape == wanted or contrast_of(embedder).resizes:
         return pictures
     if factor < 2 or shape != (wanted[0], *(side * factor for side in wanted[1:])):
         here, there = ("x".join(map(str, sides)) for sides in (shape, wanted))
@@ -152,6 +156,16 @@ def contrast_of(model: Model) -> Contrast:
             "--task contrast"
         )
     return model.contrast
+
+
+def columns_of(place: Path) -> tuple[str, ...]:
+    """The columns that an embedder needs of the data."""
+    return ("caption",) if is_clip(place) else read_config(place)[0].columns
+
+
+def load_embedder(place: Path, device: str | torch.device = "cpu", *, trust: bool = False) -> Model:
+    """The contrastive model of a run, or of a folder with a CLIP that transformers saved."""
+    return load_clip(place, device) if is_clip(place) else load(place, device, trust=trust)
 
 
 @torch.no_grad()

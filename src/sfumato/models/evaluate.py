@@ -32,6 +32,7 @@ from sfumato.models.agreement import with_agreement
 from sfumato.models.classify import evaluate_classifier
 from sfumato.models.contrast import evaluate_contrast
 from sfumato.models.data import SPLIT_SEED, data_of, read_data
+from sfumato.models.embeddings import load_embedder
 from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model, as_model
@@ -143,7 +144,9 @@ def evaluate(
     more: dict[str, Any] = {
         "samples": samples,
         "captions": captions,
-        "embedder": embedder if embedder is None or isinstance(embedder, Model) else load(embedder, trust=trust),
+        "embedder": embedder
+        if embedder is None or isinstance(embedder, Model)
+        else load_embedder(Path(embedder), trust=trust),
         "seed": seed,
         "page": page,
         "progress": progress,

@@ -10,6 +10,7 @@ import torch
 from sfumato.errors import InputError, check_arguments
 from sfumato.models import model as runs
 from sfumato.models.cascade import Cascade
+from sfumato.models.embeddings import contrast_of, load_embedder
 from sfumato.models.model import Model
 from sfumato.models.prior import with_embedder
 from sfumato.models.storage import System, is_system, read_system, stage_of, trained_stage, write_config, write_system
@@ -76,7 +77,11 @@ def load(
         stages[name] = stage
     if system.system != "unclip":
         return Cascade(stages, run=folder)
-    return Unclip(stages, runs.load(trained_stage(folder, CLIP), device, trust=trust), run=folder)
+    own = stage_of(folder, CLIP)
+    place = own if own.is_dir() else next(iter(stages.values())).config.data.embedder
+    if place is None or not place.is_dir():
+        place = trained_stage(folder, CLIP)
+    return Unclip(stages, load_embedder(place, device, trust=trust), run=folder)
 
 
 def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
@@ -96,12 +101,14 @@ def save(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
     if is_system(run) if not model.stages else (run / "config.json").exists():
         raise InputError(f"{run} holds a model of another kind; choose another folder.")
     if model.stages:
-        stages = {**({CLIP: model.embedder} if isinstance(model, Unclip) else {}), **model.stages}
-        for name, stage in stages.items():
+        # one that transformers saved stays where it is
+        embedder = model.embedder if isinstance(model, Unclip) else None
+        own = {CLIP: embedder} if embedder is not None and not contrast_of(embedder).resizes else {}
+        for name, stage in {**own, **model.stages}.items():
             save(stage, stage_of(run, name), overwrite=overwrite)
-        kind = read_system(model.run).system if model.run is not None and is_system(model.run) else "cascade"
-        before = (CLIP,) if isinstance(model, Unclip) else ()
-        write_system(run, System(system=kind, before=before, stages=tuple(model.stages)))
+        usual = "unclip" if isinstance(model, Unclip) else "cascade"
+        kind = read_system(model.run).system if model.run is not None and is_system(model.run) else usual
+        write_system(run, System(system=kind, before=tuple(own), stages=tuple(model.stages)))
         return
     if not model.configured:
         raise InputError(

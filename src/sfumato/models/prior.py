@@ -17,9 +17,9 @@ from sfumato.conditioning.contrast import CAPTION
 from sfumato.conditioning.embedding import Embedding
 from sfumato.errors import InputError
 from sfumato.models.batch import SamplingBatch
-from sfumato.models.embeddings import contrast_of
+from sfumato.models.embeddings import contrast_of, load_embedder
 from sfumato.models.guides import few
-from sfumato.models.model import Model, load
+from sfumato.models.model import Model
 
 
 class Prior(Model):
@@ -102,7 +102,7 @@ def with_embedder(model: Model) -> Model:
     place = model.config.data.embedder
     if not model.info.identity or place is None or not (place / "config.json").is_file():
         return model
-    return Prior(model, load(place, model.device))
+    return Prior(model, load_embedder(place, model.device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,21 +35,25 @@ class Published:
 
     Attributes:
         model: schedule, parameterization and network.
-        shape: ``(C, H, W)`` of its images.
+        shape: ``(C, H, W)`` of its images, or ``(C,)`` of its vectors.
         classes: number of classes that it is conditioned on, 0 for none.
         sampling: how its authors sample.
         drop: the fraction of samples that were trained without their class.
         others: its conditions besides the class, by name.
         features: those of a token of its text.
+        embedding: length of the embedding that it is conditioned on.
+        crop: side of the random crops that it was trained on, 0 for whole images.
     """
 
     model: dict[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     sampling: dict[str, Any]
     drop: float = 0.0
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     features: int = 0
+    embedding: int = 0
+    crop: int = 0
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -65,6 +69,7 @@ class Published:
             "label": {"names": names, "frequencies": (1.0 / max(self.classes, 1),) * self.classes},
             "low_resolution": {"channels": self.shape[0]},
             "tokens": {"features": self.features},
+            "embedding": {"mean": (0.0,) * self.embedding, "std": (1.0,) * self.embedding},
         }
         return {name: {**settings, **facts.get(settings["kind"], {})} for name, settings in self.conditions.items()}
 

@@ -41,6 +41,8 @@ def planned(
     common, stages = _changes(system)
     chosen = _checked(over, stages)
     shared = merge(common, chosen.get("data", {}))
+    if (embedder := shared.pop("embedder", None)) is not None:
+        stages = _embedded_by(str(embedder), stages, system)
     where: dict[str, Any] = {"source": shared.get("source"), "layout": shared.get("layout"), "gpu": gpu}
     values: dict[str, Any] = {}
     for name, changed in stages.items():
@@ -67,6 +69,18 @@ def planned(
             # as many positions in each stage, for images of whatever size
             values[name] = merge(values[name], {"model.network.patch": max(1, patch // scale)})
     return _parsed(_merged(values, chosen), trust)
+
+
+def _embedded_by(embedder: str, stages: Mapping[str, Any], system: str) -> dict[str, Any]:
+    """The stages with a contrastive model that is there, in place of the one that they would train."""
+    own = {stage["data"]["embedder"] for stage in stages.values() if "embedder" in stage.get("data", {})}
+    if not own:
+        raise InputError(f"No stage of {system} is given embeddings; leave data.embedder out.")
+    kept = {name: stage for name, stage in stages.items() if name not in own}
+    return {
+        name: merge(stage, {"data.embedder": embedder}) if "embedder" in stage.get("data", {}) else stage
+        for name, stage in kept.items()
+    }
 
 
 def _changes(system: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,6 +117,8 @@ def stored(folder: str | Path, over: Settings | None = None, *, trust: bool = Fa
         elif name not in system.before:  # those that start from it have its weights
             raise InputError(f"{folder} does not say how its stage {name!r} is trained; train it with --run {run}.")
     chosen = _checked(over, values)
+    if "embedder" in chosen.get("data", {}):
+        raise InputError("The stages of this system have their embeddings; leave data.embedder out.")
     values = {name: merge(value, {"data": chosen.get("data", {})}) for name, value in values.items()}
     return _parsed(_merged(values, chosen), trust)
 
