@@ -24,6 +24,7 @@ from sfumato.interop import export, save_run
 from sfumato.recipes.openai import CLASSIFIERS
 from sfumato.recipes.published import EDM, GUIDED, PRESETS
 from sfumato.runs.train import train
+from sfumato.systems.stages import planned
 from tests.interop.edm_reference import Reference
 from tests.interop.engines.models import random_model
 from tests.interop.test_edm import NCSNPP
@@ -114,7 +115,7 @@ def brief(words: list[str]) -> list[str]:
     steps = "--training.steps 2 --training.batch-size 4 --training.sample-count 0"
     network = "--model.network.channels 8 8"
     if "--system" in words:
-        names = ("layout", "base", "up") if "imagen" in words else ("base", "up")
+        names = tuple(planned(system=words[words.index("--system") + 1]))
         stages = [f"--{name}.{flag}" for name in names for flag in (*steps.split("--")[1:], "evaluation.samples 0")]
         return " ".join(stages).split()
     if {"text", "contrast"} & set(words):
@@ -168,7 +169,7 @@ def test_the_commands_of_the_readme_run(
     if words[0] == "generate":
         words.append("--untrained")
     words = ["2" if before == "--captions" else word for before, word in zip(["", *words], words, strict=False)]
-    if words[0] == "evaluate" and ("--sweep" in words or "runs/photos" in words):
+    if words[0] == "evaluate" and {"--sweep", "--embedder", "runs/photos"} & set(words):
         words += ["--samples", "20"]
     if words[0] == "sample" and "250" in words:
         words[words.index("250")] = "3"

@@ -132,10 +132,12 @@ def test_words_are_exchanged_and_replaced() -> None:
     ]
     assert exchanged("a red ring", GROUPS) == [] == replaced("the reddish sun", GROUPS)
     assert chosen([], [], 0.3, 0.3) is None
-    assert chosen([], ["a green sun", "a blue sun"], 0.3, 0.99) == "a blue sun"
-    # half of the time each
-    kinds = [chosen(["blue red"], ["blue blue", "red red"], (i + 0.5) / 10, 0.9) for i in range(10)]
-    assert kinds == ["blue red"] * 5 + ["red red"] * 5
+    assert chosen([], [["a green sun", "a blue sun"]], 0.3, 0.99) == "a blue sun"
+    assert chosen(["blue red"], [], 0.9, 0.9) == "blue red"
+    # half of the time each kind, and of replaced words each group alike
+    texts = [chosen(["blue red"], [["blue blue", "red red", "x"], ["left"]], (i + 0.5) / 8, 0.4) for i in range(8)]
+    assert texts == ["blue red"] * 4 + ["red red"] * 2 + ["left"] * 2
+    assert [chosen([], [["a"], ["b"]], u, 0.0) for u in (0.1, 0.6)] == ["a", "b"]
     # letters with marks, and accents that follow their letters
     assert replaced("gru\u0308n und नीला", groups_of(["grün rot", "नीला लाल"])) == ["rot und नीला", "grün und लाल"]
     for wrong in (["red"], ["red blue", "blue green"], [""]):
@@ -315,3 +317,19 @@ def test_what_can_not_be() -> None:
             Contrastive(model, **options)
     with pytest.raises(InputError, match="must be positive"):
         Contrast(_Flat(), Embedding(column="code"), _Given(), temperature=0.0)
+
+
+def test_the_layout_of_a_caption_is_a_part_of_its_embedding() -> None:
+    """A linear map of the cells, zero at the start; without it the embedding is that of the words alone."""
+    text = Text(words=("red", "ring"), drop=0.0, uses="both", width=8, layers=1, heads=1)
+    config = parse(Config, merge(recipe(), {"conditions": {"text": {"uses": "both"}}, "model": {"features": 6}}))
+    model = config.model.build_contrast((3, 16, 16), {"text": text})
+    value = torch.tensor([[1, 2], [2, 1]])
+    with torch.no_grad():
+        slots = model.encoder(value=value)
+        assert slots["channels"].shape == (2, 16, 16, 16) and model.layout is not None
+        torch.testing.assert_close(model.texts(value=value), functional.normalize(slots["vector"], dim=1))
+        torch.nn.init.normal_(model.layout.weight)
+        cells = slots["channels"].unflatten(2, (8, 2)).unflatten(4, (8, 2)).mean((3, 5)).flatten(1)
+        wanted = functional.normalize(slots["vector"] + cells @ model.layout.weight.T + model.layout.bias, dim=1)
+        torch.testing.assert_close(model.texts(value=value), wanted, atol=1e-5, rtol=1e-4)

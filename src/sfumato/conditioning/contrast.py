@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.conditioning.base import Condition
+from sfumato.conditioning.layout import CHANNELS, SIDE
 from sfumato.diffusion.level import Data
 from sfumato.errors import InputError
+from sfumato.networks.layers import zero
 
 IMAGE, CAPTION = "image_embedding", "caption_embedding"
 """The columns of data that hold embeddings by a contrastive model (``data.embedder``)."""
@@ -41,6 +43,9 @@ class Contrast(nn.Module):
         data_std: the standard deviation of the data; the network sees images of unit variance.
         temperature: the inverse of the scale at the start, positive.
         resizes: whether the network takes images of any size.
+        layout: features of the embedding, if the encoder also fills the slot ``channels``, such as with the layout of a
+            caption: a linear map of its 8x8 cells is added to the vector. Without it, which thing is left of which is
+            not learned.
     """
 
     def __init__(
@@ -52,12 +57,14 @@ class Contrast(nn.Module):
         data_std: float = 1.0,
         temperature: float = 0.07,
         resizes: bool = False,
+        layout: int | None = None,
     ) -> None:
         super().__init__()
         if not temperature > 0.0:
             raise InputError(f"The temperature of a contrastive model must be positive; got {temperature}.")
         self.network, self.condition, self.encoder, self.data_std = network, condition, encoder, data_std
         self.resizes = resizes
+        self.layout = None if layout is None else zero(nn.Linear(CHANNELS * SIDE**2, layout))
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     @property
@@ -71,4 +78,9 @@ class Contrast(nn.Module):
 
     def texts(self, **parts: Tensor) -> Float[Tensor, "batch features"]:
         """The embeddings of what describes them, from the parts of the condition by name."""
-        return functional.normalize(self.encoder(**parts)["vector"].float(), dim=1)
+        slots = self.encoder(**parts)
+        vector = slots["vector"].float()
+        if self.layout is not None:
+            cells = functional.adaptive_avg_pool2d(slots["channels"], (SIDE, SIDE))
+            vector = vector + self.layout(cells.flatten(1)).float()
+        return functional.normalize(vector, dim=1)

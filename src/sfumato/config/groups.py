@@ -159,14 +159,16 @@ class ModelConfig(Component):
         from sfumato.conditioning.contrast import Contrast
 
         ((name, condition),) = conditions.items()
-        if not condition.slots(shape).vector:
+        slots = condition.slots(shape)
+        if not slots.vector:
             raise InputError(
                 f"The condition {name!r} has no vector to compare images with; a text has one with uses words, and "
                 "pooled."
             )
         network = self.build_network(shape, classes=self.features) if network is None else network
         encoder = condition.build_encoder(shape, self.features, 0)
-        return Contrast(network, condition, encoder, data_std=data_std)
+        layout = self.features if slots.channels else None
+        return Contrast(network, condition, encoder, data_std=data_std, layout=layout)
 
     def _schedule(self, data_std: float) -> Schedule:
         schedule: Schedule = self.schedule.build()

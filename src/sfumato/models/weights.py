@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -102,6 +103,9 @@ def start_from(run: Path, module: nn.Module, frozen: Collection[str] = ()) -> li
         return name.replace("network.network.", "network.", 1)
 
     weights = {plain(name): value for name, value in read_tensors(run / "model.safetensors")[0].items()}
+    if isinstance(module, Contrast):
+        # the encoder of its one condition
+        weights |= {re.sub(r"^network\.encoders\.\w+\.", "encoder.", name): one for name, one in weights.items()}
     parameters = {plain(name): parameter for name, parameter in module.named_parameters()}
     known = [name for name, value in parameters.items() if name in weights and weights[name].shape == value.shape]
     kept = {plain(name) for name in frozen}

@@ -108,17 +108,26 @@ class Contrastive(nn.Module):
         return self.model.texts(**make(x0, columns, draws))
 
 
-def _changes(text: str, groups: Sequence[Sequence[str]], usable: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """The usable texts with words exchanged, and those with one replaced."""
-    return list(filter(usable, exchanged(text, groups))), list(filter(usable, replaced(text, groups)))
+def _changes(
+    text: str, groups: Sequence[Sequence[str]], usable: Callable[[str], bool]
+) -> tuple[list[str], list[list[str]]]:
+    """The usable texts with words exchanged; and those with one replaced, by the group of the word."""
+    by_group = ([one for one in replaced(text, [group]) if usable(one)] for group in groups)
+    return list(filter(usable, exchanged(text, groups))), list(filter(None, by_group))
 
 
-def chosen(first: Sequence[str], second: Sequence[str], which: float, place: float) -> str | None:
+def chosen(exchanges: Sequence[str], replacements: Sequence[Sequence[str]], which: float, place: float) -> str | None:
     """One of the texts, each kind in half of the cases if there are of both; None if there are none.
 
+    Of replacements each group is as frequent as another: "left" and "right" as the many words for colours.
+
     Args:
-        first, second: texts of two kinds.
-        which, place: uniform random numbers in [0, 1), for the kind and for the one of it.
+        exchanges: texts with two words exchanged.
+        replacements: texts with a word replaced, by the group of the word, none empty.
+        which, place: uniform random numbers in [0, 1), for the kind and group, and for the text of it.
     """
-    texts = first if first and (which < 0.5 or not second) else second
+    texts = exchanges
+    if replacements and (which >= 0.5 or not exchanges):
+        part = 2.0 * which - 1.0 if exchanges else which
+        texts = replacements[int(part * len(replacements))]
     return texts[int(place * len(texts))] if texts else None
