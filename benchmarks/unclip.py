@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import sfumato
+from sfumato.config import GuidanceConfig
 from sfumato.data.dataset import as_tensor
 from sfumato.data.shapes import COLOURS, SHAPES, Facts, Parsed, agreement, facts_of, parse, scene
 from sfumato.data.shapes.facts import SIZES, Thing, held_out_pairs
@@ -77,9 +78,10 @@ def decoded(model: Unclip, count: int, seed: int) -> None:
         prior = model.prior
         told = {"its own": embed_images(model.embedder, as_seen(model.embedder, pictures))}
         told["sampled"] = prior.info.in_units(prior.sample(count, text=captions, seed=seed, progress=False))
+        alone = prior.config.sampling.model_copy(update={"guidance": GuidanceConfig(), "candidates": 1})
         found = [
             batch.denoise(batch.x, batch.levels[0], **batch.cond).x0
-            for batch in prior.batches(count, text=captions, seed=seed, guidance=1.0)
+            for batch in prior.batches(count, text=captions, seed=seed, sampling=alone)
         ]
         told["the mean"] = functional.normalize(prior.info.in_units(torch.cat(found)), dim=1)
         told["the caption's"] = embed_captions(model.embedder, captions)

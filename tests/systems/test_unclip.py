@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from sfumato.data.shapes import shapes
 from sfumato.errors import InputError
 from sfumato.io.images import to_pillow, to_uint8
 from sfumato.io.text import unpacked
-from sfumato.models.data import prepared
+from sfumato.models.data import given_sets, prepared
 from sfumato.models.embeddings import embed_captions, embed_images
 from sfumato.models.prior import Prior
 from sfumato.models.storage import read_config, read_system
 from sfumato.models.unclip import Unclip, blend, decode, edit_text, encode, vary
+from sfumato.recipes import prior as prior_recipe
+from sfumato.runs.setup import as_measured
 from sfumato.sampling.editing import slerp
 from sfumato.systems.train import train
 
@@ -250,7 +253,7 @@ def test_a_prior_is_judged_by_ranks_and_pictures_by_their_captions(model: Unclip
     ranks = {name: report[f"rank, {name}"].value for name in ("sampled", "mean", "caption's own")}
     assert all(0.0 <= value <= 1.0 for value in ranks.values())
     assert report["FD of embeddings, mean"].value > 0.0
-    more = {"samples": 12, "captions": 0, "measures": "kid", "embedder": model.embedder}
+    more: dict[str, Any] = {"samples": 12, "captions": 0, "measures": "kid", "embedder": model.embedder}
     report = sfumato.evaluate(model, DATA, heldout=heldout, **more)
     row = report["CLIP score"]
     batch = Loader(heldout, 0).batch(0, 12)
@@ -290,3 +293,94 @@ def test_commands(system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):
         assert run(*words) == 2
         assert said in capsys.readouterr().err
+
+
+def test_embeddings_that_differ_by_rounding_are_the_same_data(system: Path) -> None:
+    """Computed again on another machine, they have other last bits; those of another model are refused."""
+    for name in ("prior", "decoder"):
+        stored = read_config(system / f"stages/{name}")[1]
+        key = "caption_embedding" if name == "prior" else "image_embedding"
+        condition: Any = stored.conditions[key]
+        for off, same in ((1e-6, True), (1e-2, False)):
+            mean = tuple(value + off for value in condition.mean)
+            moved = condition.model_copy(update={"mean": mean})
+            info = stored.model_copy(update={"conditions": {**stored.conditions, key: moved}})
+            assert (as_measured(stored, info) == stored) == same
+        other = condition.model_copy(update={"identity": "0" * 64})
+        info = stored.model_copy(update={"conditions": {**stored.conditions, key: other}})
+        assert as_measured(stored, info) != stored
+    stored = read_config(system / "stages/prior")[1]
+    info = stored.model_copy(update={"shift": tuple(value + 1e-7 for value in stored.shift)})
+    assert as_measured(stored, info) == stored
+
+
+def test_held_out_embeddings_are_in_the_units_of_those_trained_on(system: Path) -> None:
+    config = read_config(system / "stages/prior")[0]
+    sets = given_sets(config, DATA.subset(range(30)), DATA.subset(range(30, 48)))
+    assert sets is not None and sets[0].units is not None and sets[0].units == sets[1].units
+    clip = sfumato.load(system / "stages/clip")
+    vector = sets[1].batch([4])[0] * torch.tensor(sets[1].units.scale) + torch.tensor(sets[1].units.shift)  # type: ignore[union-attr]
+    wanted = embed_images(clip, _smaller(DATA.batch([34])))[0]
+    # but for those that are further out than any that was trained on
+    inside = sets[1].batch([4])[0].abs() < 1.0
+    torch.testing.assert_close(vector[inside], wanted[inside], atol=1e-4, rtol=1e-3)
+    assert inside.float().mean() > 0.5
+
+
+def test_pictures_come_back_whatever_the_stages_are_sampled_with(model: Unclip) -> None:
+    """Guidance, noise in the input of the up-sampler and thresholds are those of sampling."""
+    wanted = vary(model, PICTURES[0], 2, eta=0.0, steps=4)
+    decoder, up = model.stages["decoder"], model.stages["up"]
+    decoder.config = decoder.config.override({"sampling.guidance": {"scale": 2.0, "rescale": 0.5}})
+    low = up.conditions["low_resolution"]
+    up.conditions["low_resolution"] = dataclasses.replace(low, level=0.3)
+    torch.testing.assert_close(vary(model, PICTURES[0], 2, eta=0.0, steps=4, seed=5), wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_wrong_input_in_python(model: Unclip) -> None:
+    several: Any = [PICTURES[0].numpy(), PICTURES[1].numpy()]
+    torch.testing.assert_close(blend(model, several, 3, steps=2), blend(model, PICTURES, 3, steps=2))
+    decoder: Any = model.stages["decoder"]
+    with pytest.raises(InputError, match="not by a Model"):
+        vary(decoder, PICTURES[0])
+    with pytest.raises(InputError, match="at least one variation"):
+        vary(model, PICTURES[0], 0)
+    encoded = encode(model, PICTURES, steps=2)
+    with pytest.raises(InputError, match="embeddings of 7 numbers"):
+        decode(model, type(encoded)(encoded.embedding[:, :7], encoded.noise))
+    with pytest.raises(InputError, match="leave text out"):
+        sfumato.evaluate(model, DATA, samples=2, embedder=model.embedder, text="a ring")
+    with pytest.raises(InputError, match="model of pictures"):
+        sfumato.evaluate(model.prior, prepared(DATA, model.prior.config.data), samples=2, embedder=model.embedder)
+
+
+def test_a_copy_has_its_own_model_and_keeps_it(system: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(system, copy)
+    prior = sfumato.load(copy / "stages/prior")
+    assert isinstance(prior, Prior) and prior.embedder.run == copy / "stages/clip"
+    # trained on, it would be of no use to the others
+    before = (copy / "stages/clip/model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"prior and decoder .* embeddings of clip"):
+        train({"clip": {"training": {"steps": 5}}}, data=DATA, run=copy, resume=True, stage="clip")
+    assert (copy / "stages/clip/model.safetensors").read_bytes() == before
+    shutil.rmtree(copy / "stages/clip")
+    with pytest.raises(InputError, match=r"'clip'.*not trained yet"):
+        sfumato.load(copy)
+
+
+def test_a_prior_is_trained_alone(
+    system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "shapes", "--recipe", "prior", "--run", str(tmp_path / "p"), "--print-config"]
+    assert run(*words, "--data.embedder", str(system / "stages/clip")) == 0
+    assert '"embeddings": true' in capsys.readouterr().out
+    config = merge(prior_recipe(), {"training": {"steps": 2, "batch_size": 4}, "conditions": {"text": TEXT}})
+    config = merge(config, {"model": {"network": {"width": 8, "depth": 1, "heads": 1}}})
+    with pytest.raises(InputError, match=r"say which: data.embedder"):
+        sfumato.train(config, data=DATA, run=tmp_path / "q")
+    monkeypatch.chdir(system.parent)
+    config = merge(config, {"data": {"embedder": str(Path(system.name) / "stages/clip")}})
+    sfumato.train(config, data=DATA, run=tmp_path / "q")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(sfumato.load(tmp_path / "q"), Prior)

@@ -48,12 +48,12 @@ def vary(arguments: list[str]) -> int:
     (picture,) = _read(options, model, [options.picture])
     if options.count < 1:
         raise InputError(f"There is at least one variation; --count is {options.count}.")
-    if wrong := [eta for eta in options.eta if not 0.0 <= eta <= 1.0]:
-        raise InputError(f"eta lies from 0 to 1; got {wrong[0]:g}.")
+    if not options.eta or not all(0.0 <= eta <= 1.0 for eta in options.eta):
+        raise InputError(f"--eta is numbers from 0 to 1; got {' '.join(map('{:g}'.format, options.eta)) or 'none'}.")
     out = _out(options, f"{options.picture.stem}-varied", options.picture.parent)
     encoded = encode(model, picture[None], steps=options.steps).rows([0] * options.count)
     etas = [decode(model, encoded, eta=eta, seed=options.seed, steps=options.steps) for eta in options.eta]
-    rows = {f"eta {eta:g}": [picture, *images] for eta, images in zip(options.eta, etas, strict=True)}
+    rows = [(f"eta {eta:g}", [picture, *images]) for eta, images in zip(options.eta, etas, strict=True)]
     _write(out, rows, ["picture", *(f"{k + 1}" for k in range(options.count))], model, options)
     return 0
 
@@ -80,7 +80,7 @@ def blend(arguments: list[str]) -> int:
     out = _out(options, f"{first.stem}-{second.stem}", first.parent)
     images = blended(model, pictures, options.count, steps=options.steps)
     above = [f"{k / (options.count - 1):.2g}" for k in range(options.count)]
-    _write(out, {f"{first.stem} to {second.stem}": list(images)}, above, model, options)
+    _write(out, [(f"{first.stem} to {second.stem}", list(images))], above, model, options)
     if options.film is not None:
         frames = [image_files.grid(image[None], 1, 2 * _HEIGHT) for image in (*images, *images[1:-1].flip(0))]
         image_files.save_animation(frames, options.film)
@@ -112,7 +112,7 @@ def edit_text(arguments: list[str]) -> int:
     out = _out(options, f"{path.stem}-edited", path.parent)
     images = edited(model, picture, before, after, options.strengths, steps=options.steps)
     above = ["picture", *(f"{strength:g}" for strength in options.strengths)]
-    _write(out, {f"{before} → {after}": [picture, *images]}, above, model, options)
+    _write(out, [(f"{before} → {after}", [picture, *images])], above, model, options)
     return 0
 
 
@@ -148,15 +148,17 @@ def _out(options: Any, name: str, folder: Path) -> Path:
     return options.out
 
 
-def _write(out: Path, rows: dict[str, list[Tensor]], above: list[str], model: Unclip, options: Any) -> None:
-    """A row of pictures for each label, with a name above each column."""
+def _write(out: Path, rows: Sequence[tuple[str, list[Tensor]]], above: list[str], model: Unclip, options: Any) -> None:
+    """Rows of pictures, each with its label, and a name above each column."""
     import torch
 
     from sfumato.io import images as image_files
     from sfumato.io.lettering import captioned
 
-    sheets = [image_files.grid(torch.stack(images), len(images), _HEIGHT) for images in rows.values()]
+    sheets = [image_files.grid(torch.stack(images), len(images), _HEIGHT) for _, images in rows]
     said = ("steps", "seed", "eta", "strengths", "words", "count")
     facts = {name: getattr(options, name) for name in said if hasattr(options, name)}
-    image_files.save_png(captioned(sheets, list(rows), above), out, {"model": str(model.run), **facts})
-    print(f"{sum(map(len, rows.values()))} pictures: {out}")
+    image_files.save_png(
+        captioned(sheets, [label for label, _ in rows], above), out, {"model": str(model.run), **facts}
+    )
+    print(f"{sum(len(images) for _, images in rows)} pictures: {out}")

@@ -45,8 +45,6 @@ class _Training(Built):
 
     @model_validator(mode="after")
     def _embedded(self) -> _Training:
-        if self.embeddings and self.embedder is None:
-            raise InputError("Embeddings are those of a contrastive model; say which: data.embedder RUN.")
         if self.embeddings and (self.edges or self.flip or self.random_crop is not None or self.scale_down > 1):
             raise InputError("Embeddings have no edges, flips, crops or scales; leave these settings of the data out.")
         return self

@@ -77,13 +77,15 @@ def _values(array: Array, value_range: Range | None, where: str, columns: Mappin
     return Read(vectors, columns, units)
 
 
-def standardized(vectors: Array, where: str) -> tuple[Array, Units]:
+def standardized(vectors: Array, where: str, units: Units | None = None) -> tuple[Array, Units]:
     """float32 vectors whose columns have mean 0 and one standard deviation, the largest at which they lie in [-1, 1].
 
-    A column of one value becomes 0.
+    A column of one value becomes 0. In ``units`` of other vectors, those that are further out are clipped.
     """
     extremes(vectors, where)
     values = vectors.astype(np.float64)
+    if units is not None:
+        return ((values - units.shift) / units.scale).astype(np.float32).clip(-1.0, 1.0), units
     shift, std = values.mean(axis=0), values.std(axis=0)
     std = np.where(std > 1e-9 * np.abs(values).max(axis=0, initial=0.0), std, 1.0)
     peak = np.abs((values - shift) / std).max() or 1.0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from sfumato.conditioning.contrast import CAPTION, IMAGE
 from sfumato.conditioning.low_resolution import LowResolution, augmented
 from sfumato.config import Config, SamplingConfig
 from sfumato.data import Dataset, Loader
+from sfumato.data.dataset import Units
 from sfumato.data.edges import CHANNELS
 from sfumato.data.edges import edges as edges_of
 from sfumato.data.selection import LAZY, Made
@@ -48,14 +50,19 @@ def _columns(config: Config) -> tuple[str, ...]:
     return tuple(sorted({*(name for name in config.columns if name not in (IMAGE, CAPTION)), *more}))
 
 
-def prepared(data: Dataset, config: Any) -> Dataset:
-    """The images as a model is trained on them, by the settings ``data`` of a configuration."""
+def prepared(data: Dataset, config: Any, units: Units | None = None) -> Dataset:
+    """The images as a model is trained on them, by the settings ``data`` of a configuration.
+
+    Where it is trained on embeddings of them, they are in the ``units`` of other data, or in their own.
+    """
+    if config.embeddings and config.embedder is None:
+        raise InputError("Embeddings are those of a contrastive model; say which: data.embedder RUN.")
     images = scaled_down(data, config.scale_down, edges=config.edges)
     if config.embedder is None:
         return images
-    embedder = load_embedder(config.embedder)
+    embedder = load_embedder(config.embedder, "cuda" if torch.cuda.is_available() else "cpu")
     images = with_embeddings(images, scaled_down(data, embedder.config.data.scale_down), embedder)
-    return of_embeddings(images) if config.embeddings else images
+    return of_embeddings(images, units) if config.embeddings else images
 
 
 _SCALED = 2**24
@@ -120,7 +127,7 @@ def given_sets(config: Config, data: Any, heldout: Any = None) -> tuple[Dataset,
     train = prepared(Dataset.of(data), config.data)
     if heldout is None:
         return train.split(config.data.holdout, SPLIT_SEED)
-    return train, prepared(Dataset.of(heldout), config.data)
+    return train, prepared(Dataset.of(heldout), config.data, train.units)
 
 
 def given_data(data: Any) -> tuple[Dataset, Dataset]:

@@ -19,7 +19,7 @@ from sfumato.conditioning.contrast import CAPTION, IMAGE, Contrast
 from sfumato.conditioning.low_resolution import LowResolution
 from sfumato.data import Dataset
 from sfumato.data.arrays import standardized
-from sfumato.data.dataset import Column, as_tensor
+from sfumato.data.dataset import Column, Units, as_tensor
 from sfumato.errors import InputError
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.metrics.cache import content_hash, kept
@@ -126,9 +126,9 @@ def with_embeddings(data: Dataset, full: Dataset, embedder: Model, *, progress: 
     return replace(data, columns={**data.columns, **found})
 
 
-def of_embeddings(data: Dataset) -> Dataset:
-    """Data whose images are vectors, the standardized embeddings of the images."""
-    vectors, units = standardized(np.asarray(take(data.columns, IMAGE, data.name).values), data.name)
+def of_embeddings(data: Dataset, units: Units | None = None) -> Dataset:
+    """Data whose images are vectors, the standardized embeddings of the images; in ``units`` of other data, or own."""
+    vectors, units = standardized(np.asarray(take(data.columns, IMAGE, data.name).values), data.name, units)
     return replace(data, images=np.asarray(vectors), units=units)
 
 

@@ -37,7 +37,7 @@ from sfumato.models.folders import load
 from sfumato.models.likelihood import bits_per_dim
 from sfumato.models.model import Model, as_model
 from sfumato.models.prior import Prior
-from sfumato.models.retrieval import with_clip, with_ranks
+from sfumato.models.retrieval import check_embedder, with_clip, with_ranks
 from sfumato.models.samples import is_main, name_of, sampled
 from sfumato.models.storage import is_system, read_config, write_record
 
@@ -122,7 +122,8 @@ def evaluate(
         "cache": None if cache is None else Path(cache),
     }
     if isinstance(subject, Model) and not subject.samples:
-        if real is not None or page is not None or features or measures or options.keys() - {"sampling"}:
+        others = (real, page, embedder)
+        if any(one is not None for one in others) or features or measures or options.keys() - {"sampling"}:
             raise InputError(
                 f"{subject.run} samples nothing, and is judged on the held-out images of its run; leave other pictures "
                 "and options out."
@@ -217,6 +218,8 @@ def judged(
         return report
     shape = judge.real.shape if isinstance(judge.real, Dataset) else ()
     model = as_model(subject, shape)
+    if embedder is not None:
+        check_embedder(embedder, model, options)
     config = model.config.evaluation
     count = sample_count(model.config) if samples is None else samples
     seed = config.seed if seed is None else seed
@@ -236,8 +239,8 @@ def judged(
     if made is not None and isinstance(like := judge.real if judge.heldout is None else judge.heldout, Dataset):
         if embedder is not None:
             report = with_clip(report, embedder, model, made.images, like, seed)
-        if isinstance(model, Prior) and len(made.images) <= len(like):
-            report = with_ranks(report, model, made.images, like, seed, options)
+        if isinstance(model, Prior) and not model.settings(options)[3]:
+            report = with_ranks(report, model, made.images[: len(like)], like, seed, options)
     log = None if model.run is None else model.run / "metrics.jsonl"
     if keep and model.run is not None and is_main():
         value = {"step": model.step, "samples": drawn, **report.to_dict()}

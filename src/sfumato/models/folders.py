@@ -77,10 +77,11 @@ def load(
         stages[name] = stage
     if system.system != "unclip":
         return Cascade(stages, run=folder)
-    own = stage_of(folder, CLIP)
-    place = own if own.is_dir() else next(iter(stages.values())).config.data.embedder
-    if place is None or not place.is_dir():
+    place = next(iter(stages.values())).config.data.embedder
+    if CLIP in system.before or place is None:
         place = trained_stage(folder, CLIP)
+    if not (place / "config.json").is_file():
+        raise InputError(f"{place} is not there, with whose embeddings {folder} was trained.")
     return Unclip(stages, load_embedder(place, device, trust=trust), run=folder)
 
 

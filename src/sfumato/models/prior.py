@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from sfumato import random
 from sfumato.conditioning.base import keyed, keys_of
 from sfumato.conditioning.contrast import CAPTION
 from sfumato.conditioning.embedding import Embedding
-from sfumato.errors import InputError
+from sfumato.errors import InputError, SfumatoWarning
 from sfumato.models.batch import SamplingBatch
 from sfumato.models.embeddings import contrast_of, load_embedder
 from sfumato.models.guides import few
@@ -84,12 +85,17 @@ class Prior(Model):
         condition = self.conditions[self.text]
         parts = {part: cond[key] for key, part in keys_of(self.text, condition).items()}
         self.embedder.module.eval()
-        rows = self.contrast_model.texts(**parts)
-        return rows.masked_fill(condition.null_rows(parts)[:, None], torch.nan)
+        rows = self.contrast_model.texts(**{part: one.to(self.embedder.device) for part, one in parts.items()})
+        null = condition.null_rows(parts)[:, None]
+        return rows.to(null.device).masked_fill(null, torch.nan)
 
-    def batches(self, count: int, **options: Any) -> Iterator[SamplingBatch]:
-        """Those of :meth:`Model.batches`, whose images are the best of the candidates."""
-        candidates = self.settings({**options})[0].candidates
+    def batches(self, count: int, *, stepwise: bool = False, **options: Any) -> Iterator[SamplingBatch]:
+        """Those of :meth:`Model.batches`, whose images are the best of the candidates; of edits there is one.
+
+        Their frames, and with them :meth:`frames`, are those of the first candidate.
+        """
+        candidates = 1 if stepwise else self.settings({**options})[0].candidates
+        options["stepwise"] = stepwise
         seed: int = options.pop("seed", 0)
         # the first candidate is what is sampled without others
         seeds = [seed, *(random.fold(seed, f"candidate {k}") for k in range(1, candidates))]
@@ -100,7 +106,11 @@ class Prior(Model):
 def with_embedder(model: Model) -> Model:
     """A :class:`Prior` of a model of embeddings whose contrastive model is there; other models are as they are."""
     place = model.config.data.embedder
-    if not model.info.identity or place is None or not (place / "config.json").is_file():
+    if not model.info.identity or place is None:
+        return model
+    if not (place / "config.json").is_file():
+        sentence = f"{place} is not there, whose embeddings {model.run} makes: it can't be given captions alone."
+        warnings.warn(sentence, SfumatoWarning, stacklevel=3)
         return model
     return Prior(model, load_embedder(place, model.device))
 

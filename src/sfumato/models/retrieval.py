@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sfumato import recipes
 from sfumato.conditioning import Text
 from sfumato.conditioning.contrast import CAPTION
 from sfumato.conditioning.swaps import groups_of
+from sfumato.config import GuidanceConfig
 from sfumato.data import Batch, Dataset, Loader
 from sfumato.errors import InputError
 from sfumato.io.text import unpacked
@@ -42,16 +44,14 @@ def with_clip(report: Report, embedder: Model, model: Model, images: Tensor, lik
         like: those data.
         seed: of the choice of changed words.
     """
-    contrast, count = contrast_of(embedder), len(images)
-    if not isinstance(contrast.condition, Text) or not any(isinstance(c, Text) for c in model.conditions.values()):
-        raise InputError(
-            "A contrastive model judges pictures by their captions; take one of captions, and a model that is "
-            "given them."
-        )
+    count = len(images)
     batch = Loader(like, SPLIT_SEED, crop=model.config.data.random_crop).batch(0, count)
-    column = contrast.condition.column
+    (column,) = contrast_of(embedder).condition.columns
     captions = unpacked(batch.cond[column])
-    groups = groups_of(getattr(embedder.config.objective, "swaps", ()))
+    # words of shapes, if it names none of its own
+    is_shapes = model.config.data.source.partition(":")[0] == "shapes"
+    usual = recipes.contrast()["objective"]["swaps"] if is_shapes else ()
+    groups = groups_of(getattr(embedder.config.objective, "swaps", ()) or usual)
 
     def judge(pictures: Tensor) -> list[Row]:
         seen = as_seen(embedder, pictures)
@@ -60,6 +60,19 @@ def with_clip(report: Report, embedder: Model, model: Model, images: Tensor, lik
 
     rows = [replace(row, floor=real.value) for row, real in zip(judge(images), judge(batch.x0), strict=True)]
     return replace(report, rows=(*report.rows, *rows))
+
+
+def check_embedder(embedder: Model, model: Model, options: Mapping[str, Any]) -> None:
+    """Refuse a contrastive model that can't judge the samples of a model, before they are made."""
+    texts = [name for name, one in model.conditions.items() if isinstance(one, Text)]
+    if not isinstance(contrast_of(embedder).condition, Text) or not texts or len(model.info.shape) == 1:
+        raise InputError(
+            "A contrastive model judges pictures by their captions; take one of captions, and a model of pictures "
+            "that is given them."
+        )
+    if given := [name for name in texts if name in model.settings(options)[3]]:
+        raise InputError(f"Pictures are judged by the captions of the data; leave {given[0]} out, or the embedder.")
+    as_seen(embedder, torch.zeros(1, *model.info.shape))
 
 
 @torch.no_grad()
@@ -101,13 +114,13 @@ def with_ranks(
 
 def _mean(prior: Prior, batch: Batch, seed: int, options: Mapping[str, Any]) -> Tensor:
     """The estimates of embeddings from noise alone."""
-    count = len(batch.x0)
-    name = prior.text
-    parts = (
-        {name: prior.conditions[name].evaluation(batch.x0, batch.cond, Draws(seed, 0, count, count))} if name else {}
-    )
+    count, name = len(batch.x0), prior.text
+    sampling = prior.settings(options)[0].model_copy(update={"guidance": GuidanceConfig(), "candidates": 1})
+    more: dict[str, Any] = {"seed": seed, "sampling": sampling}
+    if name:
+        more[name] = prior.conditions[name].evaluation(batch.x0, batch.cond, Draws(seed, 0, count, count))
     found: list[Tensor] = []
-    for one in prior.batches(count, seed=seed, guidance=1.0, **parts):
+    for one in prior.batches(count, **more):
         prediction = one.denoise(one.x, one.levels[0], **one.cond)
         found.append(prediction.x0.cpu())
     return prior.info.in_units(torch.cat(found))

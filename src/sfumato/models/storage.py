@@ -161,8 +161,8 @@ def read_config(run: str | Path, *, trust: bool = False, network: bool = False) 
         settings = merge(settings, {"model": {"network": {"kind": "given"}}})
     config = parse(Config, settings, origin=str(path), trust=trust)
     embedder = config.data.embedder
-    if embedder is not None and not embedder.is_dir() and (run.parent / embedder.name).is_dir():
-        # a system that was moved
+    if embedder is not None and run.absolute().parent.name == "stages" and (run.parent / embedder.name).is_dir():
+        # that of the same system, which may be a copy, or have been moved
         config = config.override({"data.embedder": str((run.parent / embedder.name).absolute())})
     return config, parse(Info, value.get("data", {}), origin=str(path), trust=trust)
 

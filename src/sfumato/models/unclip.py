@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from sfumato.conditioning.contrast import IMAGE
 from sfumato.conditioning.low_resolution import LowResolution
+from sfumato.config import SamplingConfig, parse
 from sfumato.diffusion.denoiser import Denoiser
-from sfumato.errors import InputError, check_arguments
+from sfumato.errors import InputError, check_arguments, shown
 from sfumato.io.progress import Progress, progress_bar
 from sfumato.models.batch import SamplingBatch, collected
 from sfumato.models.cascade import Cascade
@@ -90,13 +91,14 @@ def encode(
         progress: as for :meth:`Model.sample`.
     """
     check_arguments(encode, locals())
-    images = dict.fromkeys(list(model.painters)[-1:], pictures)
-    shape = tuple(model.info.shape)
+    _require_unclip(model)
+    shape, pictures = tuple(model.info.shape), _tensor(pictures)
     if pictures.ndim != len(shape) + 1 or tuple(pictures.shape[1:]) != shape:
         raise InputError(
             f"The pictures have shape {tuple(pictures.shape)}; expected (N, {', '.join(map(str, shape))})."
         )
     names = list(model.painters)
+    images = {names[-1]: pictures}
     for before, name in zip(names[-2::-1], names[:0:-1], strict=True):
         images[before] = _low(model.painters[name])[1].of(images[name], {})
     embedding = embed_images(model.embedder, as_seen(model.embedder, pictures))
@@ -105,7 +107,7 @@ def encode(
         for number, name in enumerate(names, 1):
             stage = model.painters[name]
             given = _given(model, name, embedding, images[names[number - 2]] if number > 1 else None)
-            found = invert(stage, images[name], progress=False, **_how(steps, 0.0), **given).noise
+            found = invert(stage, images[name], progress=False, sampling=_how(stage, steps, 0.0), **given).noise
             noise[name] = found - _base(stage, found, steps, given)
             advance(number)
     return Encoded(embedding, noise)
@@ -131,6 +133,13 @@ def decode(
         progress: as for :meth:`Model.sample`.
     """
     check_arguments(decode, locals())
+    _require_unclip(model)
+    features, wanted = encoded.embedding.shape[-1], model.prior.info.shape[0]
+    if features != wanted or list(encoded.noise) != list(model.painters):
+        raise InputError(
+            f"These are embeddings of {features} numbers with noise of {', '.join(encoded.noise)}; this system has "
+            f"{wanted} numbers and the stages {', '.join(model.painters)}."
+        )
     if not 0.0 <= eta <= 1.0:
         raise InputError(f"eta lies from 0, which gives a picture back, to 1; got {eta:g}.")
     images: Tensor | None = None
@@ -143,7 +152,7 @@ def decode(
             def edit(batch: SamplingBatch, noise: Tensor = noise) -> SamplingBatch:
                 return dataclasses.replace(batch, x=noise[batch.start : batch.start + len(batch)].to(batch.x))
 
-            batches = stage.batches(count, stepwise=True, seed=seed, **_how(steps, eta), **given)
+            batches = stage.batches(count, stepwise=True, seed=seed, sampling=_how(stage, steps, eta), **given)
             images = collected(batches, edit, count, False)
             advance(number)
     assert images is not None
@@ -172,7 +181,9 @@ def vary(
         progress: as for :meth:`Model.sample`.
     """
     check_arguments(vary, locals())
-    encoded = encode(model, picture[None], steps=steps, progress=progress)
+    if count < 1:
+        raise InputError(f"There is at least one variation; count is {count}.")
+    encoded = encode(model, _tensor(picture)[None], steps=steps, progress=progress)
     return decode(model, encoded.rows([0] * count), eta=eta, seed=seed, steps=steps, progress=progress)
 
 
@@ -193,6 +204,7 @@ def blend(
         steps, progress: as for :func:`vary`.
     """
     check_arguments(blend, locals())
+    pictures = _tensor(pictures)
     if len(pictures) != 2 or torch.equal(pictures[0], pictures[1]):
         raise InputError(
             "A blend is between two different pictures; got "
@@ -233,6 +245,7 @@ def edit_text(
         steps, progress: as for :func:`vary`.
     """
     check_arguments(edit_text, locals())
+    _require_unclip(model)
     if before.split() == after.split():
         raise InputError(f"The texts of an edit say what is different, and both are {before!r}.")
     if not strengths or not all(0.0 <= strength <= 1.0 for strength in strengths):
@@ -241,15 +254,41 @@ def edit_text(
     if torch.equal(first, second):
         raise InputError(f"The captions {before!r} and {after!r} are the same to {model.embedder.run}.")
     direction = functional.normalize(second - first, dim=0)
-    encoded = encode(model, picture[None], steps=steps, progress=progress)
+    encoded = encode(model, _tensor(picture)[None], steps=steps, progress=progress)
     turned = slerp(encoded.embedding[0], direction, torch.tensor(list(strengths)))
     way = dataclasses.replace(encoded.rows([0] * len(strengths)), embedding=turned)
     return decode(model, way, steps=steps, progress=progress)
 
 
-def _how(steps: int, eta: float) -> dict[str, Any]:
-    """How a stage is sampled: by DDIM, without guidance, by which no picture comes back."""
-    return {"steps": steps, "solver": {"kind": "ddim", "eta": eta}, "guidance": 1.0}
+def _require_unclip(model: Any) -> None:
+    if not isinstance(model, Unclip):
+        raise InputError(
+            f"This is done by a system of unCLIP, and not by a {type(model).__name__}; train one with: sfumato train "
+            "--system unclip"
+        )
+
+
+def _tensor(pictures: Any) -> Tensor:
+    """Pictures as a float32 tensor; a list of them one after the other."""
+    try:
+        many = isinstance(pictures, list | tuple)
+        return (torch.stack([torch.as_tensor(one) for one in pictures]) if many else torch.as_tensor(pictures)).float()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"Pictures are tensors or arrays of one shape; got {shown(pictures)}.") from None
+
+
+def _how(stage: Model, steps: int, eta: float) -> SamplingConfig:
+    """How a stage is sampled: by DDIM, without all that no picture comes back by, such as guidance."""
+    noisy = any(isinstance(c, LowResolution) and c.noise for c in stage.conditions.values())
+    settings = {
+        "sampler": {"kind": "ddim", "eta": eta},
+        "steps": steps,
+        "clip": False,
+        "input_noise": 0.0 if noisy else None,
+        "precision": "fp32",
+        "batch_size": stage.config.sampling.batch_size,
+    }
+    return parse(SamplingConfig, settings)
 
 
 def _given(model: Unclip, name: str, embedding: Tensor, low: Tensor | None) -> dict[str, Any]:
@@ -266,7 +305,8 @@ def _base(stage: Model, noise: Tensor, steps: int, given: Mapping[str, Any]) -> 
     """What a stage that models a residual adds to its noise at the start; zero for others."""
     if not isinstance(stage.denoiser, Denoiser) or stage.denoiser.base is None:
         return torch.zeros_like(noise)
-    (batch,) = stage.batches(len(noise), stepwise=True, batch_size=len(noise), **_how(steps, 0.0), **given)
+    how = _how(stage, steps, 0.0)
+    (batch,) = stage.batches(len(noise), stepwise=True, batch_size=len(noise), sampling=how, **given)
     zero = torch.zeros_like(batch.x)
     return stage.denoiser.start(zero, batch.levels[0], **batch.cond).cpu()
 

@@ -165,7 +165,7 @@ class Terminal(Reporter):
             self.say(f"use it    sfumato sample MODEL --label CLASS --guidance.classifier {model.run}")
             return
         if model.contrast is not None:
-            self.say("use it    embed_images and embed_captions of sfumato.models.contrast, with")
+            self.say("use it    embed_images and embed_captions of sfumato.models.embeddings, with")
             self.say(f"          sfumato.load({str(model.run)!r})")
             return
         if model.run is not None:

@@ -10,7 +10,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -64,6 +66,33 @@ def prepare(info: Info, sets: Iterable[Dataset]) -> None:
         built = condition.build()
         for data in sets:
             built.prepare(data)
+
+
+def as_measured(stored: Info, info: Info) -> Info:
+    """What is known of the data, with what a run measured of them at its start, where only rounding differs.
+
+    They are a part of the model, and a sum of floats may differ in its last digits between machines and numbers of
+    threads; embeddings that are computed again, in a few more.
+    """
+    by_embedder = bool(info.identity) and info.identity == stored.identity
+    numbers = {"std": 1e-4 if by_embedder else 1e-6} | ({"shift": 1e-4, "scale": 1e-4} if by_embedder else {})
+    pairs = {name: (getattr(stored, name), getattr(info, name), most) for name, most in numbers.items()}
+    kept = {name: old for name, (old, new, most) in pairs.items() if _near(old, new, most)}
+    conditions = dict(info.conditions)
+    for name in stored.conditions.keys() & conditions.keys():
+        old, new = (one.conditions[name] for one in (stored, info))
+        known = (
+            "mean" in type(new).model_fields and getattr(new, "identity", "") == getattr(old, "identity", None) != ""
+        )
+        if known and all(_near(getattr(old, key), getattr(new, key), 1e-4) for key in ("mean", "std")):
+            conditions[name] = new.model_copy(update={key: getattr(old, key) for key in ("mean", "std")})
+    return info.model_copy(update={**kept, "conditions": conditions})
+
+
+def _near(old: Any, new: Any, most: float) -> bool:
+    """Whether numbers differ by at most this part of the largest of them."""
+    a, b = (np.asarray(one, dtype=np.float64) for one in (old, new))
+    return a.shape == b.shape and bool((np.abs(a - b) <= most * np.abs(b).max(initial=0.0)).all())
 
 
 def require_same_data(folder: Path, stored: Info, info: Info) -> None:

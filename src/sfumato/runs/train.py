@@ -36,6 +36,7 @@ from sfumato.runs.reporting import Reporter
 from sfumato.runs.resolving import check_same, default_name, resolved
 from sfumato.runs.setup import (
     accelerator_without_settings,
+    as_measured,
     describe,
     heldout_losses,
     make_trainer,
@@ -111,6 +112,8 @@ def train(
     config, network = resolved(config, given, network, changes, trust)
     if stored is not None:
         check_same(stored, config, {"network"} if own_network else set())
+    if config.data.embedder is not None:
+        config = config.override({"data.embedder": str(config.data.embedder.absolute())})
     run = Path(run) if run is not None else Path("runs") / default_name(config)
     sets = given_sets(config, given, heldout)
     seconds = None if budget is None else seconds_of(budget)
@@ -164,10 +167,7 @@ class _Run:
             self.config = config = self._sized(budget, loader, info)
         if resume:
             stored = read_config(self.folder, trust=True)[1]
-            # the number that was measured at the start is part of the model, and a sum of floats may differ in its
-            # last digits between machines and numbers of threads
-            if abs(stored.std / info.std - 1.0) <= 1e-6:
-                info = info.override({"std": stored.std})
+            info = as_measured(stored, info)
             require_same_data(self.folder, stored, info)
         prepare(info, (loader.dataset, heldout))
         # what is resumed has its weights, wherever those are that it once started from

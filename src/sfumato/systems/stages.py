@@ -42,7 +42,7 @@ def planned(
     chosen = _checked(over, stages)
     shared = merge(common, chosen.get("data", {}))
     if (embedder := shared.pop("embedder", None)) is not None:
-        stages = _embedded_by(str(embedder), stages, system)
+        stages = _embedded_by(str(Path(embedder).absolute()), stages, system)
     where: dict[str, Any] = {"source": shared.get("source"), "layout": shared.get("layout"), "gpu": gpu}
     values: dict[str, Any] = {}
     for name, changed in stages.items():

@@ -119,6 +119,13 @@ def train(
         return not _is_complete(stage_of(folder, name), config)
 
     due = [n for n, c in stages.items() if is_due(n, c)]
+    for name in due:
+        users = [n for n, c in stages.items() if n in began and _embedder(c) == name]
+        if users and name in began:
+            raise InputError(
+                f"{' and '.join(users)} of {folder} have the embeddings of {name} as it is; trained again, it would be "
+                "of no use to them. Train another system."
+            )
     fresh = [n for n in due if overwrite or n not in began]
     seconds = None if budget is None else seconds_of(budget)
     if seconds is not None and not fresh:
