@@ -17,7 +17,7 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -35,6 +35,7 @@ from sfumato.metrics.estimate import wilson
 from sfumato.models.embeddings import as_seen, embed_captions, embed_images
 from sfumato.models.unclip import Unclip, blend, decode, edit_text, encode
 
+BY: tuple[Literal["prior", "captions"], ...] = ("prior", "captions")
 PARTS = ("decoded", "reconstructed", "varied", "blended", "edited")
 
 
@@ -91,7 +92,7 @@ def decoded(model: Unclip, count: int, seed: int) -> None:
                 images = painted(model, embedding, said, seed)
                 row.append(percent([agreement(c, x).whole for c, x in zip(captions, images, strict=True)]))
             own = functional.normalize(told["its own"], dim=1)
-            row.append(f"{float((functional.normalize(embedding, dim=1) * own).sum(1).mean()):.3f}")
+            row.append(f"{(functional.normalize(embedding, dim=1) * own).sum(1).mean().item():.3f}")
             rows.append(row)
     columns = ("things", "embedding", "whole, without caption", "whole, with caption", "cosine with its own")
     table("decoded embeddings, %", columns, rows)
@@ -113,19 +114,17 @@ def same(one: Facts | None, other: Facts | None) -> bool:
 
 
 def varied(model: Unclip, count: int, seed: int) -> None:
-    _, pictures = scenes(count)
-    encoded = encode(model, pictures, progress=False)
-    before = [parse(picture) for picture in pictures]
     rows: list[list[str]] = []
-    for eta in (0.0, 0.25, 0.5, 0.75, 1.0):
-        images = decode(model, encoded, eta=eta, seed=seed, progress=False)
+    for number, eta in itertools.product((1, 2), (0.0, 0.25, 0.5, 0.75, 1.0)):
+        _, pictures = scenes(count, number)
+        before = [parse(picture) for picture in pictures]
+        images = decode(model, encode(model, pictures, progress=False), eta=eta, seed=seed, progress=False)
         kinds: dict[str, tuple[int, int]] = {"shape": (0, 0), "colour": (0, 0), "size": (0, 0)}
         whole, moved = list[bool](), list[float]()
         for one, image in zip(before, images, strict=True):
             assert one.facts is not None
             after = parse(image)
-            things = Facts(one.facts.things)
-            found = agreement(things, after)
+            found = agreement(Facts(one.facts.things), after)
             whole.append(found.whole)
             for kind in kinds:
                 kinds[kind] = (kinds[kind][0] + found.right[kind], kinds[kind][1] + found.said[kind])
@@ -135,8 +134,8 @@ def varied(model: Unclip, count: int, seed: int) -> None:
         difference = (images - pictures).square().mean().sqrt()
         shares = [f"{100 * right / max(said, 1):.1f}" for right, said in kinds.values()]
         moves = f"{sum(moved) / len(moved):.2f}" if moved else "-"
-        rows.append([f"{eta:g}", percent(whole), *shares, moves, f"{difference:.3f}"])
-    columns = ("eta", "all things kept, %", "shapes", "colours", "sizes", "moved, pixels of 32", "RMS difference")
+        rows.append([str(number), f"{eta:g}", percent(whole), *shares, moves, f"{difference:.3f}"])
+    columns = ("things", "eta", "all kept, %", "shapes", "colours", "sizes", "moved, pixels of 32", "RMS difference")
     table("variations", columns, rows)
 
 
@@ -161,11 +160,11 @@ def blended(model: Unclip, count: int, seed: int) -> None:
 
 
 def edited(model: Unclip, count: int, seed: int) -> None:
-    strengths = (0.15, 0.25, 0.35, 0.5, 0.65)
+    strengths = (0.25, 0.5, 0.75, 1.0)
     captions, pictures = scenes(count, 1)
     words = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
     rows: list[list[str]] = []
-    for kind, known in words.items():
+    for by, (kind, known) in itertools.product(BY, words.items()):
         changed: list[list[bool]] = [[] for _ in strengths]
         kept: list[list[bool]] = [[] for _ in strengths]
         for number, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
@@ -175,7 +174,7 @@ def edited(model: Unclip, count: int, seed: int) -> None:
             if not others:
                 continue
             wanted = others[number % len(others)]
-            images = edit_text(model, picture, said(thing), said(wanted), strengths, progress=False)
+            images = edit_text(model, picture, said(thing), said(wanted), strengths, by=by, progress=False)
             for place, image in enumerate(images):
                 facts = parse(image).facts
                 one = facts.things[0] if facts is not None and len(facts.things) == 1 else None
@@ -184,8 +183,8 @@ def edited(model: Unclip, count: int, seed: int) -> None:
                 kept[place].append(one is not None and all(getattr(one, n) == getattr(wanted, n) for n in rest))
         for strength, asked, stayed in zip(strengths, changed, kept, strict=True):
             both = [a and b for a, b in zip(asked, stayed, strict=True)]
-            rows.append([kind, f"{strength:g}", percent(asked), percent(stayed), percent(both)])
-    table("text edits of one thing, %", ("fact", "strength", "changed", "others kept", "both"), rows)
+            rows.append([by, kind, f"{strength:g}", percent(asked), percent(stayed), percent(both)])
+    table("text edits of one thing, %", ("by", "fact", "strength", "changed", "others kept", "both"), rows)
 
 
 def said(thing: Thing) -> str:

@@ -175,14 +175,26 @@ def test_variations_blends_and_edits(model: Unclip) -> None:
     torch.testing.assert_close(still[0], still[1], atol=1e-4, rtol=1e-3)
     way, ends = blend(model, PICTURES, 5, steps=6), decode(model, encode(model, PICTURES, steps=6), steps=6)
     torch.testing.assert_close(way[[0, -1]], ends, atol=1e-3, rtol=1e-3)
-    first, second = embed_captions(model.embedder, ["a red circle", "a blue circle"])
+    words = ["a red circle", "a blue circle"]
+    first, second = embed_captions(model.embedder, words)
     encoded = encode(model, PICTURES[:1], steps=6)
-    turned = slerp(encoded.embedding[0], (second - first) / (second - first).norm(), torch.tensor([0.0, 0.4]))
-    rows = encoded.rows([0, 0])
-    wanted = decode(model, type(rows)(turned, rows.noise), steps=6)
-    edited = edit_text(model, PICTURES[0], "a red circle", "a blue circle", (0.0, 0.4), steps=6)
-    torch.testing.assert_close(edited, wanted, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(edited[:1], ends[:1], atol=1e-3, rtol=1e-3)
+    z = encoded.embedding[0]
+    turned = slerp(z, (second - first) / (second - first).norm(), torch.tensor([0.0, 0.4]))
+    sampled = [model.prior.info.in_units(model.prior.sample(1, text=text, seed=0))[0] for text in words]
+    moved = torch.stack([z, z + 0.4 * (sampled[1] - sampled[0])])
+    moved = moved / moved.norm(dim=1, keepdim=True)
+    decoder = model.stages["decoder"]
+    for by, changed in (("captions", turned), ("prior", moved)):
+        edited = edit_text(model, PICTURES[0], *words, (0.0, 0.4), by=by, steps=6)  # pyright: ignore[reportArgumentType]
+        # without a change the picture; the changed one has the same noise in the decoder
+        torch.testing.assert_close(edited[:1], ends[:1], atol=1e-3, rtol=1e-3)
+        small = Unclip({"prior": model.prior, "decoder": decoder}, model.embedder)
+        rows = encoded.rows([0, 0])
+        wanted = decode(small, type(rows)(changed, {"decoder": rows.noise["decoder"]}), steps=6)
+        found = edit_text(small, _smaller(PICTURES)[0], *words, (0.0, 0.4), by=by, steps=6)  # pyright: ignore[reportArgumentType]
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-2)
+    with pytest.raises(InputError, match="by the prior or by the captions"):
+        edit_text(model, PICTURES[0], *words, by="both")  # pyright: ignore[reportArgumentType]
 
 
 def test_bad_input(model: Unclip, system: Path, tmp_path: Path) -> None:
@@ -284,7 +296,6 @@ def test_commands(system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     with Image.open(film) as frames:
         assert getattr(frames, "n_frames", 1) == 4
     for words, said in (
-        (["vary", first], "--model"),
         (["blend", first, *how], "two pictures"),
         (["edit-text", first, "a red circle", *how], "two texts"),
         (["edit-text", first, "a red circle", "a red circle", *how], "both are"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato import pretrained
 from sfumato.cli import flags
 from sfumato.cli.commands import DEVICE, TRUST, load_model
 from sfumato.cli.flags import Fields, option, options_of
@@ -28,7 +29,10 @@ _SHARED: Fields = {
     "device": DEVICE,
     "trust": TRUST,
 }
-_MODEL = option(Path | None, "A system of unCLIP, as sfumato train --system unclip makes it.")
+_MODEL = option(
+    Path | None,
+    "A system of unCLIP, as sfumato train --system unclip makes it (default: that of shapes which comes with sfumato).",
+)
 
 
 def vary(arguments: list[str]) -> int:
@@ -92,12 +96,13 @@ def edit_text(arguments: list[str]) -> int:
     fields: Fields = {
         "words": option(tuple[str, ...], "A picture, what it shows, and what it is to show.", (), positional="WORD"),
         "model": _MODEL,
-        "strengths": option(tuple[float, ...], "How far, from 0 to 1; a picture for each.", (0.25, 0.5)),
+        "strengths": option(tuple[float, ...], "How far, from 0 to 1; a picture for each.", (0.5, 1.0)),
+        **options_of(f"{_FUNCTIONS}:edit_text", "by"),
         **_SHARED,
     }
     text = (
         "Change a picture as one caption differs from another:\n\n"
-        '  sfumato edit-text PICTURE "a red circle" "a blue circle" --model RUN'
+        '  sfumato edit-text PICTURE "a red circle" "a blue circle"'
     )
     options, model = _start("edit-text", arguments, fields, text)
     from sfumato.models.unclip import edit_text as edited
@@ -105,12 +110,12 @@ def edit_text(arguments: list[str]) -> int:
     if len(options.words) != 3:
         raise InputError(
             f"Name a picture, and two texts in quotes; got {len(options.words)} words. Such as: sfumato edit-text "
-            'PICTURE "a red circle" "a blue circle" --model RUN'
+            'PICTURE "a red circle" "a blue circle"'
         )
     path, before, after = Path(options.words[0]), *options.words[1:]
     (picture,) = _read(options, model, [path])
     out = _out(options, f"{path.stem}-edited", path.parent)
-    images = edited(model, picture, before, after, options.strengths, steps=options.steps)
+    images = edited(model, picture, before, after, options.strengths, by=options.by, steps=options.steps)
     above = ["picture", *(f"{strength:g}" for strength in options.strengths)]
     _write(out, [(f"{before} → {after}", [picture, *images])], above, model, options)
     return 0
@@ -119,13 +124,14 @@ def edit_text(arguments: list[str]) -> int:
 def _start(name: str, arguments: list[str], fields: Fields, text: str) -> tuple[Any, Unclip]:
     """The options, and the system."""
     options = flags.parse(fields, arguments, prog=f"sfumato {name}", description=text)
-    if options.model is None:
-        raise InputError(f"Say by which system: sfumato {name} --model RUN; sfumato train --system unclip makes one.")
     from sfumato.models.unclip import Unclip
 
-    model = load_model(options, run=options.model)
+    run = options.model or pretrained.path("unclip")
+    if options.model is None:
+        print(f"model: {pretrained.SAID['unclip']} ({run / 'card.md'})")
+    model = load_model(options, run=run)
     if not isinstance(model, Unclip):
-        raise InputError(f"{options.model} is no system of unCLIP; train one with: sfumato train --system unclip")
+        raise InputError(f"{run} is no system of unCLIP; train one with: sfumato train --system unclip")
     return options, model
 
 
@@ -156,7 +162,7 @@ def _write(out: Path, rows: Sequence[tuple[str, list[Tensor]]], above: list[str]
     from sfumato.io.lettering import captioned
 
     sheets = [image_files.grid(torch.stack(images), len(images), _HEIGHT) for _, images in rows]
-    said = ("steps", "seed", "eta", "strengths", "words", "count")
+    said = ("steps", "seed", "eta", "strengths", "by", "words", "count")
     facts = {name: getattr(options, name) for name in said if hasattr(options, name)}
     image_files.save_png(
         captioned(sheets, [label for label, _ in rows], above), out, {"model": str(model.run), **facts}

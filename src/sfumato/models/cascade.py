@@ -64,7 +64,7 @@ class Cascade(Model):
         self.supplied = (self.link,)
 
     def __repr__(self) -> str:
-        return f"Cascade({', '.join(f'{name}={stage!r}' for name, stage in self.stages.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={stage!r}' for name, stage in self.stages.items())})"
 
     def to(self, device: str | torch.device) -> Model:
         """Move the weights of all stages to a device."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from sfumato.models.embeddings import as_seen, contrast_of, embed_captions, embe
 from sfumato.models.model import Model
 from sfumato.models.prior import Prior
 from sfumato.sampling.editing import slerp
+from sfumato.sampling.sample import initial
 
 STEPS = 50
 """Steps of inversion and of sampling again, of each stage."""
@@ -197,6 +198,8 @@ def blend(
 ) -> Float[Tensor, "count channels *space"]:
     """Pictures on the way from one to another: embeddings and noises on the arcs between theirs (sec. 3.2).
 
+    Between the ends up-samplers have fresh noise: theirs fits only the pictures that it was found for.
+
     Args:
         model: the system.
         pictures: the two, ``(2, C, *space)`` in [-1, 1]; the first and the last result are these again.
@@ -218,7 +221,7 @@ def blend(
         slerp(encoded.embedding[0], encoded.embedding[1], fractions),
         {name: slerp(noise[0], noise[1], fractions) for name, noise in encoded.noise.items()},
     )
-    return decode(model, way, steps=steps, progress=progress)
+    return decode(model, _with_fresh_details(model, way, slice(1, -1)), steps=steps, progress=progress)
 
 
 def edit_text(
@@ -226,15 +229,19 @@ def edit_text(
     picture: Float[Tensor, "channels *space"],
     before: str,
     after: str,
-    strengths: Sequence[float] = (0.25, 0.5),
+    strengths: Sequence[float] = (0.5, 1.0),
     *,
+    by: Literal["prior", "captions"] = "prior",
     steps: int = STEPS,
     progress: Progress = None,
 ) -> Float[Tensor, "strengths channels *space"]:
     r"""A picture changed as one caption differs from another (text difference, sec. 3.3).
 
-    Its embedding :math:`z` is turned, by a part ``strength`` of the angle between them, towards the direction
-    :math:`(z_b - z_a) / |z_b - z_a|` of the embeddings of both captions; the noise stays.
+    By the ``prior``, its embedding :math:`z` becomes that of the direction :math:`z + s\, (z_b - z_a)`, with a strength
+    :math:`s` and the embeddings that the prior samples from both captions with the same noise. By the ``captions``, as
+    in the paper, it is turned by the part :math:`s` of the angle towards the direction :math:`z_b - z_a` of their own
+    embeddings; those of small contrastive models lie far from any of an image. The decoder's noise stays, that of
+    up-samplers is fresh.
 
     Args:
         model: the system.
@@ -242,6 +249,7 @@ def edit_text(
         before: what it shows, such as "a red circle".
         after: what it is to show, such as "a blue circle".
         strengths: how far, from 0 to 1; one result for each.
+        by: whose embeddings differ.
         steps, progress: as for :func:`vary`.
     """
     check_arguments(edit_text, locals())
@@ -253,11 +261,30 @@ def edit_text(
     first, second = embed_captions(model.embedder, [before, after])
     if torch.equal(first, second):
         raise InputError(f"The captions {before!r} and {after!r} are the same to {model.embedder.run}.")
-    direction = functional.normalize(second - first, dim=0)
+    if by not in ("prior", "captions"):
+        raise InputError(f"A text edit is by the prior or by the captions; got {shown(by)}.")
     encoded = encode(model, _tensor(picture)[None], steps=steps, progress=progress)
-    turned = slerp(encoded.embedding[0], direction, torch.tensor(list(strengths)))
-    way = dataclasses.replace(encoded.rows([0] * len(strengths)), embedding=turned)
-    return decode(model, way, steps=steps, progress=progress)
+    z, parts = encoded.embedding[0], torch.tensor(list(strengths))
+    if by == "prior":
+        each = [model.prior.sample(1, text=text, seed=0, progress=False) for text in (before, after)]
+        first, second = (functional.normalize(model.prior.info.in_units(one), dim=1)[0] for one in each)
+        changed = functional.normalize(z + parts[:, None] * (second - first), dim=1)
+    else:
+        changed = slerp(z, functional.normalize(second - first, dim=0), parts)
+    way = dataclasses.replace(encoded.rows([0] * len(strengths)), embedding=changed)
+    return decode(model, _with_fresh_details(model, way, parts > 0.0), steps=steps, progress=progress)
+
+
+def _with_fresh_details(model: Unclip, encoded: Encoded, rows: Any) -> Encoded:
+    """The same with other noise of up-samplers in these rows, all alike."""
+    _, *later = model.painters
+    noise = dict(encoded.noise)
+    for name in later:
+        stage = model.painters[name]
+        levels = stage.sampler(_how(stage, 2, 0.0))[1]
+        noise[name] = noise[name].clone()
+        noise[name][rows] = initial(levels, stage.info.shape, 0)[0]
+    return Encoded(encoded.embedding, noise)
 
 
 def _require_unclip(model: Any) -> None:

@@ -9,6 +9,7 @@ from sfumato.errors import InputError, nearest
 SAID = {
     "photos": "photographs 4 times larger, trained on 16 photographs of Debian, scikit-image and scikit-learn",
     "shapes": "scenes by their captions, trained on those of sfumato.data.shapes",
+    "unclip": "scenes by their captions and by their embeddings, trained on those of sfumato.data.shapes",
 }
 """What there is, and what each was trained on."""
 
