@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from sfumato.conditioning import Text
 from sfumato.config import Config, parse
 from sfumato.data import Dataset
 from sfumato.errors import InputError, check_arguments, nearest
@@ -180,7 +181,9 @@ def train(
     _show(model, folder, reporter, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     reporter.say(f"{time.perf_counter() - start_time:.1f} s in all.")
-    reporter.say(f"use it    sfumato sample {folder}")
+    captioned = any(isinstance(condition, Text) for condition in model.conditions.values())
+    use = f'generate "..." --model {folder}' if captioned else f"sample {folder}"
+    reporter.say(f"use it    sfumato {use}")
     return model
 
 
