@@ -19,6 +19,7 @@ from sfumato.conditioning import Embedding
 from sfumato.conditioning.low_resolution import LowResolution
 from sfumato.config import merge
 from sfumato.data import Loader
+from sfumato.data.dataset import Column
 from sfumato.data.shapes import shapes
 from sfumato.errors import InputError
 from sfumato.io.images import to_pillow, to_uint8
@@ -217,14 +218,13 @@ def test_bad_input(model: Unclip, system: Path, tmp_path: Path) -> None:
         next(other.module.parameters()).add_(1.0)
     with pytest.raises(InputError, match="trained with"):
         Prior(sfumato.load(system / "stages/prior"), other)
-    alien: Any = sfumato.load(system / "stages/decoder")
     for changes in ({"identity": "0" * 64}, {"mean": (0.0,) * 7, "std": (1.0,) * 7}):
+        alien: Any = sfumato.load(system / "stages/decoder")
         embedding = alien.conditions["image_embedding"]
         assert isinstance(embedding, Embedding)
         alien.conditions["image_embedding"] = Embedding(**{**vars(embedding), **changes})
         with pytest.raises(InputError, match="makes embeddings of 12 numbers"):
             Unclip({**stages, "decoder": alien}, clip)
-        alien = sfumato.load(system / "stages/decoder")
     lacking = tmp_path / "lacking"
     shutil.copytree(system, lacking)
     shutil.rmtree(lacking / "stages/prior")
@@ -272,6 +272,9 @@ def test_a_prior_is_judged_by_ranks_and_pictures_by_their_captions(model: Unclip
     texts = embed_captions(model.embedder, unpacked(batch.cond["caption"]))
     wanted = (embed_images(model.embedder, _smaller(batch.x0)) * texts).sum(1).mean()
     assert row.floor == pytest.approx(float(wanted), abs=1e-4)
+    some = Column(np.array(["", *heldout.columns["caption"].texts(range(1, 24))]))  # one is not described
+    partial = dataclasses.replace(heldout, columns={"caption": some})
+    assert sfumato.evaluate(model, DATA, heldout=partial, **{**more, "samples": 24})["CLIP score"].value <= 1.0
     with pytest.raises(InputError, match="judges samples of a model"):
         sfumato.evaluate(DATA, DATA, embedder=model.embedder)
 
@@ -386,8 +389,8 @@ def test_a_prior_is_trained_alone(
     words = ["train", "shapes", "--recipe", "prior", "--run", str(tmp_path / "p"), "--print-config"]
     assert run(*words, "--data.embedder", str(system / "stages/clip")) == 0
     assert '"embeddings": true' in capsys.readouterr().out
-    config = merge(prior_recipe(), {"training": {"steps": 2, "batch_size": 4}, "conditions": {"text": TEXT}})
-    config = merge(config, {"model": {"network": {"width": 8, "depth": 1, "heads": 1}}})
+    over = {"conditions.text": TEXT, "model.network": {"width": 8, "depth": 1, "heads": 1}}
+    config = merge(prior_recipe(), {**over, "training": {"steps": 2, "batch_size": 4}})
     with pytest.raises(InputError, match=r"say which: data.embedder"):
         sfumato.train(config, data=DATA, run=tmp_path / "q")
     monkeypatch.chdir(system.parent)

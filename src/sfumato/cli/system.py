@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 _TRAIN = """\
 Train a system: a model of small images, base, and one that scales them up, up; a cascade by the class of the images,
-imagen by their captions.
+imagen by their captions. In unclip (DALL-E 2) clip, prior and decoder take the place of base.
 
 Each is a run in the folder of the system, and can be stopped, resumed, sampled and evaluated by itself. Settings of a
 stage are options with its name, such as --up.training.steps; those of the data are the same for both. A file of
-settings has the groups data, base and up, and imagen has layout before them. A --budget is divided among the stages
+settings has the group data and one for each stage: base and up; imagen has layout before them, and unclip has layout,
+clip, prior, decoder and up. A --budget is divided among the stages
 that are not begun.
 """
 _OPTIONS: Fields = {

@@ -51,7 +51,8 @@ OPTIONS: Fields = {
     "system": option(
         str | None,
         "Train several models that are sampled as one, into one folder: cascade or imagen, a model of small images by "
-        "their classes or captions, and one that upscales them. Its options: sfumato train --system imagen --help.",
+        "their classes or captions, and one that upscales them; or unclip, DALL-E 2. Its options: sfumato train "
+        "--system imagen --help.",
     ),
     "init_from": option(
         Path | None,

@@ -20,10 +20,9 @@ from sfumato.metrics.estimate import Estimate, wilson
 from sfumato.metrics.report import Report, Row
 from sfumato.models.agreement import asked
 from sfumato.models.data import SPLIT_SEED, heldout_of, prepared
-from sfumato.models.embeddings import contrast_of, embed_captions, embed_images, embedded
+from sfumato.models.embeddings import contrast_of, embed_captions, embed_descriptions, embed_images
 from sfumato.models.model import Model
 from sfumato.models.storage import write_record
-from sfumato.random import Draws
 
 KINDS: Mapping[str, Callable[[str, Groups], list[str]]] = {"words exchanged": exchanged, "a word replaced": replaced}
 """How a caption is changed so that it is wrong."""
@@ -71,10 +70,7 @@ def evaluate_contrast(
             sets["held-out"] = unpacked(batch.cond[columns[0]]), batch.x0, None
     with progress_bar("embedding", (1 + len(sets)) * count, progress) as advance:
         images = embed_images(model, batch.x0)
-        parts = contrast.condition.evaluation(batch.x0, batch.cond, Draws(seed, 0, count, count))
-        texts = embedded(
-            model, count, lambda at: contrast.texts(**{n: p[at].to(model.device) for n, p in parts.items()})
-        )
+        texts = embed_descriptions(model, batch.cond, count, seed=seed)
         advance(count)
         rows = found_rows(images, texts, [batch.cond[name] for name in columns])
         for number, (name, (captions, pictures, shown)) in enumerate(sets.items(), 2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,24 @@ def embed_captions(model: Model, captions: Sequence[str]) -> Float[Tensor, "batc
     return embedded(model, len(captions), embed)
 
 
+def embed_descriptions(
+    model: Model, columns: Mapping[str, Tensor], count: int, *, first: int = 0, seed: int = 0
+) -> Float[Tensor, "count features"]:
+    """The embeddings of what describes images, on the CPU, from columns of their data; it may be empty, as it is there.
+
+    Args:
+        model: as for :func:`embed_images`.
+        columns: the columns, with a row for each image.
+        count: how many images.
+        first, seed: which random numbers a condition takes that needs some.
+    """
+    contrast = contrast_of(model)
+    parts = contrast.condition.evaluation(torch.zeros(count, 1), columns, Draws(seed, first, count, count))
+    return embedded(
+        model, count, lambda at: contrast.texts(**{name: one[at].to(model.device) for name, one in parts.items()})
+    )
+
+
 def with_embeddings(data: Dataset, full: Dataset, embedder: Model, *, progress: Progress = None) -> Dataset:
     """Data with the columns :data:`IMAGE` and :data:`CAPTION`: the embeddings of their images and of what is said.
 
@@ -97,12 +115,8 @@ def with_embeddings(data: Dataset, full: Dataset, embedder: Model, *, progress: 
 
     def captions(part: slice) -> Tensor:
         rows = _rows(part, count)
-        parts = contrast.condition.evaluation(
-            torch.zeros(len(rows), 1),
-            {name: column.rows(rows) for name, column in columns.items()},
-            Draws(0, part.start, len(rows), len(rows)),
-        )
-        return contrast.texts(**{name: value.to(embedder.device) for name, value in parts.items()})
+        found = {name: column.rows(rows) for name, column in columns.items()}
+        return embed_descriptions(embedder, found, len(rows), first=part.start)
 
     # of some images only: all would have to be read, or drawn, at every start
     some = full.subset(np.unique(np.linspace(0, count - 1, min(count, _HASHED)).astype(np.int64)))

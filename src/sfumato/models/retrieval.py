@@ -23,7 +23,7 @@ from sfumato.metrics.frechet import frechet_distance
 from sfumato.metrics.report import Report, Row
 from sfumato.models.contrast import found_rows, told_rows
 from sfumato.models.data import SPLIT_SEED
-from sfumato.models.embeddings import as_seen, contrast_of, embed_captions, embed_images
+from sfumato.models.embeddings import as_seen, contrast_of, embed_descriptions, embed_images
 from sfumato.models.model import Model
 from sfumato.models.prior import Prior
 from sfumato.random import Draws
@@ -47,7 +47,7 @@ def with_clip(report: Report, embedder: Model, model: Model, images: Tensor, lik
     count = len(images)
     batch = Loader(like, SPLIT_SEED, crop=model.config.data.random_crop).batch(0, count)
     (column,) = contrast_of(embedder).condition.columns
-    captions = unpacked(batch.cond[column])
+    captions, texts = unpacked(batch.cond[column]), embed_descriptions(embedder, batch.cond, count)
     # words of shapes, if it names none of its own
     is_shapes = model.config.data.source.partition(":")[0] == "shapes"
     usual = recipes.contrast()["objective"]["swaps"] if is_shapes else ()
@@ -55,7 +55,7 @@ def with_clip(report: Report, embedder: Model, model: Model, images: Tensor, lik
 
     def judge(pictures: Tensor) -> list[Row]:
         seen = as_seen(embedder, pictures)
-        rows = found_rows(embed_images(embedder, seen), embed_captions(embedder, captions), [batch.cond[column]])
+        rows = found_rows(embed_images(embedder, seen), texts, [batch.cond[column]])
         return [*rows, *(told_rows(embedder, "captions", captions, seen, None, groups, seed) if groups else ())]
 
     rows = [replace(row, floor=real.value) for row, real in zip(judge(images), judge(batch.x0), strict=True)]

@@ -67,7 +67,8 @@ def train(
         settings: settings of each stage by its name, such as ``base`` and ``up``, and ``data`` of all, in place of
             those of the recipe: ``{"data": {"source": "digits"}, "base": {"training": {"steps": 500}}}``.
         system: which system, of a base model and one that scales its images up: ``"cascade"`` by class (Ho et al.
-            2022), or ``"imagen"`` by caption (Saharia et al. 2022); one that is resumed is the one that it is.
+            2022), or ``"imagen"`` by caption (Saharia et al. 2022); or ``"unclip"``, with a prior and a decoder of
+            embeddings (Ramesh et al. 2022); one that is resumed is the one that it is.
         recipe: the recipe that each stage starts from; by default the one that suits system and data.
         data: anything that :meth:`sfumato.data.Dataset.of` takes, at the full resolution and with labels or captions;
             by default the settings say where they are.
