@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import flags
 from sfumato.cli.flags import SEVERAL, Fields, is_positional, option
-from sfumato.cli.output import OUT, check_free, check_out, facts_of, out_of, write_images
+from sfumato.cli.output import OUT, check_free, check_out, out_of, write_images
 from sfumato.config import Component, SamplingConfig, component, merge, parse
 from sfumato.config.signature import signature
 from sfumato.errors import InputError, SfumatoWarning, require_device
@@ -211,6 +211,8 @@ def sample(arguments: list[str]) -> int:
         image_files.save_animation(shown, options.animation)
         print(f"{len(shown)} frames: {options.animation}")
     out = out_of(options, f"seed-{options.seed}-{options.first}-{options.first + options.count - 1}")
+    from sfumato.models.facts import facts_of
+
     facts = facts_of(model, sampling, options.seed, **given)
     more: dict[str, Any] = {"above": columns_of(given, options.first), "facts": facts}
     write_images(images, out, options.first, info=model.info, overwrite=options.overwrite, **more)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +12,9 @@ from sfumato import pretrained
 from sfumato.cli import flags
 from sfumato.cli.commands import DEVICE, load_model, with_sampling
 from sfumato.cli.flags import Fields, option, options_of
-from sfumato.cli.output import check_free, facts_of, free_name
+from sfumato.cli.output import check_free, free_name
 from sfumato.cli.prompts import read_prompts, slug
-from sfumato.config import SamplingConfig, parse
+from sfumato.config import SamplingConfig
 from sfumato.errors import InputError, SfumatoWarning
 
 if TYPE_CHECKING:
@@ -35,8 +32,6 @@ same machine. The options of sampling start from those of the run; those of the 
 what is drawn, have their names, such as --base.steps and --base.guidance.scale."""
 
 _EMBEDDED = "shapes"
-_OWN = "sfumato:"
-"""What the metadata call a model that comes with sfumato, before its name."""
 _COLUMNS, _ROWS, _HEIGHT = 8, 64, 128
 """Of a grid: the most columns and rows, and the least height of a picture, to which small ones are enlarged."""
 
@@ -86,6 +81,7 @@ def generate(arguments: list[str]) -> int:
         given="text",
         usual=facts.get("settings"),
     )
+    from sfumato.models.facts import all_facts_of, check_same
     from sfumato.models.folders import hardly_trained
     from sfumato.models.generate import check_prompts, text_of
 
@@ -102,8 +98,8 @@ def generate(arguments: list[str]) -> int:
         raise InputError(f"{sentence} Sample from it all the same with --untrained.")
     given = {**facts.get("given", {}), **given}
     if like is not None:
-        _check_same(model, facts, Path(like), moved=options.model is not None)
-    made = _facts(model, sampling, options.seed, given)
+        check_same(model, facts, Path(like), moved=options.model is not None)
+    made = all_facts_of(model, sampling, options.seed, given)
     if again:
         return _again(model, prompts[0], facts, {"seed": options.seed, "sampling": sampling, **given}, made, out)
     asked: dict[str, Any] = {
@@ -123,30 +119,25 @@ def generate(arguments: list[str]) -> int:
 
 
 def _read(path: Path, *, trust: bool) -> dict[str, Any]:
-    """How a picture of this command was made.
+    """How a picture of this command was made."""
+    from sfumato.models.facts import read_all_facts
 
-    What a picture says is not trusted: its settings name code of other packages only if that is allowed.
-    """
-    from sfumato.io.pictures import read_facts
-
-    facts = read_facts(path)
-    if not {"seed", "settings", "model"} <= facts.keys() or not {"prompt", "prompts"} & facts.keys():
+    facts = read_all_facts(path, trust=trust)
+    if not {"prompt", "prompts"} & facts.keys():
         raise InputError(f"{path} was not made by sfumato generate, and only such pictures are made again by --like.")
-    own = {key: value for key, value in facts["settings"].items() if key in SamplingConfig.model_fields}
-    stages = {key: value for key, value in facts["settings"].items() if key not in own}
-    for settings in (own, *stages.values()):
-        parse(SamplingConfig, settings, origin=f"{path}, its settings", trust=trust)
     return facts
 
 
 def _model(facts: Mapping[str, Any], like: str | None) -> Path:
     """The model where none is named: that of a picture, or the one that comes with sfumato."""
-    name = str(facts.get("model", f"{_OWN}{_EMBEDDED}"))
-    if name.startswith(_OWN):
-        return pretrained.path(name.removeprefix(_OWN))
-    if not Path(name).is_dir():
-        raise InputError(f"The model of {like}, {name}, is not here; say where it is: --model RUN.")
-    return Path(name)
+    if not facts:
+        return pretrained.path(_EMBEDDED)
+    from sfumato.models.facts import model_of
+
+    found = model_of(facts)
+    if found is None:
+        raise InputError(f"The model of {like}, {facts['model']}, is not here; say where it is: --model RUN.")
+    return found
 
 
 def _prompts(options: Any, facts: Mapping[str, Any]) -> list[str]:
@@ -204,74 +195,14 @@ def _name(number: int, prompt: str, seed: int, index: int) -> str:
     return f"{number + 1:04d}-{slug(prompt)}-{seed}-{index}.png"
 
 
-def _facts(model: Model, sampling: SamplingConfig, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the pictures of a command have in common, for their metadata."""
-    from sfumato import __version__
-
-    settings = {**sampling.model_dump(mode="json")}
-    settings |= {name: given[name]["sampling"].model_dump(mode="json") for name in model.stages if name in given}
-    own = model.run is not None and model.run.parent == Path(pretrained.__file__).parent
-    conditions = {name: value for name, value in given.items() if name not in model.stages}
-    more: dict[str, Any] = {"settings": settings, "fingerprint": _fingerprints(model, settings)}
-    more |= {"given": conditions or None, "device": model.device.type, "sfumato": __version__}
-    facts = facts_of(model, sampling, seed, **more)
-    return facts | ({"model": f"{_OWN}{model.run.name}"} if own and model.run is not None else {})
-
-
-def _fingerprints(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
-    """What tells the weights of each stage from others, and what was fitted to them where these settings take it."""
-    *_, last = model.stages or ["model"]
-    found: dict[str, str] = {}
-    for name, stage in (model.stages or {"model": model}).items():
-        own = {k: v for k, v in settings.items() if k not in model.stages} if name == last else settings.get(name, {})
-        sampling = parse(SamplingConfig, own, trust=True)
-        found[name] = stage.fingerprint
-        if sampling.tuned(stage.fitted).needs_plan or sampling.needs_gamma:
-            fitted = json.dumps(stage.fitted.to_dict(), sort_keys=True, default=str)
-            found[name] += f"+{hashlib.sha256(fitted.encode()).hexdigest()}"
-    return found
-
-
-def _check_same(model: Model, facts: Mapping[str, Any], like: Path, *, moved: bool) -> None:
-    """Refuse other weights than those that made a picture, or warn of them if they were asked for."""
-    if _fingerprints(model, facts["settings"]) != facts.get("fingerprint"):
-        steps = f"(step {model.step:,}) than those that made {like} (step {facts.get('step', '?')})"
-        if not moved:
-            raise InputError(
-                f"{model.run} holds other weights {steps}; take them all the same, or others, with --model."
-            )
-        warnings.warn(f"{model.run} holds other weights {steps}: the pictures differ.", SfumatoWarning, stacklevel=3)
-    if facts.get("device") != model.device.type:
-        made = f"{like} was made on {facts.get('device')}, and this is {model.device.type}"
-        warnings.warn(f"{made}: the pictures are the same to rounding.", SfumatoWarning, stacklevel=3)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What decides the last bits of a picture besides itself: how many are computed with it, and where it stands.
-
-    Attributes:
-        prompts: how many.
-        place: which of them is its own, from 0.
-        first: the first index.
-        count: how many indices.
-        longest: the prompt with the most tokens, to which the others are padded.
-    """
-
-    prompts: int
-    place: int
-    first: int
-    count: int
-    longest: str
-
-
 def _again(
     model: Model, prompt: str, facts: Mapping[str, Any], asked: dict[str, Any], made: dict[str, Any], out: Path
 ) -> int:
     """Make one picture again, at its place among as many."""
     from sfumato.io import images as image_files
+    from sfumato.models.facts import Batch
 
-    batch = _Batch(**facts["batch"])
+    batch = Batch(**facts["batch"])
     prompts = [batch.longest] * batch.prompts
     prompts[batch.place] = prompt
     with warnings.catch_warnings():
@@ -322,6 +253,7 @@ def _write_each(
 ) -> None:
     """Each picture as a file, as soon as it is there."""
     from sfumato.io import images as image_files
+    from sfumato.models.facts import Batch
 
     done = 0
     for part, images in parts:
@@ -329,7 +261,7 @@ def _write_each(
         for k, pixels in enumerate(image_files.to_uint8(images), done):
             place, j = divmod(k - done, part.count)
             index, prompt = part.first + j, part.prompts[place]
-            batch = _Batch(len(part.prompts), place, part.first, part.count, longest)
+            batch = Batch(len(part.prompts), place, part.first, part.count, longest)
             own = {**facts, "prompt": prompt, "index": index, "batch": vars(batch)}
             path = out / _name(k // count, prompt, facts["seed"], index)
             image_files.save_png(image_files.to_pillow(pixels), path, own)

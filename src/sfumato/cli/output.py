@@ -18,8 +18,6 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.config import SamplingConfig
-    from sfumato.models.model import Model
     from sfumato.models.storage import Info
 
 OUT: Fields = {
@@ -30,22 +28,6 @@ OUT: Fields = {
     ),
     "overwrite": option(bool, "Replace what is there: a file, or all numbered images of a folder.", False),
 }
-
-
-def facts_of(model: Model, sampling: SamplingConfig, seed: int, **more: Any) -> dict[str, Any]:
-    """How images are made, for their metadata; ``more`` are other options, of which None is left out."""
-    facts = {
-        "model": None if model.run is None else str(model.run),
-        "step": model.step,
-        "seed": seed,
-        "steps": sampling.steps,
-        "sampler": sampling.sampler.kind,
-        "grid": sampling.grid.kind,
-        "guidance": sampling.guidance.scale,
-        "settings": sampling.model_dump(mode="json", exclude_defaults=True),
-        **{name: str(value) if isinstance(value, Path) else value for name, value in more.items()},
-    }
-    return {name: value for name, value in facts.items() if value is not None}
 
 
 def check_free(path: Path | None, overwrite: bool) -> None:

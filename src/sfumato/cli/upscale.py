@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato import pretrained
 from sfumato.cli.commands import DEVICE, load_model, with_sampling
 from sfumato.cli.flags import Fields, option, options_of
-from sfumato.cli.output import check_free, facts_of, free_name
+from sfumato.cli.output import check_free, free_name
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def upscale(arguments: list[str]) -> int:
         "sfumato upscale", arguments, FIELDS, TEXT, model=_embedded, systems=False, given="low_resolution"
     )
     from sfumato.io.pictures import format_for, read_picture
+    from sfumato.models.facts import facts_of
     from sfumato.models.upscale import low_resolution_of, passes
 
     run: Path = options.model or _embedded()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,6 +74,31 @@ class Frame:
     x0: Tensor | None = None
 
 
+Watcher = Callable[[int, int, Frame], None]
+"""What is called after each step: with its number from 1, the number of steps, and the frame, which has a preview."""
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Generator[None]:
+    """Call ``watcher`` after each step of everything that this thread samples in the context.
+
+    Functions that sample several times, such as those of a cascade or an edit, are watched as a whole. An exception
+    that the watcher raises ends them.
+
+    ::
+
+        with watched(lambda step, steps, frame: print(step, "of", steps, float(frame.level.sigma))):
+            images = model.sample(4)
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
 def check_grid(levels: Level) -> None:
     """Check that a grid is finite and falls strictly in ``t`` from noise to ``sigma = 0``."""
     if len(levels) < 2:
@@ -107,6 +134,8 @@ def sample(
     """
     if not any_order:
         check_grid(levels)
+    watcher, steps = _watcher.get(), len(levels) - 1
+    previews = previews or watcher is not None
     last: Prediction | None = None
 
     def denoise(x: Tensor, level: Level) -> Prediction:
@@ -122,4 +151,7 @@ def sample(
         with without_gradient:
             x = step(denoise, x, t, s, memory)
             estimate = last.x0 if last is not None else None
-        yield Frame(x, s, estimate)
+        frame = Frame(x, s, estimate)
+        if watcher is not None:
+            watcher(memory.index + 1, steps, frame)
+        yield frame
