@@ -28,6 +28,7 @@ ROOMS = (
     "systems",
     "analysis",
     "interop",
+    "app",
     "cli",
 )
 LOOSE = {"__init__", "__main__", "errors", "random"}

@@ -33,6 +33,7 @@ commands:
   import WEIGHTS make a run of the weights of diffusers, guided-diffusion or EDM
   info RUN       what a run is: data, model, settings, progress, evaluation; or a published model by name
   explain TOPIC  a figure of the lecture from a run, from data or in closed form
+  app            all of this on a page in the browser (pip install "sfumato[app]")
   completion     completion of commands, options and paths in bash and zsh: eval "$(sfumato completion)"
 
 first steps:
@@ -65,6 +66,7 @@ COMMANDS = {
     "import": "exchange:import_weights",
     "info": "info:info",
     "explain": "explain:explain",
+    "app": "app:app",
     "completion": "completion:completion",
 }
 """The commands, each with the function that runs it."""

@@ -1,0 +1,165 @@
+"""Work that takes time: seen step by step, cancelled when nobody waits for it any more, its errors in words."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import gradio as gr
+from PIL import Image
+
+from sfumato.errors import InputError, SfumatoWarning
+
+T = TypeVar("T")
+
+ONE: dict[str, Any] = {"concurrency_id": "job", "concurrency_limit": 1}
+"""For events that compute for long: one at a time, of all who use the page; the others wait in a queue."""
+QUICK: dict[str, Any] = {"concurrency_id": "figure", "concurrency_limit": 2, "show_progress": "minimal"}
+"""For events that take a moment, such as the move of a slider."""
+WAITING = 24
+"""Events that may wait; more are refused."""
+
+_BEAT = 0.2  # seconds between looks at whether somebody still waits
+
+
+class Cancelled(Exception):
+    """Nobody waits for the result any more."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Where the work is: a step of so many, and a picture of the present estimate if there is one."""
+
+    step: int
+    steps: int
+    picture: Image.Image | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """The result, and what was warned of."""
+
+    value: T
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Job:
+    """What work tells of itself; :meth:`advance` and :meth:`note` end it if nobody waits any more."""
+
+    steps: int = 0
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.seen: queue.Queue[Seen | Done[Any] | BaseException] = queue.Queue()
+
+    def check(self) -> None:
+        """Raise if nobody waits any more."""
+        if self.cancelled.is_set():
+            raise Cancelled
+
+    def note(self, text: str) -> None:
+        """Say what is being done."""
+        self.check()
+        self.label = text
+        self.seen.put(Seen(0, 0, None, text))
+
+    def advance(self, step: int, steps: int, picture: Image.Image | None = None) -> None:
+        """Say how far the work is."""
+        self.check()
+        self.seen.put(Seen(step, steps, picture, self.label))
+
+
+def watched(work: Callable[[Job], T], *, previews: bool = True) -> Iterator[Seen | Done[T]]:
+    """Run ``work`` in a thread of its own and yield what is seen of it, at last its result.
+
+    Whatever it samples is seen step by step, with a preview. Closing the iterator cancels it, after the present step.
+
+    Raises:
+        InputError: what was wrong with the input.
+        gr.Error: any other failure, in a sentence; its traceback goes to the terminal.
+    """
+    job = Job()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(_run, work, job, previews), daemon=True)
+    thread.start()
+    try:
+        yield from _seen(job)
+    finally:
+        job.cancelled.set()
+        # the next job begins when this one has ended, so that there is never more than one
+        thread.join()
+
+
+def _seen(job: Job) -> Iterator[Any]:
+    while True:
+        try:
+            found = job.seen.get(timeout=_BEAT)
+            while not job.seen.empty() and isinstance(found, Seen):
+                found = job.seen.get()  # a page that is slower than the work skips steps
+        except queue.Empty:
+            found = Seen(0, 0, None, job.label)
+        if isinstance(found, BaseException):
+            raise found
+        yield found
+        if isinstance(found, Done):
+            return
+
+
+def _run(work: Callable[[Job], Any], job: Job, previews: bool) -> None:
+    # imported here, after the page is up: torch takes seconds
+    from sfumato.app.pictures import preview
+    from sfumato.sampling import sample as sampling
+
+    def watcher(step: int, steps: int, frame: Any) -> None:
+        job.advance(step, steps, preview(frame) if previews else None)
+
+    said: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught, sampling.watched(watcher):
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", SfumatoWarning)
+            value = work(job)
+        said = list(dict.fromkeys(str(one.message) for one in caught))
+        job.seen.put(Done(value, tuple(said)))
+    except Cancelled:
+        job.seen.put(InputError("Cancelled."))
+    except InputError as error:
+        job.seen.put(error)
+    except Exception as error:
+        job.seen.put(failed(error))
+
+
+def failed(error: Exception) -> gr.Error:
+    """An unforeseen failure as a sentence; its traceback goes to the terminal."""
+    traceback.print_exception(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return gr.Error("Out of memory: make fewer or smaller pictures at once.", duration=None)
+    first = (str(error).splitlines() or [""])[0][:200]
+    return gr.Error(f"This failed ({type(error).__name__}: {first}). The terminal of the page has the details.")
+
+
+def said(found: Done[T]) -> T:
+    """The result of a job; what was warned of appears on the page."""
+    for sentence in found.warnings:
+        gr.Warning(sentence)
+    return found.value
+
+
+def progress(seen: Seen) -> str:
+    """Where the work is, as a line of HTML."""
+    if not seen.steps:
+        return f"<div class='sf-progress'><span>{seen.note or 'Working'} …</span></div>"
+    share = 100.0 * seen.step / seen.steps
+    note = f"{seen.note}, " if seen.note else ""
+    return (
+        f"<div class='sf-progress'><div style='width:{share:.0f}%'></div>"
+        f"<span>{note}step {seen.step} of {seen.steps}</span></div>"
+    )

@@ -1,0 +1,116 @@
+"""Pictures between the page and the library: previews, results with their metadata, and uploads."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.io import images as image_files
+from sfumato.sampling.sample import Frame
+
+LEAST = 256
+"""The least height of a picture on the page, to which small ones are enlarged by repetition of their pixels."""
+MOST_BYTES = 20 * 2**20
+"""Of an uploaded file."""
+MOST_PIXELS = 16 * 10**6
+"""Of an uploaded picture."""
+_SHOWN = 16  # pictures of a preview
+
+
+def preview(frame: Frame) -> Image.Image | None:
+    """The estimate of the final pictures; None of what is no picture, such as an embedding."""
+    x = frame.x if frame.x0 is None else frame.x0
+    return sheet(x[:_SHOWN]) if x.ndim == 4 and x.shape[1] in (1, 3) else None
+
+
+def sheet(images: Float[Tensor, "batch channels *space"], columns: int | None = None) -> Image.Image:
+    """Images of any shape in one picture, as a grid; numbers as curves or points."""
+    images = images.detach().float().cpu().clamp(-1.0, 1.0) if images.ndim == 4 else images.detach().float().cpu()
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    return image_files.grid(images, columns, max(LEAST // columns, 48) if images.ndim == 4 else LEAST)
+
+
+def picture(image: Float[Tensor, "channels *space"]) -> Image.Image:
+    """One image, enlarged if it is small."""
+    return image_files.grid(image[None].float().cpu(), 1, LEAST)
+
+
+def written(
+    images: Float[Tensor, "batch channels *space"], folder: Path, facts: Mapping[str, Any], first: int
+) -> list[Path]:
+    """PNGs of the images at their own size, each with what made it, under names that cannot be guessed.
+
+    Data that are no pictures are written together, as one.
+    """
+    folder = folder / secrets.token_hex(8)
+    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+        path = folder / f"seed-{facts.get('seed', 0)}.png"
+        image_files.save_png(sheet(images), path, facts)
+        return [path]
+    paths: list[Path] = []
+    for number, pixels in enumerate(image_files.to_uint8(images), first):
+        paths.append(folder / f"seed-{facts.get('seed', 0)}-{number}.png")
+        image_files.save_png(image_files.to_pillow(pixels), paths[-1], {**facts, "index": number})
+    return paths
+
+
+def checked(path: str | Path | None, what: str = "a picture") -> Path:
+    """An uploaded picture, which can be read and is not too large."""
+    if path is None:
+        raise InputError(f"Give {what} first: drop a file, or click to choose one.")
+    path = Path(path)
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"The file is larger than {MOST_BYTES // 2**20} MB, the most that the page takes.")
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise InputError(
+                    f"The picture has {width}x{height} pixels; the page takes up to {MOST_PIXELS // 10**6} million."
+                )
+            image.load()
+    except InputError:
+        raise
+    except Exception:  # decoders of damaged files raise errors of any kind
+        raise InputError("The file is damaged, or is not a picture that can be read.") from None
+    return path
+
+
+def upload(**options: Any) -> gr.Image:
+    """A component for a picture that a person drops: a path on the server, checked before anything decodes it."""
+    component = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], **options)
+    # not a subclass: Gradio writes a file beside the module of each
+    component.preprocess = _path_of
+    return component
+
+
+def _path_of(payload: Any) -> str | None:
+    if payload is None or payload.path is None:
+        return None
+    try:
+        return str(checked(payload.path))
+    except InputError as error:
+        raise gr.Error(str(error)) from None
+
+
+def of_model(path: str | None, shape: tuple[int, ...], what: str = "a picture") -> Float[Tensor, "channels *space"]:
+    """An upload as a model takes it: scaled, cropped and recoloured."""
+    return image_files.read(checked(path, what), shape, fit=True)
+
+
+def from_pillow(image: Image.Image, shape: tuple[int, ...]) -> Float[Tensor, "channels *space"]:
+    """A picture in memory as a model takes it."""
+    fitted = image_files.fit(image.convert("L" if shape[0] == 1 else "RGB"), (shape[1], shape[2]), "center")
+    values = torch.from_numpy(np.array(fitted, dtype=np.float32)) / 127.5 - 1.0
+    return values[None] if shape[0] == 1 else values.permute(2, 0, 1)
