@@ -35,6 +35,7 @@ class Entry:
         conditions: the settings of its conditions, by name, of all stages.
         painter: the first stage that makes pictures, whose sampling settings the page shows; None for a single model.
         sampling: the sampling settings of that stage.
+        last: those of the last stage.
         system: ``cascade``, ``imagen`` or ``unclip``; None for a single model.
         source: the data that it was trained on.
     """
@@ -44,6 +45,7 @@ class Entry:
     shape: tuple[int, ...]
     conditions: dict[str, Any]
     sampling: SamplingConfig
+    last: SamplingConfig
     painter: str | None = None
     system: str | None = None
     source: str = ""
@@ -191,12 +193,13 @@ def _entry(name: str, path: Path) -> Entry | None:
         config, info = read_config(path)
         if config.classifies or config.contrasts:
             return None
-        return Entry(name, path, info.shape, dict(info.conditions), config.sampling, source=config.data.source)
+        how = config.sampling
+        return Entry(name, path, info.shape, dict(info.conditions), how, how, source=config.data.source)
     system = read_system(path)
     stages: dict[str, tuple[Any, Info]] = {one: read_config(stage_of(path, one)) for one in system.stages}
     conditions = {key: one for _, info in reversed(stages.values()) for key, one in info.conditions.items()}
     painter = next(one for one, (_, info) in stages.items() if len(info.shape) == 3)
     config, _ = stages[painter]
-    shape = stages[system.stages[-1]][1].shape
+    last, info = stages[system.stages[-1]]
     more: dict[str, Any] = {"painter": painter, "system": system.system, "source": config.data.source}
-    return Entry(name, path, shape, conditions, config.sampling, **more)
+    return Entry(name, path, info.shape, conditions, config.sampling, last.sampling, **more)

@@ -46,6 +46,13 @@ def picture(image: Float[Tensor, "channels *space"]) -> Image.Image:
     return image_files.grid(image[None].float().cpu(), 1, LEAST)
 
 
+def flat(image: Float[Tensor, "channels *space"], side: int) -> Image.Image:
+    """One image without a border, enlarged by whole factors to about a side."""
+    pixels = image_files.to_pillow(image_files.to_uint8(image[None].float().cpu())[0]).convert("RGB")
+    factor = max(1, side // max(pixels.size))
+    return pixels.resize((pixels.width * factor, pixels.height * factor), Image.Resampling.NEAREST)
+
+
 def written(
     images: Float[Tensor, "batch channels *space"], folder: Path, facts: Mapping[str, Any], first: int
 ) -> list[Path]:

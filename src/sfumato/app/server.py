@@ -74,7 +74,7 @@ def serve(
     if found != port:
         print(f"Port {port} is taken; this is {found}.")
 
-    import gradio as gr
+    from gradio import themes
     from PIL import Image
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -98,9 +98,7 @@ def serve(
     names = [*LOOPBACK[:2], "[::1]"] if local else ["*"]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=names)]
     font = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-    theme = gr.themes.Soft(
-        primary_hue="orange", neutral_hue="stone", font=font, font_mono=["ui-monospace", "monospace"]
-    )
+    theme = themes.Soft(primary_hue="orange", neutral_hue="stone", font=font, font_mono=["ui-monospace", "monospace"])
     demo.launch(
         server_name=host,
         server_port=found,

@@ -1,0 +1,118 @@
+"""What the page does with a picture that is there: vary, blend, enlarge, fill in, sample again."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from sfumato.app import pictures
+from sfumato.app.jobs import Job
+from sfumato.app.library import Library
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.models.unclip import Unclip
+
+_STEPS = 25  # of inversion and of sampling again, of unCLIP on the page
+_STRENGTH = 0.5  # of variations by SDEdit
+MOST_ENLARGED = 512
+"""The largest side of a picture that is enlarged on the page."""
+
+
+def unclip_of(library: Library, shape: tuple[int, ...] | None = None) -> tuple[str, Unclip] | None:
+    """The first system of unCLIP, of pictures of that shape, and its name."""
+    from sfumato.models.unclip import Unclip
+
+    for name, entry in library.entries.items():
+        if entry.system == "unclip" and (shape is None or entry.shape == shape):
+            model = library.load(name)
+            if isinstance(model, Unclip):
+                return name, model
+    return None
+
+
+def variations(
+    library: Library, path: Path, count: int, seed: int, job: Job, *, eta: float = 1.0
+) -> tuple[Tensor, str]:
+    """Variations of a picture, and how they were made: by the embedding, or by SDEdit of the model that made it."""
+    from sfumato.app.asking import restored
+    from sfumato.models import unclip
+    from sfumato.models.edit import sdedit
+
+    with Image.open(pictures.checked(path)) as image:
+        channels = 1 if image.mode in ("1", "L", "I", "I;16") else 3
+        shape = (channels, image.height, image.width)
+    found = unclip_of(library, shape)
+    if found is not None:
+        name, model = found
+        job.note("inverting the picture")
+        picture = pictures.of_model(str(path), shape)
+        images = unclip.vary(model, picture, count, eta=eta, seed=seed, steps=_STEPS, progress=False)
+        return images, f"Variation by its embedding ({name}, eta {eta:g})"
+    asked = restored(library, path)
+    entry = library.entry(asked.model)
+    if not entry.edits:
+        raise InputError(
+            f"Nothing here varies pictures of {entry.name}: that takes a system of unCLIP of the same size, or a "
+            "single model of pictures."
+        )
+    from sfumato.app.asking import NO_CLASS
+
+    model, name = library.load(entry.name), entry.condition("label")
+    given: dict[str, Any] = {name: asked.label} if name is not None and asked.label != NO_CLASS else {}
+    given |= {entry.text: asked.prompt} if entry.text is not None else {}
+    picture = pictures.of_model(str(path), entry.shape)
+    images = sdedit(model, picture, _STRENGTH, count, seed=seed, progress=False, **given)
+    return images, f"Variation by SDEdit ({entry.name}, strength {_STRENGTH:g})"
+
+
+def enlarged(library: Library, path: Path, name: str | None, seed: int, folder: Path, job: Job) -> tuple[Path, str]:
+    """A picture enlarged by a model of super-resolution, by default the one of photographs; its file and its size."""
+    from dataclasses import replace
+
+    from sfumato.io.pictures import read_picture, write_picture
+    from sfumato.models.facts import facts_of
+    from sfumato.models.upscale import upscale
+
+    job.note("loading the model")
+    model = library.load(name or "photos")
+    picture = read_picture(pictures.checked(path))
+    if max(picture.values.shape[1:]) > MOST_ENLARGED:
+        raise InputError(
+            f"The picture has {picture.size} pixels; the page enlarges up to {MOST_ENLARGED} a side, and "
+            "sfumato upscale any size."
+        )
+    job.label = f"enlarging {picture.size}"
+
+    def percent(done: int) -> None:
+        job.advance(done, 100)
+
+    values = upscale(model, picture.values, seed=seed, progress=percent)
+    large = replace(picture, values=values)
+    out = folder / secrets.token_hex(8) / f"{path.stem}-x{values.shape[1] // picture.values.shape[1]}.png"
+    out.parent.mkdir(parents=True)
+    write_picture(large, out, facts_of(model, model.config.sampling, seed))
+    return out, f"{picture.size} → {large.size}"
+
+
+def blended(library: Library, first: str | None, second: str | None, count: int, job: Job) -> Tensor:
+    """Pictures on the way from one to another, by their embeddings and noises."""
+
+    import torch
+
+    from sfumato.models import unclip
+
+    found = unclip_of(library)
+    if found is None:
+        raise InputError("Blending takes a system of unCLIP: train one with sfumato train shapes --system unclip.")
+    _, model = found
+    job.note("inverting both pictures")
+    shape = tuple(model.info.shape)
+    names = ("the first picture", "the second picture")
+    both = [pictures.of_model(path, shape, name) for path, name in zip((first, second), names, strict=True)]
+    return unclip.blend(model, torch.stack(both), count, steps=_STEPS, progress=False)
