@@ -4,6 +4,8 @@
     sfumato train pictures --task upscale --training.steps 2600 --data.holdout 0 --evaluation.samples 0 --run RUN
     python examples/embedded_models.py store RUN src/sfumato/pretrained/photos
 
+    sfumato train && python examples/embedded_models.py store runs/digits src/sfumato/pretrained/digits
+
 PHOTOGRAPHS is a folder of large JPEG files; they are made smaller, which takes away the traces of JPEG. Five pictures
 of scikit-image and two of scikit-learn are added. The weights are stored in half precision, those of a system stage by
 stage.
@@ -19,6 +21,7 @@ import torch
 from PIL import Image
 
 import sfumato
+from sfumato.data.embedded import SOURCES
 from sfumato.io.tensors import read_tensors, write_tensors
 from sfumato.models.storage import System, is_system, read_system, stage_of, write_config, write_system
 
@@ -51,8 +54,10 @@ def store(run: Path, out: Path) -> None:
     model = sfumato.load(run)
     out.mkdir(parents=True, exist_ok=True)
     # where pictures and other runs were means nothing elsewhere
-    source = "shapes" if model.config.data.source == "shapes" else "photos"
-    own = {"data.source": source, "data.holdout": 0.1, "training.init_from": None, "training.freeze": ()}
+    source = model.config.data.source if model.config.data.source in SOURCES else "photos"
+    own: dict[str, object] = {"data.source": source, "training.init_from": None, "training.freeze": ()}
+    if source != "digits":
+        own["data.holdout"] = 0.1
     write_config(out, model.config.override(own), model.info)
     tensors, meta = read_tensors(run / "model.safetensors")
     half = {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}

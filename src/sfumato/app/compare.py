@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from sfumato.app import asking, jobs
+from sfumato.app import asking, jobs, pictures
 from sfumato.app.generate import asked_of, controls
 from sfumato.app.library import Library
 from sfumato.app.page import Page
@@ -107,7 +107,7 @@ def plotted(
         job.label = f"picture {number + 1} of {len(every)}"
         images.append(one.sample(model))
     sheets = [
-        image_files.grid(torch.cat(images[k : k + len(columns)]), len(columns), 128)
+        image_files.grid(torch.cat(images[k : k + len(columns)]), len(columns), 160)
         for k in range(0, len(images), len(columns))
     ]
     short = {"guidance scale": "guidance"}
@@ -133,13 +133,7 @@ def build(page: Page) -> None:
                 stop = gr.Button("Cancel", variant="stop", elem_id="compare-cancel")
         with gr.Column(scale=3, min_width=420):
             bar = gr.HTML(elem_id="compare-progress")
-            shown = gr.Image(
-                label="Every picture from the same noise",
-                interactive=False,
-                format="png",
-                elem_id="compare-plot",
-                elem_classes="sf-pixels",
-            )
+            shown = pictures.shown("Every picture from the same noise", "compare-plot")
     for axis, values in ((across, columns), (down, rows)):
         axis.input(_usual, axis, values, queue=False, api_visibility="private")
 
@@ -158,6 +152,7 @@ def build(page: Page) -> None:
         page.streamed(compare),
         [across, columns, down, rows, *own.all],
         [bar, shown],
+        show_progress_on=bar,
         **jobs.ONE,
         api_visibility="private",
     )

@@ -48,23 +48,8 @@ def _buttons(name: str, text: str) -> tuple[gr.Button, gr.Button]:
 
 def _outputs(name: str, label: str) -> tuple[gr.HTML, gr.Image, gr.Gallery]:
     bar = gr.HTML(elem_id=f"{name}-progress")
-    seen = gr.Image(
-        label="Preview",
-        interactive=False,
-        height=240,
-        format="png",
-        elem_classes="sf-pixels",
-        elem_id=f"{name}-preview",
-    )
-    gallery = gr.Gallery(
-        label=label,
-        columns=4,
-        format="png",
-        object_fit="contain",
-        interactive=False,
-        elem_id=f"{name}-gallery",
-        elem_classes="sf-pixels",
-    )
+    seen = pictures.shown("Preview", f"{name}-preview", 240)
+    gallery = pictures.gallery(label, f"{name}-gallery")
     return bar, seen, gallery
 
 
@@ -88,8 +73,9 @@ def _connect(
             paths = pictures.written(images, page.results, facts, int(facts.pop("first", 0)))
             yield ["", gr.skip(), [(str(path), f"{number + 1}") for number, path in enumerate(paths)]]
 
-    event = go.click(page.streamed(run), inputs, list(outputs), **jobs.ONE, api_visibility="private")
     bar, seen, _ = outputs
+    more: dict[str, Any] = {**jobs.ONE, "show_progress_on": bar, "api_visibility": "private"}
+    event = go.click(page.streamed(run), inputs, list(outputs), **more)
     stop.click(
         lambda: ["<span class='sf-note'>Cancelled.</span>", None],
         None,
@@ -309,6 +295,7 @@ def _upscale(page: Page) -> None:
                 type="filepath",
                 format="png",
                 interactive=False,
+                buttons=["download", "fullscreen"],
                 elem_id="upscale-slider",
             )
             file = gr.File(label="The result", visible=False, interactive=False, elem_id="upscale-file")

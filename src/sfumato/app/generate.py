@@ -149,24 +149,8 @@ def build(page: Page) -> None:
             dropped.elem_id = "generate-drop"
         with gr.Column(scale=3, min_width=420):
             bar = gr.HTML(elem_id="generate-progress")
-            seen = gr.Image(
-                label="Preview: the estimate of the result at each step",
-                interactive=False,
-                height=380,
-                format="png",
-                elem_id="generate-preview",
-                elem_classes="sf-pixels",
-            )
-            gallery = gr.Gallery(
-                label="Results, the newest first",
-                columns=4,
-                height="auto",
-                format="png",
-                object_fit="contain",
-                interactive=False,
-                elem_id="generate-gallery",
-                elem_classes="sf-pixels",
-            )
+            seen = pictures.shown("Preview: the estimate of the result at each step", "generate-preview", 380)
+            gallery = pictures.gallery("Results, the newest first", "generate-gallery")
             with gr.Row():
                 again = gr.Button("Same again", elem_id="generate-again")
                 vary = gr.Button("Vary", elem_id="generate-vary")
@@ -193,16 +177,17 @@ def build(page: Page) -> None:
         yield from _results(made, partial(_enlarged, page, one))
 
     private: dict[str, Any] = {"api_visibility": "private"}
+    job: dict[str, Any] = {**jobs.ONE, **private, "show_progress_on": bar}
 
     def seed_of(fresh: bool, seed: int) -> int:
         return secrets.randbelow(2**31) if fresh else seed
 
     renewed = go.click(seed_of, [fresh, own.seed], own.seed, queue=False, **private)
     work: list[Any] = [
-        renewed.success(page.streamed(generate), [made, *own.all], results, **jobs.ONE, **private),
-        again.click(page.streamed(same), [made, chosen], results, **jobs.ONE, **private),
-        vary.click(page.streamed(varied), [made, chosen], results, **jobs.ONE, **private),
-        larger.click(page.streamed(enlarged), [made, chosen], results, **jobs.ONE, **private),
+        renewed.success(page.streamed(generate), [made, *own.all], results, **job),
+        again.click(page.streamed(same), [made, chosen], results, **job),
+        vary.click(page.streamed(varied), [made, chosen], results, **job),
+        larger.click(page.streamed(enlarged), [made, chosen], results, **job),
     ]
     stop.click(lambda: ["<span class='sf-note'>Cancelled.</span>", None], None, [bar, seen], cancels=work, **private)
 
@@ -217,7 +202,8 @@ def build(page: Page) -> None:
         asked = asking.restored(page.library, Path(path))
         return restored_values(page, own, asked)
 
-    dropped.upload(page.guarded(restore), dropped, own.all, **jobs.QUICK, **private)
+    # hidden: an error would be marked on every control
+    dropped.upload(page.guarded(restore), dropped, own.all, **{**jobs.QUICK, "show_progress": "hidden"}, **private)
 
 
 def restored_values(page: Page, own: Controls, asked: Asked) -> list[Any]:

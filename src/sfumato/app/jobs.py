@@ -18,7 +18,7 @@ from sfumato.errors import InputError, SfumatoWarning
 
 T = TypeVar("T")
 
-ONE: dict[str, Any] = {"concurrency_id": "job", "concurrency_limit": 1}
+ONE: dict[str, Any] = {"concurrency_id": "job", "concurrency_limit": 1, "show_progress": "minimal"}
 """For events that compute for long: one at a time, of all who use the page; the others wait in a queue."""
 QUICK: dict[str, Any] = {"concurrency_id": "figure", "concurrency_limit": 2, "show_progress": "minimal"}
 """For events that take a moment, such as the move of a slider."""
@@ -84,8 +84,7 @@ def watched(work: Callable[[Job], T], *, previews: bool = True) -> Iterator[Seen
     Whatever it samples is seen step by step, with a preview. Closing the iterator cancels it, after the present step.
 
     Raises:
-        InputError: what was wrong with the input.
-        gr.Error: any other failure, in a sentence; its traceback goes to the terminal.
+        gr.Error: any failure, in a sentence.
     """
     job = Job()
     thread = threading.Thread(target=contextvars.copy_context().run, args=(_run, work, job, previews), daemon=True)
@@ -130,20 +129,23 @@ def _run(work: Callable[[Job], Any], job: Job, previews: bool) -> None:
         said = list(dict.fromkeys(str(one.message) for one in caught))
         job.seen.put(Done(value, tuple(said)))
     except Cancelled:
-        job.seen.put(InputError("Cancelled."))
-    except InputError as error:
-        job.seen.put(error)
+        pass  # nobody listens
     except Exception as error:
-        job.seen.put(failed(error))
+        job.seen.put(told(error))
 
 
-def failed(error: Exception) -> gr.Error:
-    """An unforeseen failure as a sentence; its traceback goes to the terminal."""
+def told(error: Exception) -> gr.Error:
+    """An error as a sentence on the page; the traceback of one that nobody foresaw goes to the terminal."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, InputError):
+        return gr.Error(str(error), print_exception=False)
     traceback.print_exception(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return gr.Error("Out of memory: make fewer or smaller pictures at once.", duration=None)
+        return gr.Error("Out of memory: make fewer or smaller pictures at once.", print_exception=False)
     first = (str(error).splitlines() or [""])[0][:200]
-    return gr.Error(f"This failed ({type(error).__name__}: {first}). The terminal of the page has the details.")
+    sentence = f"This failed ({type(error).__name__}: {first}). The terminal of the page has the details."
+    return gr.Error(sentence, print_exception=False)
 
 
 def said(found: Done[T]) -> T:

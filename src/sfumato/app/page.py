@@ -12,7 +12,6 @@ import gradio as gr
 from sfumato import pretrained
 from sfumato.app import jobs
 from sfumato.app.library import Library
-from sfumato.errors import InputError
 
 T = TypeVar("T")
 
@@ -73,17 +72,13 @@ class Page:
         event(refreshed, None, [dropdown for dropdown, _ in self._dropdowns], **jobs.QUICK, api_visibility="private")
 
     def guarded(self, function: Callable[..., T]) -> Callable[..., T]:
-        """The function with errors of input as sentences on the page, for events that take a moment."""
+        """The function with its errors as sentences on the page, for events that take a moment."""
 
         def inner(*arguments: Any) -> T:
             try:
                 return function(*arguments)
-            except InputError as error:
-                raise gr.Error(str(error)) from None
-            except gr.Error:
-                raise
             except Exception as error:
-                raise jobs.failed(error) from None
+                raise jobs.told(error) from None
 
         return inner
 
@@ -93,12 +88,8 @@ class Page:
         def inner(*arguments: Any) -> Iterator[Any]:
             try:
                 yield from function(*arguments)
-            except InputError as error:
-                raise gr.Error(str(error)) from None
-            except gr.Error:
-                raise
             except Exception as error:
-                raise jobs.failed(error) from None
+                raise jobs.told(error) from None
 
         return inner
 

@@ -102,13 +102,26 @@ def upload(**options: Any) -> gr.Image:
     return component
 
 
+def shown(label: str, name: str, height: int | None = None) -> gr.Image:
+    """A component that shows a picture, its pixels as they are."""
+    how: dict[str, Any] = {"interactive": False, "format": "png", "elem_classes": "sf-pixels"}
+    return gr.Image(label=label, height=height, elem_id=name, buttons=["download", "fullscreen"], **how)
+
+
+def gallery(label: str, name: str) -> gr.Gallery:
+    """A component that shows several; a file that is downloaded from it has its metadata."""
+    how: dict[str, Any] = {"interactive": False, "format": "png", "elem_classes": "sf-pixels", "height": "auto"}
+    how |= {"object_fit": "contain", "columns": 4, "buttons": ["download", "fullscreen"]}
+    return gr.Gallery(label=label, elem_id=name, **how)
+
+
 def _path_of(payload: Any) -> str | None:
     if payload is None or payload.path is None:
         return None
     try:
         return str(checked(payload.path))
     except InputError as error:
-        raise gr.Error(str(error)) from None
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def of_model(path: str | None, shape: tuple[int, ...], what: str = "a picture") -> Float[Tensor, "channels *space"]:

@@ -50,7 +50,7 @@ def variations(
     found = unclip_of(library, shape)
     if found is not None:
         name, model = found
-        job.note("inverting the picture")
+        job.note("inverting and sampling again")
         picture = pictures.of_model(str(path), shape)
         images = unclip.vary(model, picture, count, eta=eta, seed=seed, steps=_STEPS, progress=False)
         return images, f"Variation by its embedding ({name}, eta {eta:g})"
@@ -111,7 +111,7 @@ def blended(library: Library, first: str | None, second: str | None, count: int,
     if found is None:
         raise InputError("Blending takes a system of unCLIP: train one with sfumato train shapes --system unclip.")
     _, model = found
-    job.note("inverting both pictures")
+    job.note("inverting and blending")
     shape = tuple(model.info.shape)
     names = ("the first picture", "the second picture")
     both = [pictures.of_model(path, shape, name) for path, name in zip((first, second), names, strict=True)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from sfumato.errors import InputError, nearest
 
 SAID = {
+    "digits": "digits by their class, trained on those of scikit-learn",
     "photos": "photographs 4 times larger, trained on 16 photographs of Debian, scikit-image and scikit-learn",
     "shapes": "scenes by their captions, trained on those of sfumato.data.shapes",
     "unclip": "scenes by their captions and by their embeddings, trained on those of sfumato.data.shapes",
