@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +27,20 @@ NO_CLASS = "any"
 
 @dataclass
 class Asked:
-    """The values of the controls of a sampling."""
+    """The values of the controls of a sampling, as the browser sends them: :func:`request` checks them."""
 
-    model: str | None
-    prompt: str = ""
-    label: str = NO_CLASS
-    seed: int = 0
-    first: int = 0
-    count: int = 4
-    steps: int = 0  # 0: as trained
-    solver: str = AS_TRAINED
-    grid: str = AS_TRAINED
-    scale: float | None = None
-    low: float | None = None
-    high: float | None = None
+    model: Any
+    prompt: Any = ""
+    label: Any = NO_CLASS
+    seed: Any = 0
+    first: Any = 0
+    count: Any = 4
+    steps: Any = 0  # 0: as trained
+    solver: Any = AS_TRAINED
+    grid: Any = AS_TRAINED
+    scale: Any = None
+    low: Any = None
+    high: Any = None
     restored: dict[str, Any] = field(default_factory=dict[str, Any])  # settings of a picture, under the controls
 
 
@@ -116,7 +115,7 @@ def request(library: Library, asked: Asked) -> Request:
     given: dict[str, Any] = {}
     prompt = None
     if entry.text is not None:
-        prompt = " ".join(asked.prompt.split())[:500]
+        prompt = " ".join(str(asked.prompt or "").split())[:500]
         if not prompt:
             raise InputError("Say in the prompt what to draw, such as: a small red circle above a large blue square")
     name = entry.condition("label")
@@ -125,21 +124,22 @@ def request(library: Library, asked: Asked) -> Request:
             raise InputError(f"There is no class {asked.label!r}; choose one of the list.")
         given[name] = asked.label
     painting = _settings(entry.sampling, asked)
-    last = painting if entry.painter is None else parse(SamplingConfig, asked.restored.get("last", entry.last))
+    last = painting if entry.painter is None else _restored(asked, "last", entry.last)
     if entry.painter is not None:
         given[entry.painter] = {"sampling": painting}
-        given |= {stage: {"sampling": parse(SamplingConfig, how)} for stage, how in _others(asked.restored)}
+        others = asked.restored.get("others", {})
+        given |= {stage: {"sampling": parse(SamplingConfig, how)} for stage, how in others.items()}
     seed, first = whole(asked.seed, 0, MOST_SEED, "The seed"), whole(asked.first, 0, MOST_SEED, "The index")
     return Request(entry, last, given, prompt, seed, first, whole(asked.count, 1, MOST_PICTURES, "The count"))
 
 
-def _others(restored: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return list(restored.get("others", {}).items())
+def _restored(asked: Asked, name: str, usual: SamplingConfig) -> SamplingConfig:
+    return parse(SamplingConfig, asked.restored[name]) if name in asked.restored else usual
 
 
 def _settings(base: SamplingConfig, asked: Asked) -> SamplingConfig:
     """The settings of the stage that paints."""
-    base = parse(SamplingConfig, asked.restored["painting"]) if "painting" in asked.restored else base
+    base = _restored(asked, "painting", base)
     options: dict[str, Any] = {}
     if asked.steps:
         options["steps"] = whole(asked.steps, 1, MOST_STEPS, "The number of steps")
@@ -175,7 +175,7 @@ def restored(library: Library, path: Path) -> Asked:
     last = parse(SamplingConfig, own)
     painting = last
     if entry.painter is not None:
-        painting = parse(SamplingConfig, stages.pop(entry.painter, entry.sampling))
+        painting = parse(SamplingConfig, stages.pop(entry.painter, entry.sampling.model_dump()))
     for how in (last, painting, *(parse(SamplingConfig, one) for one in stages.values())):
         if how.guidance.weak_run is not None or how.guidance.classifier is not None:
             raise InputError("This picture was guided by a second model, which the page does not do.")

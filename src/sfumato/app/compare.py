@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +166,6 @@ def _saved(image: Image, page: Page, facts: dict[str, Any]) -> str:
     """The plot as a file, with what it shows in its metadata."""
     from sfumato.io import images as image_files
 
-    path = page.results / secrets.token_hex(8) / "comparison.png"
+    path = pictures.own_folder(page.results) / "comparison.png"
     image_files.save_png(image, path, facts)
     return str(path)

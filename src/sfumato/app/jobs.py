@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import html
 import queue
 import threading
 import traceback
@@ -157,10 +158,11 @@ def said(found: Done[T]) -> T:
 
 def progress(seen: Seen) -> str:
     """Where the work is, as a line of HTML."""
+    note = html.escape(seen.note)
     if not seen.steps:
-        return f"<div class='sf-progress'><span>{seen.note or 'Working'} …</span></div>"
+        return f"<div class='sf-progress'><span>{note or 'Working'} …</span></div>"
     share = 100.0 * seen.step / seen.steps
-    note = f"{seen.note}, " if seen.note else ""
+    note = f"{note}, " if note else ""
     return (
         f"<div class='sf-progress'><div style='width:{share:.0f}%'></div>"
         f"<span>{note}step {seen.step} of {seen.steps}</span></div>"

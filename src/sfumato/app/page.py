@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, no_type_check
 
 import gradio as gr
 
@@ -85,6 +85,7 @@ class Page:
     def streamed(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         """The same for events that yield, such as those of :func:`sfumato.app.jobs.watched`."""
 
+        @no_type_check  # what wraps a function for its types is no generator, which Gradio looks for
         def inner(*arguments: Any) -> Iterator[Any]:
             try:
                 yield from function(*arguments)

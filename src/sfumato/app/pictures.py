@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 16 * 10**6
 """Of an uploaded picture."""
 _SHOWN = 16  # pictures of a preview
+_KEPT = 500  # folders of results
 
 
 def preview(frame: Frame) -> Image.Image | None:
@@ -53,6 +55,17 @@ def flat(image: Float[Tensor, "channels *space"], side: int) -> Image.Image:
     return pixels.resize((pixels.width * factor, pixels.height * factor), Image.Resampling.NEAREST)
 
 
+def own_folder(folder: Path) -> Path:
+    """A new folder whose name cannot be guessed; the oldest of its neighbours go when there are many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for old in there[: max(0, len(there) - _KEPT)]:
+        shutil.rmtree(old, ignore_errors=True)
+    found = folder / secrets.token_hex(8)
+    found.mkdir()
+    return found
+
+
 def written(
     images: Float[Tensor, "batch channels *space"], folder: Path, facts: Mapping[str, Any], first: int
 ) -> list[Path]:
@@ -60,7 +73,7 @@ def written(
 
     Data that are no pictures are written together, as one.
     """
-    folder = folder / secrets.token_hex(8)
+    folder = own_folder(folder)
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         path = folder / f"seed-{facts.get('seed', 0)}.png"
         image_files.save_png(sheet(images), path, facts)
@@ -80,15 +93,10 @@ def checked(path: str | Path | None, what: str = "a picture") -> Path:
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"The file is larger than {MOST_BYTES // 2**20} MB, the most that the page takes.")
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise InputError(
-                    f"The picture has {width}x{height} pixels; the page takes up to {MOST_PIXELS // 10**6} million."
-                )
+        with Image.open(path) as image:  # refuses what has more than MOST_PIXELS, as the server sets it
             image.load()
-    except InputError:
-        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"The picture has more than {MOST_PIXELS // 10**6} million pixels.") from None
     except Exception:  # decoders of damaged files raise errors of any kind
         raise InputError("The file is damaged, or is not a picture that can be read.") from None
     return path

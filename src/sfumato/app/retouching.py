@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +93,7 @@ def enlarged(library: Library, path: Path, name: str | None, seed: int, folder: 
 
     values = upscale(model, picture.values, seed=seed, progress=percent)
     large = replace(picture, values=values)
-    out = folder / secrets.token_hex(8) / f"{path.stem}-x{values.shape[1] // picture.values.shape[1]}.png"
-    out.parent.mkdir(parents=True)
+    out = pictures.own_folder(folder) / f"{path.stem}-x{values.shape[1] // picture.values.shape[1]}.png"
     write_picture(large, out, facts_of(model, model.config.sampling, seed))
     return out, f"{picture.size} → {large.size}"
 

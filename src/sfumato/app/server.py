@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 import time
@@ -85,9 +87,12 @@ def serve(
 
     # also for what Gradio opens by itself: Pillow refuses twice this many
     Image.MAX_IMAGE_PIXELS = pictures.MOST_PIXELS // 2
-    results = Path(tempfile.mkdtemp(prefix="sfumato-page-"))
+    own = Path(tempfile.mkdtemp(prefix="sfumato-page-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    # uploads, and copies of what is shown
+    os.environ["GRADIO_TEMP_DIR"] = str(own / "cache")
     library = Library(runs, [path.resolve() if not path.exists() else path for path in models], device)
-    page = Page(library, runs, {folder.name: folder for folder in folders}, results)
+    page = Page(library, runs, {folder.name: folder for folder in folders}, own / "results")
     demo = built(page).queue(max_size=jobs.WAITING)
     auth = None
     if not local or password is not None:
@@ -104,7 +109,6 @@ def serve(
         server_port=found,
         auth=auth,
         max_file_size=pictures.MOST_BYTES,
-        allowed_paths=[str(results)],
         app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None},
         show_error=True,
         quiet=True,

@@ -77,7 +77,7 @@ def read_all_facts(path: Path, *, trust: bool = False) -> dict[str, Any]:
     Metadata are not trusted: settings that name code of other packages are refused unless ``trust`` is true.
     """
     facts = read_facts(path)
-    if not {"seed", "settings", "model"} <= facts.keys():
+    if not {"seed", "settings", "model"} <= facts.keys() or not isinstance(facts["settings"], dict):
         raise InputError(f"{path.name} does not hold all settings that made it, and can't be made again.")
     own = {key: value for key, value in facts["settings"].items() if key in SamplingConfig.model_fields}
     stages = {key: value for key, value in facts["settings"].items() if key not in own}
