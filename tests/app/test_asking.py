@@ -88,7 +88,7 @@ def test_a_dropped_picture_restores_everything(library: Library, tmp_path: Path,
     paths = pictures.written(images, tmp_path, what.facts(model), what.first)
     back = restored(library, paths[1])
     assert (back.model, back.seed, back.first, back.count, back.steps) == (asked.model, 9, 6, 1, 4)
-    assert (back.scale, back.low, back.high, back.solver) == (1.5, 0.1, 4.0, AS_TRAINED)
+    assert (back.scale, back.low, back.high, back.solver) == (1.5, "0.1", "4", AS_TRAINED)
     assert back.prompt == ("a blue square" if name == "painter" else "") and back.label == (
         "4" if name == "digits" else "any"
     )
@@ -160,6 +160,7 @@ def test_metadata_are_not_trusted(library: Library, tmp_path: Path) -> None:
         ({"steps": 5000}, "steps"),
         ({"solver": "magic"}, "solver"),
         ({"low": 4.0, "high": 1.0, "scale": 2.0}, "interval"),
+        ({"low": "x", "scale": 2.0}, "noise levels"),
     ],
 )
 def test_wrong_values_are_sentences(library: Library, changes: dict[str, Any], words: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.app.library import Entry, Library
-from sfumato.config import SamplingConfig, parse
+from sfumato.config import GuidanceConfig, SamplingConfig, parse
 from sfumato.errors import InputError
 from sfumato.models.options import sampling_options
 
@@ -21,6 +21,7 @@ AS_TRAINED = "as trained"
 SOLVERS = ("best", "ancestral", "ddim", "euler", "heun", "dpm++2m", "dpm++3m", "dpm++2m-sde", "unipc", "deis", "lms")
 GRIDS = ("best", "uniform", "trailing", "quadratic", "log_snr", "karras")
 MOST_PICTURES, MOST_STEPS, MOST_SEED = 16, 1000, 2**31 - 1
+_HIGHEST = 1e9  # a noise level above all
 NO_CLASS = "any"
 """The choice of no class: each in turn, or as in the data."""
 
@@ -151,11 +152,27 @@ def _settings(base: SamplingConfig, asked: Asked) -> SamplingConfig:
         options[name] = value
     if asked.scale is not None:
         guidance = base.guidance.model_dump()
-        ends = (asked.low, asked.high)
-        interval = None if ends == (None, None) else (ends[0] or 0.0, 1e9 if ends[1] is None else ends[1])
+        low, high = (_level(asked.low, 0.0), _level(asked.high, _HIGHEST))
+        interval = None if (low, high) == (0.0, _HIGHEST) else (low, high)
         guided = {"rescale": guidance["rescale"], "interval": interval} if asked.scale != 1.0 else {"rescale": 0.0}
         options["guidance"] = {**guidance, "interval": None, **guided, "scale": float(asked.scale)}
     return sampling_options(base, options)[0]
+
+
+def _level(value: Any, usual: float) -> float:
+    """An end of the interval of guidance, which may be left out."""
+    if value is None or not str(value).strip():
+        return usual
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"The ends of guidance are noise levels, numbers such as 0.1 and 5; got {value!r}.") from None
+
+
+def ends(guidance: GuidanceConfig) -> tuple[str, str]:
+    """The ends of its interval as the controls show them."""
+    low, high = guidance.interval or (0.0, _HIGHEST)
+    return f"{low:g}" if low > 0.0 else "", f"{high:g}" if high < _HIGHEST else ""
 
 
 def restored(library: Library, path: Path) -> Asked:
@@ -181,7 +198,7 @@ def restored(library: Library, path: Path) -> Asked:
             raise InputError("This picture was guided by a second model, which the page does not do.")
     given: dict[str, Any] = facts.get("given") or {}
     name = entry.condition("label")
-    interval = painting.guidance.interval or (None, None)
+    low, high = ends(painting.guidance)
     return Asked(
         entry.name,
         prompt=str(facts.get("prompt") or next(iter(facts.get("prompts", [])), "")),
@@ -191,8 +208,8 @@ def restored(library: Library, path: Path) -> Asked:
         count=1,
         steps=painting.steps,
         scale=painting.guidance.scale,
-        low=interval[0],
-        high=interval[1],
+        low=low,
+        high=high,
         restored={
             "painting": painting.model_dump(mode="json"),
             "last": last.model_dump(mode="json"),

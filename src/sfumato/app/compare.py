@@ -132,6 +132,7 @@ def build(page: Page) -> None:
                 stop = gr.Button("Cancel", variant="stop", elem_id="compare-cancel")
         with gr.Column(scale=3, min_width=420):
             bar = gr.HTML(elem_id="compare-progress")
+            seen = gr.HTML(elem_id="compare-preview", elem_classes=["sf-preview", "sf-pixels"])
             shown = pictures.shown("Every picture from the same noise", "compare-plot")
     for axis, values in ((across, columns), (down, rows)):
         axis.input(_usual, axis, values, queue=False, api_visibility="private")
@@ -142,20 +143,20 @@ def build(page: Page) -> None:
         cells(what, *named)
         for found in jobs.watched(lambda job: plotted(page.library, what, *named, job)):
             if isinstance(found, jobs.Seen):
-                yield [jobs.progress(found), gr.skip() if found.picture is None else found.picture]
+                yield [jobs.progress(found), jobs.preview(found), gr.skip()]
                 continue
             facts = {"across": across, "columns": columns, "down": down, "rows": rows, "seed": what.seed}
-            yield ["", _saved(jobs.said(found), page, facts)]
+            yield ["", "", _saved(jobs.said(found), page, facts)]
 
     event = go.click(
         page.streamed(compare),
         [across, columns, down, rows, *own.all],
-        [bar, shown],
+        [bar, seen, shown],
         show_progress_on=bar,
         **jobs.ONE,
         api_visibility="private",
     )
-    stop.click(lambda: "<span class='sf-note'>Cancelled.</span>", None, bar, cancels=[event], api_visibility="private")
+    stop.click(jobs.stopped, None, [bar, seen], cancels=[event], api_visibility="private")
 
 
 def _usual(axis: str) -> str:

@@ -46,9 +46,9 @@ def _buttons(name: str, text: str) -> tuple[gr.Button, gr.Button]:
     return go, stop
 
 
-def _outputs(name: str, label: str) -> tuple[gr.HTML, gr.Image, gr.Gallery]:
+def _outputs(name: str, label: str) -> tuple[gr.HTML, gr.HTML, gr.Gallery]:
     bar = gr.HTML(elem_id=f"{name}-progress")
-    seen = pictures.shown("Preview", f"{name}-preview", 240)
+    seen = gr.HTML(elem_id=f"{name}-preview", elem_classes=["sf-preview", "sf-pixels"])
     gallery = pictures.gallery(label, f"{name}-gallery")
     return bar, seen, gallery
 
@@ -58,7 +58,7 @@ def _connect(
     go: gr.Button,
     stop: gr.Button,
     inputs: list[Any],
-    outputs: tuple[gr.HTML, gr.Image, gr.Gallery],
+    outputs: tuple[gr.HTML, gr.HTML, gr.Gallery],
     work: Callable[..., Callable[[jobs.Job], tuple[Tensor, dict[str, Any]]]],
 ) -> None:
     """Let a button do some work: ``work`` checks the inputs and gives what a job computes, images and their facts."""
@@ -67,22 +67,16 @@ def _connect(
         job = work(*values)
         for found in jobs.watched(job):
             if isinstance(found, jobs.Seen):
-                yield [jobs.progress(found), gr.skip() if found.picture is None else found.picture, gr.skip()]
+                yield [jobs.progress(found), jobs.preview(found), gr.skip()]
                 continue
             images, facts = jobs.said(found)
             paths = pictures.written(images, page.results, facts, int(facts.pop("first", 0)))
-            yield ["", gr.skip(), [(str(path), f"{number + 1}") for number, path in enumerate(paths)]]
+            yield ["", "", [(str(path), f"{number + 1}") for number, path in enumerate(paths)]]
 
     bar, seen, _ = outputs
     more: dict[str, Any] = {**jobs.ONE, "show_progress_on": bar, "api_visibility": "private"}
     event = go.click(page.streamed(run), inputs, list(outputs), **more)
-    stop.click(
-        lambda: ["<span class='sf-note'>Cancelled.</span>", None],
-        None,
-        [bar, seen],
-        cancels=[event],
-        api_visibility="private",
-    )
+    stop.click(jobs.stopped, None, [bar, seen], cancels=[event], api_visibility="private")
 
 
 class _Subject:
@@ -289,7 +283,7 @@ def _upscale(page: Page) -> None:
             seed = gr.Number(0, label="Seed", precision=0, elem_id="upscale-seed")
             go, stop = _buttons("upscale", "Up-scale")
         with gr.Column():
-            bar = gr.HTML(elem_id="upscale-progress")
+            bar, seen = gr.HTML(elem_id="upscale-progress"), gr.HTML(visible=False)
             slider = gr.ImageSlider(
                 label="Bicubic, and the model: move the line",
                 type="filepath",
@@ -315,7 +309,7 @@ def _upscale(page: Page) -> None:
     event = go.click(
         page.streamed(run), [picture, model, seed], [bar, slider, file], **jobs.ONE, api_visibility="private"
     )
-    stop.click(lambda: "<span class='sf-note'>Cancelled.</span>", None, bar, cancels=[event], api_visibility="private")
+    stop.click(jobs.stopped, None, [bar, seen], cancels=[event], api_visibility="private")
 
 
 def _bicubic(source: Path, large: Path) -> Path:

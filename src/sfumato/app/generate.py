@@ -36,8 +36,8 @@ class Controls:
     solver: gr.Dropdown
     grid: gr.Dropdown
     scale: gr.Slider
-    low: gr.Number
-    high: gr.Number
+    low: gr.Textbox
+    high: gr.Textbox
     restored: gr.State
 
     @property
@@ -93,8 +93,12 @@ def controls(page: Page, name: str, *able: str, many: bool = True) -> Controls:
             visible=guided,
         )
         with gr.Row():
-            low = gr.Number(None, label="Guide from σ/α", minimum=0, elem_id=f"{name}-low", visible=guided)
-            high = gr.Number(None, label="up to σ/α", minimum=0, elem_id=f"{name}-high", visible=guided)
+            # texts: an empty number becomes 0 when the accordion opens
+            low, high = (
+                gr.Textbox(label=label, placeholder="everywhere", elem_id=f"{name}-{end}", visible=guided)
+                for label, end in (("Guide from σ/α", "low"), ("up to σ/α", "high"))
+            )
+
     found = Controls(model, prompt, label, seed, first, count, steps, solver, grid, scale, low, high, gr.State({}))
 
     def chosen(name: str) -> list[Any]:
@@ -121,8 +125,7 @@ def of_model(entry: Entry) -> list[Any]:
         AS_TRAINED,
         AS_TRAINED,
         gr.update(value=how.guidance.scale, visible=guided),
-        gr.update(value=how.guidance.interval[0] if how.guidance.interval else None, visible=guided),
-        gr.update(value=how.guidance.interval[1] if how.guidance.interval else None, visible=guided),
+        *(gr.update(value=end, visible=guided) for end in asking.ends(how.guidance)),
     ]
 
 
@@ -144,12 +147,13 @@ def build(page: Page) -> None:
             with gr.Row():
                 go = gr.Button("Generate", variant="primary", elem_id="generate-go")
                 stop = gr.Button("Cancel", variant="stop", elem_id="generate-cancel")
-            gr.Examples(EXAMPLES, own.prompt, label="Prompts")
+            with gr.Column(visible=own.prompt.visible is True) as examples:
+                gr.Examples(EXAMPLES, own.prompt, label="Prompts")
             dropped = pictures.upload(label="Drop a picture of Sfumato to restore its settings", height=140)
             dropped.elem_id = "generate-drop"
         with gr.Column(scale=3, min_width=420):
             bar = gr.HTML(elem_id="generate-progress")
-            seen = pictures.shown("Preview: the estimate of the result at each step", "generate-preview", 380)
+            seen = gr.HTML(elem_id="generate-preview", elem_classes=["sf-preview", "sf-pixels"])
             gallery = pictures.gallery("Results, the newest first", "generate-gallery")
             with gr.Row():
                 again = gr.Button("Same again", elem_id="generate-again")
@@ -157,6 +161,10 @@ def build(page: Page) -> None:
                 larger = gr.Button("Up-scale", elem_id="generate-upscale")
             about = gr.Markdown("Choose a result for its details.", elem_id="generate-about", elem_classes="sf-note")
 
+    def with_prompts(name: str | None) -> Any:
+        return gr.update(visible=name is not None and page.library.entry(name).text is not None)
+
+    own.model.change(page.guarded(with_prompts), own.model, examples, **jobs.QUICK, api_visibility="private")
     results = [bar, seen, gallery, made, chosen, about]
 
     def generate(made: list[dict[str, Any]], *values: Any) -> Iterator[list[Any]]:
@@ -189,7 +197,7 @@ def build(page: Page) -> None:
         vary.click(page.streamed(varied), [made, chosen], results, **job),
         larger.click(page.streamed(enlarged), [made, chosen], results, **job),
     ]
-    stop.click(lambda: ["<span class='sf-note'>Cancelled.</span>", None], None, [bar, seen], cancels=work, **private)
+    stop.click(jobs.stopped, None, [bar, seen], cancels=work, **private)
 
     def select(made: list[dict[str, Any]], event: gr.SelectData) -> list[Any]:
         return [event.index, made[event.index]["about"]]
@@ -230,13 +238,12 @@ def _results(made: list[dict[str, Any]], work: Callable[[jobs.Job], list[dict[st
     skip = gr.skip()
     for found in jobs.watched(work):
         if isinstance(found, jobs.Seen):
-            picture = skip if found.picture is None else found.picture
-            yield [jobs.progress(found), picture, skip, skip, skip, skip]
+            yield [jobs.progress(found), jobs.preview(found), skip, skip, skip, skip]
             continue
         new = jobs.said(found)
         made = [*new, *made][:_KEPT]
         shown = [(one["path"], one["title"]) for one in made]
-        yield ["", skip, gr.update(value=shown, selected_index=None), made, 0, made[0]["about"]]
+        yield ["", "", gr.update(value=shown, selected_index=None), made, 0, made[0]["about"]]
 
 
 def _sampled(page: Page, what: asking.Request, job: jobs.Job) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextvars
 import html
 import queue
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -154,6 +155,19 @@ def said(found: Done[T]) -> T:
     for sentence in found.warnings:
         gr.Warning(sentence)
     return found.value
+
+
+def preview(seen: Seen) -> Any:
+    """The picture of a step for a component of HTML, which keeps the one it has where there is none."""
+    from sfumato.app.pictures import inline
+
+    return gr.skip() if seen.picture is None else inline(seen.picture)
+
+
+def stopped() -> list[str]:
+    """What a button that cancels puts in place of the progress and the preview."""
+    time.sleep(2.0 * _BEAT)  # the last step that is on its way comes first
+    return ["<span class='sf-note'>Cancelled.</span>", ""]
 
 
 def progress(seen: Seen) -> str:

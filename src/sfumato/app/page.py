@@ -22,6 +22,7 @@ CSS = """
 .sf-progress div { height: 100%; background: var(--primary-300); transition: width .2s; }
 .sf-progress span { position: absolute; inset: 0; line-height: 1.6rem; text-align: center; font-size: .85rem; }
 .sf-note { opacity: .75; font-size: .9rem; }
+.sf-preview img { display: block; margin: 0 auto; height: 260px; }
 .sf-pixels img { image-rendering: pixelated; }
 footer { display: none !important; }
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import secrets
 import shutil
@@ -108,6 +110,13 @@ def upload(**options: Any) -> gr.Image:
     # not a subclass: Gradio writes a file beside the module of each
     component.preprocess = _path_of
     return component
+
+
+def inline(image: Image.Image) -> str:
+    """A picture as HTML: a preview that is soon replaced is no file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"<img alt='preview' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
 def shown(label: str, name: str, height: int | None = None) -> gr.Image:
