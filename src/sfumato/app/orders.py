@@ -26,8 +26,8 @@ UPLOADS = "uploads"
 """The folder, in that of the runs, that keeps uploaded pictures, so that a run can be resumed later."""
 MOST_FILES = 2000
 """Pictures of an upload."""
-FEWEST = 2
-"""Pictures that can be trained on: one is held out."""
+FEWEST = 10
+"""Pictures of an upload, of which a tenth is held out."""
 SIZES = (16, 32, 48, 64, 128)
 """Sides in pixels that pictures are resized to."""
 

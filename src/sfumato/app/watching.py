@@ -154,22 +154,19 @@ def log(trainings: Trainings, name: str) -> str:
 
 def evaluation(run: Path) -> list[list[str]]:
     """The rows of ``evaluation.json``: the measure, its value with its error, and what real pictures reach."""
-    from sfumato.metrics.report import number
-
     path = run / "evaluation.json"
     try:
         rows: list[dict[str, Any]] = read_json(path)["rows"] if path.is_file() else []
-        return [
-            [
-                f"{row['title']} {_BETTER.get(row['better'], '')}",
-                number(row["value"], row["error"]),
-                number(row["floor"], row["floor_error"]),
-            ]
-            for row in rows
-            if row["value"] is not None
-        ]
+        return [_cells(row) for row in rows if row["value"] is not None]
     except (InputError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    from sfumato.metrics.report import number
+
+    title = f"{row['title']} {_BETTER.get(row['better'], '')}"
+    return [title, number(row["value"], row["error"]), number(row["floor"], row["floor_error"])]
 
 
 def plot(curve: Curve) -> Figure:
