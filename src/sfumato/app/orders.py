@@ -62,10 +62,10 @@ class Wanted:
     data: str = DIGITS
     name: str = ""
     classes: bool = False
-    steps: float | None = None
+    steps: int | float | None = None
     budget: str = ""
-    size: float | None = None
-    seed: float | None = 0
+    size: int | float | None = None
+    seed: int | float | None = 0
     options: str = ""
     replace: bool = False
     files: Sequence[str] = ()
@@ -115,7 +115,7 @@ def _check_setting(flag: str, key: str) -> None:
         raise InputError(f"{flag} can't be set on the page: it names files or other programs. Use the command line.")
 
 
-def _whole(value: float | None, what: str, least: int, most: int) -> int:
+def _whole(value: int | float | None, what: str, least: int, most: int) -> int:
     if value is None or not least <= value <= most or value != int(value):
         raise InputError(f"{what} is a whole number from {least:,} to {most:,}.")
     return int(value)

@@ -276,4 +276,5 @@ def _title(path: Path | None) -> Any:
 def _table(rows: list[list[str]]) -> str:
     """The evaluation as Markdown."""
     lines = ["| Evaluation | samples | real pictures |", "|:--|--:|--:|"]
-    return "\n".join([*lines, *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)])
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join([*lines, "", "↓ lower is better, ↑ higher is better, → the nearer to real pictures the better."])

@@ -92,7 +92,7 @@ class Trainings:
                 self.stopping = True
                 self._process.send_signal(signal.SIGTERM)
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: int | float) -> bool:
         """Wait until nothing is trained any more; whether that was so in time."""
         process = self._process
         if process is not None:
