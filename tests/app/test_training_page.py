@@ -16,7 +16,7 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
-from sfumato.app import orders, train, watching
+from sfumato.app import curves, orders, train, watching
 from sfumato.app.orders import DIGITS, UPLOAD, Wanted
 from sfumato.app.training import Trainings
 from sfumato.config import KINDS, Config, nested, walk
@@ -88,7 +88,7 @@ def test_stopped_and_resumed_is_what_the_command_line_trains(tmp_path: Path) -> 
     assert (runs / "small" / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert list(runs.glob(".*.log")) == []
     assert view.curve.steps == tuple(range(1, STEPS + 1)) and view.curve.heldout
-    assert watching.plot(view.curve).axes
+    assert curves.plot(view.curve).axes
 
     shown = train._refreshed(trainings, None, {})
     assert "Complete" in shown[3] and f"step {STEPS}/{STEPS}" in watching.log(trainings, "small")
@@ -106,7 +106,7 @@ def test_stopped_and_resumed_is_what_the_command_line_trains(tmp_path: Path) -> 
 def test_a_folder_without_pictures_fails_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     trainings = Trainings(tmp_path / "runs", {"my photos": tmp_path / "empty"})
-    assert trainings.start(Wanted("my photos", budget="20s", size=16)) == "my-photos"
+    assert trainings.start(Wanted("folder:my photos", budget="20s", size=16)) == "my-photos"
     assert trainings.wait(LONG)
     view = watching.look(trainings, "my-photos")
     assert view.state == "failed" and "hold no images" in view.sentence and not view.resumable
@@ -124,6 +124,14 @@ def test_names_that_are_no_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError):
         watching.look(trainings, name)
     assert trainings.running is None and not (tmp_path / "runs").exists()
+
+
+def test_other_folders_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "train.log").write_text("secret")
+    (tmp_path / "runs").mkdir()
+    shown = train._refreshed(Trainings(tmp_path / "runs"), "../secret", {})
+    assert "There is no run" in shown[3] and "secret" not in str(shown[4:-2])
 
 
 def test_options_may_set_numbers_and_names() -> None:
@@ -186,9 +194,11 @@ def test_all_settings_that_take_paths_are_refused() -> None:
         ({"steps": None}, "number of steps"),
         ({"steps": 1.5}, "number of steps"),
         ({"steps": 1, "seed": -1}, "The seed"),
+        ({"data": "toys", "budget": "1m", "size": 8}, "Choose the data"),
+        ({"data": "folder:../x", "budget": "1m", "size": 8}, "Choose the data"),
         ({"data": "/etc", "budget": "1m", "size": 8}, "Choose the data"),
-        ({"data": "toys", "budget": "soon", "size": 8}, "A budget is a time"),
-        ({"data": "toys", "budget": "1m", "size": 4096}, "size of the pictures"),
+        ({"data": "folder:toys", "budget": "soon", "size": 8}, "A budget is a time"),
+        ({"data": "folder:toys", "budget": "1m", "size": 4096}, "size of the pictures"),
         ({"data": UPLOAD, "budget": "1m", "size": 8}, "Upload the pictures"),
     ],
 )
@@ -238,9 +248,18 @@ def test_names_by_the_data_are_free(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     assert orders.usual_name(DIGITS, tmp_path) == "digits-2"
     assert orders.usual_name("uploads", tmp_path) == "uploads-2"
+    assert orders.usual_name("folder:photos", tmp_path) == "photos"
     assert orders.usual_name("../Über uns", tmp_path) == "ber-uns"
 
 
+def test_what_is_asked_for_as_options() -> None:
+    shapes = orders.arguments(Wanted("shapes", budget="5m", size=32, classes=True))
+    assert shapes == ["--task", "text", "--training.seed", "0", "--budget", "5m", "--data.size", "32"]
+    digits = orders.arguments(Wanted(DIGITS, steps=750, classes=True, seed=3))
+    assert digits == ["--condition", "label", "--training.seed", "3", "--training.steps", "750"]
+    assert orders.arguments(Wanted(UPLOAD, budget="5m", size=16, classes=True))[:2] == ["--condition", "none"]
+
+
 def test_smoothing_starts_at_the_first_value() -> None:
-    assert watching.smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
-    assert watching.smoothed([2.0])[0] == pytest.approx(2.0)
+    assert curves.smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert curves.smoothed([2.0])[0] == pytest.approx(2.0)

@@ -20,8 +20,8 @@ from sfumato.errors import InputError
 from sfumato.io.reading import suffixes
 from sfumato.runs.budget import seconds_of
 
-DIGITS, UPLOAD = "digits", "upload"
-"""Data that is no folder of the page: the digits of scikit-learn, and pictures that a person uploads."""
+DIGITS, SHAPES, UPLOAD, FOLDER = "digits", "shapes", "upload", "folder:"
+"""The data: digits of scikit-learn, drawn shapes with captions, uploaded pictures, and before its name a folder."""
 UPLOADS = "uploads"
 """The folder, in that of the runs, that keeps uploaded pictures, so that a run can be resumed later."""
 MOST_FILES = 2000
@@ -47,11 +47,11 @@ class Wanted:
     """What a person asks for.
 
     Attributes:
-        data: :data:`DIGITS`, :data:`UPLOAD`, or the name of a folder of the page.
+        data: :data:`DIGITS`, :data:`SHAPES`, :data:`UPLOAD`, or :data:`FOLDER` and the name of a folder of the page.
         name: of the run; by default that of the data, with a number if there is such a run already.
         classes: whether the model is conditioned on the class of an image; of a folder, its sub-folders.
         steps: optimizer steps, for the digits.
-        budget: a time such as ``"10m"``, for pictures.
+        budget: a time such as ``"10m"``, for all but the digits.
         size: the side in pixels that pictures are resized to.
         seed: decides every random number of the training.
         options: further options, written as on the command line.
@@ -123,7 +123,8 @@ def _whole(value: int | float | None, what: str, least: int, most: int) -> int:
 
 def arguments(wanted: Wanted) -> list[str]:
     """What is asked for as options of ``sfumato train``, all but the data and the run."""
-    found = ["--condition", "label" if wanted.classes and wanted.data != UPLOAD else "none"]
+    label = wanted.classes and wanted.data != UPLOAD
+    found = ["--task", "text"] if wanted.data == SHAPES else ["--condition", "label" if label else "none"]
     found += ["--training.seed", str(_whole(wanted.seed, "The seed", 0, 2**53 - 1))]
     if wanted.data == DIGITS:
         found += ["--training.steps", str(_whole(wanted.steps, "The number of steps", 1, 10**9))]
@@ -136,7 +137,8 @@ def arguments(wanted: Wanted) -> list[str]:
 
 def usual_name(data: str, runs: Path) -> str:
     """The first free name of a run of these data."""
-    usual = "pictures" if data == UPLOAD else re.sub(r"[^A-Za-z0-9_-]+", "-", data).strip("-")[:50] or "run"
+    word = "pictures" if data == UPLOAD else data.removeprefix(FOLDER)
+    usual = re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-")[:50] or "run"
     names = [*([] if usual == UPLOADS else [usual]), *(f"{usual}-{number}" for number in range(2, 10000))]
     return next(name for name in names if not (runs / name).exists())
 
@@ -145,11 +147,12 @@ def source(wanted: Wanted, folders: Mapping[str, Path], kept: Path) -> str:
     """The data as ``sfumato train`` takes them; uploaded pictures are copied to the folder ``kept``."""
     if wanted.data == UPLOAD:
         return str(keep_pictures(wanted.files, kept).resolve())
-    if wanted.data == DIGITS:
-        return DIGITS
-    if wanted.data not in folders:
+    if wanted.data in (DIGITS, SHAPES):
+        return wanted.data
+    name = wanted.data.removeprefix(FOLDER)
+    if not wanted.data.startswith(FOLDER) or name not in folders:
         raise InputError("Choose the data to train on.")
-    return str(folders[wanted.data].resolve())
+    return str(folders[name].resolve())
 
 
 def keep_pictures(files: Sequence[str], folder: Path) -> Path:

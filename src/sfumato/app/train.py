@@ -11,11 +11,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from sfumato.app import jobs, watching
-from sfumato.app.orders import DIGITS, MOST_FILES, SIZES, UPLOAD, Wanted
+from sfumato.app import curves, jobs, watching
+from sfumato.app.curves import Curve
+from sfumato.app.orders import DIGITS, FOLDER, MOST_FILES, SHAPES, SIZES, UPLOAD, Wanted
 from sfumato.app.page import Page
 from sfumato.app.training import Trainings
-from sfumato.app.watching import Curve, View
+from sfumato.app.watching import View
 from sfumato.errors import InputError
 
 _SOON, _LATER = 1.5, 10.0
@@ -90,8 +91,8 @@ def build(page: Page) -> None:
 
 def _settings(page: Page) -> tuple[gr.Button, list[Any]]:
     """The components that say what is trained, in the order of :func:`_wanted`."""
-    choices = [("Handwritten digits (8x8, 10 classes)", DIGITS)]
-    choices += [(f"Folder {name}", name) for name in page.folders]
+    choices = [("Handwritten digits (8x8, 10 classes)", DIGITS), ("Shapes with captions (text to image)", SHAPES)]
+    choices += [(f"Folder {name}", f"{FOLDER}{name}") for name in page.folders]
     choices += [("Upload pictures", UPLOAD)]
     data = gr.Dropdown(choices, value=DIGITS, label="Data", elem_id="train-data")
     files = gr.File(
@@ -107,7 +108,7 @@ def _settings(page: Page) -> tuple[gr.Button, list[Any]]:
         list(SIZES),
         value=32,
         label="Size",
-        info="Pictures are resized to this many pixels a side.",
+        info="Pixels a side, to which pictures are resized.",
         visible=False,
         elem_id="train-size",
     )
@@ -145,11 +146,12 @@ def _settings(page: Page) -> tuple[gr.Button, list[Any]]:
     gr.Markdown(_NOTE, elem_classes="sf-note")
 
     def suited(chosen: str) -> list[Any]:
-        digits, upload = chosen == DIGITS, chosen == UPLOAD
+        digits, classed = chosen == DIGITS, chosen == DIGITS or chosen.startswith(FOLDER)
+        sizes = [size for size in SIZES if chosen != SHAPES or size in (32, 64)]
         return [
-            gr.update(visible=upload),
-            gr.update(visible=not upload, value=digits, info=_CLASSES.get(chosen, _CLASSES[""])),
-            gr.update(visible=not digits),
+            gr.update(visible=chosen == UPLOAD),
+            gr.update(visible=classed, value=digits, info=_CLASSES.get(chosen, _CLASSES[FOLDER])),
+            gr.update(visible=not digits, choices=sizes, value=32),
             gr.update(visible=digits),
             gr.update(visible=not digits),
         ]
@@ -161,7 +163,7 @@ def _settings(page: Page) -> tuple[gr.Button, list[Any]]:
 
 _CLASSES = {
     DIGITS: "Digits can then be sampled by class, and guided.",
-    "": "The classes are the sub-folders.",
+    FOLDER: "The classes are the sub-folders.",
 }
 
 
@@ -210,7 +212,7 @@ def _refreshed(trainings: Trainings, name: str | None, before: dict[str, Any]) -
     curve = view.curve if view is not None and view.curve.steps else None
     sheet = view.samples if view is not None else None
     rows = watching.evaluation(folder) if folder is not None else []
-    text = watching.log(trainings, name) if name is not None else ""
+    text = watching.log(trainings, view.name) if view is not None else ""  # a known name, no path
     soon = page_trains or (view is not None and view.changing)
     updates = [
         update("choices", choices, lambda: runs),
@@ -249,7 +251,7 @@ def _status(view: View) -> str:
 def _drawn(curve: Curve | None) -> Any:
     if curve is None:
         return gr.update(visible=False, value=None)
-    canvas = watching.plot(curve)
+    canvas = curves.plot(curve)
     picture = io.BytesIO()
     canvas.savefig(picture, format="png")
     return gr.update(visible=True, value=Image.open(picture))
