@@ -70,6 +70,7 @@ def _is_number(value: Any) -> bool:
 def plot(curve: Curve) -> Figure:
     """The loss over the steps, smoothed, with that of images that are not trained on."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     from sfumato.analysis.plots import COLOURS, FAINT, INK
 
@@ -85,8 +86,9 @@ def plot(curve: Curve) -> Figure:
     values = (*curve.losses, *curve.heldout)
     if min(values) > 0.0 and max(values) > 20.0 * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("step", color=INK)
     axes.tick_params(colors=INK, labelsize=9)
     for side, spine in axes.spines.items():

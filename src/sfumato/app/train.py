@@ -69,9 +69,10 @@ def build(page: Page) -> None:
     timer.tick(guarded, **looks)
     chosen.input(guarded, **looks)
 
-    def begin(*values: Any) -> Any:
+    def begin(*values: Any) -> tuple[Any, bool]:
         name = trainings.start(_wanted(*values))
-        return gr.update(choices=watching.names(trainings), value=name)
+        # a second click must not replace what has just begun
+        return gr.update(choices=watching.names(trainings), value=name), False
 
     def end() -> None:
         trainings.stop()
@@ -82,7 +83,7 @@ def build(page: Page) -> None:
         trainings.resume(name)
 
     private: dict[str, Any] = {**jobs.QUICK, "api_visibility": "private"}
-    start.click(page.guarded(begin), inputs, [chosen], **private).success(guarded, **looks)
+    start.click(page.guarded(begin), inputs, [chosen, inputs[1]], **private).success(guarded, **looks)
     stop.click(page.guarded(end), None, None, **private).success(guarded, **looks)
     resume.click(page.guarded(go_on), [chosen], None, **private).success(guarded, **looks)
     # a model that has just been trained is offered in the other tabs
@@ -108,7 +109,7 @@ def _settings(page: Page) -> tuple[gr.Button, list[Any]]:
         list(SIZES),
         value=32,
         label="Size",
-        info="Pixels a side, to which pictures are resized.",
+        info="Pixels a side.",
         visible=False,
         elem_id="train-size",
     )
@@ -158,7 +159,7 @@ def _settings(page: Page) -> tuple[gr.Button, list[Any]]:
 
     outputs = [files, classes, size, steps, budget]
     data.input(page.guarded(suited), [data], outputs, **jobs.QUICK, api_visibility="private")
-    return start, [data, name, classes, steps, budget, size, seed, options, exists, files]
+    return start, [data, exists, name, classes, steps, budget, size, seed, options, files]
 
 
 _CLASSES = {
@@ -169,7 +170,7 @@ _CLASSES = {
 
 def _wanted(*values: Any) -> Wanted:
     """What the components of :func:`_settings` say."""
-    data, name, classes, steps, budget, size, seed, options, exists, files = values
+    data, exists, name, classes, steps, budget, size, seed, options, files = values
     return Wanted(
         data=str(data or ""),
         name=str(name or ""),
@@ -204,7 +205,7 @@ def _refreshed(trainings: Trainings, name: str | None, before: dict[str, Any]) -
             line = _status(view)
         except InputError as error:
             line = _line(str(error))
-    folder = trainings.runs / name if view is not None and name is not None and view.state != "starting" else None
+    folder = trainings.runs / view.name if view is not None and view.steps else None
     runs = gr.update(choices=choices, value=name) if first else gr.update(choices=choices)
     page_trains = trainings.running is not None
     can_stop = page_trains and trainings.running == name and not trainings.stopping
@@ -222,7 +223,7 @@ def _refreshed(trainings: Trainings, name: str | None, before: dict[str, Any]) -
         update("loss", curve is not None, lambda: gr.update(visible=curve is not None)),
         update("curve", (name, curve and (len(curve.steps), curve.step, len(curve.heldout))), lambda: _drawn(curve)),
         update("step", (name, sheet), lambda: _title(sheet)),
-        update("samples", (name, sheet), lambda: _sheet(sheet)),
+        update("samples", (name, sheet, watching.modified(sheet)), lambda: _sheet(sheet)),
         update("table", rows, lambda: gr.update(visible=bool(rows), value=_table(rows))),
         update("log", text, lambda: text),
         update("timer", soon, lambda: gr.Timer(_SOON if soon else _LATER)),

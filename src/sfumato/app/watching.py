@@ -62,7 +62,7 @@ def names(trainings: Trainings) -> list[tuple[str, str]]:
     for path in found:
         name = path.parent.relative_to(runs).as_posix()
         if not name.startswith(".") and _config(path) is not None:
-            times[name] = _time(path)
+            times[name] = modified(path)
     shown = {name: _title(trainings, name) for name in sorted(times, key=lambda name: -times[name])}
     # one that starts or that failed at its start has no directory yet
     early = [name for name in (trainings.running, *trainings.failed) if name is not None and name not in shown]
@@ -80,10 +80,11 @@ def look(trainings: Trainings, name: str) -> View:
     if name not in (running, *trainings.said) and name not in [known for _, known in names(trainings)]:
         raise InputError(f"There is no run {name!r} any more; choose another one.")
     config, new = _config(folder / "config.json"), name == running and not trainings.resumed
-    if config is None or (new and _time(folder / "config.json") < trainings.began - 1.0):
+    if config is None or (new and modified(folder / "config.json") < trainings.began - 1.0):
         # what is there is what will be replaced
         if name == running:
-            return View(name, "starting", 0, 0, _preparing(trainings, name), Curve(), None)
+            state = "stopping" if trainings.stopping else "starting"
+            return View(name, state, 0, 0, _preparing(trainings, name), Curve(), None)
         if config is None:
             gone = "Nothing is saved: it was stopped before its first step, or its folder is gone."
             state = "failed" if name in trainings.failed else "stopped"
@@ -97,20 +98,19 @@ def look(trainings: Trainings, name: str) -> View:
     if saved is not None and saved >= steps:
         why = trainings.failed.get(name)
         offered = "" if "/" in name or config.classifies or config.contrasts else " The other tabs offer this model."
-        sentence = f"Complete: {saved:,} steps.{offered}" if why is None else f"Trained to the end, but then: {why}"
+        failed = "" if why is None else f" The last attempt failed: {why}"
+        sentence = f"Complete: {saved:,} steps.{offered}{failed}"
         return View(name, "complete", saved, sentence=sentence, **known)
     if _held(folder):
         sentence = f"Being trained by another process. {_pace(config, curve)}".strip()
         return View(name, "elsewhere", curve.step, sentence=sentence, **known)
     if saved is None and (folder / "model.safetensors").is_file():
         return View(name, "complete", 0, sentence="A model that was imported, not trained here.", **known)
-    kept = f"Saved at step {saved:,} of {steps:,}." if saved else "Nothing was saved yet; it would begin again."
-    whole = "/" not in name
-    why = trainings.failed.get(name)
-    said = kept if why is None else f"{why} {kept}"
-    hint = " Resume continues from there." if whole and saved and why is None else ""
-    state = "stopped" if why is None else "failed"
-    return View(name, state, saved or 0, sentence=f"{said}{hint}", resumable=whole, **known)
+    whole, why = "/" not in name, trainings.failed.get(name)
+    kept = f"Saved at step {saved:,} of {steps:,}." if saved else "Nothing was saved yet."
+    again = f" Resume {'continues from there' if saved else 'starts from the beginning'}." if whole else ""
+    sentence, state = (f"{kept}{again}", "stopped") if why is None else (f"{why} {kept}", "failed")
+    return View(name, state, saved or 0, sentence=sentence, resumable=whole, **known)
 
 
 def saved_step(run: Path) -> int | None:
@@ -198,16 +198,17 @@ def _held(run: Path) -> bool:
     return False
 
 
-def _time(path: Path) -> float:
+def modified(path: Path | None) -> float:
+    """When a file was last written; 0 of none."""
     try:
-        return path.stat().st_mtime
+        return path.stat().st_mtime if path is not None else 0.0
     except OSError:
         return 0.0
 
 
 def _config(path: Path) -> Config | None:
     """The settings of a run; None where there are none that this version reads."""
-    time = _time(path)
+    time = modified(path)
     return _read_config(path, time) if time else None
 
 
