@@ -180,7 +180,7 @@ def _title(trainings: Trainings, name: str) -> str:
         return f"{name} (failed)"
     saved = saved_step(trainings.runs / name)
     if saved is None:
-        return name
+        return f"{name} (failed)" if name in trainings.failed else name
     return name if saved >= config.training.steps else f"{name} (step {saved:,} of {config.training.steps:,})"
 
 
