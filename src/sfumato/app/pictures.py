@@ -28,6 +28,8 @@ MOST_BYTES = 20 * 2**20
 """Of an uploaded file."""
 MOST_PIXELS = 16 * 10**6
 """Of an uploaded picture."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Of uploads: those that Pillow decodes by itself."""
 _SHOWN = 16  # pictures of a preview
 _KEPT = 500  # folders of results
 
@@ -95,7 +97,8 @@ def checked(path: str | Path | None, what: str = "a picture") -> Path:
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"The file is larger than {MOST_BYTES // 2**20} MB, the most that the page takes.")
     try:
-        with Image.open(path) as image:  # refuses what has more than MOST_PIXELS, as the server sets it
+        # refuses what has more than MOST_PIXELS, as the server sets it
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
     except Image.DecompressionBombError:
         raise InputError(f"The picture has more than {MOST_PIXELS // 10**6} million pixels.") from None

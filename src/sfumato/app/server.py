@@ -92,7 +92,7 @@ def serve(
     # uploads, and copies of what is shown
     os.environ["GRADIO_TEMP_DIR"] = str(own / "cache")
     library = Library(runs, [path.resolve() if not path.exists() else path for path in models], device)
-    page = Page(library, runs, {folder.name: folder for folder in folders}, own / "results")
+    page = Page(library, runs, {str(folder): folder for folder in folders}, own / "results")
     demo = built(page).queue(max_size=jobs.WAITING)
     auth = None
     if not local or password is not None:

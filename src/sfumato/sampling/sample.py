@@ -89,6 +89,8 @@ def watched(watcher: Watcher) -> Generator[None]:
 
     ::
 
+        from sfumato.sampling.sample import watched
+
         with watched(lambda step, steps, frame: print(step, "of", steps, float(frame.level.sigma))):
             images = model.sample(4)
     """
