@@ -57,7 +57,7 @@ def require_device(device: Any) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError):
-        raise InputError(f"torch can't use the device {device!r} here; cpu always works.") from None
+        raise InputError(f"There is no device {device!r} here that torch can use; cpu always works.") from None
 
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
