@@ -1,6 +1,6 @@
 """Sfumato: train, sample, evaluate and understand denoising diffusion models.
 
-The names of ``__init__.pyi`` and the sub-modules are imported when they are first used: ``import sfumato`` costs
+The names in ``__init__.pyi`` and the sub-modules are imported on first use, so that ``import sfumato`` costs almost
 nothing.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# the stub lists each name once, for type checkers and for this
+# the stub lists each name once, for type checkers and for the lazy imports here
 _STUB = (Path(__file__).parent / "__init__.pyi").read_text(encoding="utf-8")
 _MODULES = set(re.findall(r"^from sfumato import (\w+)", _STUB, re.M)) | {"errors"}
 _HOMES = {name: module for module, name in re.findall(r"^from sfumato\.([\w.]+) import (\w+)", _STUB, re.M)}

@@ -1,4 +1,4 @@
-"""Errors that a person can cause and fix: one sentence each, no traceback on the command line."""
+"""Errors that users can cause and fix: one sentence each, without a traceback on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """A wrong input. The message says what is wrong, what was expected and how to fix it."""
+    """An invalid input. The message says what is wrong, what was expected and how to fix it."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -23,17 +23,17 @@ class Terminated(KeyboardInterrupt):
 
 
 class SfumatoWarning(UserWarning):
-    """Something that works but is probably not what was meant."""
+    """Something that works, but is probably not what the user meant."""
 
 
 def require_memory(values: int, what: str, lower: str, device: Any = None) -> None:
-    """Refuse what cannot fit: ``values`` numbers of 4 bytes, in more than all memory of the machine or of a GPU.
+    """Raise if ``values`` numbers of 4 bytes cannot fit into the memory of the machine or of a GPU.
 
     Args:
-        values: how many there are at once, at least.
-        what: what they are, for the message.
-        lower: which setting makes them fewer.
-        device: the torch device that they are on, if it is a GPU.
+        values: the least number of values held at once.
+        what: what the values are, for the message.
+        lower: the setting to lower, for the message.
+        device: the torch device they are on, if it is a GPU.
     """
     if getattr(device, "type", "cpu") == "cuda":
         import torch
@@ -46,12 +46,12 @@ def require_memory(values: int, what: str, lower: str, device: Any = None) -> No
     if 4 * values > most:
         gib = 2.0**30
         raise InputError(
-            f"{what} need at least {4 * values / gib:,.1f} GiB, and there are {most / gib:.1f} GiB here; lower {lower}."
+            f"{what} need at least {4 * values / gib:,.1f} GiB, but there are only {most / gib:.1f} GiB; lower {lower}."
         )
 
 
 def require_device(device: Any) -> None:
-    """Refuse a device that torch can't use here."""
+    """Raise if torch can't use the device here."""
     import torch
 
     try:
@@ -61,9 +61,10 @@ def require_device(device: Any) -> None:
 
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Refuse arguments that are not of the plain types that a function, or the fields of a class, are annotated with.
+    """Raise if an argument does not have the plain type of its annotation in a function or of a field in a class.
 
-    It is the first line of a public function, with ``locals()``: Python takes anything, and fails later in other words.
+    Public functions call it first, with ``locals()``: Python itself accepts anything, and fails later with an unrelated
+    message.
     """
     for name, annotation in function.__annotations__.items():
         parts = annotation.split(" | ") if isinstance(annotation, str) else [""]
@@ -75,14 +76,14 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> N
 
 
 def shown(value: Any) -> str:
-    """A value in a message: on one line, and not all of a large one."""
+    """A value as shown in a message: on one line, and shortened if it is long."""
     return " ".join(repr(value).split())[:60]
 
 
 def _is_whole(value: Any) -> bool:
     try:
-        operator.index(value)  # a bool has one too
-    except Exception:  # of tensors and arrays: any
+        operator.index(value)  # works for a bool too
+    except Exception:  # tensors and arrays raise any kind
         return False
     return True
 
@@ -121,11 +122,11 @@ _PLAIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-_SHOWN = 60  # choices that a message lists at most
+_SHOWN = 60  # the most choices that a message lists
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error message: ``"; did you mean 'digits'?"``, or the choices if none is similar."""
+    """The end of an error message: ``"; did you mean 'digits'?"``, or the list of choices if none is similar."""
     known = list(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:

@@ -3,7 +3,7 @@
 The counter-based generator Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011;
 NumPy guarantees its stream for all versions) is keyed by the seed. Its 256-bit counter is
 ``(sample index * blocks per sample, step, stream, 0)``, so any run of consecutive samples is one seek and one
-read, for any batch size, the number of processes or what was generated before.
+read, whatever the batch size, the number of processes or what was generated before.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def normal(
     """
     size = math.prod(shape)
     half = -(-size // 2)
-    # NumPy, not torch: one thread is faster here, and the result does not depend on where the batch is cut
+    # NumPy, not torch: one thread is faster here, and the result does not depend on how the batch is split
     words = _words(seed, stream, step, start, count, 2 * half).astype(np.float32)
     radius, angle = words[:, :half], words[:, half:]
     radius += np.float32(1.0)
@@ -74,28 +74,28 @@ def permutation(seed: int, stream: str, step: int, size: int) -> npt.NDArray[np.
 
 
 def fold(seed: int, stream: str, step: int = 0) -> int:
-    """A derived 63-bit seed, for libraries that own their generator."""
+    """A derived 63-bit seed, for libraries that have their own generator."""
     return int(_philox(seed, stream, step, 0, 2).random_raw()) >> 1
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; a GPU computes on meanwhile, which only pinned memory allows."""
+    """The tensor on the device. A GPU keeps computing during the copy, which only pinned memory allows."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Random numbers of samples ``start ... start + count - 1`` of a training, each a function of seed and sample."""
+    """Random numbers for training samples ``start ... start + count - 1``, each a function of seed and sample."""
 
     seed: int
     start: int
     count: int
     batch_size: int  # samples per optimizer step, over which `stratified` spreads its numbers
-    device: torch.device = CPU  # where normal numbers and keys are needed; uniform ones, which decide, stay on the CPU
-    prefix: str = ""  # what the names of the streams begin with
+    device: torch.device = CPU  # for normal numbers and keys; uniform numbers, which drive decisions, stay on the CPU
+    prefix: str = ""  # prepended to the names of the streams
 
     def within(self, prefix: str) -> Draws:
-        """The same samples with streams of other names, so that two users of one name do not share numbers."""
+        """The same samples with other stream names, so that two callers with the same name do not share numbers."""
         return replace(self, prefix=f"{self.prefix}{prefix}/")
 
     def normal(self, name: str, shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
@@ -118,6 +118,6 @@ class Draws:
         return (shift + (index % self.batch_size) / self.batch_size) % 1.0
 
     def keys(self, name: str = "dropout") -> Int[Tensor, "batch"]:
-        """A number of 31 bits per sample, which decides what the dropout layers of a network leave out."""
+        """A 31-bit number per sample, which decides what the dropout layers of a network drop."""
         words = uniform(self.seed, self.prefix + name, self.start, self.count) * 2.0**31
         return sent(words.int(), self.device)

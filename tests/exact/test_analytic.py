@@ -249,7 +249,7 @@ TABLE = Gamma((-5.0, 0.0, 5.0), (0.99, 0.8, 0.1))
         (lambda: Gamma((0.0, 1.0), (0.5, -0.1)), "for each"),
         (lambda: Gamma.from_dict({"gamma": [1.0]}), "not the values"),
         (lambda: Gamma.from_dict({"gamma": ["x"], "log_snr": [1.0], "samples": 1}), "not the values"),
-        (lambda: Gamma.from_dict({**dataclasses.asdict(TABLE), "estimator": "mean"}), "error or the norm"),
+        (lambda: Gamma.from_dict({**dataclasses.asdict(TABLE), "estimator": "mean"}), "error or norm"),
         (lambda: TABLE.data_variance(schedules.linear()(1.0)), "log-SNR -5 to 5"),
         (lambda: TABLE.data_variance(schedules.linear()(0.001)), "estimate it"),
         (lambda: analytic(TABLE, radius=0.0), "must be positive"),

@@ -327,7 +327,7 @@ def test_grids_that_do_not_reach_the_data_are_refused() -> None:
 
 def test_impossible_estimates_are_refused() -> None:
     oracle, levels, x0 = Quantized(), grids.uniform(schedules.linear(10), 10), torch.ones(1, 2)
-    with pytest.raises(InputError, match="at least 1 draw"):
+    with pytest.raises(InputError, match="at least 1 random step"):
         variational_bound(oracle, x0, levels, draws=0)
     with pytest.raises(InputError, match="infinite"):
         variational_bound(oracle, x0, levels, lambda prediction, t, s: 0.0)

@@ -152,7 +152,7 @@ def test_inversion_to_where_nothing_of_the_data_is_left() -> None:
         found = invert(oracle, x0, grids.uniform(schedule, 300), step)
         assert (found.noise - oracle.flow(x0, schedule(0.0), schedule(1.0))).abs().max() < 0.02
         assert float(found.error.max()) < 0.02
-    with pytest.raises(InputError, match="take more"):
+    with pytest.raises(InputError, match="use more steps"):
         invert(oracle, x0, grids.uniform(schedule, 1), ddim)
 
 

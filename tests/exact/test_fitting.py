@@ -212,11 +212,11 @@ def test_bad_plans() -> None:
         fitted_grid(linear(1000), FittedSolver((-15.0, 1.0), weights))
     solver = FittedSolver((-3.0, 1.0), weights)
     for levels in (grids.uniform(linear(1000), 2), grids.uniform(linear(1000), 3)):
-        with pytest.raises(InputError, match="those of its grid"):
+        with pytest.raises(InputError, match="only on its own grid"):
             end(ring(), noise(0, 2), levels, partial(follow, plan=solver))
     with pytest.raises(InputError, match="has only for 2: fit one with sfumato tune RUN --steps 3"):
         Fitted(solvers={2: solver}).require_solver(3)
-    with pytest.raises(InputError, match="other weights, of step 7"):
+    with pytest.raises(InputError, match="other weights, from step 7"):
         Fitted(stale=7).require_solver(3)
 
 

@@ -172,7 +172,7 @@ def test_the_density_of_the_data_themselves(name: str) -> None:
         (lambda: GaussianOracle.fit(torch.full((3, 3), float("nan"))), "finite"),
         (lambda: Covariances.diagonal(torch.tensor([[-1.0]])), "negative"),
         (lambda: MixtureOracle(MEANS, Covariances.full(matrices(2))), "3 means"),
-        (lambda: MixtureOracle(MEANS, Covariances.full(matrices(3)), torch.ones(3)), "sum 1"),
+        (lambda: MixtureOracle(MEANS, Covariances.full(matrices(3)), torch.ones(3)), "sum to 1"),
         (lambda: MixtureOracle(MEANS, Covariances.full(matrices(3)), torch.tensor([1.5, -0.5, 0.0])), "positive"),
         (lambda: MixtureOracle(MEANS[:0], Covariances.full(matrices(3))), "0 means"),
         (lambda: MixtureOracle.fit(DATA, 8), "fewer components"),

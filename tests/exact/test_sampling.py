@@ -197,7 +197,7 @@ def test_steps_start_where_nothing_of_the_data_is_left(step: object) -> None:
     if step is not ancestral:
         exact = oracle.flow(x, schedule(1.0), schedule(0.0))
         assert (found - exact).abs().max() < 0.02
-    with pytest.raises(InputError, match="say where the grid starts"):
+    with pytest.raises(InputError, match="set the start of the grid"):
         grids.karras(schedule, 5)
     assert len(grids.karras(schedule, 5, sigma_max=50.0)) == 6
 

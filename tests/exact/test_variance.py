@@ -186,7 +186,7 @@ def test_without_a_learned_variance_the_loss_is_the_simple_one() -> None:
     level = TABLE(0.5)
     found = objective.training_loss(denoiser, x0, level, noise)
     assert torch.equal(found, objective.denoising_loss(denoiser, x0, level, noise))
-    with pytest.raises(InputError, match="did not learn"):
+    with pytest.raises(InputError, match="has not learned"):
         variance.learned(denoiser(x0, level), level, TABLE(0.48))
     with pytest.raises(InputError, match="learned_variance"):
         objective.learned_variance_bound(denoiser(x0, level), x0, noise, level, TABLE)
@@ -196,7 +196,7 @@ def test_bad_input() -> None:
     x0, noise = draws()
     single = Denoiser(nn.Identity(), TABLE, parameterization.v, embed_thousand, learned_variance=True)
     single.network.forward = lambda x, time: x  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="returns 6 channels"):
+    with pytest.raises(InputError, match="must return 6 channels"):
         single(x0, TABLE(0.5))
     continuous = schedules.ContinuousLinear()
     with pytest.raises(InputError, match="has none"):

@@ -92,7 +92,7 @@ def test_the_optimum_gives_the_lowest_bound(tmp_path: Path) -> None:
         assert found.bound is not None
         bits[kind] = found.bound.mean
     assert bits["analytic"] < min(bits["small"], bits["large"])
-    with pytest.raises(InputError, match="did not learn its reverse variance"):
+    with pytest.raises(InputError, match="has not learned its reverse variance"):
         sfumato.bits_per_dim(model, data, bins=17, flow=False, variance="learned")
     with pytest.raises(InputError, match="no variance by name"):
         sfumato.bits_per_dim(model.denoiser, data, bins=17, flow=False, variance="small")
@@ -120,7 +120,7 @@ def test_of_other_weights_it_is_refused(run: Path, tmp_path: Path) -> None:
     train(config(), run=folder)
     sfumato.tune(folder, images=10, levels=5)
     train(config(training={"steps": 14}), run=folder, resume=True)
-    with pytest.raises(InputError, match="of other weights, of step 12"):
+    with pytest.raises(InputError, match="for other weights, from step 12"):
         sfumato.load(folder).sample(1, sampling=ANALYTIC)
     (folder / "fitted.json").write_text('{"gamma": {"log_snr": "no"}}')
     with pytest.warns(SfumatoWarning, match="fit again"):
@@ -162,7 +162,7 @@ def test_a_grid_is_kept_with_the_run(run: Path, tmp_path: Path) -> None:
     other = train(config(training={"seed": 1}), run=tmp_path / "other")
     assert other.run is not None
     (other.run / "fitted.json").write_text((run / "fitted.json").read_text())
-    with pytest.raises(InputError, match="only what was fitted to other weights, of step 12"):
+    with pytest.raises(InputError, match="only fits to other weights, from step 12"):
         sfumato.load(other.run).sample(1, sampling=FITTED)
 
 
@@ -204,7 +204,7 @@ def test_a_fit_of_another_schedule_is_refused(run: Path, tmp_path: Path) -> None
     found = json.loads((folder / "config.json").read_text())
     found["config"]["model"]["schedule"] = {"kind": "cosine", "steps": 50}
     (folder / "config.json").write_text(json.dumps(found))
-    with pytest.raises(InputError, match="of other weights"):
+    with pytest.raises(InputError, match="for other weights"):
         sfumato.load(folder).sample(1, sampling=ANALYTIC)
 
 
@@ -279,7 +279,7 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 0 and strict["bound"]["standard_error"] is strict["flow"]["standard_error"] is None
     for arguments, words in {
         ("likelihood", str(run), "--images", "0"): "at least 1 image",
-        ("likelihood", str(run), "--variance", "learned"): "did not learn",
+        ("likelihood", str(run), "--variance", "learned"): "has not learned",
         ("likelihood", str(run), "--bins", "16"): "grid of 16 values",
         ("tune", str(run), "--levels", "1"): "2 levels",
         ("tune", str(run), "--steps", "0"): "1 to 50 steps; got 0",

@@ -22,7 +22,7 @@ Number = float | Tensor
 
 
 def gaussian_kl(mean_1: Number, variance_1: Number, mean_2: Number, variance_2: Number) -> Float64[Tensor, "*shape"]:
-    r"""The divergence of two normal distributions in nats, elementwise and in float64.
+    r"""The Kullback-Leibler divergence of two normal distributions in nats, elementwise and in float64.
 
     :math:`\tfrac12 \left( \frac{v_1}{v_2} - 1 - \log \frac{v_1}{v_2} + \frac{(\mu_1 - \mu_2)^2}{v_2} \right)`
     """
@@ -44,10 +44,10 @@ def discretized_gaussian(
     x, centre = x0.double(), mean.double()
     one_over_std = torch.as_tensor(variance, dtype=torch.float64, device=mean.device).rsqrt()
     lower, upper = (x - half - centre) * one_over_std, (x + half - centre) * one_over_std
-    # far enough to be infinite, and finite for the sake of gradients
+    # far enough to act as infinity, but finite so that gradients are finite
     lower = torch.where(x < half - 1.0, -1e10, lower)
     upper = torch.where(x > 1.0 - half, 1e10, upper)
-    # a bin of the upper tail is mirrored: differences of probabilities near 0 are exact, those near 1 are not
+    # bins in the upper tail are mirrored: differences of probabilities near 0 are exact, differences near 1 are not
     mirror = lower > 0.0
     lower, upper = torch.where(mirror, -upper, lower), torch.where(mirror, -lower, upper)
     top = torch.special.log_ndtr(upper)
@@ -56,18 +56,18 @@ def discretized_gaussian(
 
 
 def quantized(x0: Data, bins: int = 256) -> Float64[Tensor, "batch *shape"]:
-    """The data in float64, exactly on the grid of ``bins`` values from -1 to 1."""
+    """The data in float64, snapped exactly to the grid of ``bins`` values from -1 to 1."""
     if bins < 2:
         raise InputError(f"Quantized data have at least 2 values; got bins={bins}.")
     position = (x0.double() + 1.0) * (0.5 * (bins - 1))
     whole = position.round()
-    # what rounding to float32 moves a value off the grid
+    # the tolerance covers how far rounding to float32 moves a value off the grid
     near = (position - whole).abs() <= 1e-3
     if not bool((near & (whole >= 0.0) & (whole <= bins - 1.0)).all()):
         raise InputError(
             f"A bound in bits needs data on the grid of {bins} values from -1 to 1 (8-bit images are x / 127.5 - 1); "
-            f"these span [{float(x0.min()):.4g}, {float(x0.max()):.4g}]: quantize them, or state the number of their "
-            "values with bins=."
+            f"these span [{float(x0.min()):.4g}, {float(x0.max()):.4g}]: quantize them, or pass the number of values "
+            "they have as bins=."
         )
     return whole * (2.0 / (bins - 1)) - 1.0
 
@@ -82,7 +82,7 @@ def prior_variance(level: Level) -> float:
 
 
 def mean_and_error(values: Float[Tensor, "batch"]) -> tuple[float, float]:
-    r"""The mean over images and its standard error :math:`s / \sqrt B`; the error of one image is not known (NaN)."""
+    r"""The mean over images and its standard error :math:`s / \sqrt B`; for a single image the error is NaN."""
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), error
 
@@ -91,9 +91,9 @@ def mean_and_error(values: Float[Tensor, "batch"]) -> tuple[float, float]:
 class Bound:
     r"""The terms of a variational bound, in bits per dimension, for each image.
 
-    :math:`-\log_2 p_\theta(x_0) / D \le L_T + \sum_{t > 1} L_{t-1} + L_0` (Ho et al. 2020, eq. 5): the prior, the ``N -
-    1`` steps between noisy levels in the order of the grid (with random steps, unbiased estimates, most of them 0), and
-    the decoder.
+    :math:`-\log_2 p_\theta(x_0) / D \le L_T + \sum_{t > 1} L_{t-1} + L_0` (Ho et al. 2020, eq. 5): the prior term, the
+    ``N - 1`` steps between noisy levels in the order of the grid, and the decoder term. With randomly drawn steps, the
+    step terms are unbiased estimates, most of them 0.
     """
 
     levels: Level
@@ -115,7 +115,7 @@ class Bound:
 
     @classmethod
     def join(cls, parts: Sequence[Bound]) -> Bound:
-        """The bound of several batches on one grid, on the CPU."""
+        """Concatenate the bounds of several batches on the same grid, on the CPU."""
         columns = zip(*((part.prior, part.steps, part.decoder) for part in parts), strict=True)
         prior, steps, decoder = (torch.cat(list(column)).cpu() for column in columns)
         return cls(parts[0].levels, prior, steps, decoder)
@@ -142,19 +142,19 @@ def variational_bound(
         L_{t-1} = D_{KL}(q(x_s | x_t, x_0) \Vert p_\theta(x_s | x_t)), \quad
         L_0 = -\log p_\theta(x_0 | x_1)
 
-    with the prior of :func:`prior_variance`, and :func:`discretized_gaussian` for the data, with :func:`floor` as its
-    variance where ``variance`` gives 0. Each term is estimated with one sample of the noise, which depends on the seed,
-    the image and the step alone.
+    with the prior of :func:`prior_variance`. The decoder is :func:`discretized_gaussian`, with :func:`floor` as its
+    variance where ``variance`` gives 0. Each term is estimated with one noise sample, which depends only on the seed,
+    the image and the step.
 
     Args:
         x0: data on the grid of ``bins`` values from -1 to 1 (256 for 8-bit images).
-        variance: that of the reverse process, positive before the last step.
-        first: the number of the first image, so that batches of a data set have different noise.
-        draws: estimate the sum over the steps from this many random ones for each image, one in each of that many equal
+        variance: the variance of the reverse process, positive before the last step.
+        first: the index of the first image, so that different batches of a data set get different noise.
+        draws: estimate the sum over the steps from this many random steps per image, one from each of as many equal
             parts of the grid.
     """
     if draws is not None and draws < 1:
-        raise InputError(f"A Monte-Carlo estimate needs at least 1 draw of a step for each image; got {draws}.")
+        raise InputError(f"A Monte-Carlo estimate needs at least 1 random step per image; got {draws}.")
     exact, grid = quantized(x0, bins), list(levels)
     if len(grid) < 2 or grid[-1].sigma != 0.0:
         raise InputError("A bound needs a grid that reaches the data: at least two levels, the last with sigma = 0.")
@@ -167,7 +167,7 @@ def variational_bound(
             count = len(grid) - 2
             steps = torch.zeros(len(x0), count, dtype=torch.float64, device=x0.device)
             u = random.uniform(seed, "bound steps", first, len(x0), (draws,))
-            # one step from each of ``draws`` equal parts; together they are uniform
+            # one step from each of ``draws`` equal parts, so that every step is equally likely
             picks = ((torch.arange(draws, dtype=torch.float64) + u) * count / draws).long().clamp(max=count - 1)
             for column in picks.unbind(1) if count else ():
                 noise = torch.cat([terms.noise(index, image, 1) for image, index in enumerate(column.tolist())])
@@ -188,11 +188,11 @@ def latent_terms(
 ) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "batch steps"]]:
     r"""The terms :math:`L_T` ``(B,)`` and :math:`L_{t-1}` ``(B, N - 1)`` of ``N`` latents, in bits per dimension.
 
-    They are those of :func:`variational_bound`, for data that need not be quantized, down to the last latent.
+    These are the terms of :func:`variational_bound` down to the last latent; the data need not be quantized.
     """
     grid = list(levels)
     if float(grid[-1].sigma) == 0.0:
-        raise InputError("A latent has noise: leave the data, sigma = 0, out of these levels.")
+        raise InputError("A latent has noise: leave out the level of the data, sigma = 0.")
     _check_falling(grid)
     terms = _Terms(denoiser, x0, x0.double(), variance, seed, first, cond)
     with torch.no_grad():
@@ -202,12 +202,12 @@ def latent_terms(
 def _check_falling(grid: list[Level]) -> None:
     snr = [float(level.log_snr) for level in grid]
     if any(math.isnan(value) for value in snr) or any(a >= b for a, b in itertools.pairwise(snr)):
-        raise InputError("The grid of a bound must fall strictly from noise to the data, without a level repeated.")
+        raise InputError("The grid of a bound must fall strictly from noise to the data, without repeated levels.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """The terms of the bound of one batch, in bits per dimension; ``exact`` are its data in float64."""
+    """The terms of the bound of one batch, in bits per dimension; ``exact`` is the batch in float64."""
 
     denoiser: Denoise
     x0: Tensor
@@ -226,7 +226,7 @@ class _Terms:
         return _bits(gaussian_kl(alpha * self.exact, sigma * sigma, 0.0, prior_variance(level)))
 
     def steps(self, grid: list[Level]) -> Tensor:
-        """The terms of all steps of a grid of noisy levels."""
+        """The terms of all steps in a grid of noisy levels."""
         terms = torch.zeros(len(self.x0), len(grid) - 1, dtype=torch.float64, device=self.x0.device)
         for index, (t, s) in enumerate(itertools.pairwise(grid)):
             terms[:, index] = self.step(t, s, self.noise(index))
@@ -235,7 +235,7 @@ class _Terms:
     def step(self, t: Level, s: Level, noise: Tensor) -> Tensor:
         estimate, variance = self._reverse(t, s, noise)
         if not bool((variance > 0.0).all()):
-            raise InputError("The reverse variance is 0 between two noisy levels, where the bound is infinite.")
+            raise InputError("The reverse variance is 0 between two noisy levels, which makes the bound infinite.")
         k0, _, tilde = (broadcast(k, self.exact) for k in posterior_coefficients(t, s))
         return _bits(gaussian_kl(k0 * self.exact, tilde, k0 * estimate, variance))
 

@@ -1,4 +1,4 @@
-"""A classifier of noisy data, what guides a denoiser towards a class."""
+"""A classifier of noisy data, which guides a denoiser towards a class."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class NoisyClassifier(nn.Module):
     r"""A network as :math:`p(y | x_t)`, the probabilities of classes at every noise level (Dhariwal and Nichol 2021).
 
     Args:
-        network: called as ``network(x, time)``, gives a logit per class; with ``keys`` too if it has dropout.
+        network: called as ``network(x, time)``, with ``keys`` too if it has dropout; returns a logit per class.
         schedule: the noise schedule.
-        embed: the number that stands for the level in ``time``.
-        data_std: the standard deviation of the data: the network sees ``x`` at unit variance. With 1 and a schedule
-            that preserves the variance it sees ``x`` itself, as published.
+        embed: maps the level to the number passed as ``time``.
+        data_std: the standard deviation of the data, used to scale the network's input to unit variance. With 1 and a
+            variance-preserving schedule the network sees ``x`` itself, as published.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class NoisyClassifier(nn.Module):
         return NoisyClassifier(network, self.schedule, self.embed, data_std=self.data_std)
 
     def forward(self, x: Data, level: Level, **keys: Tensor) -> Float[Tensor, "batch classes"]:
-        """The logits of the classes at a level, one for the batch or one per sample, at ``sigma > 0``."""
+        """The class logits at a level with ``sigma > 0``, either one level for the batch or one per sample."""
         alpha, sigma = float64(level.alpha), float64(level.sigma)
         scale = (alpha.square() * self.data_std**2 + sigma.square()).rsqrt()
         time = torch.as_tensor(self.embed(level), dtype=x.dtype).to(x.device, non_blocking=True).expand(len(x))
         return self.network(x * broadcast(scale, x), time, **keys).to(x.dtype)
 
     def log_prob(self, x: Data, level: Level, label: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-        """The log-probability of the class of each sample: what classifier guidance follows.
+        """The log-probability of each sample's class, whose gradient guides sampling.
 
-        It is 0 where the label is -1, so that no gradient guides a sample without a class.
+        It is 0 where the label is -1, so that a sample without a class is not guided.
         """
         chosen = self(x, level).log_softmax(1).gather(1, label.clamp(min=0)[:, None])[:, 0]
         return torch.where(label >= 0, chosen, 0.0)

@@ -16,12 +16,12 @@ from sfumato.errors import InputError
 class Prediction:
     r"""What a denoiser predicts at a level: :math:`\hat x_0 = a x + b F` and :math:`\hat\epsilon = c x + d F`.
 
-    With a ``base`` :math:`\mu`, :math:`x` and :math:`x_0` are what is left of both without it: :math:`x - \alpha \mu`
-    and :math:`x_0 - \mu`.
+    With a ``base`` :math:`\mu`, :math:`x` and :math:`x_0` stand for the residuals :math:`x - \alpha \mu` and
+    :math:`x_0 - \mu`.
 
-    ``variance_fraction`` is, where the reverse variance is learned, the interpolation between the logarithms of the
-    small (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15). ``shift`` is, where a classifier guides
-    ancestral steps, what their variance times it is added to their mean; no estimate contains it.
+    Where the reverse variance is learned, ``variance_fraction`` interpolates between the logarithms of the small
+    variance (0) and the large one (1) (Nichol and Dhariwal 2021, eq. 15). Where a classifier guides ancestral steps,
+    the mean of a step is shifted by its variance times ``shift``; the estimates do not include this shift.
     """
 
     __slots__ = ("_base", "_f", "_out", "_x", "shift", "variance_fraction")
@@ -53,7 +53,7 @@ class Prediction:
         return cls(x, x0, out, variance_fraction, shift)
 
     def shifted(self, shift: Data) -> Prediction:
-        """The same, with a ``shift`` of the mean of ancestral steps."""
+        """The same prediction, with a ``shift`` added for the mean of ancestral steps."""
         return Prediction(self._x, self._f, self._out, self.variance_fraction, shift, self._base)
 
     @property
@@ -91,14 +91,14 @@ def _combine(x: Tensor, f: Tensor, p: Scalar, q: Scalar) -> Tensor:
 
 @runtime_checkable
 class Denoise(Protocol):
-    """Anything that estimates the clean data: a network with its coefficients, an oracle, or a wrapper of these."""
+    """Anything that estimates the clean data: a network with its coefficients, an oracle, or a wrapper around one."""
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction: ...
 
 
 # the number that stands for a level in the network's time embedding
 Embed = Callable[[Level], Scalar]
-# what is known of the data from the conditions, as large as x
+# a first estimate of the data from the conditions alone, of the shape of x
 Base = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
@@ -108,7 +108,7 @@ def embed_index(steps: int) -> Embed:
 
 
 def embed_thousand(level: Level) -> Scalar:
-    """1000 t: DDPM's step index for models in continuous time (Y. Song et al. 2021, code: 999 t)."""
+    """1000 t, DDPM's step index for models in continuous time (the code of Y. Song et al. 2021 uses 999 t)."""
     return level.t * 1000.0
 
 
@@ -129,18 +129,18 @@ def embed_gamma(level: Level) -> Scalar:
 
 
 class Denoiser(nn.Module):
-    r"""A network as an estimate of the clean data and of the noise.
+    r"""A network that estimates the clean data and the noise.
 
     Args:
         network: called as ``network(x, time, **cond)`` with ``time`` of shape ``(B,)``.
-        schedule: the noise schedule it is trained on.
+        schedule: the noise schedule it is trained with.
         parameterization: what the network's output means.
-        embed: the number that stands for the level in ``time``.
-        learned_variance: whether the network returns twice the channels of ``x``: its output, and :math:`2 v - 1` of
-            the fraction :math:`v` of the reverse variance.
-        data_std: the standard deviation of the data, which solvers take for their scale.
-        base: what is known of the data from the conditions, :math:`\mu(c)`; the network then sees and predicts what is
-            left, as if the data were :math:`x_0 - \mu` (whose standard deviation is ``data_std``).
+        embed: maps the level to the number passed as ``time``.
+        learned_variance: whether the network returns twice as many channels as ``x``: its output, and
+            :math:`2 v - 1` for the fraction :math:`v` of the reverse variance.
+        data_std: the standard deviation of the data, which solvers use as the scale of the data.
+        base: a first estimate :math:`\mu(c)` of the data from the conditions; the network then sees and predicts the
+            residual, as if the data were :math:`x_0 - \mu` (whose standard deviation is ``data_std``).
     """
 
     def __init__(
@@ -165,11 +165,11 @@ class Denoiser(nn.Module):
         return Denoiser(*parts, learned_variance=self.learned_variance, data_std=self.data_std, base=self.base)
 
     def start(self, x: Data, level: Level, **cond: Tensor) -> Data:
-        """What sampling starts from at its first ``level``, from pure noise ``x`` of that level."""
+        """The starting point of sampling at its first ``level``, made from pure noise ``x`` of that level."""
         return x if self.base is None else x + broadcast(level.alpha, x) * self.base(x, cond)
 
     def forward(self, x: Data, level: Level, **cond: Tensor) -> Prediction:
-        """The prediction for ``x`` at ``level``, one for the batch or one per sample, at ``sigma > 0``."""
+        """The prediction for ``x`` at a ``level`` with ``sigma > 0``, either one for the batch or one per sample."""
         if not isinstance(level.sigma, Tensor) and level.sigma == 0.0:
             raise InputError("A denoiser was called at sigma = 0; end the grid at the data without calling it there.")
         out, base = self.parameterization(level), None
@@ -187,8 +187,8 @@ class Denoiser(nn.Module):
             return Prediction(x, output, out, base=base)
         if output.shape[1] != 2 * x.shape[1]:
             raise InputError(
-                f"A network that learns the variance returns {2 * x.shape[1]} channels for {x.shape[1]}; "
-                f"this one returns {output.shape[1]}."
+                f"A network that learns the variance must return {2 * x.shape[1]} channels for an input of "
+                f"{x.shape[1]}; this one returns {output.shape[1]}."
             )
         f, fraction = output.chunk(2, dim=1)
         return Prediction(x, f, out, 0.5 * (fraction.to(x.dtype) + 1.0), base=base)

@@ -24,7 +24,7 @@ class IsotropicGaussian:
     variance: float | Tensor
 
     def sample(self, noise: Data) -> Data:
-        """The sample made from standard normal ``noise``."""
+        """The sample given by standard normal ``noise``."""
         return self.mean + sqrt(self.variance) * noise
 
 
@@ -44,7 +44,7 @@ def transition(t: Level, s: Level) -> tuple[Scalar, Scalar]:
     r"""Scale and variance of :math:`q(x_t | x_s) = \mathcal N(\alpha_{t|s} x_s, \sigma^2_{t|s} I)`, ``s`` before ``t``.
 
     :math:`\alpha_{t|s} = \alpha_t / \alpha_s` and :math:`\sigma^2_{t|s} = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2`
-    (Kingma et al. 2021, app. A); between neighbours in a table, :math:`\sqrt{1 - \beta_t}` and :math:`\beta_t`.
+    (Kingma et al. 2021, app. A); between neighbouring steps of a table, :math:`\sqrt{1 - \beta_t}` and :math:`\beta_t`.
     """
     scale = t.alpha / s.alpha
     return scale, t.sigma * t.sigma - scale * scale * s.sigma * s.sigma
@@ -59,14 +59,15 @@ def forward_transition(x_s: Data, t: Level, s: Level) -> IsotropicGaussian:
 def forward_process(x0: Data, levels: Level, noise: Callable[[Tensor], Tensor]) -> Iterator[tuple[Level, Data]]:
     r"""A sample of the forward process :math:`q(x_{1:T} | x_0) = \prod_t q(x_t | x_{t-1})` (Ho et al. 2020, eq. 2).
 
-    Yields each level from the least noise to the most, with the sample there. The levels rise or fall strictly.
+    Yields each level with the sample at that level, from the least noise to the most. The levels must be strictly
+    increasing or decreasing.
     """
     steps = list(levels)
     if steps and steps[0].t > steps[-1].t:
         steps.reverse()
     before = steps.pop(0) if steps and steps[0].sigma == 0.0 else Level(0.0, 1.0, 0.0)
     if not steps or any(t.t <= s.t for s, t in itertools.pairwise([before, *steps])):
-        raise InputError("The forward process needs at least one noisy level, in times that rise or fall strictly.")
+        raise InputError("The forward process needs at least one noisy level, and times that strictly rise or fall.")
     warn_of_signal(steps[-1])
     x = before.alpha * x0
     for s, t in itertools.pairwise([before, *steps]):
@@ -77,7 +78,7 @@ def forward_process(x0: Data, levels: Level, noise: Callable[[Tensor], Tensor]) 
 def warn_of_signal(last: Level) -> None:
     r"""Warn when a variance-preserving schedule ends with signal: :math:`\bar\alpha_T` exceeds 1e-4 (Lin et al. 2024).
 
-    Levels of tensors, or before ``t = 1``, are not checked.
+    Levels made of tensors, and levels before ``t = 1``, are not checked.
     """
     if isinstance(last.alpha, Tensor) or isinstance(last.sigma, Tensor) or last.t != 1.0:
         return
@@ -92,14 +93,14 @@ def warn_of_signal(last: Level) -> None:
 
 
 def posterior_coefficients(t: Level, s: Level) -> tuple[Scalar, Scalar, Scalar]:
-    r"""The numbers :math:`k_0, k_t, \tilde\beta` of :func:`posterior`."""
+    r"""The coefficients :math:`k_0, k_t, \tilde\beta` of :func:`posterior`."""
     scale, variance = transition(t, s)
     ratio = s.sigma * s.sigma / (t.sigma * t.sigma)
     return s.alpha * variance / (t.sigma * t.sigma), scale * ratio, variance * ratio
 
 
 def posterior(x0: Data, x_t: Data, t: Level, s: Level) -> IsotropicGaussian:
-    r"""The posterior :math:`q(x_s | x_t, x_0) = \mathcal N(k_0 x_0 + k_t x_t, \tilde\beta I)`, any ``s`` before ``t``.
+    r"""The posterior :math:`q(x_s | x_t, x_0) = \mathcal N(k_0 x_0 + k_t x_t, \tilde\beta I)`, ``s`` before ``t``.
 
     .. math::
         k_0 = \frac{\alpha_s \sigma_{t|s}^2}{\sigma_t^2}, \qquad

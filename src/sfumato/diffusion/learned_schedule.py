@@ -10,14 +10,14 @@ from torch.nn import functional
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
-# multiplies the parameters of the shape: Adam moves them by the learning rate, the slopes must change tenfold and more
+# multiplies the shape's parameters: Adam moves them by about the learning rate, yet slopes must change tenfold or more
 _PACE = 5.0
 
 
 class LearnedSchedule(Schedule):
-    r"""A learned schedule: its ends minimize the bound, and what is between them its variance (Kingma et al. 2021).
+    r"""A learned schedule: its ends minimize the bound, its shape the bound's variance (Kingma et al. 2021).
 
-    The log-SNR is a monotone network (there, app. H). With :math:`f` rising from 0 to 1 over the times
+    The log-SNR is a monotone network (app. H of the paper). With :math:`f` rising from 0 to 1 over the times
     :math:`t_0 \dots 1`,
 
     .. math::
@@ -26,16 +26,16 @@ class LearnedSchedule(Schedule):
         g(t) = w t + \textstyle\sum_j a_j\, \varsigma(b_j t + c_j)
 
     with positive :math:`w, a_j, b_j`. Below :math:`t_0`, which training never sees, :math:`\sigma / \alpha` is
-    proportional to ``t``. Gradients reach the parameters through :meth:`kernel` and :meth:`shape`; levels carry none.
-    The defaults are those of the paper, for 8-bit data.
+    proportional to ``t``. Gradients reach the parameters through :meth:`kernel` and :meth:`shape`; levels carry no
+    gradients. The defaults are the paper's, for 8-bit data.
 
     Args:
-        log_snr_max: initial log-SNR where the data are decoded.
-        log_snr_min: initial log-SNR at the end.
-        width: hidden units of the monotone network.
+        log_snr_max: initial log-SNR at the level where the data are decoded.
+        log_snr_min: initial log-SNR at the end of the schedule.
+        width: number of hidden units of the monotone network.
     """
 
-    # the time t_0 where the data are decoded
+    # the time t_0 at which the data are decoded
     start = 1e-3
 
     def __init__(self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, width: int = 64) -> None:
@@ -44,7 +44,7 @@ class LearnedSchedule(Schedule):
             raise InputError("A learned schedule needs log_snr_min < log_snr_max and a width of at least 1.")
         self.ends = nn.Parameter(torch.tensor([log_snr_max, log_snr_min]))
         self.linear = nn.Parameter(_inverse_softplus(torch.tensor(0.5)) / _PACE)
-        # units spread evenly over the times: the initial schedule is nearly a straight line
+        # units spread evenly over time make the initial schedule nearly a straight line
         rate = torch.full((width,), 8.0)
         self.rates = nn.Parameter(_inverse_softplus(rate) / _PACE)
         self.shifts = nn.Parameter(-rate * (torch.arange(width) + 0.5) / width / _PACE)

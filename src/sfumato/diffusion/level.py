@@ -1,4 +1,4 @@
-"""The one coordinate of the package: a noise level."""
+"""Noise levels, the coordinate that the whole package uses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-# a number of a noise level: a Python float, one for the whole batch, or a tensor (B,), one per sample
+# one number of a noise level: a Python float for the whole batch, or a tensor (B,) with one value per sample
 Scalar = float | Float[Tensor, "*batch"]
-# a batch of data, or of what has its shape
+# a batch of data, or of anything with the same shape
 Data = Float[Tensor, "batch *shape"]
 
 
@@ -21,7 +21,7 @@ def broadcast(value: Scalar, x: Tensor) -> float | Tensor:
     if isinstance(value, float | int) or value.ndim == 0:
         return value
     value = value.to(x.dtype).to(x.device, non_blocking=True)
-    # of the shape of x already: a number per dimension, such as a learned variance
+    # already of the shape of x: one number per dimension, such as a learned variance
     return value if value.ndim == x.ndim > 1 else value.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -46,8 +46,8 @@ def as_given(value: Scalar, given: Scalar) -> Scalar:
 class Level:
     r"""A noise level: :math:`x = \alpha\, x_0 + \sigma\, \epsilon` with :math:`\epsilon \sim \mathcal N(0, I)`.
 
-    The three numbers are Python floats, or float64 tensors of one shape: ``(B,)`` for a level per sample, ``(N + 1,)``
-    for a grid, which is iterated, indexed (``levels[-1]``) and sliced (``levels[2:]``).
+    The three numbers are Python floats, or float64 tensors of the same shape: ``(B,)`` for one level per sample,
+    ``(N + 1,)`` for a grid, which can be iterated over, indexed (``levels[-1]``) and sliced (``levels[2:]``).
 
     Attributes:
         t: time in [0, 1]; 0 is the data, 1 is the noise.
@@ -77,16 +77,16 @@ class Level:
         return self.sigma / self.alpha
 
     def map(self, f: Callable[[Scalar], Scalar]) -> Level:
-        """The level of ``f(t)``, ``f(alpha)`` and ``f(sigma)``."""
+        """The level with ``f(t)``, ``f(alpha)`` and ``f(sigma)``."""
         return Level(f(self.t), f(self.alpha), f(self.sigma))
 
     def like(self, x: Tensor) -> Level:
-        """The level, ready for arithmetic with data ``x`` of shape ``(B, ...)``."""
+        """This level, ready for arithmetic with data ``x`` of shape ``(B, ...)``."""
         return self.map(lambda value: broadcast(value, x))
 
     @staticmethod
     def cat(parts: Iterable[Level]) -> Level:
-        """One grid of several levels and grids, in their order."""
+        """Join several levels and grids into one grid, in the given order."""
         columns = zip(*((part.t, part.alpha, part.sigma) for part in parts), strict=True)
         return Level(*(torch.cat([float64(value).reshape(-1) for value in column]) for column in columns))
 
@@ -94,7 +94,7 @@ class Level:
         return len(self.t) if isinstance(self.t, Tensor) and self.t.ndim else 1
 
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> Level:
-        """A level of a grid, made of Python floats; or, by a slice, a list or a mask, a part of it."""
+        """One level of a grid, made of Python floats; or, for a slice, a list or a mask, a part of the grid."""
         part = self.map(lambda value: float64(value).reshape(-1)[index])
         return part.map(float) if isinstance(index, int) else part
 

@@ -19,9 +19,9 @@ from sfumato.diffusion.level import Data
 from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.errors import InputError
 
-# a vector field at one level, each sample by itself
+# a vector field at one level, applied to each sample independently
 Field = Callable[[Tensor], Tensor]
-# (f, y) -> (f(y), divergence), the latter of shape (B,)
+# (f, y) -> (f(y), divergence), the divergence of shape (B,)
 Divergence = Callable[[Field, Tensor], tuple[Tensor, Tensor]]
 # the point (B, ...) and the integral of the divergence (B,), both float64
 State = tuple[Tensor, Tensor]
@@ -32,7 +32,7 @@ Integrator = Callable[[Flow, Tensor, float, float], tuple[State, int]]
 
 
 def exact_divergence(field: Field, y: Data) -> tuple[Tensor, Float[Tensor, "batch"]]:
-    r"""The trace of the Jacobian, one product with it per dimension: :math:`\sum_i e_i^T J e_i`."""
+    r"""The trace of the Jacobian, by one Jacobian-vector product per dimension: :math:`\sum_i e_i^T J e_i`."""
     units = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).reshape(-1, 1, *y.shape[1:])
     return _divergence(field, y, units.expand(-1, len(y), *y.shape[1:]), 1)
 
@@ -53,7 +53,7 @@ def _divergence(field: Field, y: Tensor, probes: Tensor, count: int) -> tuple[Te
         y = y.detach().requires_grad_()
         value = field(y)
         if not value.requires_grad:
-            raise InputError("The probability flow needs the derivative of the denoiser, but this detaches its output.")
+            raise InputError("The probability flow needs the denoiser's derivative, but this one detaches its output.")
         trace = y.new_zeros(len(y))
         for k, probe in enumerate(probes):
             (product,) = torch.autograd.grad(value, y, probe, retain_graph=k + 1 < len(probes))
@@ -64,7 +64,7 @@ def _divergence(field: Field, y: Tensor, probes: Tensor, count: int) -> tuple[Te
 def rademacher(
     seed: int, first: int, count: int, shape: tuple[int, ...], probes: int = 1
 ) -> Float[Tensor, "probes count *shape"]:
-    """Probes of 1 and -1 with equal chance, which have the least variance, for images ``first ...`` of a seed."""
+    """Probes of 1 and -1 with equal probability, which have the least variance, for images ``first ...`` of a seed."""
     if probes < 1:
         raise InputError(f"An estimate of the divergence needs at least 1 probe; got {probes}.")
     numbers = [random.uniform(seed, "hutchinson", first, count, shape, step=k) for k in range(probes)]
@@ -72,7 +72,7 @@ def rademacher(
 
 
 def rk4(flow: Flow, y: Tensor, start: float, end: float, *, steps: int = 100) -> tuple[State, int]:
-    """The classical Runge-Kutta method of order 4, ``steps`` equal steps in the log-SNR, 4 calls each."""
+    """The classical Runge-Kutta method of order 4: ``steps`` equal steps in the log-SNR, with 4 calls each."""
     if steps < 1:
         raise InputError(f"An integrator needs at least 1 step; got {steps}.")
     integral, h = y.new_zeros(len(y)), (end - start) / steps
@@ -90,15 +90,15 @@ def rk4(flow: Flow, y: Tensor, start: float, end: float, *, steps: int = 100) ->
 def dormand_prince(
     flow: Flow, y: Tensor, start: float, end: float, *, rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 10_000
 ) -> tuple[State, int]:
-    """SciPy's RK45 (Dormand and Prince 1980): for every image and step, the error is at most ``atol + rtol |y|``.
+    """SciPy's RK45 (Dormand and Prince 1980): the error of each image in each step is at most ``atol + rtol |y|``.
 
-    The images of a batch share their steps: a result depends on its batch, within the tolerance.
+    The images of a batch share their steps, so a result depends on its batch, within the tolerance.
     """
     from scipy.integrate import RK45
 
     if rtol <= 0.0 or atol <= 0.0:
         raise InputError(f"The tolerances of an integrator must be positive; got rtol={rtol} and atol={atol}.")
-    # SciPy's root mean square is over the whole batch: this makes it a bound for each image
+    # SciPy takes the root mean square over the whole batch: this turns it into a bound for each image
     size, share = y.numel(), math.sqrt(len(y))
 
     def unpack(state: npt.NDArray[np.float64]) -> State:
@@ -109,7 +109,7 @@ def dormand_prince(
         return torch.cat([part.reshape(-1) for part in flow(unpack(state)[0], at)]).cpu().numpy()
 
     initial = torch.cat([y.reshape(-1), y.new_zeros(len(y))]).cpu().numpy()
-    # a first step of SciPy's choice would never end for a flow that is not finite
+    # SciPy's choice of the first step would never return for a flow that is not finite
     first = 0.01 * abs(end - start)
     solver = RK45(derivative, start, initial, end, rtol=rtol / share, atol=atol / share, first_step=first)
     for _ in range(max_steps):
@@ -126,9 +126,9 @@ def dormand_prince(
 
 @dataclass(frozen=True, eq=False)
 class LogDensity:
-    """The log-density of data under the probability flow, and the noise (``latent``) that it maps each image to.
+    """The log-density of data under the probability flow, and the noise (``latent``) that each image maps to.
 
-    ``evaluations`` are the calls of the denoiser, ``sigma_min`` is the noise level of the data, in their units.
+    ``evaluations`` is the number of calls of the denoiser; ``sigma_min`` is the noise level of the data, in data units.
     """
 
     nats: Float64[Tensor, "batch"]
@@ -138,7 +138,7 @@ class LogDensity:
 
 
 def first_noise(schedule: Schedule) -> float:
-    r"""The least :math:`\sigma / \alpha` of training: that of a table's first step, else 0.002 (Karras et al. 2022)."""
+    r"""The least :math:`\sigma / \alpha` in training: a table's first step, else 0.002 (Karras et al. 2022)."""
     return float(schedule(1.0 / schedule.steps).noise_to_signal) if isinstance(schedule, Discrete) else 0.002
 
 
@@ -156,22 +156,22 @@ def log_density(
 
     In the angle :math:`\tan\varphi = \sigma / \alpha` and the normalized :math:`y = x / \sqrt{\alpha^2 + \sigma^2}`,
     the flow of every schedule is :math:`dy / d\varphi = \hat v = \cos\varphi\, \hat\epsilon - \sin\varphi\, \hat x_0`.
-    It is integrated in the log-SNR :math:`\lambda = -2 \log\tan\varphi`, which resolves all scales of the data alike:
+    It is integrated in the log-SNR :math:`\lambda = -2 \log\tan\varphi`, which resolves all scales of the data equally:
 
     .. math::
         \frac{dy}{d\lambda} = f(y, \lambda) = -\tfrac12 \sin\varphi \cos\varphi\, \hat v, \qquad
         \log p(x_0) = \log \mathcal N(y_1) + \int_{\lambda_0}^{\lambda_1} \nabla \cdot f\, d\lambda
         + D \log\cos\varphi_0
 
-    The density is that of data with noise of standard deviation ``sigma_min`` (in units of the data, by default
+    The density is that of the data plus noise of standard deviation ``sigma_min`` (in data units, by default
     :func:`first_noise`). The flow ends in the prior of :func:`sfumato.diffusion.bound.prior_variance`. The state is
-    kept in float64, the denoiser sees the data's type.
+    kept in float64; the denoiser is called in the data's dtype.
     """
     lowest = sigma_min if sigma_min is not None else first_noise(schedule)
     last = schedule(1.0)
     if not 0.0 < lowest < (math.inf if last.alpha == 0.0 else float(last.noise_to_signal)):
         raise InputError(f"sigma_min must be positive and below the end of the schedule; got {lowest}.")
-    # at a log-SNR of -20, where the noise begins if the schedule ends at alpha = 0, 5e-5 of unit data are left
+    # if the schedule ends at alpha = 0 the noise starts at a log-SNR of -20, where 5e-5 of unit data is left
     start, end = -2.0 * math.log(lowest), max(float(last.log_snr), -20.0)
 
     def flow(y: Tensor, log_snr: float) -> State:
@@ -197,12 +197,12 @@ def log_density(
         prior = -0.5 * (square + dimensions * math.log(2.0 * math.pi * variance))
         nats = prior + integral + dimensions * math.log(cosine)
     if not bool(nats.isfinite().all()):
-        raise InputError("The log-density is not finite: the denoiser gives numbers that are not.")
+        raise InputError("The log-density is not finite: the denoiser returns NaN or infinity.")
     return LogDensity(nats, latent, calls, lowest)
 
 
 def dequantize(x0: Data, bins: int, seed: int, first: int = 0) -> Data:
-    r"""Quantized data with uniform noise of the width of a bin, :math:`w = 2 / (n - 1)`, centred on it.
+    r"""Quantized data plus uniform noise of the width of a bin, :math:`w = 2 / (n - 1)`, centred on the bin.
 
     A density ``p`` of such data bounds the probability of the bins of the discretized decoder,
     :math:`\log P(x_0) \ge E[\log p(x_0 + u)] + D \log w` (Theis et al. 2016, sec. 3.1).

@@ -1,4 +1,4 @@
-"""The denoising loss, and what is added to it where a variance or a schedule is learned."""
+"""The denoising loss, and the terms added to it when a variance or a schedule is learned."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def denoising_loss(
     r"""The weighted denoising loss per sample, averaged over the dimensions of a sample.
 
     :math:`w(\lambda)\, \frac1D \lVert \hat\epsilon(\alpha x_0 + \sigma \epsilon) - \epsilon \rVert^2`; with
-    ``weight = simple`` this is :math:`L_{\text{simple}}` (Ho et al. 2020, eq. 14) over the number of dimensions.
+    ``weight = simple`` this is :math:`L_{\text{simple}}` (Ho et al. 2020, eq. 14) divided by the number of dimensions.
     """
     return _weighted(denoiser(diffuse(x0, level, noise), level, **cond), x0, level, noise, weight)
 
@@ -46,13 +46,13 @@ def training_loss(
     power: int = 2,
     **cond: Tensor,
 ) -> Float[Tensor, "batch"]:
-    r"""What is minimized in training, per sample: :func:`denoising_loss`, hybrid where the variance is learned.
+    r"""The per-sample training loss: :func:`denoising_loss`, or the hybrid loss where the variance is learned.
 
-    Errors count by their square, or with ``power`` 1 by their size (Saharia et al. 2021, eq. 6).
+    Errors are squared, or with ``power`` 1 taken by their absolute value (Saharia et al. 2021, eq. 6).
 
-    A learned schedule has :func:`learned_schedule_loss` instead, for every weight. The hybrid loss is
+    A learned schedule uses :func:`learned_schedule_loss` instead, whatever the weight. The hybrid loss is
     :math:`L_{\text{simple}} + 0.001\, L_{\text{vlb}}` (Nichol and Dhariwal 2021, eq. 16), with :math:`T L_{t-1}` at a
-    uniform step for :math:`L_{\text{vlb}}`, in bits; both per dimension. ``bins`` is the number of values of the data.
+    uniform step for :math:`L_{\text{vlb}}`, in bits; both are per dimension. ``bins`` is the number of data values.
     """
     if isinstance(denoiser.schedule, LearnedSchedule):
         return learned_schedule_loss(denoiser, denoiser.schedule, x0, level, noise, bins=bins, **cond)
@@ -78,7 +78,7 @@ def _weighted(
 def learned_variance_bound(
     prediction: Prediction, x0: Batch, noise: Batch, t: Level, schedule: Discrete, *, bins: int = 256
 ) -> Float[Tensor, "batch"]:
-    r"""The term of the bound of one step of a table, as a function of the learned variance alone.
+    r"""The bound's term for one step of a table, as a function of the learned variance alone.
 
     Per dimension and in bits, with the mean detached (Nichol and Dhariwal 2021, sec. 3.1): with the learned fraction
     ``v`` of :math:`r = \log\beta - \log\tilde\beta`,
@@ -87,7 +87,7 @@ def learned_variance_bound(
         D_{KL} = \tfrac12 \left(v r - 1 + e^{-v r} \left(1
         + k_0^2 (\hat x_0 - x_0)^2 / \tilde\beta\right)\right) / \log 2,
 
-    and in the step to the data the likelihood of the ``bins`` of the data in [-1, 1] (Ho et al. 2020, eq. 13).
+    and for the step to the data, the discretized likelihood with ``bins`` values in [-1, 1] (Ho et al. 2020, eq. 13).
     """
     fraction = prediction.variance_fraction
     if fraction is None:
@@ -101,7 +101,7 @@ def learned_variance_bound(
     step = 0.5 * (log_ratio - 1.0 + (-log_ratio).exp() * (1.0 + spread))
     last = torch.as_tensor(s.sigma == 0.0, device=x0.device).reshape(-1).expand(len(x0))
     if bool(last.any()):
-        # at s = 0 the mean is the estimate of the data itself
+        # at s = 0 the mean is the data estimate itself
         log_std = 0.5 * torch.as_tensor(start + log_ratio)[last]
         step = step.index_put((last,), _bin_nats(x0[last], error[last], log_std, bins))
     return step.flatten(1).mean(1) / math.log(2.0)
@@ -117,15 +117,15 @@ def learned_schedule_loss(
     bins: int = 256,
     **cond: Tensor,
 ) -> Float[Tensor, "batch"]:
-    r"""The bound in continuous time, in nats per dimension, which also teaches the schedule (Kingma et al. 2021).
+    r"""The bound in continuous time, in nats per dimension, which also trains the schedule (Kingma et al. 2021).
 
     .. math::
         L = D_{KL}(q(x_1 | x_0) \| p(x_1)) - \log p(x_0 | x_{t_0})
         + \tfrac{1 - t_0}{2}\, |\lambda'(t)|\, \lVert \hat\epsilon - \epsilon \rVert^2
 
-    at uniform :math:`t \in [t_0, 1]`, the time of the level; the decoder is that of the bins of the data. The network
-    and the ends of the schedule descend its gradient. Its mean does not depend on what lies between the ends, but its
-    variance does: there the gradient is that of the square of the last term, :math:`2 \ell\, \partial \ell` (app. I).
+    at uniform :math:`t \in [t_0, 1]`, the time of the level, with the discretized decoder. The network and the ends of
+    the schedule descend its gradient. Its mean does not depend on the schedule between the ends, but its variance does:
+    the shape's gradient is that of the square of the last term, :math:`2 \ell\, \partial \ell` (app. I).
     """
     t = float64(level.t).expand(len(x0)).clamp(min=schedule.start)
     fraction, steepness = schedule.shape(t)
@@ -144,7 +144,7 @@ def learned_schedule_loss(
     for between in (fraction, steepness):
         if between.requires_grad:
             between.register_hook(of_square)
-    # x / alpha at t_0 is the data and noise of this standard deviation
+    # x / alpha at t_0 is the data plus noise of this standard deviation
     log_std = (-0.5 * high).to(x0)
     decoder = _bin_nats(x0, log_std.exp() * noise, log_std, bins).flatten(1).mean(1)
     return diffusion + decoder + prior_nats(x0, low.to(x0.device)).to(x0.dtype)

@@ -1,4 +1,4 @@
-"""What the network's output means: one 2x2 matrix per level in place of pairwise converters."""
+"""What the network's output means: one 2x2 matrix per level instead of pairwise conversions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def score(level: Level) -> Output:
 def _require_signal(level: Level, kind: str) -> None:
     if any_zero(level.alpha):
         raise InputError(
-            f"A {kind} prediction says nothing of the data where alpha = 0, the end of this schedule; "
+            f"A {kind} prediction says nothing about the data where alpha = 0, at the end of this schedule; "
             "use v, x0, velocity or mean."
         )
 
@@ -95,8 +95,8 @@ def velocity(level: Level) -> Output:
 def mean(previous: Callable[[Level], Level]) -> Parameterization:
     r"""The network predicts the mean of the posterior of one step, :math:`F = k_0 \hat x_0 + k_t x`.
 
-    (Ho et al. 2020, sec. 3.2.) With the coefficients of :func:`~sfumato.diffusion.gaussian.posterior` from ``t`` to
-    ``s = previous(t)``, such as ``schedule.previous`` of a table.
+    (Ho et al. 2020, sec. 3.2.) The coefficients are those of :func:`~sfumato.diffusion.gaussian.posterior` from ``t``
+    to ``s = previous(t)``, where ``previous`` is for example ``schedule.previous`` of a table.
     """
 
     def coefficients(level: Level) -> Output:
@@ -110,7 +110,7 @@ def mean(previous: Callable[[Level], Level]) -> Parameterization:
 def edm(sigma_data: float | None = None) -> Parameterization:
     r"""The preconditioning of EDM (Karras et al. 2022, table 1), for any :math:`\alpha`.
 
-    In their coordinate, :math:`\hat\sigma = \sigma / \alpha` and :math:`\hat x = x / \alpha`,
+    In the coordinates of EDM, :math:`\hat\sigma = \sigma / \alpha` and :math:`\hat x = x / \alpha`,
 
     .. math::
         c_{skip} = \frac{\sigma_d^2}{\hat\sigma^2 + \sigma_d^2}, \qquad

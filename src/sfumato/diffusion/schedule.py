@@ -1,4 +1,4 @@
-"""Noise schedules: the only place that knows time."""
+"""Noise schedules: the only module in which time has a meaning."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Schedule(nn.Module):
 
     @torch.no_grad()
     def at(self, log_snr: Scalar) -> Level:
-        """The level with that log signal-to-noise ratio (infinite at the data)."""
+        """The level with the given log signal-to-noise ratio (infinite at the data)."""
         values = float64(log_snr)
         lowest = float(_log_snr(*self.kernel(torch.ones((), dtype=torch.float64))))
         if bool((values < lowest - 1e-9 * max(1.0, abs(lowest))).any()):
@@ -60,7 +60,7 @@ class Schedule(nn.Module):
         return Level(t, *self.kernel(t)).map(lambda value: as_given(value, log_snr))
 
     def slope(self, t: Scalar) -> Scalar:
-        r"""The derivative :math:`d\lambda / dt` of the log-SNR; at a step of a table, from the left."""
+        r"""The derivative :math:`d\lambda / dt` of the log-SNR; at a step of a table, the derivative from the left."""
         return as_given(self._slope(float64(t)).detach(), t)
 
     def _slope(self, t: Times) -> Times:
@@ -69,17 +69,17 @@ class Schedule(nn.Module):
             return torch.autograd.grad(_log_snr(*self.kernel(times)).sum(), times)[0]
 
     def require_noise(self, data_std: float = 1.0) -> None:
-        r"""An error if :math:`\alpha(1)^2 s^2 / \sigma(1)^2 > 0.01`, for data of standard deviation ``s``.
+        r"""Raise an error if :math:`\alpha(1)^2 s^2 / \sigma(1)^2 > 0.01`, for data of standard deviation ``s``.
 
-        Otherwise :func:`warn_of_signal`, unless the schedule has parameters.
+        Otherwise call :func:`warn_of_signal`, unless the schedule has parameters.
         """
         last = self(1.0)
         ratio = math.inf if last.sigma == 0.0 else float(last.alpha * data_std / last.sigma)
-        snr = ratio * ratio  # which may be infinite, where a power is an error
+        snr = ratio * ratio  # may overflow to infinity, where ** would raise
         if snr > TERMINAL_SNR:
             raise InputError(
-                f"The schedule leaves signal at its end: a signal-to-noise ratio of {snr:.3g} where at most "
-                f"{TERMINAL_SNR} is noise; raise the last betas, the number of steps or sigma_max."
+                f"The schedule leaves signal at its end: its signal-to-noise ratio is {snr:.3g}, but pure noise needs "
+                f"at most {TERMINAL_SNR}; raise the last betas, the number of steps or sigma_max."
             )
         if next(self.parameters(), None) is None:
             warn_of_signal(last)
@@ -97,9 +97,9 @@ def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
 class Discrete(Schedule):
     r"""A table of betas, :math:`\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)` (Ho et al. 2020, sec. 2).
 
-    Step ``i`` of ``T`` is the time ``t = i / T``. Between two steps :math:`\log \bar\alpha` is linear in ``t``; in a
-    last step to :math:`\bar\alpha = 0`, :math:`\bar\alpha` itself is. Betas lie in (0, 1); with ``zero_end`` the last
-    may be 1, which leaves nothing of the data (:func:`zero_terminal_snr`).
+    Step ``i`` of ``T`` is the time ``t = i / T``. Between two steps :math:`\log \bar\alpha` is linear in ``t``; in
+    a last step to :math:`\bar\alpha = 0`, :math:`\bar\alpha` itself is linear. Betas lie in (0, 1); with ``zero_end``
+    the last may be 1, which leaves nothing of the data (:func:`zero_terminal_snr`).
     """
 
     log_alpha_bar: Float64[Tensor, "T+1"]
@@ -136,7 +136,7 @@ class Discrete(Schedule):
         left = position.floor().long().clamp(max=self.steps - 1)
         start, end, fraction = table[left], table[left + 1], position - left
         to_zero = end.isinf()
-        # each branch sees finite numbers only, so that the derivative is finite too
+        # each branch sees only finite numbers, so that the derivative is finite too
         falling = torch.log1p(-torch.where(to_zero, fraction, 0.0))
         return _variance_preserving(torch.lerp(start, torch.where(to_zero, start, end), fraction) + falling)
 
@@ -154,21 +154,21 @@ class Discrete(Schedule):
         left = ((t * self.steps - 1e-9).ceil().long() - 1).clamp(0, self.steps - 1)
         falling = table[left + 1] - table[left]
         alpha, sigma = self.kernel(t)
-        # in a last step to zero it is alpha_bar that is linear
+        # in a last step to zero, alpha_bar is linear instead
         falling = torch.where(falling.isinf(), -table[left].exp() / (alpha * alpha), falling)
         return self.steps * falling / (sigma * sigma)
 
     def previous(self, level: Level) -> Level:
-        """The level one step nearer to the data, at ``t - 1 / T``; the data from the first step."""
+        """The level one step closer to the data, at ``t - 1 / T``; from the first step, the data."""
         t = level.t - 1.0 / self.steps
         return self(t.clamp(min=0.0) if isinstance(t, Tensor) else max(t, 0.0))
 
     def last_steps(self) -> Level:
-        """The levels of steps 2 (if there is one) and 1, and the data."""
+        """The levels of step 2 (if there is one), step 1 and the data."""
         return self(torch.arange(min(2, self.steps), -1, -1, dtype=torch.float64) / self.steps)
 
     def _apply(self, fn: object, recurse: bool = True) -> Discrete:
-        # .half() or .float() of a model must not round the table
+        # calling .half() or .float() on a model must not round the table
         table = self.log_alpha_bar
         super()._apply(fn, recurse)  # pyright: ignore[reportArgumentType]
         self.log_alpha_bar = table.to(self.log_alpha_bar.device)
@@ -211,9 +211,9 @@ def sigmoid(steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float
 
     Args:
         steps: number of steps T.
-        start: where on the logistic curve the data are.
-        end: where on the logistic curve the noise is.
-        tau: temperature: larger is nearer to a straight line.
+        start: the position of the data on the logistic curve.
+        end: the position of the noise on the logistic curve.
+        tau: the temperature; the larger, the closer to a straight line.
     """
     if steps < 1 or not start < end or tau <= 0.0:
         raise InputError(f"A sigmoid schedule needs at least 1 step, start < end and tau > 0; got {steps=}, {tau=}.")
@@ -227,7 +227,7 @@ def _from_alpha_bar(curve: npt.NDArray[np.float64]) -> Discrete:
 
 
 def table(betas: tuple[float, ...] = (), file: str | None = None) -> Discrete:
-    """Any beta table. The last beta may be 1, which leaves nothing of the data.
+    """A beta table given by its numbers. The last beta may be 1, which leaves nothing of the data.
 
     Args:
         betas: the betas, from the data to the noise.
@@ -244,7 +244,7 @@ def zero_terminal_snr(table: Discrete) -> Discrete:
     r"""A beta table shifted and scaled so that its end is pure noise (Lin et al. 2024, algorithm 1).
 
     :math:`\sqrt{\bar\alpha_t'} = (\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}) \sqrt{\bar\alpha_1} /
-    (\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T})`. Only v, x0, velocity and mean can be predicted at its end.
+    (\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T})`. At its end only v, x0, velocity and mean can be predicted.
 
     Args:
         table: the beta table to rescale.
@@ -277,7 +277,7 @@ class ContinuousLinear(Schedule):
 
     def time(self, log_snr: Times) -> Times:
         c = nn.functional.softplus(-log_snr)
-        # the root of the quadratic in the form that does not cancel for small c
+        # the root of the quadratic, in the form without cancellation for small c
         root = (self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * c).sqrt()
         return 2.0 * c / (self.beta_min + root).clamp(min=1e-300)
 
@@ -285,11 +285,12 @@ class ContinuousLinear(Schedule):
 class ContinuousCosine(Schedule):
     r"""The cosine schedule in continuous time: :math:`\bar\alpha(t) = f(t)/f(0)`, Nichol and Dhariwal 2021, eq. 17.
 
-    It ends where its log-SNR is ``log_snr_min``, -20 as with the clipped table; the published one at infinity.
+    It ends where its log-SNR reaches ``log_snr_min``: -20 by default, as for the clipped table, while the published
+    schedule goes to minus infinity.
 
     Args:
         s: the offset near the data.
-        log_snr_min: the log-SNR where the schedule ends.
+        log_snr_min: the log-SNR at which the schedule ends.
     """
 
     def __init__(self, s: float = 0.008, log_snr_min: float = -20.0) -> None:
@@ -321,8 +322,8 @@ class Karras(Schedule):
     Uniform steps in ``t`` from :math:`(\sigma_{\min} / \sigma_{\max})^{1/\rho}` to 1 are the steps of their eq. 5.
 
     Args:
-        sigma_max: the largest noise.
-        rho: the power that relates noise and time.
+        sigma_max: the largest noise level.
+        rho: the exponent that relates noise to time.
     """
 
     def __init__(self, sigma_max: float = 80.0, rho: float = 7.0) -> None:

@@ -15,24 +15,24 @@ from sfumato.errors import InputError
 
 
 class Times:
-    """A distribution of noise levels, as a map of uniform numbers in [0, 1) (so that those may be stratified)."""
+    """A distribution of noise levels, as a map from uniform numbers in [0, 1) (so that these can be stratified)."""
 
     adaptive: bool = False
-    """Whether it changes with the losses that it observes."""
+    """Whether the distribution adapts to the losses it observes."""
 
     def sample(self, u: Float64[Tensor, "batch"]) -> Level:
-        """The levels of uniform numbers, by the inverse of the distribution function."""
+        """The levels for uniform numbers, by the inverse of the cumulative distribution function."""
         raise NotImplementedError
 
     def weight(self, u: Float64[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
-        """The importance weights of the losses at the levels of these numbers."""
+        """The importance weights of the losses at the levels for these numbers."""
         return torch.ones_like(u)
 
     def observe(self, u: Float64[Tensor, "batch"], losses: Float[Tensor, "batch"]) -> None:
-        """Take in the losses at the levels of these numbers, without importance weights."""
+        """Record the losses at the levels for these numbers, without importance weights."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What it has learned of the losses, for :meth:`load_state_dict`."""
+        """What has been recorded of the losses, for :meth:`load_state_dict`."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -43,7 +43,7 @@ class Times:
 class Uniform(Times):
     r"""Uniform times: over (0, 1], or the steps :math:`1 / T, \dots, 1` of a discrete schedule (Ho et al. 2020).
 
-    The very end is left out where :math:`\alpha = 0`: noise prediction and the weights of the bound are not finite.
+    An end with :math:`\alpha = 0` is left out, because noise prediction and the bound's weights are not finite there.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -59,10 +59,10 @@ class Uniform(Times):
 
 
 class BetweenSteps(Times):
-    r"""Uniform steps of a table, and within a step a uniform :math:`\gamma = \bar\alpha` between its ends.
+    r"""Uniform steps of a table, and within each step a uniform :math:`\gamma = \bar\alpha` between its ends.
 
     :math:`\gamma \sim \sum_t \tfrac1T U(\gamma_{t-1}, \gamma_t)` (Saharia et al. 2021, sec. 2.4): the network
-    learns all levels, and is sampled in any number of steps. The level :math:`\gamma_0 = 1` itself is left out.
+    learns all levels, and can be sampled in any number of steps. The level :math:`\gamma_0 = 1` itself is left out.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -74,13 +74,13 @@ class BetweenSteps(Times):
     def sample(self, u: Float64[Tensor, "batch"]) -> Level:
         at = u * self.schedule.steps
         left = at.floor().clamp(max=self.schedule.steps - 1).long()
-        # a step begins at the noise of its end, so that no sample is of the data themselves
+        # a step begins at its noisier end, so that no level is that of the data
         gamma = torch.lerp(self._gammas[left + 1], self._gammas[left], (at - left).clamp(max=1.0 - 1e-6))
         return self.schedule.at(gamma.logit())
 
 
 class LogNormal(Times):
-    r"""Log-normal noise, :math:`\ln(\sigma / \alpha) \sim \mathcal N(m, s^2)`, cut where the schedule ends.
+    r"""Log-normal noise, :math:`\ln(\sigma / \alpha) \sim \mathcal N(m, s^2)`, truncated where the schedule ends.
 
     (Karras et al. 2022, table 1.)
 
@@ -101,11 +101,11 @@ class LogNormal(Times):
 
 
 class LossSecondMoment(Times):
-    r"""Times in proportion to the size of the loss, :math:`p_k \propto \sqrt{\mathbb E[L_k^2]}`.
+    r"""Times drawn in proportion to the magnitude of the loss, :math:`p_k \propto \sqrt{\mathbb E[L_k^2]}`.
 
     (Nichol and Dhariwal 2021, sec. 3.3.) The uniform times are divided into ``S`` equal strata. The expectation is the
-    mean over the last losses of a stratum; until every stratum has its history the times are uniform. With the share
-    :math:`\eta` of uniform times,
+    mean over the most recent losses of a stratum; until every stratum has a full history, the times are uniform. With
+    a share :math:`\eta` of uniform times,
 
     .. math::
         p_k = (1 - \eta) \frac{\sqrt{\overline{L_k^2}}}{\sum_j \sqrt{\overline{L_j^2}}} + \frac{\eta}{S},
@@ -113,9 +113,9 @@ class LossSecondMoment(Times):
     and a loss times its :meth:`weight` has the same expectation as under uniform times.
 
     Args:
-        history: how many losses are remembered of each stratum, at least 1.
-        uniform_share: the share of uniform times that stays, above 0 and at most 1.
-        strata: how many parts the time has; by default the steps of a table of betas, or 100.
+        history: how many losses are kept for each stratum, at least 1.
+        uniform_share: the share of times that stays uniform, above 0 and at most 1.
+        strata: the number of strata that time is divided into; by default the steps of a beta table, or 100.
     """
 
     adaptive = True
@@ -124,7 +124,7 @@ class LossSecondMoment(Times):
         self, schedule: Schedule, history: int = 10, uniform_share: float = 0.001, strata: int | None = None
     ) -> None:
         if isinstance(schedule, LearnedSchedule):
-            raise InputError("A learned schedule lowers the variance of uniform times by itself; take uniform times.")
+            raise InputError("A learned schedule lowers the variance of uniform times by itself; use uniform times.")
         if strata is None:
             strata = schedule.steps if isinstance(schedule, Discrete) else 100
         if history < 1 or strata < 1 or not 0.0 < uniform_share <= 1.0:
@@ -135,7 +135,7 @@ class LossSecondMoment(Times):
 
     def _set(self, losses: Tensor, seen: Tensor) -> None:
         self.losses, self.seen = losses, seen
-        # whether every stratum has its history
+        # whether every stratum has a full history
         self.adapted = bool((seen >= losses.shape[1]).all())
         size = losses.square().mean(1).sqrt()
         total, even = size.sum(), torch.full_like(size, 1.0 / len(size))
@@ -156,7 +156,7 @@ class LossSecondMoment(Times):
         if not self.adapted:
             return self.base.sample(u)
         stratum, inside = self._place(u)
-        # rounding must not carry a number over the edge into the next step of a table
+        # rounding must not push a number into the next step of a table
         return self.base.sample((stratum + inside.clamp(1e-9, 1.0 - 1e-9)) / len(self.seen))
 
     def weight(self, u: Float64[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
@@ -169,7 +169,7 @@ class LossSecondMoment(Times):
         order = stratum.argsort(stable=True)
         stratum = stratum[order]
         rank = torch.arange(len(order)) - (new.cumsum(0) - new)[stratum]
-        # of more losses than a history holds, the last stay
+        # if there are more losses than the history holds, the last ones are kept
         kept = rank >= new[stratum] - length
         slot = (self.seen[stratum] + rank) % length
         history = self.losses.clone()
@@ -177,7 +177,7 @@ class LossSecondMoment(Times):
         self._set(history, self.seen + new)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The last losses of each stratum, in a ring, and how many each has had in all."""
+        """The most recent losses of each stratum, in a ring buffer, and how many losses each has seen."""
         return {"losses": self.losses, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -191,30 +191,30 @@ class LossSecondMoment(Times):
 
 
 class Balanced(Times):
-    r"""Other times, at which each loss is divided by the mean loss of its noise level, so that all levels count alike.
+    r"""Wrap other times and divide each loss by the mean loss of its noise level, so that all levels count equally.
 
-    How much a level counts is then decided by how often it is drawn; ``objective.weight`` matters only until the means
-    are known. Where some levels have a large loss that can't be learned away, its gradients no longer drown those of
-    the others. (The uncertainty weighting of Karras et al. 2024, "Analyzing and improving the training dynamics of
-    diffusion models", sec. 2.1, with a running mean for their learned function.) The uniform numbers are divided into
-    ``S`` equal strata; with :math:`\bar L_k` the mean over the last losses of a stratum
+    How much a level counts then depends only on how often it is drawn; ``objective.weight`` matters only until the
+    means are known. Levels with a large irreducible loss no longer drown out the gradients of the others. (This is the
+    uncertainty weighting of Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models",
+    sec. 2.1, with a running mean in place of their learned function.) The uniform numbers are divided into ``S`` equal
+    strata; with :math:`\bar L_k` the mean over the most recent losses of a stratum
 
     .. math::
         w_k = \frac{1}{S} \sum_j \bar L_j \, / \, \bar L_k \le 1000,
 
-    so that the mean of the loss stays what it is. Until every stratum has its history the weights are 1.
+    so that the mean loss is unchanged. Until every stratum has a full history the weights are 1.
 
     Args:
-        base: the times.
-        strata: how many parts they have, at least 1.
-        history: over how many losses of a stratum the mean is taken, at least 1.
+        base: the times to wrap.
+        strata: the number of strata that the times are divided into, at least 1.
+        history: the number of losses of a stratum that the mean is taken over, at least 1.
     """
 
     adaptive = True
 
     def __init__(self, base: Times, strata: int = 32, history: int = 64) -> None:
         if base.adaptive:
-            raise InputError("Times that adapt to the losses weigh these already; they can't be balanced as well.")
+            raise InputError("Times that adapt to the losses already weight them; they can't be balanced as well.")
         if strata < 1 or history < 1:
             raise InputError(f"Balanced times need strata and a history of at least 1; got {strata} and {history}.")
         self.base, self.history = base, history
@@ -242,11 +242,11 @@ class Balanced(Times):
         self.means = torch.lerp(self.means, sums / new.clamp(min=1), share)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running mean of the losses of each stratum, and how many it has had in all."""
+        """The running mean of each stratum's losses, and how many losses it has seen."""
         return {"means": self.means, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         means, seen = state.get("means"), state.get("seen")
         if means is None or seen is None or not means.shape == seen.shape == self.means.shape:
-            raise InputError("The checkpoint holds no means of the losses: it was trained without objective.balance.")
+            raise InputError("The checkpoint holds no mean losses: it was trained without objective.balance.")
         self.means, self.seen = means.double().cpu(), seen.long().cpu()

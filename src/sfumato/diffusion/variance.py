@@ -24,7 +24,7 @@ ReverseVariance = Callable[[Prediction, Level, Level], Scalar]
 
 
 def small(prediction: Prediction, t: Level, s: Level) -> Scalar:
-    r"""The posterior's :math:`\tilde\beta`: optimal when the data are a single point (Ho et al. 2020, sec. 3.2)."""
+    r"""The posterior :math:`\tilde\beta`: optimal when the data are a single point (Ho et al. 2020, sec. 3.2)."""
     return posterior_coefficients(t, s)[2]
 
 
@@ -34,7 +34,7 @@ def large(prediction: Prediction, t: Level, s: Level) -> Scalar:
 
 
 def floor(levels: Level | Sequence[Level]) -> float:
-    r"""What replaces the zero :math:`\tilde\beta` of a grid's last step: that of the step before.
+    r"""The value that replaces the zero :math:`\tilde\beta` of a grid's last step: that of the step before.
 
     (Nichol and Dhariwal 2021, code.) In a grid of one step it is :math:`\sigma^2 / (\alpha^2 + \sigma^2)`.
     """
@@ -53,9 +53,9 @@ def floored(variance: Scalar, s: Level, lowest: Scalar) -> Scalar:
 
 
 def decoded(variance: ReverseVariance) -> ReverseVariance:
-    r"""``variance``, but in the step to the data that of the noise, :math:`\sigma^2 / \alpha^2` (Kingma et al. 2021).
+    r"""``variance``, but in the step to the data the noise variance :math:`\sigma^2 / \alpha^2` (Kingma et al. 2021).
 
-    Where a grid ends at a fraction of a bin, :func:`floor` is far too small for a decoder.
+    Where the noise at a grid's end is a fraction of a bin, :func:`floor` is far too small for a decoder.
     """
 
     def with_decoder(prediction: Prediction, t: Level, s: Level) -> Scalar:
@@ -66,14 +66,16 @@ def decoded(variance: ReverseVariance) -> ReverseVariance:
 
 
 def learned(prediction: Prediction, t: Level, s: Level, *, lowest: float | None = None) -> Scalar:
-    r"""The variance that the network learned, interpolated between the logarithms of the small and the large one.
+    r"""The variance that the network has learned, interpolated between the logarithms of small and large.
 
     :math:`\Sigma = \exp(v \log \beta + (1 - v) \log \tilde\beta)`, one number per dimension (Nichol and Dhariwal 2021,
-    eq. 15). ``lowest`` is the :math:`\tilde\beta` of a step to the data (:func:`floor`); without, it has no noise.
+    eq. 15). ``lowest`` is the :math:`\tilde\beta` of a step to the data (:func:`floor`); without it, that step adds no
+    noise.
     """
     if prediction.variance_fraction is None:
         raise InputError(
-            "This network did not learn its reverse variance; train with model.learned_variance, or use small or large."
+            "This network has not learned its reverse variance; train with model.learned_variance, or use small or "
+            "large."
         )
     fraction = prediction.variance_fraction
     start, width = (broadcast(k, fraction) for k in log_range(t, s, 1.0 if lowest is None else lowest))
@@ -99,8 +101,8 @@ class Gamma:
     r"""A table of :math:`\Gamma(\lambda) = \tfrac1D \mathbb E \lVert \hat\epsilon(x, \lambda) \rVert^2` by log-SNR.
 
     It is :math:`\sigma^2` times the :math:`\Gamma` of Bao et al. 2022, sec. 3, averaged over ``samples`` images (0 for
-    exact expectations) by an ``estimator`` of :func:`estimate`, and belongs to a denoiser and its data, not to a
-    schedule or grid.
+    exact expectations) by an ``estimator`` of :func:`estimate`. It belongs to a denoiser and its data, not to a
+    schedule or a grid.
     """
 
     log_snr: tuple[float, ...]
@@ -125,11 +127,11 @@ class Gamma:
         return cls(log_snr, gamma, samples, estimator)
 
     def monotone(self) -> Gamma:
-        r"""The table in which the posterior variance of the data does not rise from a level to one of less noise.
+        r"""The table in which the posterior variance of the data never rises towards less noise.
 
-        It is the isotonic regression of :math:`V = \frac{\sigma^2}{\alpha^2} (1 - \Gamma)` (Ayer et al. 1955) with the
-        inverse of its variance as weights: :math:`\mathrm{SNR}^2` when all of Gamma is equally uncertain, as the mean
-        norm of noise is, and :math:`V^{-2}` for a mean error.
+        It is the isotonic regression of :math:`V = \frac{\sigma^2}{\alpha^2} (1 - \Gamma)` (Ayer et al. 1955), weighted
+        by inverse variance: :math:`\mathrm{SNR}^2` when Gamma is equally uncertain everywhere, as for the mean norm of
+        the noise, and :math:`V^{-2}` for a mean error.
         """
         from scipy.optimize import isotonic_regression
 
@@ -143,7 +145,7 @@ class Gamma:
         r"""The mean posterior variance of the data, :math:`\frac{\sigma^2}{\alpha^2} (1 - \Gamma)`, never negative.
 
         Between the levels of the table the logit of :math:`1 - \Gamma` is linear in the log-SNR, as it is for Gaussian
-        data. At :math:`\alpha = 0` it is that of the noisiest level.
+        data. At :math:`\alpha = 0` the value of the noisiest level is used.
         """
         at = float64(level.log_snr)
         known = torch.tensor(self.log_snr, dtype=torch.float64, device=at.device)
@@ -161,16 +163,16 @@ class Gamma:
             right = torch.searchsorted(known, at.contiguous()).clamp(1, len(known) - 1)
             fraction = ((at - known[right - 1]) / (known[right] - known[right - 1])).clamp(0.0, 1.0)
             logit = torch.lerp(logit[right - 1], logit[right], fraction)
-        # a table of one level broadcasts
+        # a table of one level is broadcast
         return as_given((logit.sigmoid() * (-at).exp()).reshape(at.shape), level.alpha)
 
 
 def _check_estimator(estimator: str) -> None:
     if estimator not in get_args(Estimator):
-        raise InputError(f"Gamma is estimated from the error or the norm; got {estimator!r}.")
+        raise InputError(f"The estimator of Gamma is error or norm; got {estimator!r}.")
 
 
-# clean data (B, *shape), alone or with their conditions; B may differ from batch to batch
+# clean data (B, *shape), alone or with conditions; B may differ from batch to batch
 Batch = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], dict[str, Tensor]]
 
 
@@ -184,21 +186,21 @@ def estimate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Gamma:
-    r"""Gamma of a denoiser in one pass over data, each image at every noisy level (Bao et al. 2022, sec. 3).
+    r"""Gamma of a denoiser, in one pass over the data with each image at every noisy level (Bao et al. 2022, sec. 3).
 
     Since :math:`V_t = \tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x_t]` is :math:`\frac{\sigma^2}{\alpha^2} (1 -
     \Gamma)`, there are two estimators. The squared error :math:`\tfrac1D \mathbb E \lVert x_0 - \hat x_0 \rVert^2` is
-    :math:`V_t` itself for the exact denoiser, to within the same few per cent at every level; for another one it is the
-    optimal variance of :math:`x_0` around its estimates (Bao et al. 2022, "Estimating the Optimal Covariance"). The
-    published norm of :math:`\hat\epsilon` is subtracted from 1, which leaves nothing but sampling error where almost
-    all is noise. :math:`V_t` is at most that of :math:`\hat x_0 = x / \alpha`, so that Gamma is at least 0.
+    :math:`V_t` itself for the exact denoiser, to within the same few per cent at every level; for any other denoiser it
+    is the optimal variance of :math:`x_0` around its estimates (Bao et al. 2022, "Estimating the Optimal Covariance").
+    The published norm of :math:`\hat\epsilon` is subtracted from 1, which leaves only sampling error where almost
+    everything is noise. :math:`V_t` is at most that of :math:`\hat x_0 = x / \alpha`, so that Gamma is at least 0.
 
-    The noise depends on the seed, the image and the level alone.
+    The noise depends only on the seed, the image and the level.
 
     Args:
-        estimator: from the squared error of the estimates of the data (error), or from the norm of the predicted noise
-            (norm), as published.
-        progress: told the number of images that are done.
+        estimator: estimate from the squared error of the data estimates (error), or from the norm of the predicted
+            noise (norm), as published.
+        progress: called with the number of images done.
     """
     _check_estimator(estimator)
     steps = [level for level in levels if level.sigma != 0.0]
@@ -226,7 +228,7 @@ def estimate(
 def analytic(
     gamma: Gamma, *, radius: float = 1.0, to_data: bool = False, last: Level | None = None, pixels: float = 2.0
 ) -> ReverseVariance:
-    r"""The reverse variance that is optimal for a denoiser, among those of one number per step.
+    r"""The optimal reverse variance for a denoiser, among those with one number per step.
 
     .. math::
         \sigma^2 = \tilde\beta + k_0^2 \min\left(\frac{\sigma_t^2}{\alpha_t^2} (1 - \Gamma_t),\ r^2\right)
@@ -237,8 +239,8 @@ def analytic(
         radius: half the width of the range of the data.
         to_data: whether the step to the data has this variance too, as the decoder of a bound needs.
         last: the last noisy level of the grid in use. In the step that ends there, the noise is clipped so that
-            :math:`\mathbb E |\sigma z| \le 2 r p / 255` (there, app. F).
-        pixels: ``p``, in 255 parts of the range; 1 or 2 there.
+            :math:`\mathbb E |\sigma z| \le 2 r p / 255` (app. F of the paper).
+        pixels: ``p``, in units of 1/255 of the range; 1 or 2 in the paper.
     """
     if radius <= 0.0 or pixels <= 0.0:
         raise InputError(f"radius and pixels must be positive; got {radius} and {pixels}.")

@@ -1,4 +1,4 @@
-"""Weightings of the training loss: functions of the level, on the squared error of the noise."""
+"""Weights of the training loss: functions of the level that multiply the squared error of the noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfumato.diffusion.variance import floor, floored
 from sfumato.errors import InputError
 
 Weight = Callable[[Level], Scalar]
-r"""A weight :math:`w` of the squared error of :math:`\hat\epsilon`, which is :math:`w\, \mathrm{SNR}` of the data's."""
+r"""A weight :math:`w` on the squared error of :math:`\hat\epsilon`, or :math:`w\, \mathrm{SNR}` on that of the data."""
 
 
 def simple(level: Level) -> Scalar:
@@ -44,10 +44,10 @@ def edm_weight(sigma_data: float | None = None) -> Weight:
 
 @dataclass(frozen=True, slots=True)
 class OutputWeight:
-    r"""The squared error of the network's output itself: :math:`w = 1 / d^2` as :math:`\hat\epsilon = c x + d F`.
+    r"""The squared error of the network's output itself: :math:`w = 1 / d^2`, since :math:`\hat\epsilon = c x + d F`.
 
-    With v or velocity it is the loss of Salimans and Ho 2022 or of flow matching. A loss takes that error directly,
-    since at :math:`\alpha = 0` the noise error vanishes and the weight is infinite.
+    With v it is the loss of Salimans and Ho 2022, with velocity that of flow matching. Losses compute the output error
+    directly, since at :math:`\alpha = 0` the noise error vanishes and the weight is infinite.
     """
 
     parameterization: Parameterization
@@ -58,14 +58,14 @@ class OutputWeight:
 
 
 def vlb(schedule: Schedule, variance: Literal["small", "large"] = "small") -> Weight:
-    r"""The weight that makes the loss the term :math:`L_{t-1}` of the variational bound, in nats per dimension.
+    r"""The weight that turns the loss into the term :math:`L_{t-1}` of the variational bound, in nats per dimension.
 
     .. math::
         \lambda_t = \frac{\beta_t^2}{2 \sigma_t^2 (1 - \beta_t)(1 - \bar\alpha_t)}
 
     (Ho et al. 2020, eq. 12), which between any ``t`` and ``s`` is
-    :math:`\sigma_{t|s}^4 / (2 \Sigma\, \alpha_{t|s}^2 \sigma_t^2)`. In the step to the data, whose small variance is
-    zero, it is that of the step before.
+    :math:`\sigma_{t|s}^4 / (2 \Sigma\, \alpha_{t|s}^2 \sigma_t^2)`. In the step to the data, whose small
+    variance is zero, it is the variance of the step before.
 
     Args:
         variance: the reverse variance of the bound, small (beta-tilde) or large (beta).
@@ -87,8 +87,8 @@ def vlb(schedule: Schedule, variance: Literal["small", "large"] = "small") -> We
 def vlb_continuous(schedule: Schedule) -> Weight:
     r"""The weight of the variational bound in continuous time, :math:`w = -\tfrac12 \frac{d\lambda}{dt}`.
 
-    (Kingma et al. 2021, eq. 15.) Under uniform times the loss is the diffusion part of the bound, in nats per
-    dimension: the limit of :math:`T \lambda_t` of :func:`vlb`.
+    (Kingma et al. 2021, eq. 15.) With uniform times the loss is the diffusion part of the bound, in nats per
+    dimension. The weight is the limit of :math:`T \lambda_t` of :func:`vlb`.
     """
 
     def weight(level: Level) -> Scalar:
@@ -114,8 +114,8 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
     r"""Perception prioritized weighting, :math:`w = (k + \mathrm{SNR})^{-\gamma}` (Choi et al. 2022).
 
     Args:
-        k: what is added to the signal-to-noise ratio.
-        gamma: the exponent; larger means less weight near the data.
+        k: the constant added to the signal-to-noise ratio.
+        gamma: the exponent; the larger, the less weight near the data.
     """
     if k <= 0.0 or gamma < 0.0:
         raise InputError(f"P2 weighting needs k > 0 and gamma >= 0; got {k} and {gamma}.")

@@ -1,1 +1,1 @@
-"""Samplers: grids, the one loop, and a step function per method."""
+"""Samplers: grids of levels, the sampling loop, and one step function per method."""

@@ -1,4 +1,4 @@
-"""A step that controls its length by its error."""
+"""A step that adapts its length to its error."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def adaptive(
     sigma_min: float | None = None,
     max_steps: int = 1000,
 ) -> Tensor:
-    r"""The probability flow to a tolerance, in steps of adaptive length; sampling.steps only limits them, 1 is best.
+    r"""The probability flow to a tolerance, in steps of adaptive length; they also stop at the grid, so use 1 step.
 
     The flow :math:`dy / d\varphi = N` of :class:`~sfumato.sampling.coordinates.Rotation`, whose angle runs over
     :math:`[0, \pi / 2]` from the data to pure noise, is integrated with the embedded pair of orders 3 and 2 of Bogacki
     and Shampine (1989), three evaluations per step, and a proportional-integral control of the step length (Gustafsson
-    1991), sample by sample. A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one from the
-    data, as in DDIM inversion, starts there with the noise that is predicted for :math:`\alpha x_0`.
+    1991), separately for each sample. A step to the data stops at ``sigma_min`` and ends with :math:`\hat x_0`; one
+    from the data, as in DDIM inversion, starts there with the noise predicted for :math:`\alpha x_0`.
 
     Args:
-        rtol: tolerated error of a step relative to the sample, root mean square over its elements.
-        atol: tolerated error of a step in units of the data.
+        rtol: tolerated error of a step relative to the sample, as a root mean square over its elements.
+        atol: tolerated absolute error of a step, in units of the data.
         scale: the standard deviation of the data; 1 when not given.
-        sigma_min: the sigma / alpha at which the estimate of the data becomes the sample; 0.002, or that of the first
-            step of a table, when not given.
-        max_steps: how many steps a sample may try.
+        sigma_min: the sigma / alpha at which the estimate of the data becomes the sample; when not given, that of the
+            first step of a table, or 0.002.
+        max_steps: the most steps that may be tried for a sample.
     """
     scale = 1.0 if scale is None else scale
     if sigma_min is None:
@@ -93,7 +93,7 @@ def adaptive(
         last = flow(trial, landed)
         difference = scale * (h * (-5.0 * slope + 6.0 * second + 8.0 * third - 9.0 * last) / 72.0)
         tolerance = atol + rtol * scale * torch.maximum(y.abs(), trial.abs())
-        # the root mean square of each sample, on the CPU where levels are
+        # the root mean square of each sample, on the CPU, where the levels are
         error = (difference / tolerance).double().square().flatten(1).mean(1).sqrt().cpu()
         good = (error <= 1.0) & ~arrived
         accepted = good.to(y.device).reshape(-1, *[1] * (y.ndim - 1))
@@ -114,7 +114,7 @@ def adaptive(
 
 
 def _level(schedule: Schedule, rotation: Rotation, top: Level, angle: Float64[Tensor, "batch"]) -> Level:
-    """The levels at angles up to that of ``top``."""
+    """The levels at the given angles, at most that of ``top``."""
     # tan is finite but meaningless at pi / 2, where alpha = 0
     log_snr = -2.0 * (rotation.scale * angle.tan()).log()
     at_top = angle >= rotation.polar(top)[1]

@@ -1,4 +1,4 @@
-"""Coordinates in which the probability flow is the integral of a prediction, and variables to extrapolate that in."""
+"""Coordinates in which the probability flow is an integral of a prediction, and variables to extrapolate it in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def half_log_snr(ratio: Numbers) -> Numbers:
 @lru_cache(64)
 def arsinh(scale: float) -> Variable:
     r""":math:`\operatorname{arsinh}(\hat\sigma / d)`: log-SNR above the level ``scale`` :math:`= d`, linear below."""
-    # cached, so that the weights of a solver are cached too, by their variable
+    # cached, because the weights of a solver are cached with the variable as a key
     return lambda ratio: np.arcsinh(ratio / scale)
 
 
@@ -50,14 +50,14 @@ def time_of(schedule: Schedule) -> Variable:
 
 
 class Coordinate(ABC):
-    r"""A prediction :math:`N` of which the flow is an integral.
+    r"""A prediction :math:`N` whose integral is the probability flow.
 
     .. math::
         x_s = c(t, s)\, x_t + \int_{\lambda_t}^{\lambda_s} \rho_s(\lambda) N(\lambda)\, d\lambda,
         \qquad \lambda = \log(\alpha / \sigma)
 
-    Levels are those of a grid, of floats. ``carry`` and ``total`` also hold for :math:`\sigma_s = 0`, and for
-    :math:`\alpha_t = 0` unless ``starts_at_noise`` is false. Extrapolation is of use where the absolute weights of a
+    Levels are those of a grid, made of floats. ``carry`` and ``total`` also hold for :math:`\sigma_s = 0`, and for
+    :math:`\alpha_t = 0` unless ``starts_at_noise`` is false. Extrapolation is used where the absolute weights of a
     step sum to at most ``limit`` times ``total``.
     """
 
@@ -67,7 +67,7 @@ class Coordinate(ABC):
 
     @abstractmethod
     def prediction(self, level: Level) -> tuple[float, float]:
-        r"""The numbers :math:`k_0, k_\epsilon` of :math:`N = k_0 \hat x_0 + k_\epsilon \hat\epsilon` at a level."""
+        r"""The numbers :math:`k_0, k_\epsilon` in :math:`N = k_0 \hat x_0 + k_\epsilon \hat\epsilon` at a level."""
 
     @abstractmethod
     def natural(self, ratio: Numbers) -> Numbers:
@@ -86,7 +86,7 @@ class Coordinate(ABC):
         r"""The weight :math:`\rho_s` of the prediction, as a function of :math:`\hat\sigma`."""
 
     def noise(self, t: Level, s: Level) -> float:
-        """The standard deviation of the noise of a step."""
+        """The standard deviation of the noise that a step adds."""
         return 0.0
 
 
@@ -124,8 +124,8 @@ class PredictedData(Coordinate):
         + \sigma_s \int (1 + \tau^2) e^{-\tau^2 (\lambda_s - \lambda) + \lambda}\, \hat x_0(\lambda)\, d\lambda
         + \sigma_s \sqrt{1 - e^{-2 \tau^2 h}}\; z.
 
-    :math:`\tau = 1` is the reverse diffusion. Steps with noise start at a :math:`\hat\sigma` of at most ``high`` and
-    end at one of at least ``low``.
+    :math:`\tau = 1` is the reverse diffusion. Noise is added in steps that start at a
+    :math:`\hat\sigma` of at most ``high`` and end at one of at least ``low``.
     """
 
     tau: float = 0.0
@@ -159,7 +159,7 @@ class PredictedData(Coordinate):
 
     def density(self, s: Level, ratio: Numbers) -> Numbers:
         end = float(s.noise_to_signal)
-        # the quadrature lies within a step: all of it has noise or none
+        # the quadrature lies within one step, so either all of it has noise or none
         rate = self._rate(float(np.max(ratio)), end)
         return float(s.sigma) * (1.0 + rate) * (end / ratio) ** rate / ratio
 
@@ -176,13 +176,13 @@ def _between(t: Level, s: Level) -> float:
 
 @dataclass(frozen=True)
 class Rotation(Coordinate):
-    r"""A mixture of the two, :math:`N = \cos\varphi\, \hat\epsilon - \sin\varphi\, \hat x_0 / d`.
+    r"""A mixture of predicted noise and data, :math:`N = \cos\varphi\, \hat\epsilon - \sin\varphi\, \hat x_0 / d`.
 
     With :math:`R = \sqrt{\sigma^2 + d^2 \alpha^2}` and :math:`\tan\varphi = \sigma / (d \alpha)` the flow is
     :math:`dy / d\varphi = N` for :math:`y = x / R`. The prediction is the output of EDM's network (Karras et al. 2022,
     table 1, with :math:`\sigma_{data} = d`) up to its sign, and that of v for :math:`d = 1`. It vanishes for Gaussian
-    data of mean 0 and standard deviation ``d``, the ``scale``. A small one approaches :class:`PredictedData`, a large
-    one :class:`PredictedNoise`.
+    data of mean 0 and standard deviation ``d``, the ``scale``. A small scale approaches :class:`PredictedData`,
+    a large one :class:`PredictedNoise`.
     """
 
     scale: float = 1.0

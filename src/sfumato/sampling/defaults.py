@@ -1,4 +1,4 @@
-"""The default sampler for a number of evaluations, for all data and schedules."""
+"""The default sampler for each number of evaluations, for all data and schedules."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from sfumato.sampling.sample import Step
 class Choice(NamedTuple):
     """A multistep solver and a logistic grid; levels are in units of the standard deviation of the data."""
 
-    fewest: int  # evaluations it is for
+    fewest: int  # the fewest evaluations that it is used for
     order: int
     corrector: int
     final_order: int
     rotation: float  # the scale of the coordinate
-    arsinh: bool  # whether predictions are extrapolated in arsinh(sigma), not in the angle of the coordinate
-    centre: float  # of the grid, like width and skew
+    arsinh: bool  # whether predictions are extrapolated in arsinh(sigma) rather than in the angle of the coordinate
+    centre: float  # a parameter of the grid, as are width and skew
     width: float
     skew: float
-    sigma_max: float  # the level from which on the grid is divided
+    sigma_max: float  # the level from which the grid is divided
 
 
 CHOICES = (
@@ -52,28 +52,28 @@ CHOICES = (
 )
 """Found by random searches on the targets of ``benchmarks/solvers.py`` and three clusters, then rounded.
 
-Those of 13 and 30 evaluations have the least ratios of the error to that of the best configuration of diffusers and
-k-diffusion, under the linear and the EDM schedule. Those of 4 to 12 have the least errors among the chains of rows
-whose error falls from each to the next, under the linear, the cosine and the EDM schedule; it does for the searched
-noise (seeds 1 and 2; the benchmark uses seed 0), and elsewhere within the spread of the noise. The scale of the
-coordinate is several times that of the data, as the main directions of images are."""
+The rows for 13 and 30 evaluations have the lowest error relative to the best configuration of diffusers and
+k-diffusion, under the linear and the EDM schedule. The rows for 4 to 12 have the lowest errors among the sequences of
+rows whose error falls from each row to the next, under the linear, the cosine and the EDM schedule. The error falls for
+the noise used in the search (seeds 1 and 2; the benchmark uses seed 0), and otherwise up to the spread of the noise.
+The scale of the coordinate is several times that of the data, as is the scale of the main directions of images."""
 
 
 def choice(steps: int) -> Choice:
-    """The row of :data:`CHOICES` for a number of steps, of one evaluation each."""
+    """The row of :data:`CHOICES` for a number of steps with one evaluation each."""
     if steps < 1:
         raise InputError(f"Sampling needs at least 1 evaluation of the network; got {steps}.")
     return [row for row in CHOICES if row.fewest <= steps][-1]
 
 
 def best_grid(schedule: Schedule, steps: int, data_std: float = 1.0, sigma_min: float | None = None) -> Level:
-    r"""The grid that goes with the solver best: dense where predictions change fast, for the number of steps.
+    r"""The grid made for the solver best: dense where predictions change fast, tuned to the number of steps.
 
-    Only levels relative to the data enter, and of a schedule only its two ends; it may end at :math:`\alpha = 0`.
+    It depends only on levels relative to the data and on the schedule's two ends, which may be at :math:`\alpha = 0`.
 
     Args:
-        sigma_min: the least sigma / alpha before the data; half that of the first step of a table, and 0.002 in
-            continuous time, when not given: at much less noise networks have learned nothing.
+        sigma_min: the least sigma / alpha before the data. When not given, half that of the first step of a table, or
+            0.002 in continuous time; networks have learned nothing at much less noise.
     """
     row = choice(steps)
     if sigma_min is None:
@@ -83,10 +83,10 @@ def best_grid(schedule: Schedule, steps: int, data_std: float = 1.0, sigma_min: 
 
 
 def best_step(schedule: Schedule, levels: Level, data_std: float = 1.0) -> Step:
-    """The solver nearest to the exact answer on a grid, of one evaluation each: made for the grid best, sound on all.
+    """The most accurate solver for a grid, with one evaluation per step: made for the grid best, sound on any grid.
 
     On the grid best it is an exponential Adams method with a corrector, in a rotation of the predicted noise and data.
-    That is tuned to the places of the levels, and on others it may amplify errors: there it is UniPC of order 2.
+    This method is tuned to the levels of that grid and may amplify errors on others, where UniPC of order 2 is used.
     """
     if not _is_best_grid(schedule, levels, data_std):
         return unipc(2)
@@ -102,7 +102,7 @@ def _is_best_grid(schedule: Schedule, levels: Level, data_std: float) -> bool:
         return True
     least = float(levels[-2].noise_to_signal)
     if steps == 2:
-        # a great sigma_min would be any level
+        # a large sigma_min would match any level
         least = min(least, max(0.3 * data_std, first_noise(schedule)))
     if not 0.0 < least < float(levels[0].noise_to_signal):
         return False
@@ -111,6 +111,6 @@ def _is_best_grid(schedule: Schedule, levels: Level, data_std: float) -> bool:
 
 
 def best(schedule: Schedule, steps: int, data_std: float = 1.0, sigma_min: float | None = None) -> tuple[Level, Step]:
-    """:func:`best_grid`, and the :func:`best_step` on it."""
+    """:func:`best_grid`, and :func:`best_step` on it."""
     levels = best_grid(schedule, steps, data_std, sigma_min)
     return levels, best_step(schedule, levels, data_std)

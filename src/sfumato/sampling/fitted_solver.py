@@ -1,4 +1,4 @@
-"""Fitted solvers: any solver whose steps are linear in the start and in the predictions, as a table of weights."""
+"""Fitted solvers: a table of weights represents any solver that is linear in the start and the predictions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ class FittedSolver:
     and :math:`x_N` is the sample (Shaul et al. 2024). The weights hold for their grid and the scale of their schedule.
 
     Attributes:
-        log_snr: the levels, rising strictly.
-        weights: a row per step: of the start, then of the estimates of the data so far, ``i + 2`` numbers in row ``i``.
-        error: the root mean square error per dimension to the exact probability flow, on held-out noises.
-        baseline: that of the best of the usual solvers, on those noises.
-        noises: how many noises it was fitted to.
-        guidance: the guidance scale it was fitted with; 1 is none.
+        log_snr: the log-SNR of the levels, strictly rising.
+        weights: one row per step: the weight of the start, then those of the data estimates so far; ``i + 2`` numbers
+            in row ``i``.
+        error: the root mean square error per dimension against the exact probability flow, on held-out noise samples.
+        baseline: the error of the best of the usual solvers on the same noise samples.
+        noises: the number of noise samples it was fitted to.
+        guidance: the guidance scale it was fitted with; 1 means no guidance.
     """
 
     log_snr: tuple[float, ...]
@@ -51,8 +52,8 @@ class FittedSolver:
         count = len(self.log_snr)
         if count == 0 or [len(row) for row in self.weights] != list(range(2, count + 2)):
             raise InputError(
-                "A fitted solver needs at least one level, and for each a row of weights: of the start and of the "
-                f"estimates so far; got {count} levels and rows of {[len(row) for row in self.weights]}."
+                "A fitted solver needs at least one level, and a row of weights for each: one for the start and one "
+                f"per estimate so far; got {count} levels and rows of {[len(row) for row in self.weights]}."
             )
         if not all(map(math.isfinite, (*self.log_snr, *itertools.chain(*self.weights)))):
             raise InputError("The levels and weights of a fitted solver must be finite.")
@@ -75,10 +76,10 @@ class FittedSolver:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is fitted to the weights of a trained denoiser, and holds for these alone.
+    """Everything fitted to the weights of one trained denoiser, and valid only for these weights.
 
-    The table of Analytic-DPM and solvers by their number of steps; ``stale`` is the optimizer step of other weights
-    that something was fitted to, if that is all there is.
+    It holds the table of Analytic-DPM, and solvers by their number of steps. If only fits to other weights exist,
+    ``stale`` is the optimizer step of those weights.
     """
 
     gamma: Gamma | None = None
@@ -88,7 +89,7 @@ class Fitted:
     def require_gamma(self) -> Gamma:
         if self.gamma is not None:
             return self.gamma
-        why = "has none" if self.stale is None else f"has only one of other weights, of step {self.stale}"
+        why = "has none" if self.stale is None else f"has only one for other weights, from step {self.stale}"
         raise InputError(
             f"The analytic variance and the optimal grid need Gamma, and this model {why}: estimate it with "
             "sfumato tune RUN, or sfumato.tune(model)."
@@ -97,7 +98,7 @@ class Fitted:
     def require_solver(self, steps: int) -> FittedSolver:
         if steps in self.solvers:
             return self.solvers[steps]
-        there = "none" if self.stale is None else f"only what was fitted to other weights, of step {self.stale}"
+        there = "none" if self.stale is None else f"only fits to other weights, from step {self.stale}"
         if self.solvers:
             there = f"only for {', '.join(map(str, sorted(self.solvers)))}"
         raise InputError(
@@ -118,16 +119,16 @@ class Fitted:
 
 
 def fitted_grid(schedule: Schedule, plan: FittedSolver) -> Level:
-    """The steps that were fitted to the model for their number; needs sfumato tune --steps."""
+    """The grid fitted to the model for this number of steps; needs sfumato tune --steps."""
     return with_data(schedule, torch.tensor(plan.log_snr, dtype=torch.float64))
 
 
 def follow(denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory, *, plan: FittedSolver) -> Tensor:
-    """The weights that were fitted together with the grid, one evaluation per step; needs sfumato tune --steps."""
+    """The solver weights fitted together with the grid, one evaluation per step; needs sfumato tune --steps."""
     i = memory.index
     if i >= plan.steps or abs(float(t.log_snr) - plan.log_snr[i]) > 1e-6 * max(1.0, abs(plan.log_snr[i])):
         raise InputError(
-            f"A fitted sampler of {plan.steps} steps only takes those of its grid, from its beginning to its end: "
+            f"A fitted sampler of {plan.steps} steps works only on its own grid, from beginning to end: "
             "sample with --grid.kind fitted."
         )
     start: Tensor = memory.state.setdefault("start", x)
@@ -141,14 +142,14 @@ def follow(denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory, *, p
 
 
 def with_data(schedule: Schedule, log_snr: Float64[Tensor, "N"]) -> Level:
-    """The grid of these levels, with the data at its end."""
+    """The grid with these levels, followed by the data."""
     return Level.cat([schedule.at(log_snr), schedule(0.0)])
 
 
 def weights_of(step: Step, levels: Level) -> Float64[Tensor, "N N+1"]:
-    """The weights of a deterministic solver on a grid, as in :class:`FittedSolver`, with zeros after them.
+    """The weights of a deterministic solver on a grid, as in :class:`FittedSolver`, padded with zeros.
 
-    They are what it makes of unit vectors, one for the start and one for each of its ``N`` predictions.
+    They are found by applying the solver to unit vectors, one for the start and one for each of its ``N`` predictions.
     """
     units = iter(torch.eye(len(levels), dtype=torch.float64)[:, None])
     x = next(units)
@@ -156,11 +157,11 @@ def weights_of(step: Step, levels: Level) -> Float64[Tensor, "N N+1"]:
     def denoise(x: Tensor, level: Level) -> Prediction:
         unit = next(units, None)
         if unit is None:
-            raise InputError("Weights are those of a solver with one evaluation per step; this one makes more.")
+            raise InputError("Only a solver with one evaluation per step has weights; this one makes more.")
         return Prediction.of_x0(x, unit, level)
 
     def no_noise(x: Tensor) -> Tensor:
-        raise InputError("Weights are those of a solver that adds no noise; this one does.")
+        raise InputError("Only a solver that adds no noise has weights; this one adds noise.")
 
     rows: list[Tensor] = []
     memory = Memory(no_noise)

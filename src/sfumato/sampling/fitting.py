@@ -25,15 +25,15 @@ from sfumato.sampling.fitted_solver import FittedSolver, weights_of, with_data
 from sfumato.sampling.multistep import Adams, multistep
 from sfumato.sampling.sample import Step, sample
 
-# beyond, the usual solvers are near the exact flow, and there are many weights
+# with more steps the usual solvers are close to the exact flow, and there are many weights
 MAX_STEPS = 50
-# of which a quarter is held out
+# the fewest noise samples, a quarter of which is held out
 MIN_NOISES = 16
-# the least difference of two levels in log-SNR, and their range; at the end the noise is 0.002 of the data
+# the least difference between two levels in log-SNR, and their range; at the end the noise is 0.002 of the data
 _MIN_GAP, _MIN_LOG_SNR, _MAX_LOG_SNR = 0.05, -20.0, 12.4
-# iterations from each start, first of the grid, then with the weights; and from the best of them, at most
+# iterations from each start, first for the grid, then with the weights; and the most iterations from the best of them
 TRIALS, ITERATIONS = 10, 60
-# sigma / alpha of the first and last levels, and the solvers, that are tried first
+# the sigma / alpha of the first and last levels, and the solvers, that are tried as starts
 _STARTS, _ENDS = (math.inf, 40.0, 15.0, 5.0), (0.05, 0.1, 0.2)
 USUAL: tuple[Step, ...] = (
     partial(multistep, rule=Adams(PredictedData(), half_log_snr), order=3),
@@ -44,9 +44,9 @@ USUAL: tuple[Step, ...] = (
 
 @dataclass(frozen=True)
 class Examples:
-    """Trajectories of a denoiser, by their two ends: standard normal noise, and where the exact flow leads from it.
+    """Trajectories of a denoiser, given by their two ends: standard normal noise, and the sample of the exact flow.
 
-    An error is per ``dimensions``, by default the numbers in one sample; ``batch`` are computed at once.
+    Errors are divided by ``dimensions``, by default the size of a sample; ``batch`` trajectories are computed at once.
     """
 
     denoise: Denoise
@@ -112,23 +112,23 @@ def examples(
 
 
 def first_level(schedule: Schedule) -> Level:
-    """Where the trajectories start."""
+    """The level at which the trajectories start."""
     return schedule.at(torch.tensor(_range(schedule)[0], dtype=torch.float64))
 
 
 def _range(schedule: Schedule) -> tuple[float, float]:
-    """The log-SNR at which a schedule starts, and the greatest at which a denoiser is called."""
+    """The log-SNR at which sampling starts, and the greatest log-SNR at which the denoiser is called."""
     nearest = float(schedule(1.0 / schedule.steps).log_snr) if isinstance(schedule, Discrete) else _MAX_LOG_SNR
     return max(float(schedule(1.0).log_snr), _MIN_LOG_SNR), min(nearest, _MAX_LOG_SNR)
 
 
 @dataclass(frozen=True)
 class _Space:
-    """Fitted solvers of a number of steps as vectors without bounds.
+    """Fitted solvers with a given number of steps, as unconstrained vectors.
 
-    The first ``steps + 1`` numbers are the logarithms of the gaps from the start of the schedule over the levels to the
-    greatest log-SNR, up to one factor. The others are changes of the weights of ``step`` on that grid, in units of the
-    scale of the state that they lead to.
+    The first ``steps + 1`` numbers are the logarithms, up to a common factor, of the gaps in log-SNR from the start of
+    the schedule through the levels to the greatest log-SNR. The others are changes to the weights of ``step`` on that
+    grid, in units of the scale of the state they lead to.
     """
 
     schedule: Schedule
@@ -154,14 +154,14 @@ class _Space:
         levels = log_snr.detach()
         usual = self._usual(levels)
         if log_snr.requires_grad:
-            # the derivative by differences, for any solver: its weights are cheap
+            # differences give the derivative for any solver, and its weights are cheap
             slopes = torch.stack([self._slope(levels, i) for i in range(self.steps)])
             usual = usual + torch.einsum("i,ijk->jk", log_snr - levels, slopes)
         changes = vector[self.steps + 1 :]
         if len(changes) == 0:
             return usual
         alpha, sigma = self.schedule.kernel(self.schedule.time(log_snr).clamp(0.0, 1.0))
-        # the last row is of the data, where the noise is 0 and gives no scale
+        # the last row leads to the data, where the noise is 0 and gives no scale
         noise = torch.cat([sigma[1:], 0.3 * sigma[-1:]]) / sigma[0]
         data = torch.cat([alpha[1:], torch.ones_like(alpha[:1])])
         scale = torch.cat([noise[:, None], data[:, None].expand(-1, self.steps)], 1)
@@ -191,14 +191,14 @@ def fit(
     iterations: int = ITERATIONS,
     progress: Callable[[int], None] | None = None,
 ) -> FittedSolver:
-    r"""The solver of ``steps`` evaluations whose samples are nearest to the ends of known trajectories.
+    r"""The solver with ``steps`` evaluations whose samples are closest to the ends of known trajectories.
 
     L-BFGS minimizes the logarithm of the mean square error on three quarters of the examples, through the solver and
     the denoiser: first over the levels with a solver's weights, then (if ``coefficients``) over levels and weights.
-    There are many local minima: it starts from the default (:func:`~sfumato.sampling.defaults.best`) and from the best
-    of others for each of a few first levels, with few iterations and noises, and continues from the best of these, for
-    at most ``iterations``. The result is the solver of all iterations with the least error on the last quarter.
-    ``progress`` is told the number of iterations that are done.
+    There are many local minima. The search therefore starts from the default
+    (:func:`~sfumato.sampling.defaults.best`) and from the best other solver for each of a few first levels, with few
+    iterations and noise samples, and continues from the best result for at most ``iterations``. It returns the solver
+    of all iterations with the least error on the last quarter. ``progress`` is called with the iterations done.
     """
     check(steps, len(known))
     cut = len(known) - len(known) // 4
@@ -238,7 +238,7 @@ def check(steps: int, noises: int) -> None:
 
 
 def _starts(known: Examples, steps: int) -> list[tuple[Tensor, Step]]:
-    """The default, and for each first level the best of the usual solvers on Karras grids."""
+    """The default solver, and for each first level the best of the usual solvers on Karras grids."""
     low, high = _range(known.schedule)
     least, most = math.exp(-0.5 * high), math.exp(-0.5 * low)
     numbers = len(known) * (known.dimensions or known.noise[0].numel())
@@ -260,7 +260,7 @@ def _starts(known: Examples, steps: int) -> list[tuple[Tensor, Step]]:
 
 @dataclass
 class _Search:
-    """A descent, and the best vector so far."""
+    """A descent that keeps the best vector so far."""
 
     space: _Space
     training: Examples
@@ -295,7 +295,7 @@ class _Search:
         return math.log(total / len(self.training) + 1e-30), (gradient / (total + 1e-30)).numpy()
 
     def with_changes(self) -> NDArray[np.float64]:
-        """The best vector, with changes of the weights, at first 0."""
+        """The best vector, extended by changes to the weights that start at 0."""
         return np.pad(self.best, (0, self.space.steps + 1 + self.space.changes - len(self.best)))
 
     def descend(self, vector: NDArray[np.float64], iterations: int) -> None:
@@ -305,7 +305,7 @@ class _Search:
             self.visit(vector)
             self.report()
 
-        # a line search that overshoots costs passes: the iterations bound the passes too
+        # a line search that overshoots costs extra passes, so the passes are limited too
         limits = {"maxiter": iterations, "maxfun": 2 * iterations}
         if iterations >= 1:
             minimize(self.slope, vector, jac=True, method="L-BFGS-B", callback=after, options=limits)

@@ -1,4 +1,4 @@
-"""Grids: the levels at which a sampler stops."""
+"""Grids: the levels that a sampler visits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfumato.diffusion.schedule import Discrete, Schedule
 from sfumato.diffusion.variance import Gamma
 from sfumato.errors import InputError
 
-# the number of steps that stand for a table where the schedule is in continuous time
+# the number of steps that a schedule in continuous time is divided into where a table is needed
 TABLE = 1000
 
 
@@ -25,7 +25,7 @@ def _check_steps(steps: int) -> None:
 
 
 def uniform(schedule: Schedule, steps: int) -> Level:
-    """Steps uniform in time from 1 to 0: all of a table when there are as many."""
+    """Steps uniform in time from 1 to 0; all steps of a table if their numbers agree."""
     _check_steps(steps)
     return schedule(torch.arange(steps, -1, -1, dtype=torch.float64) / steps)
 
@@ -33,17 +33,17 @@ def uniform(schedule: Schedule, steps: int) -> Level:
 def trailing(schedule: Schedule, steps: int) -> Level:
     r"""Steps of a table counted from its end (Lin et al. 2024, sec. 3.3): :math:`T - i T / N`, rounded.
 
-    It is :func:`uniform` with every level a step of the table, of 1000 for a schedule in continuous time.
+    It is :func:`uniform` with every level rounded to a step of the table, or of 1000 in continuous time.
     """
     table = _table(schedule, steps)
-    # as in numpy, halves are rounded to even; steps of a table are at least 1 apart, so that none repeats
+    # halves are rounded to even, as in NumPy; steps are at least 1 apart, so that none repeats
     return _of_table(schedule, table, [round(table * (steps - i) / steps) for i in range(steps)])
 
 
 def leading(schedule: Schedule, steps: int) -> Level:
     r"""Every :math:`\lfloor T / N \rfloor`-th step of a table from its first (J. Song et al. 2021, app. D.2).
 
-    The noisiest level is ``t = 1``, where sampling starts; 10 published steps of 1000 start at 901.
+    The noisiest level is ``t = 1``, where sampling starts; as published, 10 steps of 1000 would start at 901.
     """
     table = _table(schedule, steps)
     stride = table // steps
@@ -53,7 +53,7 @@ def leading(schedule: Schedule, steps: int) -> Level:
 def quadratic(schedule: Schedule, steps: int) -> Level:
     r"""Steps of a table, denser near the data (J. Song et al. 2021, app. D.2): :math:`\lfloor T i^2 / N^2 \rfloor`.
 
-    At least :math:`i`, so that none of the first steps of the table repeats.
+    The index is at least :math:`i`, so that none of the first steps of the table repeats.
     """
     table = _table(schedule, steps)
     return _of_table(schedule, table, [max(table * i * i // (steps * steps), i) for i in range(steps, 0, -1)])
@@ -82,7 +82,7 @@ def karras(
     Args:
         sigma_min: the last sigma / alpha before the data.
         sigma_max: the first sigma / alpha; the end of the schedule when not given.
-        rho: larger puts more steps near the data.
+        rho: the exponent; larger values put more steps near the data.
     """
     if not 0.0 < rho < math.inf:
         raise InputError(f"The rho of a Karras grid must be positive; got {rho}.")
@@ -107,11 +107,11 @@ def log_snr(schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max:
 
 
 def _top(schedule: Schedule, steps: int, sigma_min: float, sigma_max: float | None) -> float:
-    """The first level of a grid between two levels, checked."""
+    """The checked first level of a grid between two levels."""
     _check_steps(steps)
     top = float(schedule(1.0).noise_to_signal) if sigma_max is None else sigma_max
     if not math.isfinite(top):
-        raise InputError("This schedule ends at alpha = 0: say where the grid starts (sigma_max), or use kind uniform.")
+        raise InputError("This schedule ends at alpha = 0: set the start of the grid (sigma_max), or use kind uniform.")
     if not 0.0 < sigma_min < top:
         raise InputError(f"A grid needs 0 < sigma_min < sigma_max; got {sigma_min:.4g} and {top:.4g}.")
     return top
@@ -138,9 +138,10 @@ def logistic(
     at high noise they are uniform in :math:`\hat\sigma^{-1/w}`. It may start at :math:`\alpha = 0`.
 
     Args:
-        sigma_min: the least level before the data. If the last would be below it, it is the last, and the others
-            divide what lies above it.
-        sigma_max: the first step leads from the end of the schedule to the level that would come after this one.
+        sigma_min: the least sigma / alpha before the data. If the last level would be below it, it becomes the last
+            level, and the others divide the range above it.
+        sigma_max: the sigma / alpha from which the grid is divided; the first step leads from the end of the schedule
+            to the level after this one.
     """
     _check_steps(steps)
     if not (0.0 < centre < math.inf and 0.0 < width < math.inf and 0.0 < skew < math.inf):
@@ -162,13 +163,13 @@ def logistic(
 
 
 def at_times(schedule: Schedule, times: Sequence[float]) -> Level:
-    """The levels of a falling list of times in [0, 1]; the data, 0, may be left out."""
+    """The levels at a falling list of times in [0, 1]; the data, 0, may be left out."""
     _check_falling(times, "times")
     return schedule(torch.tensor(times if times[-1] == 0.0 else [*times, 0.0], dtype=torch.float64))
 
 
 def at_ratios(schedule: Schedule, ratios: Sequence[float]) -> Level:
-    r"""The levels of a falling list of :math:`\sigma / \alpha`, the sigmas of EDM; the data, 0, may be left out."""
+    r"""The levels at a falling list of :math:`\sigma / \alpha`, the sigmas of EDM; the data, 0, may be left out."""
     _check_falling(ratios, "levels")
     if ratios[-1] < 0.0:
         raise InputError(f"A noise level is at least 0; got {ratios[-1]:.4g}.")
@@ -176,9 +177,9 @@ def at_ratios(schedule: Schedule, ratios: Sequence[float]) -> Level:
 
 
 def at_log_snrs(schedule: Schedule, log_snrs: Sequence[float]) -> Level:
-    """The levels of a rising list of log-SNRs; the data, infinity, may be left out."""
+    """The levels at a rising list of log-SNRs; the data, infinity, may be left out."""
     _check_falling([-value for value in log_snrs], "levels")
-    # not every schedule has an inverse at infinity: the data are known by their time
+    # not every schedule can be inverted at infinity, so the data are given by their time
     noisy = [value for value in log_snrs if value < math.inf]
     return Level.cat([schedule.at(torch.tensor(noisy, dtype=torch.float64)), schedule(0.0)])
 
@@ -188,7 +189,9 @@ def _check_falling(values: Sequence[float], what: str) -> None:
         raise InputError(f"A grid is a list of {what}, each a number; got {list(values)}.")
     for k, (a, b) in enumerate(itertools.pairwise(values), 2):
         if not a > b:
-            raise InputError(f"The {what} of a grid must go strictly to the data; number {k} repeats or goes back.")
+            raise InputError(
+                f"The {what} of a grid must go strictly towards the data; number {k} repeats or goes back."
+            )
 
 
 def listed(
@@ -198,18 +201,18 @@ def listed(
     times: tuple[float, ...] = (),
     log_snrs: tuple[float, ...] = (),
 ) -> Level:
-    """Any levels, in one of three lists; the data come after them.
+    """Any levels, given in one of three lists; the data follow them.
 
     Args:
         sigmas: sigma / alpha of each level, falling.
-        times: the time of each level, falling from 1 at most.
+        times: the time of each level, falling, at most 1.
         log_snrs: the log-SNR of each level, rising.
     """
     lists = [(at, values) for at, values in ((at_ratios, sigmas), (at_times, times), (at_log_snrs, log_snrs)) if values]
     if len(lists) != 1:
         raise InputError("A listed grid needs its levels in one list: sigmas, times or log_snrs.")
     at, values = lists[0]
-    # the data may be listed or not
+    # listing the data is optional
     count = len(values) - (not log_snrs and values[-1] == 0.0)
     if count != steps:
         raise InputError(f"The grid lists {count} levels, which make as many steps; sampling.steps is {steps}.")
@@ -219,10 +222,10 @@ def listed(
 def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
     r"""Many steps over a whole schedule: all of a table, else the cheaper of uniform and Karras spacing.
 
-    The grid of :func:`karras` ends where the last of ``steps`` uniform steps starts, but not nearer to the data than
-    ``sigma_min``. It begins at :math:`\hat\sigma = 80` (the end of EDM) if the schedule ends at :math:`\alpha = 0`. Of
-    the two the one is taken whose :func:`excess` is the lower: where :math:`\hat\sigma` is proportional to time, as
-    under rectified flow, the last uniform steps halve and third it, however many there are.
+    The grid of :func:`karras` ends where the last of ``steps`` uniform steps starts, but no closer to the data than
+    ``sigma_min``. It begins at :math:`\hat\sigma = 80` (the end of EDM) if the schedule ends at :math:`\alpha = 0`. The
+    grid with the lower :func:`excess` is returned: where :math:`\hat\sigma` is proportional to time, as for rectified
+    flow, the last uniform steps reduce it by factors of 3/2 and 2, however many steps there are.
     """
     even = uniform(schedule, steps)
     if isinstance(schedule, Discrete) or steps == 1:
@@ -235,7 +238,7 @@ def fine(schedule: Schedule, steps: int, sigma_min: float = 0.002) -> Level:
 
 
 def excess(levels: Level) -> float:
-    r"""What the bound of a grid exceeds the entropy by, in nats per dimension, for standard normal data.
+    r"""How far the bound on a grid exceeds the entropy, in nats per dimension, for standard normal data.
 
     With the small variance each step between two noisy levels costs the divergence :math:`\tfrac12 (r - 1 - \log r)`,
     where :math:`r = \frac{1 + \mathrm{SNR}_s}{1 + \mathrm{SNR}_t}` is the ratio of the variances.
@@ -246,18 +249,18 @@ def excess(levels: Level) -> float:
 
 
 def optimal_grid(schedule: Schedule, steps: int, gamma: Gamma) -> Level:
-    """The steps whose variational bound is the lowest, by Analytic-DPM (Bao et al. 2022); needs sfumato tune.
+    """The steps with the lowest variational bound, by Analytic-DPM (Bao et al. 2022); needs sfumato tune.
 
-    Chosen from all steps of a table, or from 1000 of a schedule in continuous time (:func:`cheapest_grid`).
+    They are chosen from all steps of a table, or from 1000 in continuous time (:func:`cheapest_grid`).
     """
     count = schedule.steps if isinstance(schedule, Discrete) else TABLE
     return cheapest_grid(fine(schedule, count), steps, gamma)
 
 
 def cheapest_grid(candidates: Level, steps: int, gamma: Gamma) -> Level:
-    r"""The ``steps + 1`` of the candidate levels from noise to data whose bound is the lowest.
+    r"""The ``steps + 1`` candidate levels from noise to data with the lowest bound.
 
-    A step with the optimal mean and variance costs the bound, in nats per dimension,
+    A step with the optimal mean and variance adds to the bound, in nats per dimension,
 
     .. math::
         \tfrac12 \log \frac{\tilde\beta + k_0^2 V_t}{\tilde\beta}
@@ -265,11 +268,11 @@ def cheapest_grid(candidates: Level, steps: int, gamma: Gamma) -> Level:
         V_t = \tfrac1D \mathbb E \operatorname{tr} Var[x_0 | x_t]
 
     (Bao et al. 2022, sec. 4; Kingma et al. 2021, eq. 14), and the shortest path of ``steps`` edges follows by dynamic
-    programming (Watson et al. 2021). The step to the data is free, so the last noisy level is the last of the
-    candidates, as published; a single step goes from noise to data at once. Gamma is made monotone, because at high
+    programming (Watson et al. 2021). The step to the data is free, so the last noisy level is the last
+    candidate, as published; a single step goes directly from noise to data. Gamma is made monotone, because at high
     noise an estimate may imply that a step costs nothing.
     """
-    # of the noisy levels
+    # for the noisy levels only
     log_snr = torch.as_tensor(candidates.log_snr, dtype=torch.float64)[:-1]
     count = len(log_snr)
     if not 1 <= steps <= count:
@@ -287,7 +290,7 @@ def cheapest_grid(candidates: Level, steps: int, gamma: Gamma) -> Level:
 def _shortest(edges: Float64[Tensor, "nodes nodes"], steps: int) -> list[int]:
     """The shortest path of ``steps`` forward edges from the first node to the last."""
     last = len(edges) - 1
-    # after k edges a path is at node k at least, and leaves a node for each of the other edges
+    # after k edges a path has reached at least node k, and must leave a node for each remaining edge
     width = last - steps + 1
     length = torch.full((width,), math.inf, dtype=torch.float64)
     length[0] = 0.0

@@ -22,9 +22,9 @@ EVERYWHERE = (0.0, math.inf)
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    r"""Clips the estimate of the data to their range (Ho et al. 2020, code).
+    r"""Clip the estimate of the data to the data range (code of Ho et al. 2020).
 
-    At high noise an error of the predicted noise is one of the data :math:`\sigma / \alpha` times as large.
+    At high noise, an error in the predicted noise becomes an error in the data :math:`\sigma / \alpha` times as large.
     """
 
     denoiser: Denoise
@@ -45,8 +45,8 @@ class Thresholded:
     the estimate becomes :math:`\operatorname{clip}(\hat x_0, -s, s)\, l / s`: a guided sample that is too bright is
     scaled back where clipping would saturate it. The ``percentile`` is the fraction of values that are not clipped.
 
-    A ``cap`` on :math:`s` keeps the contrast of samples of which a few values are extreme; at the limit itself it is
-    clipping.
+    A ``cap`` on :math:`s` keeps the contrast of samples in which a few values are extreme; a cap equal to the limit is
+    plain clipping.
     """
 
     denoiser: Denoise
@@ -64,7 +64,7 @@ class Thresholded:
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
         prediction = self.denoiser(x, level, **cond)
         x0 = prediction.x0
-        # quantiles exist for float32 and float64 only
+        # torch has quantiles only for float32 and float64
         magnitude = x0.abs().flatten(1)
         magnitude = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
         s = magnitude.quantile(self.percentile, dim=1).clamp(self.limit, self.cap).to(x0.dtype)
@@ -75,22 +75,22 @@ class Thresholded:
 
 @dataclass(frozen=True, slots=True)
 class Consistent:
-    r"""Keeps estimates true to a low-resolution picture (range-null-space projection; Wang et al. 2023, "DDNM").
+    r"""Keep estimates consistent with a low-resolution image (range-null-space projection; Wang et al. 2023, "DDNM").
 
     .. math:: \hat x_0 \leftarrow \hat x_0 + D^+ (y - D \hat x_0)
 
-    With the pseudo-inverse :math:`D^+` of scaling down, :math:`D`, it is the least change after which the estimate,
-    scaled down, is :math:`y` exactly: only what :math:`y` says nothing of is left to the model.
+    With the pseudo-inverse :math:`D^+` of down-sampling, :math:`D`, it is the smallest change after which the
+    down-sampled estimate is exactly :math:`y`; the model decides only what :math:`y` does not determine.
 
     Attributes:
-        denoiser: what is corrected.
-        low: the low-resolution pictures without noise, or the name of the condition that is them. Rows of NaN are none.
-            Of a larger estimate, such as one that was padded, the upper left corner is corrected.
-        factor: how many times smaller their sides are.
-        down: :math:`D`, from pictures to low-resolution ones.
+        denoiser: the denoiser whose estimates are corrected.
+        low: the low-resolution images without noise, or the name of the condition that holds them. Rows of NaN stand
+            for no image. If the estimate is larger, for example padded, its upper left corner is corrected.
+        factor: the ratio of the image's sides to those of the low-resolution image.
+        down: :math:`D`, from images to low-resolution images.
         up: :math:`D^+`.
-        level: the name of the condition that is the level of the noise in ``low``, which has to be 0.
-        strict: whether pictures with noise, or of another size, are refused; else their estimates are left alone.
+        level: the name of the condition that holds the noise level of ``low``, which has to be 0.
+        strict: whether noisy images and images of another size raise an error; otherwise their estimates are unchanged.
     """
 
     denoiser: Denoise
@@ -110,8 +110,8 @@ class Consistent:
             if not self.strict:
                 return prediction
             raise InputError(
-                f"Estimates can be kept consistent only with a low resolution without noise, and {self.level} is above "
-                "0; take input_noise 0, or leave guidance.consistent out."
+                f"Estimates can be kept consistent only with a low resolution without noise, but {self.level} is above "
+                "0; use input_noise 0, or leave guidance.consistent out."
             )
         unknown = low.flatten(1).isnan().all(1)
         if bool(unknown.all()):
@@ -133,10 +133,10 @@ class Consistent:
 
 
 def null_labels(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The null of conditions that are class labels: -1 for each."""
+    """The null condition for class labels: -1 for each."""
     for name, value in cond.items():
         if value.is_floating_point() or value.dtype == torch.bool:
-            raise InputError(f"The condition {name!r} does not hold class labels: give ClassifierFree its null.")
+            raise InputError(f"The condition {name!r} does not hold class labels: pass null to ClassifierFree.")
     return {name: torch.full_like(value, -1) for name, value in cond.items()}
 
 
@@ -146,16 +146,17 @@ class ClassifierFree:
 
     .. math:: \hat\epsilon = \hat\epsilon(x) + w\, (\hat\epsilon(x | c) - \hat\epsilon(x))
 
-    and the same for :math:`\hat x_0`: 0 is unconditional, 1 the condition alone; the paper's :math:`w` is this one
-    minus 1. Both predictions are made in one batch of twice the size; the variance is that of the condition.
+    and the same for :math:`\hat x_0`. A scale of 0 is unconditional, 1 is the condition without guidance; the paper's
+    :math:`w` is this one minus 1. Both predictions are made in one batch of twice the size; the variance is that of the
+    conditional prediction.
 
     Attributes:
         scale: the guidance scale :math:`w`.
-        rescale: :math:`\phi`, from 0 (none) to 1, of how far each estimate of the data is scaled to its standard
-            deviation with the condition alone, :math:`\hat x_0 (\phi\, s_c / s + 1 - \phi)` (Lin et al. 2024, eq. 16).
+        rescale: :math:`\phi`, from 0 (none) to 1: how far each estimate of the data is scaled to the standard deviation
+            of the conditional estimate, :math:`\hat x_0 (\phi\, s_c / s + 1 - \phi)` (Lin et al. 2024, eq. 16).
         interval: the guided levels, :math:`\text{low} < \sigma / \alpha \le \text{high}` (Kynkäänniemi et al. 2024);
-            elsewhere only the prediction with the condition is made.
-        null: from all conditions to their null versions; by default that of class labels, -1.
+            elsewhere only the conditional prediction is made.
+        null: maps all conditions to their null versions; by default that of class labels, -1.
     """
 
     denoiser: Denoise
@@ -171,7 +172,7 @@ class ClassifierFree:
 
     def __call__(self, x: Tensor, level: Level, **cond: Tensor) -> Prediction:
         if not cond:
-            raise InputError("Classifier-free guidance needs a condition to be guided by; none was given.")
+            raise InputError("Classifier-free guidance needs a condition; none was given.")
         scale = _within(level, self.interval, self.scale, off=1.0)
         if scale is None:
             return self.denoiser(x, level, **cond)
@@ -199,8 +200,8 @@ class Autoguided:
 
     .. math:: \hat x_0 = \hat x_0^{\text{weak}} + w\, (\hat x_0 - \hat x_0^{\text{weak}})
 
-    where the weak model is one of the same task and schedule that was trained less or is smaller: the errors that both
-    make are extrapolated away. Both receive the conditions. The variance is that of the better one.
+    where the weak model has the same task and schedule, but was trained less or is smaller: errors that both make are
+    extrapolated away. Both receive the conditions. The variance is that of the better model.
     """
 
     denoiser: Denoise
@@ -225,23 +226,23 @@ class Autoguided:
 class ClassifierGuided:
     r"""Classifier guidance (Dhariwal and Nichol 2021): the gradient of a noisy classifier is added.
 
-    By the rule ``"eps"`` (their algorithm 2) to the score, for any solver:
+    With the rule ``"eps"`` (their algorithm 2) it is added to the score, for any solver:
 
     .. math::
         \hat\epsilon = \hat\epsilon(x) - w\, \sigma\, \nabla_x \log p(y | x_t), \qquad
         \hat x_0 = \hat x_0(x) + w\, \frac{\sigma^2}{\alpha} \nabla_x \log p(y | x_t)
 
-    With the exact classifier and :math:`w = 1`, this is the exact denoiser of the class, by Bayes' rule. By the rule
-    ``"mean"`` (their algorithm 1) to the mean of a step of :func:`~sfumato.sampling.steps.ancestral` with the variance
-    :math:`\Sigma`, and to no estimate:
+    With the exact classifier and :math:`w = 1`, this is the exact denoiser of the class, by Bayes' rule. With the
+    rule ``"mean"`` (their algorithm 1) it is added to the mean of a step of :func:`~sfumato.sampling.steps.ancestral`
+    with the variance :math:`\Sigma`, and not to the estimates:
 
     .. math:: x_s \sim \mathcal N(\tilde\mu + w\, \Sigma\, \nabla_x \log p(y | x_t), \Sigma)
 
     Both agree in the limit of many steps. At :math:`\alpha = 0`, where ``x`` does not depend on the class, nothing is
-    added. What is clipped is clipped before, as in the authors' code: the wrapper goes around :class:`Clipped`.
+    added. Clipping comes first, as in the authors' code: this wrapper goes around :class:`Clipped`.
 
     ``log_prob`` maps ``(x, level, **cond)`` to the log-probabilities ``(B,)`` of the classes, differentiable in ``x``.
-    The denoiser is not conditioned on what is named in ``only``.
+    The conditions named in ``only`` are passed to the classifier, but not to the denoiser.
     """
 
     denoiser: Denoise
@@ -265,7 +266,7 @@ class ClassifierGuided:
         gradient = self._gradient(x, level, cond)
         if self.rule == "mean":
             return prediction.shifted(broadcast(scale, x) * gradient)
-        # both changes in one: that of alpha eps - sigma x0
+        # both changes at once, as the change of alpha eps - sigma x0
         change = level.sigma * (level.sigma * level.sigma / level.alpha + level.alpha) * scale
         if isinstance(change, Tensor):
             change = change.nan_to_num(0.0)
@@ -280,15 +281,15 @@ class ClassifierGuided:
             value = self.log_prob(leaf, level, **cond)
             if value.shape != x.shape[:1] or not value.requires_grad:
                 raise InputError(
-                    "A classifier that guides gives one log-probability per sample that is differentiable in x; "
-                    f"this one gives {tuple(value.shape)} for {len(x)} samples."
+                    "A guiding classifier must return one log-probability per sample, differentiable in x; this one "
+                    f"returns {tuple(value.shape)} for {len(x)} samples."
                 )
             return torch.autograd.grad(value.sum(), leaf)[0]
 
 
 def _check_guidance(scale: float, interval: tuple[float, float]) -> None:
     if not 0.0 <= scale < math.inf:
-        raise InputError(f"A guidance scale is a finite number of at least 0; got {scale}.")
+        raise InputError(f"A guidance scale must be a finite number of at least 0; got {scale}.")
     low, high = interval
     if not 0.0 <= low < high:
         raise InputError(f"The guidance interval needs 0 <= low < high in sigma / alpha; got {low} and {high}.")
@@ -305,5 +306,5 @@ def _within(level: Level, interval: tuple[float, float], scale: float, off: floa
 
 
 def _target(prediction: Prediction, level: Level) -> Tensor:
-    r""":math:`\alpha \hat\epsilon - \sigma \hat x_0`, which keeps the digits of both estimates at every level."""
+    r""":math:`\alpha \hat\epsilon - \sigma \hat x_0`, which keeps both estimates accurate at every level."""
     return prediction.mix(-1.0 * level.sigma, level.alpha)

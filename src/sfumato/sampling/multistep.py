@@ -25,8 +25,8 @@ class Adams:
     r"""Weights of the polynomial through the predictions, integrated exactly.
 
     With the Lagrange polynomials :math:`\ell_j` of the nodes :math:`u_j` in the variable :math:`u`, the weights are
-    :math:`C_j = \int_{\lambda_t}^{\lambda_s} \rho_s(\lambda)\, \ell_j(u(\lambda))\, d\lambda`. Some members, in which
-    the order is the number of nodes:
+    :math:`C_j = \int_{\lambda_t}^{\lambda_s} \rho_s(\lambda)\, \ell_j(u(\lambda))\, d\lambda`. Special cases, where the
+    order is the number of nodes:
 
     ================================ ======== ===========================================
     coordinate                       variable name
@@ -45,8 +45,8 @@ class Adams:
     variable: Variable | None = None
 
     def usable(self, nodes: Sequence[Level], t: Level, s: Level) -> int:
-        """The number of nodes, from the first, that can be weighted together; at least 1."""
-        # at alpha = 0, log-SNR and most other variables are not finite
+        """How many of the first nodes can be weighted together; at least 1."""
+        # at alpha = 0, the log-SNR and most other variables are not finite
         if len(nodes) == 1 or (t.alpha == 0.0 and not self._is_polynomial(t, s)):
             return 1
         finite = np.isfinite(self._at([ratio(node) for node in nodes]))
@@ -72,7 +72,7 @@ class Adams:
             ratios = np.exp(start + 0.5 * (end - start) * (1.0 + _ROOTS))
             at = self._at(ratios)
             density = self.coordinate.density(s, ratios) * (0.5 * (start - end) * _WEIGHTS)
-        # the weights whose sums over the nodes' powers are the integrals of those powers
+        # the weights that integrate the powers of the variable exactly
         places = self._at([ratio(node) for node in nodes])
         width = places[1] - places[0]
         powers, of_nodes = (np.vander((p - places[0]) / width, len(nodes), increasing=True) for p in (at, places))
@@ -85,7 +85,7 @@ class Adams:
 class Unified(Adams):
     r"""The weights of UniPC (Zhao et al. 2023), for predicted data.
 
-    Those of three nodes and more are those of :class:`Adams` for every :math:`B(h)`. The slope of two nodes is
+    For three or more nodes they equal those of :class:`Adams` for every :math:`B(h)`. The slope of two nodes is
     integrated to half of :math:`\alpha_s B(h)`, where bh1 is :math:`h` and bh2, :math:`1 - e^{-h}`, gives
     DPM-Solver++(2M).
     """
@@ -97,7 +97,7 @@ class Unified(Adams):
     def __call__(self, nodes: Sequence[Level], t: Level, s: Level) -> list[float]:
         if len(nodes) != 2:
             return super().__call__(nodes, t, s)
-        # a predictor has the start and a node before it, a corrector the end and the start
+        # a predictor uses the start and a node before it, a corrector the end and the start
         other = 0 if nodes[1].t == t.t else 1
         step = math.log(ratio(t) / ratio(s))
         part = math.log(ratio(t) / ratio(nodes[other])) / step
@@ -119,20 +119,20 @@ def multistep(
     corrector: int = 0,
     final_order: int | None = None,
 ) -> Tensor:
-    r"""A step of a multistep solver: one prediction, which joins those of the steps before.
+    r"""A step of a multistep solver: one new prediction, combined with those of earlier steps.
 
-    With the predictions :math:`N_j` at the last levels, :math:`x_s = c\, x_t + \sum_j C_j N_j`. A corrector takes the
-    step that led to ``x`` again, now with the prediction at its end, without an evaluation; the corrected :math:`x_t`
-    only enters the next step. The first steps use the predictions that exist, and a step whose weights are too large
-    (:class:`Coordinate`) uses fewer.
+    With the predictions :math:`N_j` at the last levels, :math:`x_s = c\, x_t + \sum_j C_j N_j`. A corrector repeats
+    the step that led to ``x``, now with the prediction at its end and without a new evaluation; the corrected
+    :math:`x_t` only enters the next step. The first steps use the predictions available, and a step whose weights would
+    be too large (:class:`Coordinate`) uses fewer.
 
     Args:
-        rule: how predictions are weighted.
-        order: how many predictions the predictor extrapolates, at most.
-        corrector: how many predictions from before ``t`` correct :math:`x_t`, at most; one of ``order`` raises the
+        rule: the rule that gives the weights of the predictions.
+        order: the most predictions that the predictor extrapolates.
+        corrector: the most predictions from before ``t`` that correct :math:`x_t`; setting it to ``order`` raises the
             order by one.
-        final_order: how many predictions the step to the data extrapolates, at most; by default ``order``, and 1 (DDIM)
-            for a coordinate with noise.
+        final_order: the most predictions that the step to the data extrapolates; by default ``order``, and 1 (DDIM) for
+            a coordinate with noise.
     """
     coordinate = rule.coordinate
     if final_order is None:
@@ -174,7 +174,7 @@ def _weights(rule: Adams, nodes: tuple[Level, ...], t: Level, s: Level) -> tuple
     count, bound = rule.usable(nodes, t, s), rule.coordinate.limit * abs(rule.coordinate.total(t, s))
     while True:
         weights = rule(nodes[:count], t, s)
-        # written so that a weight that is not a number is too large
+        # written so that NaN counts as too large
         if count == 1 or math.fsum(map(abs, weights)) <= bound:
             return tuple(weights)
         count -= 1

@@ -87,11 +87,11 @@ def exponential_adams(
     corrector: int = 0,
     final_order: int | None = None,
 ) -> Step:
-    """Exponential Adams methods in any coordinate, of which DDIM, LMS, DEIS and DPM-Solver++ are members.
+    """Exponential Adams methods in any coordinate, a family that includes DDIM, LMS, DEIS and DPM-Solver++.
 
     Args:
         coordinate: the prediction that is extrapolated: the noise, the data, or a rotation of both (as in v).
-        scale: the scale of the data in the rotation; their standard deviation when not given.
+        scale: the scale of the data in the rotation; the standard deviation of the data when not given.
         variable: the variable of the polynomial: the natural one of the coordinate, log-SNR, or time.
         order: how many predictions are extrapolated, from 1 to 4.
         corrector: how many earlier predictions correct a step once its end is predicted, from 0 (none) to 4.
@@ -154,9 +154,9 @@ def _midpoint(
 def dpm_solver_pp_3s(denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory, *, schedule: Schedule) -> Tensor:
     r"""DPM-Solver++(3S) (Lu et al. 2022): third order, three predictions of the data per step.
 
-    They are made at the start, one third and two thirds of the step in log-SNR. One third is reached by a step of DDIM,
-    two thirds with the data linear in log-SNR through the first two predictions, and the end with the line through the
-    first and the last.
+    The predictions are made at the start, at one third and at two thirds of the step in log-SNR. One third is reached
+    by a step of DDIM, two thirds with the data linear in log-SNR through the first two predictions, and the end with
+    the line through the first and the last.
     """
     first = denoise(x, t)
     ended = at_an_end(first, t, s, memory, 3)
@@ -183,11 +183,11 @@ def predictor_corrector(
         x \leftarrow x + \delta \nabla_x \log q_s(x) + \sqrt{2 \delta}\; z, \qquad \delta = 2 r^2 \sigma_s^2
 
     with the score :math:`-\hat\epsilon / \sigma_s`; none at the data. The published :math:`\delta`, :math:`2 (r \lVert
-    z \rVert / \lVert \nabla \log q \rVert)^2`, takes norms over the batch, so that an image would depend on others;
-    here the norm of the score is its expectation for pure noise, :math:`\sqrt D / \sigma_s`.
+    z \rVert / \lVert \nabla \log q \rVert)^2`, takes norms over the batch, so that an image would depend on the
+    others in its batch; here the norm of the score is its expectation for pure noise, :math:`\sqrt D / \sigma_s`.
 
     Args:
-        corrections: Langevin steps after each step; one evaluation each.
+        corrections: number of Langevin steps after each step, with one evaluation each.
         snr: the signal-to-noise ratio r of a Langevin step, above 0 and below 0.7.
     """
     if corrections < 0 or not 0.0 < snr < 0.7:

@@ -25,7 +25,7 @@ Predict = Callable[[Tensor, Level], Prediction]
 
 
 def seeded_noise(seed: int, first: int = 0, temperature: float = 1.0) -> Noise:
-    """Noise of a seed for the images ``first``, ...: the k-th call returns the k-th noise of each, for any batch."""
+    """Noise for images ``first``, ... of a seed; the k-th call returns each image's k-th noise, whatever the batch."""
     calls = itertools.count(1)
 
     def noise(x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def seeded_noise(seed: int, first: int = 0, temperature: float = 1.0) -> Noise:
 def initial(
     levels: Level, shape: tuple[int, ...], seed: int, *, first: int = 0, count: int = 1, temperature: float = 1.0
 ) -> Float[Tensor, "batch *shape"]:
-    r"""Pure noise at the first level of a grid, of images ``first``, ...
+    r"""Pure noise at the first level of a grid, for the images ``first``, ...
 
     :math:`x \sim \mathcal N(0, (\tau \sigma)^2 I)` with the level's :math:`\sigma` and the temperature :math:`\tau`
     (Kingma and Dhariwal 2018, for flows).
@@ -48,7 +48,7 @@ def initial(
 
 @dataclass(slots=True)
 class Memory:
-    """What a solver carries from step to step: the noise, the number of the step from 0, and its own state."""
+    """What a solver carries from step to step: the noise source, the index of the step, and its own state."""
 
     noise: Noise
     index: int = 0
@@ -59,7 +59,7 @@ class Memory:
 class Step(Protocol):
     """One step of a sampler, from ``x`` at level ``t`` to level ``s``.
 
-    It may call ``denoise(x, level)`` any number of times and at any level but ``sigma = 0``.
+    It may call ``denoise(x, level)`` any number of times and at any level except ``sigma = 0``.
     """
 
     def __call__(self, denoise: Predict, x: Tensor, t: Level, s: Level, memory: Memory) -> Tensor: ...
@@ -104,7 +104,7 @@ def watched(watcher: Watcher) -> Generator[None]:
 def check_grid(levels: Level) -> None:
     """Check that a grid is finite and falls strictly in ``t`` from noise to ``sigma = 0``."""
     if len(levels) < 2:
-        raise InputError("A grid needs at least one step: two levels, the last one the data.")
+        raise InputError("A grid needs at least one step: two levels, the last of them the data.")
     t, sigma = float64(levels.t), float64(levels.sigma)
     if not bool(torch.isfinite(t).all() and torch.isfinite(sigma).all()):
         raise InputError("A grid must be finite.")
@@ -129,10 +129,10 @@ def sample(
 
     Args:
         levels: a grid of ``N + 1`` levels that falls to the data.
-        step: the step from a level to the next.
+        step: the step from one level to the next.
         noise: the source of noise for stochastic steps; by default that of seed 0.
         previews: whether frames carry the last estimate of the data.
-        any_order: whether levels may also rise, as in editing.
+        any_order: whether the noise may also rise along the grid, as in editing.
     """
     if not any_order:
         check_grid(levels)

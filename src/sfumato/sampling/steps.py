@@ -31,12 +31,12 @@ def ancestral(
     times :math:`\Sigma` is added to the mean (:class:`~sfumato.sampling.guidance.ClassifierGuided`).
 
     Args:
-        variance: the reverse variance :math:`\Sigma`: beta tilde (small), beta (large), what the network learned
-            (learned), or the optimum (analytic).
+        variance: the reverse variance :math:`\Sigma`: beta tilde (small), beta (large), learned by the network
+            (learned), or optimal (analytic).
     """
     prediction = denoise(x, t)
     k0, kt, _ = posterior_coefficients(t, s)
-    # x_t = alpha x_0 + sigma eps, so that the mean is one combination of the two estimates
+    # x_t = alpha x_0 + sigma eps, so that the mean is a linear combination of the two estimates
     mean = prediction.mix(k0 + kt * t.alpha, kt * t.sigma)
     sigma2 = variance(prediction, t, s)
     if not isinstance(sigma2, Tensor) and sigma2 == 0.0:
@@ -68,15 +68,15 @@ def ddim(
         + \sqrt{\varsigma^2 + k^2\, \mathrm{Var}[x_0 | x_t]}\; z, \qquad
         \mathrm{Var}[x_0 | x_t] = (\Sigma - \tilde\beta) / k_0^2
 
-    where the latter is implied by the reverse variance :math:`\Sigma` of ancestral sampling; 0 for the small one.
+    where the latter is implied by the reverse variance :math:`\Sigma` of ancestral sampling; it is 0 for small.
 
     Args:
         eta: the amount of noise, from 0 (deterministic) to 1 (ancestral sampling).
-        variance: the reverse variance :math:`\Sigma`; small adds no noise to that of eta.
-        clip_data: the greatest magnitude of the estimate of the data, whose estimate of the noise stays what it was, as
-            in diffusers; sampling.clip changes both.
-        final_sigma: the standard deviation of the noise that stays in the sample, of a variance-preserving schedule, as
-            where diffusers does not set the last alpha to one.
+        variance: the reverse variance :math:`\Sigma`; small adds no noise beyond that of eta.
+        clip_data: the greatest magnitude of the estimate of the data; the estimate of the noise is left unchanged, as
+            in diffusers, while sampling.clip changes both.
+        final_sigma: the standard deviation of the noise left in the sample, for a variance-preserving schedule, as in
+            diffusers when it does not set the last alpha to one.
     """
     _check_ddim(eta, clip_data, final_sigma)
     prediction = denoise(x, t)
@@ -111,18 +111,18 @@ def _check_ddim(eta: float, clip_data: float | None, final_sigma: float) -> None
 
 @dataclass(frozen=True, slots=True)
 class Churn:
-    r"""The noise that EDM's stochastic sampler adds before each step (Karras et al. 2022, algorithm 2), any schedule.
+    r"""The noise that EDM's stochastic sampler adds before each step (Karras et al. 2022, algorithm 2).
 
     In :math:`\hat x = x / \alpha` and :math:`\hat\sigma = \sigma / \alpha`, the level rises to
     :math:`\hat\sigma' = (1 + \gamma) \hat\sigma`, :math:`\gamma = \min(S_{churn} / N, \sqrt 2 - 1)`, and
     :math:`\hat x' = \hat x + S_{noise} \sqrt{\hat\sigma'^2 - \hat\sigma^2}\; z`, but never above the end of the
-    schedule: the published first step, which begins at :math:`(1 + \gamma) \hat\sigma_{\max}`, has no churn here.
+    schedule: the first step, which as published begins at :math:`(1 + \gamma) \hat\sigma_{\max}`, has no churn here.
 
     Attributes:
-        churn: S_churn of EDM, the noise that is added and removed again, over all steps. No level rises above the end
-            of the schedule, so that the first step has none, unlike that of EDM.
+        churn: S_churn of EDM, the noise added and removed again over all steps. No level rises above the end of the
+            schedule, so that the first step has no churn, unlike in EDM.
         churn_low: the least sigma / alpha with churn.
-        churn_high: the greatest sigma / alpha with churn; everywhere when not given.
+        churn_high: the greatest sigma / alpha with churn; no limit when not given.
         churn_noise: S_noise of EDM, the scale of the added noise.
     """
 
@@ -157,9 +157,9 @@ class Churn:
 
 
 def gaussian_spread(levels: Level, step: Step, std: float) -> float:
-    """The standard deviation of samples of normal data of this ``std``, with their exact denoiser.
+    """The standard deviation of samples for normal data of this ``std``, with the exact denoiser.
 
-    For steps that add noise and remember nothing: with a linear denoiser each is a factor and an independent noise.
+    For steps without memory: with a linear denoiser each multiplies by a factor and adds independent noise.
     """
 
     def denoise(x: Tensor, level: Level) -> Prediction:
@@ -227,9 +227,9 @@ def edm_heun(**options: Any) -> Step:
     return partial(heun, churn=churn if churn.churn > 0.0 else None)
 
 
-# the least ratio of the sigma / alpha of two predictions that are extrapolated to the data
+# the least ratio between the sigma / alpha of two predictions that are extrapolated to the data
 MIN_RATIO = 1.3
-# a level, and the prediction there or its estimate of the data
+# a level, with the prediction or the estimate of the data there
 Estimate = tuple[Level, Prediction | Tensor]
 
 
@@ -238,9 +238,9 @@ def to_data(estimates: Sequence[Estimate], s: Level, order: int) -> Tensor:
 
     Along the flow :math:`\hat x_0` is a smooth function of :math:`\hat\sigma^2`, whose value at 0 is the sample:
     :math:`x = \sum_j w_j \hat x_0^{(j)}` with :math:`w_j = \prod_{k \ne j} \hat\sigma_k^2 / (\hat\sigma_k^2 -
-    \hat\sigma_j^2)`, over up to ``order`` ``estimates``, the latest first. With one this is the step of DDIM, whose
-    error is :math:`O(\hat\sigma^2)`. Levels within a factor ``MIN_RATIO`` of one that is used are skipped, because
-    close levels would multiply the errors of predictions; the sum of :math:`|w_j|` is at most 13.
+    \hat\sigma_j^2)`, over up to ``order`` ``estimates``, the latest first. With one estimate this is the step of DDIM,
+    whose error is :math:`O(\hat\sigma^2)`. Levels within a factor ``MIN_RATIO`` of one already used are skipped:
+    close levels would amplify the errors of the predictions; the sum of :math:`|w_j|` is at most 13.
     """
     used = [estimates[0]]
     for level, estimate in estimates[1:]:
@@ -251,7 +251,7 @@ def to_data(estimates: Sequence[Estimate], s: Level, order: int) -> Tensor:
         float(s.alpha) * math.prod(other / (other - this) for k, other in enumerate(squares) if k != j)
         for j, this in enumerate(squares)
     ]
-    # a new tensor: an estimate may be the network's output itself, or be shown to the user
+    # a new tensor, because an estimate may be the network's own output, or be shown to the user
     data = (estimate if isinstance(estimate, Tensor) else estimate.x0 for _, estimate in used)
     out = next(data).mul(weights[0])
     for x0, weight in zip(data, weights[1:], strict=True):
@@ -260,12 +260,12 @@ def to_data(estimates: Sequence[Estimate], s: Level, order: int) -> Tensor:
 
 
 def remember(memory: Memory, level: Level, estimate: Prediction | Tensor, order: int) -> list[Estimate]:
-    """Add a prediction to those that the step to the data may extrapolate; returns up to ``order``, latest first."""
+    """Store a prediction for the step to the data to extrapolate; returns up to ``order`` of them, latest first."""
     check_final_order(order)
     before: list[Estimate] = memory.state.get("estimates", [])
     kept: list[Estimate] = [(level, estimate)]
     for k, past in enumerate(before):
-        # a prediction between two neighbours that are close to each other is not needed
+        # a prediction between two close neighbours is not needed
         if k + 1 == len(before) or ratio(before[k + 1][0]) > MIN_RATIO**2 * ratio(kept[-1][0]):
             kept.append(past)
     memory.state["estimates"] = kept[:order]

@@ -1,4 +1,4 @@
-"""Predictions for pictures larger than a network sees at once: tile by tile, blended."""
+"""Predictions for images larger than the network's input: made tile by tile, and blended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sfumato.errors import InputError
 
 
 class Span(NamedTuple):
-    """A tile along one axis: its pixels, and what each of them counts in the blend."""
+    """A tile along one axis: its pixels, and the weight of each in the blend."""
 
     start: int
     stop: int
@@ -27,18 +27,18 @@ class Span(NamedTuple):
 
 
 def spans(length: int, tile: int, overlap: int, multiple: int = 1, *, exact: bool = False) -> list[Span]:
-    r"""Tiles of one size that cover an axis, whose weights sum to one at every pixel.
+    r"""Equal tiles that cover an axis, with weights that sum to one at every pixel.
 
-    There are as few as ``tile`` allows, and they are as small as so many can be. Across an overlap the weight goes from
-    0 to 1 as :math:`\sin^2`, in its middle quarter only: pixels close to the edge of a tile, which lack a part of their
-    surroundings, count nothing.
+    There are as few tiles as ``tile`` allows, each as small as that number allows. Across an overlap the weight rises
+    from 0 to 1 as :math:`\sin^2`, but only in the middle quarter: pixels close to the edge of a tile, which lack part
+    of their surroundings, have weight 0.
 
     Args:
-        length: pixels of the axis, a multiple of ``multiple``.
-        tile: the most pixels of a tile, a multiple of it too.
-        overlap: the fewest pixels that neighbours share.
-        multiple: what the ends of tiles are multiples of, such as the down-sampling of a network.
-        exact: whether tiles have the size ``tile`` and no less.
+        length: the number of pixels of the axis, a multiple of ``multiple``.
+        tile: the most pixels of a tile, also a multiple of ``multiple``.
+        overlap: the fewest pixels that neighbouring tiles share.
+        multiple: tiles end at multiples of this, such as the down-sampling factor of a network.
+        exact: whether tiles have exactly the size ``tile``.
     """
     overlap = math.ceil(overlap / multiple) * multiple
     if length % multiple or tile % multiple or not 0 <= overlap < tile:
@@ -63,7 +63,7 @@ def spans(length: int, tile: int, overlap: int, multiple: int = 1, *, exact: boo
 
 
 def _normalized(parts: Sequence[Span], length: int) -> list[Span]:
-    """The same with weights that sum to one also where three tiles meet."""
+    """The same tiles, with weights that sum to one even where three tiles meet."""
     total = torch.zeros(length)
     for part in parts:
         total[part.start : part.stop] += part.weights
@@ -72,22 +72,22 @@ def _normalized(parts: Sequence[Span], length: int) -> list[Span]:
 
 @dataclass(frozen=True)
 class Tiled:
-    """A denoiser of large pictures by one of small ones: it predicts tiles, and blends the predictions.
+    """A denoiser of large images made from a denoiser of small ones: it predicts tiles and blends the predictions.
 
-    The blend is of one prediction for the whole picture at each call, so that samplers, guidance and fitted grids
-    cannot tell, and what a tile shows goes on in the next one. Estimates of the data and of the noise are linear in
-    each other, so that either can be blended.
+    Every call blends the tiles into one prediction for the whole image, so that samplers, guidance and fitted grids
+    work unchanged, and structures continue from one tile to the next. Estimates of the data and of the noise are linear
+    in each other, so that either can be blended.
 
     Attributes:
-        denoiser: what predicts tiles, such as a guided denoiser.
+        denoiser: the denoiser applied to tiles, such as a guided one.
         tile: the most rows and columns of a tile of ``x``.
-        overlap: the fewest pixels that neighbours share.
-        multiple: what the ends of tiles are multiples of.
-        exact: whether tiles have the size ``tile`` and no less.
-        local: the conditions that are pictures, each with the factor by which its sides are smaller than those of
-            ``x``; they are cut as ``x`` is.
-        pixels: the most pixels that are predicted at once, over all tiles of a batch; at least one tile is.
-        advance: called after each batch with the number of tiles done and of all tiles of this call.
+        overlap: the fewest pixels that neighbouring tiles share.
+        multiple: tiles end at multiples of this.
+        exact: whether tiles have exactly the size ``tile``.
+        local: the conditions that are images, each with the factor by which its sides are smaller than those of ``x``;
+            they are cut like ``x``.
+        pixels: the most pixels predicted at once, over all tiles of a batch, but always at least one tile.
+        advance: called after each batch with the number of tiles done and the total number of tiles of this call.
     """
 
     denoiser: Denoise
@@ -100,7 +100,7 @@ class Tiled:
     advance: Callable[[int, int], object] | None = None
 
     def windows(self, height: int, width: int) -> list[tuple[Span, Span]]:
-        """The tiles of a picture, each by its rows and its columns."""
+        """The tiles of an image, each given by its rows and columns."""
         both = zip((height, width), self.tile, strict=True)
         rows, columns = (spans(*sides, self.overlap, self.multiple, exact=self.exact) for sides in both)
         return list(itertools.product(rows, columns))
@@ -114,7 +114,7 @@ class Tiled:
         rows, columns = windows[0]
         side = (rows.stop - rows.start) * (columns.stop - columns.start)
         at_once = max(1, self.pixels // (side * len(x)))
-        # the output of a network that predicts v: an estimate of the data and one of the noise at every level
+        # blend v, which determines both the data and the noise at every level
         blended, fraction = torch.zeros_like(x), None
         for start in range(0, len(windows), at_once):
             some = windows[start : start + at_once]
@@ -154,7 +154,7 @@ def _cut(picture: Tensor, window: tuple[Span, Span], factor: int = 1) -> Tensor:
 
 
 def _add(total: Tensor, tiles: Tensor, windows: Sequence[tuple[Span, Span]]) -> None:
-    """Add tiles, one after the other for all samples, to whole pictures."""
+    """Add tiles, ordered tile by tile with all samples of each, to whole images."""
     for (rows, columns), part in zip(windows, tiles.chunk(len(windows)), strict=True):
         weights = (rows.weights[:, None] * columns.weights).to(total)
         total[..., rows.start : rows.stop, columns.start : columns.stop].addcmul_(part.to(total.dtype), weights)

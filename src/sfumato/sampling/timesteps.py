@@ -1,4 +1,4 @@
-"""The grid of diffusers: steps of a table by its rules, which decide where sampling starts and ends."""
+"""The grids of diffusers: steps of a table by its rules, which decide where sampling starts and ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def timesteps(
     before_last: bool = False,
     noisiest: int | None = None,
 ) -> Level:
-    r"""Steps of a table as diffusers spaces them (Lin et al. 2024, table 2), whose network is told their indices.
+    r"""Steps of a table spaced as in diffusers (Lin et al. 2024, table 2), whose networks receive their indices.
 
     Index ``i`` is step ``i + 1`` of the table. With :math:`K = N`, or :math:`K = N + 1` with ``before_last``:
 
@@ -32,18 +32,18 @@ def timesteps(
     trailing :math:`T - k T / N`, rounded, less 1, :math:`k = 0 \dots N - 1`
     ======== ========================================================================
 
-    Where the first of them is not the end of the table, as with leading, sampling starts at less than all noise.
+    Where the first step is not the end of the table, as with leading, sampling starts below the largest noise level.
 
     Args:
         schedule: a table of betas.
         steps: the number of steps.
         spacing: leading, linspace or trailing, the timestep_spacing of diffusers.
-        offset: what is added to the indices of leading, the steps_offset of diffusers.
-        before_last: whether the step nearest to the data is left out, as multistep schedulers of diffusers do.
-        noisiest: how many steps of the table are used, counted from the data; all when not given.
+        offset: the number added to the indices of leading, the steps_offset of diffusers.
+        before_last: whether the step closest to the data is left out, as in the multistep schedulers of diffusers.
+        noisiest: the number of steps of the table to use, counted from the data; all when not given.
     """
     if not isinstance(schedule, Discrete):
-        raise InputError("A grid of timesteps is of a table of betas, which this schedule is not; use grid.kind best.")
+        raise InputError("A grid of timesteps needs a table of betas, which this schedule is not; use grid.kind best.")
     table = schedule.steps
     last = table if noisiest is None else noisiest
     if not 1 <= last <= table:
@@ -58,10 +58,10 @@ def timesteps(
 
 
 def _indices(table: int, last: int, steps: int, spacing: str, offset: int, before_last: bool) -> np.ndarray:
-    """The indices as NumPy rounds them there."""
+    """The indices, rounded by NumPy as in diffusers."""
     count = max(steps, 1) + before_last
     if spacing == "linspace":
-        # a single step would be that of the data
+        # a single step would be the one at the data
         return (np.linspace(0, last - 1, count).round()[::-1] if count > 1 else np.array([last - 1]))[:steps]
     if spacing == "leading":
         return (np.arange(count) * (last // count))[::-1][:steps] + offset

@@ -1,4 +1,4 @@
-"""The interface of every oracle, and the distribution of a data set itself."""
+"""The interface of oracles, and the oracle of a data set's empirical distribution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfumato.diffusion.parameterization import v
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
-# flattened samples, and a number of each row's level or one for all rows
+# flattened samples; and one number of each row's level, or one for all rows
 Rows = Float64[Tensor, "rows dims"]
 Levels = Float64[Tensor, "levels"]
 
@@ -25,17 +25,17 @@ Levels = Float64[Tensor, "levels"]
 class Oracle(ABC):
     r"""A distribution of data that is known at every level, and the exact denoiser that follows from it.
 
-    It takes the place of a network. To write one, define the abstract methods, on flattened samples in float64. Results
-    are differentiable in ``x``, and have its dtype and device.
+    It takes the place of a network. To write one, define the abstract methods, which work on flattened samples in
+    float64. Results are differentiable in ``x`` and have its dtype and device.
 
     Args:
         shape: the shape of one sample.
-        schedule: the noise schedule for functions that take it from the denoiser, such as generation.
-        row_size: how many numbers are computed for a row; by default those of a sample.
-        device: where the computations are done.
+        schedule: the noise schedule, for functions that take it from the denoiser, such as generation.
+        row_size: how many numbers are computed per row; by default the size of a sample.
+        device: the device the computations run on.
     """
 
-    # about how many numbers a temporary tensor may hold; larger batches are cut
+    # about how many numbers a temporary tensor may hold; larger batches are split
     elements: int = 2**22
     # why the data have no density
     no_density: str | None = None
@@ -62,7 +62,7 @@ class Oracle(ABC):
 
     @abstractmethod
     def combine_rows(self, x: Rows, alpha: Levels, sigma: Levels, k0: Levels, k_eps: Levels) -> Rows:
-        r""":math:`k_0 E[x_0 | x_t] + k_\epsilon E[\epsilon | x_t]` at ``sigma > 0``, to the digits of both."""
+        r""":math:`k_0 E[x_0 | x_t] + k_\epsilon E[\epsilon | x_t]` at ``sigma > 0``, as accurate as either term."""
 
     @abstractmethod
     def trace_rows(self, x: Rows, alpha: Levels, sigma: Levels) -> Float64[Tensor, "rows"]:
@@ -70,21 +70,21 @@ class Oracle(ABC):
 
     @abstractmethod
     def sample(self, count: int, seed: int, *, first: int = 0, dtype: torch.dtype = torch.float32) -> Data:
-        """Samples ``first ... first + count - 1`` of a seed; sample ``i`` is the same for any count."""
+        """Samples ``first ... first + count - 1`` of a seed; sample ``i`` does not depend on the count."""
 
     @property
     def data_std(self) -> float:
-        """The standard deviation of all numbers of the data, which solvers take for their scale."""
+        """The standard deviation over all values of the data, which solvers use as the scale of the data."""
         zero = torch.zeros(1, dtype=torch.float64, device=self.device)
         x, one = zero.expand(1, self.dimensions), zero + 1.0
-        # pure noise says nothing of the data: there the posterior is their distribution
+        # pure noise says nothing about the data: its posterior is the data distribution
         mean = self.combine_rows(x, zero, one, one, zero)[0]
         variance = self.trace_rows(x, zero, one)[0] / self.dimensions + mean.var(correction=0)
         return math.sqrt(float(variance))
 
     def __call__(self, x: Data, level: Level, **cond: Tensor) -> Prediction:
         r"""The exact prediction, :math:`\hat x_0 = E[x_0 | x_t]`, at ``sigma > 0``; conditions are ignored."""
-        # v holds both the data and the noise to rounding at every level, where either of them would lose the other
+        # v gives both the data and the noise to rounding error at every level; computing one from the other would not
         return Prediction(x, self._combine(x, level, lambda alpha, sigma: (-sigma, alpha)), v(level))
 
     def score(self, x: Data, level: Level) -> Data:
@@ -92,7 +92,7 @@ class Oracle(ABC):
         return self._combine(x, level, lambda alpha, sigma: (0.0 * sigma, -1.0 / sigma))
 
     def posterior_covariance_trace(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
-        r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the squared error that no denoiser avoids at ``x``."""
+        r"""The trace of :math:`\operatorname{Cov}[x_0 | x_t]`, the least squared error of any denoiser at ``x``."""
         return torch.cat([self.trace_rows(*part) for part in self._noisy_parts(x, level)]).to(x)
 
     def marginal_log_prob(self, x: Data, level: Level) -> Float[Tensor, "batch"]:
@@ -121,7 +121,7 @@ class Oracle(ABC):
 
     def _rows(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
-            raise InputError(f"This oracle knows samples of shape {self.shape}; got a batch of shape {tuple(x.shape)}.")
+            raise InputError(f"This oracle needs samples of shape {self.shape}; got a batch of shape {tuple(x.shape)}.")
         alpha, sigma = (float64(value).to(self.device).reshape(-1) for value in (level.alpha, level.sigma))
         return x.to(self.device, torch.float64).reshape(len(x), self.dimensions), alpha, sigma
 
@@ -142,7 +142,7 @@ def finite(values: Tensor, what: str) -> Float64[Tensor, "*shape"]:
 
 
 # the ratio of the data's largest square to the variance of the noise above which the expansion of squared distances,
-# which is fast, would lose more than some 1e-10 nats to rounding
+# which is fast, would lose more than about 1e-10 nats to rounding
 NEAR = 1e5
 # how many differences are computed at a time: as many as fit in the cache of a CPU
 BLOCK = 2**17
@@ -159,7 +159,7 @@ class EmpiricalOracle(Oracle):
         \operatorname{tr} \operatorname{Cov}[x_0 | x_t] =
         \frac{\sigma^4}{S^2} \sum_n w_n \lVert y_n - \bar y \rVert^2 + D \frac{h^2 \sigma^2}{S}
 
-    (Karras et al. 2022, app. B.3, for :math:`h = 0`). A network of unlimited capacity would learn it.
+    (Karras et al. 2022, app. B.3, for :math:`h = 0`). A network of unlimited capacity would learn this denoiser.
     """
 
     def __init__(self, data: Tensor, std: float = 0.0, *, schedule: Schedule | None = None) -> None:
@@ -172,7 +172,7 @@ class EmpiricalOracle(Oracle):
         self.std = float(std)
         if self.std == 0.0:
             self.no_density = "An empirical distribution is a sum of points without density (std = 0)"
-        # distances are differences of squares, which should be small
+        # distances are computed as differences of squares, which should be small
         self._centre = y.mean(0)
         self._data: Float64[Tensor, "data dims"] = y - self._centre
         self._squares = self._data.square().sum(1)
@@ -196,8 +196,8 @@ class EmpiricalOracle(Oracle):
         weights = (distances / (-2.0 * variance[:, None])).softmax(1)
         mean = weights @ self._data
         difference = z - alpha[:, None] * mean
-        # the variance of the data under the weights: from the data where the noise is large, and from the distances to
-        # x where it is small and the first difference would cancel
+        # the variance of the data under the weights: from the data where the noise is large, from the distances to x
+        # where it is small and the former would cancel
         far = weights @ self._squares - mean.square().sum(1)
         near = ((weights * distances).sum(1) - difference.square().sum(1)) / alpha.square().clamp(min=1e-300)
         spread = torch.where(self._is_near(alpha, variance), near, far).clamp(min=0.0)
@@ -216,7 +216,7 @@ class EmpiricalOracle(Oracle):
         return alpha.square() * self._largest > NEAR * variance
 
     def _distances(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Levels, Rows, Float64[Tensor, "rows data"]]:
-        r""":math:`S`, the centred rows, and :math:`\lVert x_t - \alpha y_n \rVert^2` for all data."""
+        r""":math:`S`, the centred rows, and :math:`\lVert x_t - \alpha y_n \rVert^2` for every data point."""
         variance, scale = (alpha * self.std).square() + sigma.square(), alpha[:, None]
         z = x - scale * self._centre
         if not bool(self._is_near(alpha, variance).any()):

@@ -16,7 +16,7 @@ from sfumato.diffusion.oracle.base import Levels, Oracle, Rows, finite
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 
-# those of matrices with the eigenvectors of the covariances, in the order of Covariances.spectrum
+# eigenvalues of matrices that share the eigenvectors of the covariances, in the order of Covariances.spectrum
 Eigenvalues = Float64[Tensor, "levels components eigenvalues"]
 
 
@@ -31,8 +31,8 @@ class Split(NamedTuple):
 class Covariances:
     r"""The covariances of the components of a mixture, :math:`C_k = U_k \Lambda_k U_k^\top + r_k (I - U_k U_k^\top)`.
 
-    The ``basis`` has orthonormal columns :math:`U_k`, or is None for the axes; ``values`` are the variances along it,
-    ``rest`` is that across it. A variance of 0 is exact.
+    The ``basis`` has orthonormal columns :math:`U_k`, or is None for the coordinate axes; ``values`` are the variances
+    along it, ``rest`` is the variance across it. A variance of 0 is treated exactly.
     """
 
     basis: Float64[Tensor, "components dims rank"] | None
@@ -77,7 +77,7 @@ class Covariances:
 
     @property
     def spectrum(self) -> Float64[Tensor, "components eigenvalues"]:
-        """The variances along the basis, and last that across it, if there are such directions."""
+        """The variances along the basis, followed by the variance across it if there are such directions."""
         return torch.cat([self.values, self.rest[:, None]], 1) if self.codimension else self.values
 
     @property
@@ -131,7 +131,7 @@ class MixtureOracle(Oracle):
         \left(\sigma^2 \operatorname{tr} C_k S_k^{-1} + \lVert m_k - E[x_0 | x_t] \rVert^2\right)
 
     (Bishop 2006, eqs. 2.113 to 2.117, for each component). Singular covariances, down to point masses, are exact.
-    The ``means`` are ``(K, *shape)``; the ``weights`` ``(K,)`` are positive with sum 1, by default equal.
+    The ``means`` are ``(K, *shape)``; the ``weights`` ``(K,)`` are positive and sum to 1; by default they are equal.
     """
 
     def __init__(
@@ -155,13 +155,13 @@ class MixtureOracle(Oracle):
         flat = int(((covariances.spectrum == 0.0) * covariances.multiplicity).sum(1).max())
         if flat:
             self.no_density = (
-                f"A covariance is singular, without variance in {flat} of {self.dimensions} directions, so that the "
+                f"A covariance is singular, with no variance in {flat} of {self.dimensions} directions, so that the "
                 "data have no density"
             )
         equal = torch.full((len(centres),), 1.0 / len(centres), dtype=torch.float64)
         w = (equal if weights is None else finite(weights, "weights")).to(centres.device)
         if w.shape != equal.shape or not bool((w > 0.0).all()) or abs(float(w.sum()) - 1.0) > 1e-6:
-            raise InputError(f"The weights must be {len(centres)} positive numbers of sum 1, one per component.")
+            raise InputError(f"The weights must be {len(centres)} positive numbers that sum to 1, one per component.")
         self.weights: Float64[Tensor, "components"] = w / w.sum()
 
     @staticmethod
@@ -174,9 +174,9 @@ class MixtureOracle(Oracle):
         floor: float = 1e-6,
         schedule: Schedule | None = None,
     ) -> MixtureOracle:
-        """The mixture that scikit-learn's expectation maximization fits to images ``(N, *shape)``.
+        """The mixture fitted to images ``(N, *shape)`` by scikit-learn's expectation maximization.
 
-        ``floor`` is added to every variance, because a likelihood without variance would be infinite.
+        ``floor`` is added to every variance, because the likelihood would be infinite at a variance of 0.
         """
         from sklearn.mixture import GaussianMixture
 
@@ -215,7 +215,7 @@ class MixtureOracle(Oracle):
         rows, alpha, sigma = self._rows(x.reshape(len(x), *self.shape), level)
         difference = rows - alpha[:, None] * self.means[:, 0]
         variance = self.covariances.at(alpha, sigma)[..., 0].expand_as(difference)
-        # the distribution function of a component without variance is a step
+        # the distribution function of a component with no variance is a step
         step = torch.where(difference < 0.0, -torch.inf, torch.inf)
         z = torch.where(variance > 0.0, difference / variance.sqrt(), step)
         return (torch.special.ndtr(z) @ self.weights).to(x)
@@ -226,7 +226,7 @@ class MixtureOracle(Oracle):
         choice = choice.clamp(max=len(bounds) - 1).to(self.device)
         noise = random.normal(seed, "oracle", first, count, (self.dimensions,)).to(self.device, torch.float64)
         c = self.covariances
-        # every row has a basis
+        # every row has its own basis
         size = max(1, self.elements // (self.dimensions * max(1, c.values.shape[1])))
         parts: list[Tensor] = []
         for k, row in zip(choice.split(size), noise.split(size), strict=True):
@@ -259,9 +259,9 @@ class GaussianOracle(MixtureOracle):
 
     @staticmethod
     def fit(images: Data, *, schedule: Schedule | None = None) -> GaussianOracle:  # pyright: ignore[reportIncompatibleMethodOverride]
-        r"""The Gaussian with the mean and the covariance (:math:`\frac1N \sum`) of any number of ``images``."""
+        r"""The Gaussian with the mean and covariance (:math:`\frac1N \sum`) of the ``images``, however many."""
         rows = _rows(images)
-        # relative to the first image, so that what is constant is exactly 0
+        # relative to the first image, so that constant dimensions are exactly 0
         relative = rows - rows[0]
         offset = relative.mean(0)
         _, singular, basis = torch.linalg.svd((relative - offset) / math.sqrt(len(rows)), full_matrices=False)
@@ -272,12 +272,12 @@ class GaussianOracle(MixtureOracle):
 
     @property
     def variances(self) -> Float64[Tensor, "dims"]:
-        """The variances along all principal axes, falling."""
+        """The variances along all principal axes, in descending order."""
         c = self.covariances
         return torch.cat([c.values[0], c.rest.expand(c.codimension)]).sort(descending=True).values
 
     def principal_coordinates(self, x0: Data, count: int) -> Float64[Tensor, "batch count"]:
-        """The coordinates of clean data, less the mean, along the principal axes of largest variance."""
+        """The coordinates of clean data, with the mean subtracted, along the ``count`` leading principal axes."""
         values = self.covariances.values[0]
         rows, alpha, _ = self._rows(x0, Level(0.0, 1.0, 0.0))
         varied = int((values > 0.0).sum())
