@@ -24,7 +24,7 @@ NUMBERS = 9
 class Altering(Condition):
     """What alters training images and tells the network how, in nine numbers: zeros for an image as it is.
 
-    Subclasses have :meth:`training` and :meth:`alter`.
+    Subclasses have ``training`` and ``alter``.
     """
 
     @property

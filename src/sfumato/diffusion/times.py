@@ -32,7 +32,7 @@ class Times:
         """Record the losses at the levels for these numbers, without importance weights."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What has been recorded of the losses, for :meth:`load_state_dict`."""
+        """What has been recorded of the losses, for ``load_state_dict``."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -40,7 +40,7 @@ class Vectors:
         return self.given[self.rows[index]].double()
 
     def left(self, part: slice) -> Tensor:
-        """Its products with `factor` are lower bounds of squared distances: |x|^2 - 2 x.y + |y|^2 - slack."""
+        r"""Products with ``factor`` are lower bounds of :math:`|x|^2 - 2 x \cdot y + |y|^2`, less a slack."""
         chunk = -2.0 * self.factor[part]
         chunk[:, -2:] = self.factor[part, -2:].flip(1)
         return chunk

@@ -92,7 +92,7 @@ class Prior(Model):
     def batches(self, count: int, *, stepwise: bool = False, **options: Any) -> Iterator[SamplingBatch]:
         """Those of :meth:`Model.batches`, whose images are the best of the candidates; of edits there is one.
 
-        Their frames, and with them :meth:`frames`, are those of the first candidate.
+        Their frames, and with them :meth:`~sfumato.models.model.Model.frames`, are those of the first candidate.
         """
         candidates = 1 if stepwise else self.settings({**options})[0].candidates
         options["stepwise"] = stepwise
