@@ -124,7 +124,7 @@ class Condition(ABC):
         """Null parts for ``count`` samples."""
 
     def null_rows(self, parts: Mapping[str, Tensor]) -> Bool[Tensor, "batch"]:
-        """Which samples have no condition, as after :func:`null_of`."""
+        """Which samples have no condition, as after :func:`~sfumato.conditioning.base.null_of`."""
         return without_null(parts["value"])[1]
 
     def default(self, seed: int, first: int, count: int) -> dict[str, Tensor] | None:

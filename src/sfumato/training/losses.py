@@ -97,6 +97,7 @@ class AtLevels(nn.Module):
         return self.times.state_dict()
 
     def set_extra_state(self, state: Any) -> None:
+        """Take up the state of the distribution of times."""
         self.times.load_state_dict(cast("Mapping[str, Tensor]", state))
 
 
