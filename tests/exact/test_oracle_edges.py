@@ -145,7 +145,7 @@ def test_a_direction_without_variance_stays_exact() -> None:
         assert (found @ across - 1.0).abs().max() < 1e-14
         gain = 4.0 * level.alpha / (4.0 * level.alpha**2 + level.sigma**2)
         assert (found @ line - gain * (x @ line)).abs().max() < 1e-12
-    with pytest.raises(InputError, match="without variance in 1 of 2 directions"):
+    with pytest.raises(InputError, match="no variance in 1 of 2 directions"):
         oracle.log_prob(x)
     with pytest.raises(InputError, match="sigma > 0"):
         oracle.marginal_log_prob(x, SCHEDULES["linear"](0.0))

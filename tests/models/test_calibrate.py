@@ -92,7 +92,7 @@ def test_the_optimum_gives_the_lowest_bound(tmp_path: Path) -> None:
         assert found.bound is not None
         bits[kind] = found.bound.mean
     assert bits["analytic"] < min(bits["small"], bits["large"])
-    with pytest.raises(InputError, match="has not learned its reverse variance"):
+    with pytest.raises(InputError, match="did not learn its reverse variance"):
         sfumato.bits_per_dim(model, data, bins=17, flow=False, variance="learned")
     with pytest.raises(InputError, match="no variance by name"):
         sfumato.bits_per_dim(model.denoiser, data, bins=17, flow=False, variance="small")
@@ -279,7 +279,7 @@ def test_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 0 and strict["bound"]["standard_error"] is strict["flow"]["standard_error"] is None
     for arguments, words in {
         ("likelihood", str(run), "--images", "0"): "at least 1 image",
-        ("likelihood", str(run), "--variance", "learned"): "has not learned",
+        ("likelihood", str(run), "--variance", "learned"): "did not learn",
         ("likelihood", str(run), "--bins", "16"): "grid of 16 values",
         ("tune", str(run), "--levels", "1"): "2 levels",
         ("tune", str(run), "--steps", "0"): "1 to 50 steps; got 0",

@@ -300,8 +300,8 @@ def _detail(subject: Subject) -> tuple[Denoise, str]:
     return unconditional, who
 
 
-def explain_hierarchy(subject: Subject) -> Explained:
-    """The bits that each latent carries: the terms of the variational bound."""
+def ledger(subject: Subject) -> tuple[hierarchy.Hierarchy, Level, int | None]:
+    """The terms of the variational bound, the levels of the latents, and the values that the data can have."""
     images, cond = subject.first(256)
     bins = grey_values(images.cpu().numpy())
     levels = hierarchy.latent_levels(subject.schedule, 64, bins)
@@ -309,14 +309,24 @@ def explain_hierarchy(subject: Subject) -> Explained:
     if isinstance(denoiser, Denoiser) and denoiser.learned_variance:
         variance = functools.partial(learned, lowest=floor([*levels, Level(0.0, 1.0, 0.0)]))
     view = hierarchy.hierarchy(denoiser, images, levels, bins=bins, variance=variance, seed=subject.seed, **cond)
+    return view, levels, bins
+
+
+def explain_hierarchy(subject: Subject) -> Explained:
+    """The bits that each latent carries: the terms of the variational bound."""
+    return of_ledger(subject, *ledger(subject))
+
+
+def of_ledger(subject: Subject, view: hierarchy.Hierarchy, levels: Level, bins: int | None) -> Explained:
+    """The figure of a :func:`ledger`."""
     assert view.prior is not None
     prior, rest = f"of which the prior is {view.prior:.2g}", "; these data are not quantized, so there is no bound"
     if view.decoder is not None:
         rest = f"; the decoder is {view.decoder:.2f} for {bins} values of the data, and the bound is {view.total:.2f}"
     title = f"Bits of each latent: {subject.name}"
     return plots.hierarchy(view, hierarchy.gaussian_hierarchy(subject.gaussian, levels), title, subject.who), (
-        f"For {subject.who}, on {len(images)} images of {subject.name}, the latents carry {float(view.known[-1]):.2f} "
-        f"bits per dimension, {prior}, half of them above t = {view.half():.2g}{rest}."
+        f"For {subject.who}, on {len(subject.images[:256])} images of {subject.name}, the latents carry "
+        f"{float(view.known[-1]):.2f} bits per dimension, {prior}, half of them above t = {view.half():.2g}{rest}."
     )
 
 

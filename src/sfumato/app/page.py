@@ -37,12 +37,16 @@ class Page:
         runs: the folder that trainings are written to.
         folders: folders of pictures that may be trained on, by name.
         results: a folder of the page's own, for what it makes.
+        at_start: what is computed when a page is opened: functions, their inputs and outputs.
     """
 
     library: Library
     runs: Path
     folders: dict[str, Path]
     results: Path
+    at_start: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(
+        default_factory=list[tuple[Callable[..., Any], list[Any], list[Any]]]
+    )
     _dropdowns: list[tuple[gr.Dropdown, tuple[str, ...]]] = field(
         default_factory=list[tuple[gr.Dropdown, tuple[str, ...]]]
     )
@@ -113,6 +117,9 @@ def built(page: Page) -> gr.Blocks:
             with gr.Tab(name, id=name.lower()):
                 build(page)
         page.follow(demo.load)
+        for function, inputs, outputs in page.at_start:
+            how: dict[str, Any] = {**jobs.QUICK, "show_progress": "hidden", "api_visibility": "private"}
+            demo.load(page.guarded(function), inputs, outputs, **how)
     return demo
 
 
