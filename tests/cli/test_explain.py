@@ -33,6 +33,14 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison of families is trained for a moment."""
+    from sfumato.analysis import families
+
+    monkeypatch.setattr(families, "STEPS", 2)
+
+
 def check(folder: Path, topic: str, said: str) -> None:
     """A PNG with something on it, an SVG that is XML, and a sentence with a number after their names."""
     with Image.open(folder / f"{topic}.png") as picture:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import random
-from sfumato.analysis import Images, frequency, hierarchy, plots, processes, spread
+from sfumato.analysis import Images, families, frequency, hierarchy, plots, processes, spread, taxonomy
 from sfumato.data.dataset import Dataset, grey_values
 from sfumato.diffusion import schedule as schedules
 from sfumato.diffusion.denoiser import Denoise, Denoiser, Prediction
@@ -137,6 +137,12 @@ def of_run(
 
 Explained = tuple["Figure", str]
 """A figure, and a sentence on what it shows, with its numbers."""
+
+
+def explain_taxonomy(subject: Subject) -> Explained:
+    """The families of generative models, and four of them on a ring of Gaussians (about a minute; takes no data)."""
+    results = families.compare(subject.seed)
+    return taxonomy.plot(results), taxonomy.summary(results)
 
 
 def explain_forward(subject: Subject) -> Explained:

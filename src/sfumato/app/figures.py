@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato import random
-from sfumato.analysis import plots, processes, topics
+from sfumato.analysis import families, plots, processes, taxonomy, topics
 from sfumato.app import pictures
 from sfumato.app.jobs import Job
 from sfumato.app.library import Library
@@ -319,3 +320,23 @@ def trajectory(library: Library, name: str | None, count: int, seed: int, job: J
     x0 = torch.stack([(first if one is None else one).detach().float().cpu() for one in estimates])
     x0[-1] = x[-1]
     return Trajectory([frame.level for frame in kept], x, x0)
+
+
+# the families of generative models
+
+
+@functools.cache
+def taxonomy_alone() -> list[Any]:
+    """The taxonomy before anything is compared."""
+    return [picture(taxonomy.plot()), "The families of the lecture's first slide."]
+
+
+def compared(job: Job) -> Shown:
+    """Four families on the ring of Gaussians."""
+
+    def progress(share: float, name: str) -> None:
+        job.label = name
+        job.advance(round(100 * share), 100)
+
+    results = families.compare(progress=progress)
+    return picture(taxonomy.plot(results)), taxonomy.summary(results)

@@ -125,7 +125,8 @@ def inline(image: Image.Image) -> str:
 def shown(label: str, name: str, height: int | None = None) -> gr.Image:
     """A component that shows a picture, its pixels as they are."""
     how: dict[str, Any] = {"interactive": False, "format": "png", "elem_classes": "sf-pixels"}
-    return gr.Image(label=label, height=height, elem_id=name, buttons=["download", "fullscreen"], **how)
+    how |= {"buttons": ["download", "fullscreen"], "show_label": bool(label)}
+    return gr.Image(label=label, height=height, elem_id=name, **how)
 
 
 def gallery(label: str, name: str) -> gr.Gallery:

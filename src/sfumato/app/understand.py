@@ -329,6 +329,24 @@ each step adds; and $L_0$, the cost of the data given the last latent. All in bi
     _run(page, go, stop, add, [model], [bar, shown, said, rows])
 
 
+def _families(page: Page) -> None:
+    _text(r"""
+Families of generative models differ in what they optimize, in whether they know the likelihood of an image, and in
+how many evaluations a sample takes. The comparison trains four of them, of one size and at one cost, on a ring of
+Gaussians whose density is known; it takes about a minute.
+""")
+    go, stop = _buttons("families", "Compare on the ring")
+    bar = gr.HTML(elem_id="families-progress")
+    shown = pictures.shown("", "families-picture")
+    said = _text("", "families-said")
+
+    def compare() -> Iterator[list[Any]]:
+        yield from _figure(figures.compared)
+
+    _run(page, go, stop, compare, [], [bar, shown, said])
+    page.at_start.append((figures.taxonomy_alone, [], [shown, said]))
+
+
 _LOSS = r"""
 The denoising loss $\|\epsilon - \epsilon_\theta(x_t, t)\|^2$ at each time, next to that of the best
 denoiser of a Gaussian with the same mean and covariance. Where a network is above that curve, it has not
@@ -344,4 +362,5 @@ _TABS: dict[str, Callable[[Page], None]] = {
     "Reverse process": _reverse,
     "Loss": _of_model("loss", _LOSS),
     "Bits": _ledger,
+    "Families": _families,
 }
