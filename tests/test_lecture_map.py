@@ -44,9 +44,7 @@ SLIDES = [
     "Summary; the design space of EDM",
 ]
 
-FUTURE = {
-    "DALL-E 2": "sfumato.systems.unclip",
-}
+FUTURE: dict[str, str] = {}
 """What the page says is not here, and the module that will make it untrue."""
 
 

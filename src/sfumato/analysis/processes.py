@@ -142,14 +142,17 @@ def spiral() -> MixtureOracle:
     return MixtureOracle(means, Covariances.isotropic(variances, 2))
 
 
-def kernel_density(points: Float[Tensor, "n d"]) -> MixtureOracle:
-    """The Gaussian kernel density of points in 1 or 2 dimensions, its width by Silverman's rule (1986, sec. 4.3)."""
+def kernel_density(points: Float[Tensor, "n d"], scale: float = 1.0) -> MixtureOracle:
+    """The Gaussian kernel density of points in 1 or 2 dimensions, its width by Silverman's rule (1986, sec. 4.3).
+
+    The rule is that of a single bump; ``scale`` multiplies the width, below 1 for densities of several.
+    """
     x = points.detach().cpu().double()
     count, dims = x.shape
     spread = float(x.std(0).mean()) if count > 1 else 0.0
     if spread == 0.0:
         raise InputError("A kernel density needs at least two points that differ.")
-    width = spread * (4.0 / (dims + 2.0) / count) ** (1.0 / (dims + 4.0))
+    width = scale * spread * (4.0 / (dims + 2.0) / count) ** (1.0 / (dims + 4.0))
     return MixtureOracle(x, Covariances.isotropic(torch.full((count,), width * width, dtype=torch.float64), dims))
 
 

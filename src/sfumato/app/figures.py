@@ -179,7 +179,7 @@ def diffused(points: Float64[Tensor, "n 2"], kind: str, job: Job) -> Diffused:
         raise InputError(f"There is no schedule {kind!r}; choose one of the list.")
     job.note("diffusing the density")
     schedule = SCHEDULES[kind]
-    density = processes.kernel_density(points)
+    density = processes.kernel_density(points, 0.35)
     log_snr = torch.linspace(8.0, max(-8.0, float(schedule(1.0).log_snr)), 16, dtype=torch.float64)
     times = torch.cat([torch.zeros(1, dtype=torch.float64), torch.as_tensor(schedule.at(log_snr).t)]).unique()
     view = processes.marginals(density, schedule, times, positions=101, lines=60, steps=120)
@@ -190,7 +190,7 @@ def diffused(points: Float64[Tensor, "n 2"], kind: str, job: Job) -> Diffused:
 
 
 def edited_schedule(
-    kind: str, steps: float, beta: tuple[float, float], s: float, sigma_max: float, rho: float
+    kind: str, steps: float | int, beta: tuple[float, float], s: float, sigma_max: float, rho: float
 ) -> Schedule:
     """The schedule that the controls describe."""
     count = min(max(int(steps), 2), 4000)
