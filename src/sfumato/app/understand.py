@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from sfumato.app import asking, figures, jobs, pictures
 from sfumato.app.page import Page
@@ -77,7 +78,10 @@ q(x_0)\, q(x_t \mid x_0)\, dx_0$; the probability flow carries the noise back al
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             name = gr.Dropdown(["drawn", *figures.DENSITIES], value="ring", label="Density", elem_id="density-name")
+            # with paper, the brush is there at once
+            paper: Any = {"background": Image.new("RGB", (320, 320), (255, 255, 255)), "layers": [], "composite": None}
             canvas = gr.Sketchpad(
+                paper,
                 label="Draw with the brush",
                 type="pil",
                 layers=False,
@@ -110,8 +114,14 @@ q(x_0)\, q(x_t \mid x_0)\, dx_0$; the probability flow carries the noise back al
             found = jobs.said(seen)
             yield ["", found, *found.at(t)]
 
+    canvas.input(_drawn, None, name, queue=False, api_visibility="private")
     _run(page, go, stop, diffuse, [name, canvas, kind, t], [bar, state, shown, said])
     _moved(page, t, state, [shown, said])
+
+
+def _drawn() -> str:
+    """Who draws means what is drawn."""
+    return "drawn"
 
 
 def _moved(page: Page, slider: gr.Slider, state: gr.State, outputs: list[Any]) -> None:
