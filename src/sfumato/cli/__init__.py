@@ -17,28 +17,28 @@ usage: sfumato COMMAND ...
 Train, sample, evaluate and understand denoising diffusion models.
 
 commands:
-  train [DATA]   train a model on data by name or path (default: digits, nothing to download)
-  data [SOURCE]  what is understood of data: images, classes, captions, and what is passed over
+  train [DATA]   train a model on data given by name or path (default: digits, nothing to download)
+  data [SOURCE]  show what is read from data: images, classes, captions, and the files that are skipped
   sample RUN     sample images from a trained model
-  generate TEXT  draw what prompts say, by a model of text to image
-  upscale PIC... enlarge pictures of any size by a model of super-resolution
-  vary PICTURE   other pictures of the same, by a system of unCLIP
-  blend A B      pictures on the way from one to another, by such a system
-  edit-text PIC  a picture changed as one caption differs from another, by such a system
+  generate TEXT  make pictures from prompts with a text-to-image model
+  upscale PIC... enlarge pictures of any size with a super-resolution model
+  vary PICTURE   make variations of a picture (unCLIP)
+  blend A B      blend one picture into another (unCLIP)
+  edit-text PIC  change a picture from one caption to another (unCLIP)
   edit RUN HOW   inpainting, SDEdit, DDIM inversion, interpolation
-  evaluate SET   judge a run, pictures or arrays against real pictures: FD, KID, precision, copies ...
+  evaluate SET   compare samples of a run, or any images, with real ones: FD, KID, precision, copies ...
   likelihood RUN bits per dimension: the variational bound, term by term, and the probability flow
   tune RUN       fit a few-step solver, or the optimal reverse variance, to a trained model
   export RUN OUT write the model for diffusers, ONNX or OpenVINO, or its weights alone
-  import WEIGHTS make a run of the weights of diffusers, guided-diffusion or EDM
-  info RUN       what a run is: data, model, settings, progress, evaluation; or a published model by name
-  explain TOPIC  a figure of the lecture from a run, from data or in closed form
+  import WEIGHTS turn weights of diffusers, guided-diffusion or EDM into a run
+  info RUN       show a run (data, model, settings, progress, evaluation) or a published model by name
+  explain TOPIC  plot a figure of the lecture, from a run, from data or in closed form
   app            all of this on a page in the browser (pip install "sfumato[app]")
-  completion     completion of commands, options and paths in bash and zsh: eval "$(sfumato completion)"
+  completion     shell completion for bash and zsh: eval "$(sfumato completion)"
 
 first steps:
   sfumato train                          1,797 real digits, about a minute on two CPU cores
-  sfumato sample runs/digits --count 64  an image of 64 new digits
+  sfumato sample runs/digits --count 64  64 new digits in one image
   sfumato train FOLDER --data.size 32    your own images
 
 Each command has its own help: sfumato train --help

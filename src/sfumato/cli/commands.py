@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from sfumato.models.model import Model
 
 RUN = option(Path, "A run directory, such as runs/digits.", ..., positional="RUN")
-DEVICE = option(str | None, "Where to compute: cpu, cuda, ... (default: a GPU if there is one).")
-TRUST = option(bool, "Import the Python code that the run names, such as an own network.", False)
-PRINT = option(bool, "Print the resolved settings as JSON, and do nothing.", False)
+DEVICE = option(str | None, "Device to compute on: cpu, cuda, ... (default: a GPU if there is one).")
+TRUST = option(bool, "Allow the run to import Python code that it names, such as a network of your own.", False)
+PRINT = option(bool, "Print the resolved settings as JSON and exit.", False)
 ENGINE: Fields = {
     "engine": option(
         str | None, "Run the network in an inference engine on the CPU: openvino or onnxruntime (default: torch)."
@@ -176,7 +176,7 @@ def sample(arguments: list[str]) -> int:
         "device": DEVICE,
         **ENGINE,
     }
-    text = "Sample images from a trained model.\n\nThe options of sampling start from those of the run."
+    text = "Sample images from a trained model.\n\nSampling options default to those of the run."
     options, sampling, given = with_sampling("sfumato sample", arguments, fields, text)
     if options.sweep is not None:
         from sfumato.cli.sweep import sample_sweep

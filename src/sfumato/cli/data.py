@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sfumato.data import Column, Dataset
 
 _DATA = """\
-What is understood of data: kind, number, sizes, classes, captions, and what is passed over and why.
+Show what is read from data: kind, number, sizes, classes, captions, and which files are skipped and why.
 
 SOURCE is data by name or path, as for train. Classes and captions are read if they are there.
 """
@@ -33,8 +33,8 @@ _OPTIONS: Fields = {
     ),
     "out": option(Path | None, "Also write a contact sheet, a .png of some images with their classes or captions."),
     "count": option(int, "Number of images on the contact sheet, evenly spread over the data.", 32),
-    "overwrite": option(bool, "Replace a contact sheet that is there.", False),
-    "json": option(bool, "Print what is understood as JSON.", False),
+    "overwrite": option(bool, "Replace an existing contact sheet.", False),
+    "json": option(bool, "Print the result as JSON.", False),
 }
 
 

@@ -65,7 +65,7 @@ def edit(arguments: list[str]) -> int:
 
 def _options(how: str, arguments: list[str], fields: Fields, text: str) -> tuple[Any, dict[str, Any]]:
     """The options, and those that the function takes: sampling and conditions."""
-    text += "\n\nThe options of sampling start from those of the run."
+    text += "\n\nSampling options default to those of the run."
     options, sampling, given = with_sampling(f"sfumato edit {how}", arguments, {**fields, **_SHARED}, text)
     if is_system(options.run):
         # edits work on one of its stages, which this says

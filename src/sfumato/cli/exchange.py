@@ -36,7 +36,7 @@ def export(arguments: list[str]) -> int:
         "precision": option(
             str, "fp32, or int8 for onnx and openvino, calibrated on trajectories of the model.", "fp32"
         ),
-        "overwrite": option(bool, "Replace what is there.", False),
+        "overwrite": option(bool, "Replace existing files.", False),
         "trust": TRUST,
     }
     options = flags.parse(fields, arguments, prog="sfumato export", description=_EXPORT)
@@ -64,7 +64,7 @@ def export(arguments: list[str]) -> int:
 ORIGINS = ("diffusers", *PROGRAMS, "edm")
 
 _IMPORT = """\
-Make a run of the weights of another program, with equal outputs: sample, evaluate, info and export work on it.
+Turn the weights of another program into a run with the same outputs: sample, evaluate, info and export work on it.
 """
 
 
@@ -87,7 +87,7 @@ def import_weights(arguments: list[str]) -> int:
             + "), or in one string the flags of its authors' program, such as '--image_size 64 --num_channels 128'.",
         ),
         "data": option(str | None, "Data to evaluate it on: a name, a folder of images, an array."),
-        "overwrite": option(bool, "Replace a run that is there.", False),
+        "overwrite": option(bool, "Replace an existing run.", False),
     }
     options = flags.parse(fields, _joined(arguments), prog="sfumato import", description=_IMPORT)
     from sfumato.interop import save_run

@@ -34,9 +34,9 @@ The topic stitch takes a second run for the detail: sfumato explain stitch RUN R
 
 _OPTIONS: flags.Fields = {
     "out": flags.option(
-        Path | None, "Folder to write to (default: explain in the run, or explain/; numbered where it is)."
+        Path | None, "Folder to write to (default: explain in the run, or explain/; numbered if the name is taken)."
     ),
-    "overwrite": flags.option(bool, "Replace figures that are there.", False),
+    "overwrite": flags.option(bool, "Replace existing figures.", False),
     "count": flags.option(int, "Number of images to look at, at most.", 512),
     "seed": flags.option(int, "Seed of the noise.", 0),
     "device": flags.option(str | None, "Device to compute on (default: a GPU if there is one)."),

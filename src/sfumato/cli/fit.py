@@ -58,9 +58,9 @@ def tune(arguments: list[str]) -> int:
 
 
 _LIKELIHOOD = """\
-Bits per dimension of the data of a run: the variational bound, term by term, and the likelihood of the flow.
+Bits per dimension of a run's data: the variational bound, term by term, and the likelihood of the flow.
 
-Of data that are not quantized there is only the flow. Several processes share the images: accelerate launch -m sfumato
+Data that are not quantized have only the flow. Several processes share the images: accelerate launch -m sfumato
 likelihood RUN. The ledger of all steps, image by image, is written to likelihood.json in the run; one of more images of
 the same weights is kept.
 """

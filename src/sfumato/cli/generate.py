@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from sfumato.models.model import Model
 
 TEXT = """\
-Generate pictures from prompts, by a text-to-image model.
+Generate pictures from prompts with a text-to-image model.
 
 Picture j of every prompt has the index --first + j of the seed: prompts are compared from the same noise, and a picture
 does not depend on the prompts beside it. Each PNG says how it was made, and --like makes it again, bit for bit on the
-same machine. The options of sampling start from those of the run; those of the first stages of a system, which decide
-what is drawn, have their names, such as --base.steps and --base.guidance.scale."""
+same machine. Sampling options default to those of the run. The earlier stages of a system, which decide what is drawn,
+are set by name, such as --base.steps and --base.guidance.scale."""
 
 _EMBEDDED = "shapes"
 _COLUMNS, _ROWS, _HEIGHT = 8, 64, 128
@@ -60,10 +60,10 @@ def _fields(facts: Mapping[str, Any]) -> Fields:
         "out": option(
             Path | None,
             "A .png for one grid, a row per prompt, or a folder for single pictures (default: a grid in the samples of "
-            "the run, or here of the model that comes with sfumato, numbered where others are).",
+            "the run, or here of the model that comes with sfumato, numbered if the name is taken).",
         ),
-        "overwrite": option(bool, "Replace what is there.", False),
-        "untrained": option(bool, "Take a model also if it was hardly trained.", False),
+        "overwrite": option(bool, "Replace existing files.", False),
+        "untrained": option(bool, "Use a model even if it was hardly trained.", False),
         "device": DEVICE,
     }
 

@@ -44,7 +44,7 @@ def info(arguments: list[str]) -> int:
         ),
         "trust": TRUST,
     }
-    text = "What a run is: data, model, settings, progress. Or what a published model is."
+    text = "Show a run (data, model, settings, progress), or a published model."
     options = flags.parse(fields, arguments, prog="sfumato info", description=text)
     from rich.console import Console
 

@@ -24,9 +24,9 @@ OUT: Fields = {
     "out": option(
         Path | None,
         "A .png for one grid, an .npz for the numbers, or a folder for single images "
-        "(default: a grid in the samples of the run, numbered where others are).",
+        "(default: a grid in the samples of the run, numbered if the name is taken).",
     ),
-    "overwrite": option(bool, "Replace what is there: a file, or all numbered images of a folder.", False),
+    "overwrite": option(bool, "Replace existing files: one file, or all numbered images of a folder.", False),
 }
 
 

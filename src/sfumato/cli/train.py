@@ -15,16 +15,16 @@ from sfumato.models.storage import is_system
 from sfumato.runs.budget import has_gpu
 
 _TRAIN = """\
-Train a denoising diffusion model, show it, evaluate it, and leave it in a run directory.
+Train a denoising diffusion model in a run directory, with sample grids and an evaluation.
 
-DATA is a name, a folder of images, an .npy or .npz file, or hf:NAME, as --data.source. Every setting of the
-configuration is an option. Its default is that of the recipe for the data, and a file given with
---config comes between: recipe, then file, then options.
+DATA is a name, a folder of images, an .npy or .npz file, or hf:NAME (the same as --data.source). Every setting of the
+configuration is an option. Defaults come from the recipe for the data; a file given with --config overrides the
+recipe, and options override the file.
 """
 OPTIONS: Fields = {
-    "run": option(Path | None, "The run directory (default: in runs/, by the name of the data)."),
+    "run": option(Path | None, "The run directory (default: runs/ and the name of the data)."),
     "resume": option(Path | None, "Continue this run where it stopped, bit for bit."),
-    "overwrite": option(bool, "Replace a run that is there.", False),
+    "overwrite": option(bool, "Replace an existing run.", False),
     "config": option(Path | None, "A file of settings, TOML or JSON; the config.json of a run is one."),
     "recipe": option(
         str | None,
@@ -39,8 +39,8 @@ OPTIONS: Fields = {
     ),
     "condition": option(
         tuple[str, ...],
-        "What the network is given besides the noise level, such as label; none for nothing (default: as the recipe "
-        "says). Its settings are then --conditions.NAME.SETTING.",
+        "What the network is given besides the noise level, such as label, or none (default: as in the recipe). The "
+        "settings of a condition are --conditions.NAME.SETTING.",
         (),
     ),
     "budget": option(
@@ -56,8 +56,8 @@ OPTIONS: Fields = {
     ),
     "init_from": option(
         Path | None,
-        "Start from the weights of this run, with its model and settings, on other data; --data.size and what else "
-        "differs is given as usual. Tensors of another shape, such as those of other classes, start fresh.",
+        "Start from the weights of this run, with its model and settings, on other data; give --data.size and other "
+        "differences as usual. Tensors whose shape differs, such as those of other classes, are initialized anew.",
     ),
     "quiet": option(bool, "Show nothing but errors; the run keeps a log, train.log, in any case.", False),
     "trust": TRUST,

@@ -24,14 +24,16 @@ _HEIGHT = 128
 _SHARED: Fields = {
     **options_of(f"{_FUNCTIONS}:vary", "steps"),
     "fit": option(bool, "Scale, crop and recolour pictures to what the model makes.", False),
-    "out": option(Path | None, "A .png for a labelled grid (default: beside the picture, numbered where others are)."),
-    "overwrite": option(bool, "Replace what is there.", False),
+    "out": option(
+        Path | None, "A .png for a labelled grid (default: beside the picture, numbered if the name is taken)."
+    ),
+    "overwrite": option(bool, "Replace existing files.", False),
     "device": DEVICE,
     "trust": TRUST,
 }
 _MODEL = option(
     Path | None,
-    "A system of unCLIP, as sfumato train --system unclip makes it (default: that of shapes which comes with sfumato).",
+    "An unCLIP system, made by sfumato train --system unclip (default: the one for shapes that comes with sfumato).",
 )
 
 
@@ -41,7 +43,7 @@ def vary(arguments: list[str]) -> int:
         "model": _MODEL,
         **options_of(f"{_FUNCTIONS}:vary", "count", "seed"),
         "eta": option(
-            tuple[float, ...], "How much varies, from 0, which gives the picture back, to 1; a row for each.", (1.0,)
+            tuple[float, ...], "How much the picture varies: 0 reproduces it, 1 varies most; one row per value.", (1.0,)
         ),
         **_SHARED,
     }
@@ -67,10 +69,10 @@ def blend(arguments: list[str]) -> int:
         "pictures": option(tuple[Path, ...], "Two pictures.", (), positional="PICTURE"),
         "model": _MODEL,
         **options_of(f"{_FUNCTIONS}:blend", "count"),
-        "film": option(Path | None, "Also write a film of the way there and back, .gif or .webp."),
+        "film": option(Path | None, "Also write an animation there and back, .gif or .webp."),
         **_SHARED,
     }
-    options, model = _start("blend", arguments, fields, "Pictures on the way from one to another.")
+    options, model = _start("blend", arguments, fields, "Blend one picture into another, step by step.")
     from sfumato.io import images as image_files
     from sfumato.models.unclip import blend as blended
 
@@ -94,16 +96,18 @@ def blend(arguments: list[str]) -> int:
 
 def edit_text(arguments: list[str]) -> int:
     fields: Fields = {
-        "words": option(tuple[str, ...], "A picture, what it shows, and what it is to show.", (), positional="WORD"),
+        "words": option(
+            tuple[str, ...],
+            "A picture, a caption of what it shows, and a caption of what it should show.",
+            (),
+            positional="WORD",
+        ),
         "model": _MODEL,
-        "strengths": option(tuple[float, ...], "How far, from 0 to 1; a picture for each.", (0.5, 1.0)),
+        "strengths": option(tuple[float, ...], "Strength of the edit, from 0 to 1; one picture per value.", (0.5, 1.0)),
         **options_of(f"{_FUNCTIONS}:edit_text", "by"),
         **_SHARED,
     }
-    text = (
-        "Change a picture as one caption differs from another:\n\n"
-        '  sfumato edit-text PICTURE "a red circle" "a blue circle"'
-    )
+    text = 'Change a picture from one caption to another:\n\n  sfumato edit-text PICTURE "a red circle" "a blue circle"'
     options, model = _start("edit-text", arguments, fields, text)
     from sfumato.models.unclip import edit_text as edited
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from sfumato.models.model import Model
 
 TEXT = """\
-Enlarge pictures of any size by a model of super-resolution: in tiles that fit together, with colour profile, opacity,
+Enlarge pictures of any size with a super-resolution model: in tiles that fit together, with colour profile, opacity,
 depth and the camera's metadata kept.
 
-The options of sampling start from those of the run."""
+Sampling options default to those of the run."""
 
 _UPSCALE = "sfumato.models.upscale:upscale"
 FIELDS: Fields = {
@@ -39,13 +39,13 @@ FIELDS: Fields = {
     "out": option(
         Path | None,
         "A .png, .jpg or .webp for one sample of one picture, or a folder (default: NAME-x4.png beside each picture, "
-        "numbered where others are).",
+        "numbered if the name is taken).",
     ),
-    "overwrite": option(bool, "Replace what is there.", False),
+    "overwrite": option(bool, "Replace existing files.", False),
     "panel": option(
         Path | None, "Also write a figure, .png: the input, its enlargements with insets, and where samples differ."
     ),
-    "regression": option(Path | None, "Also show, in the panel, what the run of a regression baseline gives."),
+    "regression": option(Path | None, "Also show, in the panel, the result of this run, a regression baseline."),
     "truth": option(Path | None, "Also show, in the panel, the ground truth that the input was downscaled from."),
     "device": DEVICE,
 }

@@ -52,7 +52,7 @@ class _Training(Built):
 
 DataConfig = group(
     "DataConfig",
-    "What is trained on, and how it is read.",
+    "The data, and how they are read.",
     "sfumato.data.sources:load",
     base=_Training,
     leave=("columns",),

@@ -175,10 +175,10 @@ def vary(
     Args:
         model: the system.
         picture: ``(C, *space)`` in [-1, 1].
-        count: how many.
-        eta: from 0, which gives the picture back, to 1.
-        seed: of the noise; each variation has its own.
-        steps: of inversion and sampling.
+        count: the number of variations.
+        eta: from 0, which reproduces the picture, to 1.
+        seed: the seed of the noise; each variation has its own.
+        steps: steps of inversion and of sampling.
         progress: as for :meth:`Model.sample`.
     """
     check_arguments(vary, locals())
@@ -203,7 +203,7 @@ def blend(
     Args:
         model: the system.
         pictures: the two, ``(2, C, *space)`` in [-1, 1]; the first and the last result are these again.
-        count: how many, at least 3.
+        count: the number of pictures, at least 3.
         steps, progress: as for :func:`vary`.
     """
     check_arguments(blend, locals())
@@ -249,7 +249,7 @@ def edit_text(
         before: what it shows, such as "a red circle".
         after: what it is to show, such as "a blue circle".
         strengths: how far, from 0 to 1; one result for each.
-        by: whose embeddings differ.
+        by: which embeddings give the direction of the edit.
         steps, progress: as for :func:`vary`.
     """
     check_arguments(edit_text, locals())
