@@ -160,7 +160,7 @@ def test_masks_with_holes_and_deep_images(trained: str, files: Path, tmp_path: P
         ("inpaint LARGE --mask MASK", "has shape 3x30x40, but this model needs 1x8x8; --fit"),
         ("inpaint IMAGE --mask MASK --out DIR", "cat.jpg"),
         ("inpaint IMAGE --mask MASK --overwrite --out DIR", "cat.jpg"),
-        ("sdedit IMAGE --out DIR/cat.png", "there already; choose another name, or replace it with --overwrite"),
+        ("sdedit IMAGE --out DIR/cat.png", "already exists; choose another name, or replace it with --overwrite"),
         ("inpaint IMAGE --mask MASK --repeats 0", "at least 1 repetition"),
         ("inpaint nothing.png --mask MASK", "nothing.png: No such file or directory"),
         ("sdedit IMAGE --strength 0", "strength"),

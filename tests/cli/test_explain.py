@@ -140,7 +140,7 @@ def test_no_figure_is_replaced_unasked(trained: str, tmp_path: Path, capsys: pyt
     (out / "schedules.png").unlink()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert run(*asked) == 2
-    assert "schedules.svg is there already" in capsys.readouterr().err
+    assert "schedules.svg already exists" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert run(*asked, "--overwrite") == 0 and len(list(out.iterdir())) == 2
     for _ in range(2):

@@ -32,7 +32,7 @@ def test_safetensors(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert {n: t.tolist() for n, t in tensors.items()} == {n: p.tolist() for n, p in model.denoiser.named_parameters()}
     assert facts["config"] == model.config.model_dump(mode="json") and facts["step"] == 4
     assert run("export", trained, str(out), "--to", "safetensors") == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert run("export", trained, str(out), "--to", "safetensors", "--overwrite") == 0
     assert [path.name for path in out.parent.iterdir()] == ["x.safetensors"]
 
@@ -42,7 +42,7 @@ def test_without_a_place_it_is_written_into_the_run(trained: str, capsys: pytest
     written = Path(trained) / "export" / "safetensors.safetensors"
     assert written.is_file() and str(written) in capsys.readouterr().out
     assert run("export", trained, "--to", "safetensors") == 2
-    assert f"{written} is there already" in capsys.readouterr().err
+    assert f"{written} already exists" in capsys.readouterr().err
     assert run("export", trained, "--to", "safetensor") == 2
     assert "did you mean 'safetensors'" in capsys.readouterr().err
 

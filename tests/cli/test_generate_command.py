@@ -166,7 +166,7 @@ def test_prompts_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["red", ""], "Prompt 2 of 2 is empty"),
         (["red", "--count", "0"], "count is 0"),
         (["red", "--out", "x.gif"], "one .png or into a folder"),
-        (["red", "--out", "taken.png"], "is there already"),
+        (["red", "--out", "taken.png"], "already exists"),
         (["😀"], "no word of the caption"),
         (["red", "--guidance.scael", "3"], "--guidance.scale"),
     ],
@@ -205,7 +205,7 @@ def test_models_that_draw_nothing_yet(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(pretrained.SAID, "shapes", raising=False)
     assert run("generate", "red") == 2
-    assert "No model 'shapes' comes along" in capsys.readouterr().err
+    assert "no included model 'shapes'" in capsys.readouterr().err
     early = tmp_path / "early"
     shutil.copytree(painter, early)
     config = json.loads((early / "config.json").read_text())

@@ -97,7 +97,7 @@ def test_a_network_of_edm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert torch.equal(model.sample(2, steps=2), expected.sample(2, steps=2))
     # once more: only where it is asked for, and what else was there has gone
     assert run("import", file, "--run", made, "--origin", "edm", "--flags", EDM) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     (tmp_path / "run" / "fitted.json").write_text("{}")
     assert run("import", file, "--run", made, "--origin", "edm", "--flags", EDM, "--overwrite") == 0
     assert not (tmp_path / "run" / "fitted.json").exists()

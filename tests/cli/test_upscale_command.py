@@ -180,7 +180,7 @@ def test_a_panel(run_folder: str, tmp_path: Path) -> None:
         ("--sampler.kind eluer", "sampler.kind is 'eluer'"),
         ("--stepz 3", "did you mean --steps?"),
         ("--low-resolution x.png", "There is no option"),
-        ("--out a.png", "is there already"),
+        ("--out a.png", "already exists"),
         ("--out plain", "got the file plain"),
         ("--panel p.png --truth a.png", "The truth has 3x3 pixels"),
         ("--panel p.png --regression nowhere", "no run directory nowhere"),

@@ -120,7 +120,7 @@ def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
     for name in (".DS_Store", "._a.png", "notes.txt", ".cache/b.png", "__MACOSX/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"not an image")
-    with pytest.warns(SfumatoWarning, match=r"passed over .*, 1 \.txt \(such as notes\.txt\)"):
+    with pytest.warns(SfumatoWarning, match=r"skipped .*, 1 \.txt \(such as notes\.txt\)"):
         assert len(load(tmp_path)) == 1
 
 
@@ -152,7 +152,7 @@ def test_whatever_pillow_reads_is_read(tmp_path: Path) -> None:
     assert np.abs(np.asarray(data.images).astype(int) - 120).max() <= 2
     (tmp_path / "emu" / "5.heic").write_bytes(b"....ftypheic")
     (tmp_path / "about.txt").write_text("Twenty pictures.")
-    with pytest.warns(SfumatoWarning, match=r"passed over .* 1 \.txt \(such as about\.txt\), 1 \.heic .*emu/5\.heic"):
+    with pytest.warns(SfumatoWarning, match=r"skipped .* 1 \.txt \(such as about\.txt\), 1 \.heic .*emu/5\.heic"):
         assert len(load(tmp_path, columns=("label",), channels="rgb")) == 20
 
 

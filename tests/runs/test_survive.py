@@ -127,7 +127,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"x")
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"is there already|not a run"):
+        with pytest.raises(InputError, match=r"already exists|not a run"):
             train(tiny(training={"steps": 1}), run=tmp_path / "photos", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
     with pytest.raises(InputError, match="is a file"):
@@ -136,7 +136,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_run_whose_config_is_gone_can_be_overwritten(run: Path) -> None:
     (run / "config.json").unlink()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         train(tiny(training={"steps": 1}), run=run)
     train(tiny(training={"steps": 1}), run=run, overwrite=True)
     assert sfumato.load(run).step == 1

@@ -319,4 +319,4 @@ def test_what_was_said_is_kept_and_quiet_is_quiet(tmp_path: Path, capsys: pytest
     assert (out, errors) == ("", "")
     log = (tmp_path / "run" / "train.log").read_text()
     assert "data      digits" in log and "step 3/3" in log and "use it" in log
-    assert run(*arguments) == 2 and "is there already" in capsys.readouterr().err
+    assert run(*arguments) == 2 and "already exists" in capsys.readouterr().err

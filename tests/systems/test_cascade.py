@@ -235,7 +235,7 @@ def test_a_stage_is_trained_by_name_and_touches_no_other(tmp_path: Path) -> None
     assert sfumato.load(folder).step == 8 and hashes(folder, "base") == base
     train({"up": {"training": {"steps": 3}}}, run=folder, resume=True, stage="up", overwrite=True)
     assert hashes(folder) == base | up
-    with pytest.raises(InputError, match="is there already; go on with --resume"):
+    with pytest.raises(InputError, match="already exists; go on with --resume"):
         train(settings, run=folder)
     with pytest.raises(InputError, match="name the stage that is to be replaced"):
         train(run=folder, resume=True, overwrite=True)

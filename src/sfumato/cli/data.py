@@ -192,7 +192,7 @@ def _table(facts: Mapping[str, Any]) -> Any:
         crops = "x".join(map(str, facts["trained_shape"]))
         cropped = f", in random crops of {crops}" if facts["trained_shape"] != facts["shape"] else ""
         rows.append(("held out", f"{facts['heldout']:,}; {facts['train']:,} to train on{cropped}"))
-    rows += [("passed over" if i == 0 else "", text) for i, text in enumerate(facts["passed_over"])]
+    rows += [("skipped" if i == 0 else "", text) for i, text in enumerate(facts["passed_over"])]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows:
         table.add_row(name, Text(value))

@@ -43,7 +43,7 @@ def evaluate(arguments: list[str]) -> int:
         "channels": option(Literal["grey", "rgb", "rgba"] | None, "The channels that pictures are converted to."),
         **flags.options_of("sfumato.data.sources:load", "value_range"),
         **flags.options_of("sfumato.models.evaluate:evaluate", "most"),
-        "weights": option(Path | None, "The file of the weights of the features, where they do not come along."),
+        "weights": option(Path | None, "The file of the weights of the features, where they are not included."),
         "resize": option(str | None, "How pictures are resized for Inception: pytorch-fid, clean-fid, torch-fidelity."),
         "cache": option(Path | None, "The folder that keeps features of real pictures (default: that of the user)."),
         "page": option(Path | None, "Also write a page with samples, their neighbours and curves, such as page.html."),

@@ -177,7 +177,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
         if not rows or not all(value is None or isinstance(value, int | float) for value in numbers):
             raise InputError("it lacks the measures")
     except (InputError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(f"{path} is damaged and passed over ({error}).", SfumatoWarning, stacklevel=2)
+        warnings.warn(f"{path} is damaged and skipped ({error}).", SfumatoWarning, stacklevel=2)
         return []
     shown = [rows[0], *(row for row in rows[1:] if str(row["title"]).startswith(("nearest", "copies", "accuracy")))]
     return [row for row in shown if row["value"] is not None]

@@ -33,7 +33,7 @@ OUT: Fields = {
 def check_free(path: Path | None, overwrite: bool) -> None:
     """Refuse a file that a person named and that is there."""
     if path is not None and path.exists() and not overwrite:
-        raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
+        raise InputError(f"{path} already exists; choose another name, or replace it with --overwrite.")
 
 
 def free_name(folder: Path, name: str, suffixes: Iterable[str], overwrite: bool, kept: Collection[Path] = ()) -> str:

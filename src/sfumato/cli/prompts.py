@@ -17,7 +17,7 @@ _LETTERS = 40  # of a prompt in the name of a file
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a .txt, one per line, or of a .jsonl; ``-`` is the standard input, of either form.
 
-    Empty lines are passed over.
+    Empty lines are skipped.
     """
     name = "The standard input" if str(path) == "-" else str(path)
     if path.suffix.lower() not in ("", ".txt", ".jsonl"):

@@ -115,7 +115,7 @@ def _listed(folder: Path, pictures: Sequence[str], lists: Sequence[str]) -> dict
         text += f"of them cannot be found, such as {shown}"
         if not captions:
             raise InputError(f"{text}; file_name is the path of a picture, seen from the folder of the list.")
-        warnings.warn(f"{text}; they are passed over.", SfumatoWarning, stacklevel=4)
+        warnings.warn(f"{text}; they are skipped.", SfumatoWarning, stacklevel=4)
     return captions
 
 

@@ -65,7 +65,7 @@ def load(
 
     Image files are decoded once, upright and in sRGB, into a file that the next call reads; up to 1 GiB of pixels are
     held in memory, more are read from that file as they are needed. Files that cannot be read, files of other kinds and
-    pages after the first are passed over with a warning; of files of more than 8 bits, all bits are kept.
+    pages after the first are skipped with a warning; of files of more than 8 bits, all bits are kept.
 
     Args:
         source: a name (digits), a folder of images, an .npy or .npz file, or hf:NAME.
@@ -161,7 +161,7 @@ def _unknown(source: str, path: Path) -> str:
 def _read_folder(folder: Path, columns: Collection[str] | None, target: Target) -> Read:
     """The images of a folder and of all folders in it, in the order of their paths.
 
-    Hidden files are passed over; what is not an image by its suffix is counted and named, but for captions. Columns are
+    Hidden files are skipped; what is not an image by its suffix is counted and named, but for captions. Columns are
     read if they are wanted: of ``label``, the first-level sub-folders are the classes, in the order of their names or
     numbers; of ``caption``, see :func:`sfumato.data.captions.read_captions`.
     """
@@ -192,7 +192,7 @@ def _read_folder(folder: Path, columns: Collection[str] | None, target: Target) 
             text = f"{folder}: no class {', '.join(map(repr, empty[:5]))}: its sub-folder is empty."
             warnings.warn(text, SfumatoWarning, stacklevel=3)
     if others:
-        text = f"{folder}: passed over what is no image that Pillow reads, {_kinds(others)}."
+        text = f"{folder}: skipped files that Pillow does not read as images, {_kinds(others)}."
         warnings.warn(text, SfumatoWarning, stacklevel=3)
     known = {"caption": read_captions(folder, names, captions)} if "caption" in columns else {}
     encoded = Encoded(

@@ -53,7 +53,7 @@ def decode_tiles(encoded: Encoded, target: Target) -> tuple[Images, npt.NDArray[
 def tiled(encoded: Encoded, tile: int, times: int = 1) -> tuple[Encoded, npt.NDArray[np.int64]]:
     """Files of pictures of any size as those of their tiles, and of which file each tile is.
 
-    Pictures smaller than a tile are passed over with a warning. A file that cannot be read has one tile, which cannot
+    Pictures smaller than a tile are skipped with a warning. A file that cannot be read has one tile, which cannot
     be read either.
 
     Args:
@@ -79,9 +79,7 @@ def tiled(encoded: Encoded, tile: int, times: int = 1) -> tuple[Encoded, npt.NDA
         text = f"Of the {encoded.count} pictures in {encoded.origin} {len(small)} are smaller than a tile of {tile}"
         if not places:
             raise InputError(f"{text[0].upper()}{text[1:]}, such as {shown}; take a smaller --data.tile.")
-        warnings.warn(
-            f"{text[0].upper()}{text[1:]} and are passed over, such as {shown}.", SfumatoWarning, stacklevel=3
-        )
+        warnings.warn(f"{text[0].upper()}{text[1:]} and are skipped, such as {shown}.", SfumatoWarning, stacklevel=3)
 
     @functools.lru_cache(maxsize=2)
     def picture(index: int) -> Array:

@@ -102,4 +102,4 @@ def check(to: str, out: Path, precision: str, overwrite: bool) -> None:
 def _free(paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
-            raise InputError(f"{path} is there already; choose another name, or replace it with --overwrite.")
+            raise InputError(f"{path} already exists; choose another name, or replace it with --overwrite.")

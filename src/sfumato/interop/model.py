@@ -131,7 +131,7 @@ def save_run(model: Model, run: str | Path, *, overwrite: bool = False) -> None:
     run = Path(run)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         if not overwrite:
-            raise InputError(f"{run} is there already; replace it with overwrite, or choose another run directory.")
+            raise InputError(f"{run} already exists; replace it with overwrite, or choose another run directory.")
         read_config(run)
         shutil.rmtree(run)
     save(model, run)

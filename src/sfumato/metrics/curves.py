@@ -24,7 +24,7 @@ _LEVELS = {
 
 
 def read_curves(path: Path) -> dict[str, Points]:
-    """The finite numbers of each name over the optimizer steps; lines that a crash cut off are passed over."""
+    """The finite numbers of each name over the optimizer steps; lines that a crash cut off are skipped."""
     curves: dict[str, Points] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         values = json_object(line) or {}

@@ -70,7 +70,7 @@ class Evaluator:
             suit the data (:func:`default_features`), with neighbours in pixels too.
         measures: which of :data:`MEASURES`, ``"accuracy"`` or ``"pairs"``; by default all that suit features and data.
         most: the most pictures of a real set that are looked at with a large network; 0 for all.
-        weights: the file of the weights of the features, where these do not come along.
+        weights: the file of the weights of the features, where these are not included.
         resize: how pictures are resized for the features.
         device: where features are computed.
         cache: the folder that keeps the features of real pictures, by default that of the user.

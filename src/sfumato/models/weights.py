@@ -156,7 +156,7 @@ def read_fitted(run: Path, fingerprint: str, step: int) -> Fitted:
         values = read_json(path)
         fitted, of = Fitted.from_dict(values), int(values["step"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        sentence = f"{path} is damaged and passed over ({error}); fit again with: sfumato tune {run}"
+        sentence = f"{path} is damaged and skipped ({error}); fit again with: sfumato tune {run}"
         warnings.warn(sentence, SfumatoWarning, stacklevel=3)
         return Fitted()
     same = of == step and values.get("weights") in (None, fingerprint)

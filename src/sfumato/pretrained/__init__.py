@@ -18,5 +18,5 @@ SAID = {
 def path(name: str) -> Path:
     """The directory of a model, for :func:`sfumato.load`; its ``card.md`` says what it was trained on."""
     if name not in SAID:
-        raise InputError(f"No model {name!r} comes along{nearest(name, SAID)}")
+        raise InputError(f"There is no included model {name!r}{nearest(name, SAID)}")
     return Path(__file__).with_name(name)

@@ -82,7 +82,7 @@ class RunDirectory:
         there = {path.name for path in folder.glob("*") if not _is_remains(path)}
         if there and not overwrite:
             raise InputError(
-                f"{folder} is there already; go on with --resume {folder}, replace it with "
+                f"{folder} already exists; go on with --resume {folder}, replace it with "
                 "--overwrite, or choose another with --run."
             )
         if there and not there & FILES:

@@ -246,7 +246,7 @@ def _make_room(folder: Path, overwrite: bool, accelerator: Accelerator) -> None:
         return
     if not overwrite:
         raise InputError(
-            f"{folder} is there already; go on with --resume {folder}, replace it with --overwrite, or choose another "
+            f"{folder} already exists; go on with --resume {folder}, replace it with --overwrite, or choose another "
             "with --run."
         )
     if not is_system(folder):

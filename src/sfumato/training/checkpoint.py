@@ -30,7 +30,7 @@ class Checkpoints:
         """Write the state after ``step`` and forget the oldest beyond those kept."""
         path = self._path(step)
         write_tensors(path, tensors, {**meta, "step": step})
-        # a state of a later step is a broken one that resuming passed over: it must not outlive this one
+        # a state of a later step is a broken one that resuming skipped: it must not outlive this one
         later, earlier = [p for p in self.paths() if p > path], [p for p in self.paths() if p < path]
         for old in later + earlier[self.keep - 1 :]:
             old.unlink(missing_ok=True)

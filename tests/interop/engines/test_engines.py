@@ -283,7 +283,7 @@ def test_weights_that_no_file_of_protobuf_can_hold(
         assert torch.allclose(torch.from_numpy(found), expected, atol=tolerance)
         (tmp_path / "net.onnx").unlink()
         if precision == "fp32":
-            with pytest.raises(InputError, match=r"net\.onnx\.data is there already"):
+            with pytest.raises(InputError, match=r"net\.onnx\.data already exists"):
                 export(model, "onnx", tmp_path / "net.onnx")
 
 
@@ -299,7 +299,7 @@ def test_an_engine_has_no_weights_to_write(tmp_path: Path) -> None:
 def test_the_weights_beside_a_graph_are_not_overwritten(tmp_path: Path) -> None:
     packages("openvino", "onnx", "onnxscript")
     (tmp_path / "net.bin").write_text("the work of a year")
-    with pytest.raises(InputError, match=r"net\.bin is there already"):
+    with pytest.raises(InputError, match=r"net\.bin already exists"):
         export(of_kind("mlp"), "openvino", tmp_path / "net.xml")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["the work of a year"]
     export(of_kind("mlp"), "openvino", tmp_path / "net.xml", overwrite=True)
