@@ -147,8 +147,8 @@ def run_command(line: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     words = ["2" if before == "--captions" else word for before, word in zip(["", *words], words, strict=False)]
     if words[0] == "evaluate" and {"--sweep", "--embedder", "runs/photos"} & set(words):
         words += ["--samples", "20"]
-        # features of a large network take minutes
-        words += ["--features", "pixels"] if "--embedder" in words else []
+        # captions that are drawn, and features of a large network, take minutes
+        words += ["--features", "pixels", "--captions", "2"] if "--embedder" in words else []
     if words[0] == "sample" and "250" in words:
         words[words.index("250")] = "3"
     with pytest.raises(SystemExit) as exit_:

@@ -47,7 +47,8 @@ def test_a_script_runs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # beside other tests
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install 'sfumato[docs]'")
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(path, 4)

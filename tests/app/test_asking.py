@@ -159,7 +159,6 @@ def test_metadata_are_not_trusted(library: Library, tmp_path: Path) -> None:
         ({"seed": "x"}, "seed"),
         ({"steps": 5000}, "steps"),
         ({"solver": "magic"}, "solver"),
-        ({"low": 4.0, "high": 1.0, "scale": 2.0}, "interval"),
         ({"low": "x", "scale": 2.0}, "noise levels"),
     ],
 )

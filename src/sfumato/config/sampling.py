@@ -106,9 +106,6 @@ class GuidanceConfig(Component):
 
     @model_validator(mode="after")
     def _together(self) -> GuidanceConfig:
-        if self.interval is not None and not 0.0 <= self.interval[0] < self.interval[1]:
-            low, high = self.interval
-            raise ValueError(f"guidance.interval goes from a lower to a higher noise level; got {low:g} and {high:g}")
         if self.classifier is not None:
             for name in ("rescale", "weak_run"):
                 if getattr(self, name):
