@@ -43,9 +43,9 @@ def test_what_is_there(library: Library) -> None:
     assert set(pretrained.SAID) < set(entries)
     digits, painter, photos = entries[named(library, "digits")], entries[named(library, "painter")], entries["photos"]
     assert digits.classes == tuple("0123456789") and digits.guided and digits.edits and not digits.upscales
-    assert painter.painter == "base" and painter.text == "text" and not painter.edits and painter.shape == (3, 16, 16)
+    assert painter.base == "base" and painter.text == "text" and not painter.edits and painter.shape == (3, 16, 16)
     assert photos.upscales and not photos.samples
-    assert entries["unclip"].system == "unclip" and entries["unclip"].painter == "decoder"
+    assert entries["unclip"].system == "unclip" and entries["unclip"].base == "decoder"
     assert {name for _, name in library.choices("upscales")} == {"photos"}
 
 
@@ -69,7 +69,7 @@ def test_images_are_those_of_the_library(library: Library) -> None:
 
 def test_a_system_is_asked_by_the_stage_that_paints(library: Library) -> None:
     what = request(library, Asked(named(library, "painter"), prompt="a red  circle", steps=5, scale=3.0))
-    assert what.prompt == "a red circle" and what.painting.steps == 5 and what.painting.guidance.scale == 3.0
+    assert what.prompt == "a red circle" and what.base_sampling.steps == 5 and what.base_sampling.guidance.scale == 3.0
     assert what.sampling.steps == library.entry(named(library, "painter")).last.steps
     model = sfumato.load(named(library, "painter"))
     same = model.generate("a red circle", count=4, seed=0, base={"steps": 5, "guidance": 3.0})
@@ -93,11 +93,11 @@ def test_a_dropped_picture_restores_everything(library: Library, tmp_path: Path,
         "4" if name == "digits" else "any"
     )
     again = request(library, back)
-    assert again.painting == what.painting and again.sampling == what.sampling
+    assert again.base_sampling == what.base_sampling and again.sampling == what.sampling
     torch.testing.assert_close(again.sample(model), images[1:2], atol=1e-4, rtol=0.0)
     # a control that is changed afterwards changes this alone
-    other = request(library, replace(back, steps=7)).painting
-    assert other.steps == 7 and other.sampler == what.painting.sampler
+    other = request(library, replace(back, steps=7)).base_sampling
+    assert other.steps == 7 and other.sampler == what.base_sampling.sampler
 
 
 def test_the_command_line_makes_the_same_picture_again(library: Library, tmp_path: Path) -> None:
@@ -159,7 +159,9 @@ def test_metadata_are_not_trusted(library: Library, tmp_path: Path) -> None:
         ({"seed": "x"}, "seed"),
         ({"steps": 5000}, "steps"),
         ({"solver": "magic"}, "solver"),
-        ({"low": "x", "scale": 2.0}, "noise levels"),
+        ({"low": "x", "scale": 2.0}, "noise level"),
+        ({"scale": float("nan")}, "guidance scale"),
+        ({"scale": "much"}, "guidance scale"),
     ],
 )
 def test_wrong_values_are_sentences(library: Library, changes: dict[str, Any], words: str) -> None:
@@ -172,7 +174,7 @@ def test_a_plot_over_two_settings(library: Library) -> None:
     what = request(library, Asked(named(library, "digits"), seed=1, count=1))
     columns, rows = compare.values_of("guidance scale", " 1, 2 ,4"), compare.values_of("steps", "2,3")
     every = compare.cells(what, "guidance scale", columns, "steps", rows)
-    assert [(one.painting.steps, one.painting.guidance.scale) for one in every] == [
+    assert [(one.base_sampling.steps, one.base_sampling.guidance.scale) for one in every] == [
         (2, 1.0), (2, 2.0), (2, 4.0), (3, 1.0), (3, 2.0), (3, 4.0),
     ]  # fmt: skip
     image = compare.plotted(library, what, "guidance scale", columns, "steps", rows, Job())

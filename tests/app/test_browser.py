@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.app.browsing import Person, opened, served
+from tests.app.browsing import Person, served
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +19,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with opened() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def url(place: Path, browser: Any) -> Iterator[str]:
     with served(place, 7970) as found:
         yield found
-
-
-@pytest.fixture
-def person(browser: Any, url: str, tmp_path: Path) -> Iterator[Person]:
-    found = Person(browser, url, tmp_path)
-    yield found
-    found.leave()
 
 
 def sides(content: bytes) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.browsing import Person, opened, served
+from tests.app.browsing import Person, served
 
 
 @pytest.fixture(scope="module")
@@ -17,23 +17,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with opened() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def url(place: Path, browser: Any) -> Iterator[str]:
     (place / "empty").mkdir()
     with served(place, 7985, "--folder", "empty") as found:
         yield found
-
-
-@pytest.fixture
-def person(browser: Any, url: str, tmp_path: Path) -> Iterator[Person]:
-    found = Person(browser, url, tmp_path)
-    yield found
-    found.leave()
 
 
 def test_figures_that_need_no_model(person: Person) -> None:
@@ -62,6 +49,8 @@ def test_figures_that_need_no_model(person: Person) -> None:
 def test_a_density_is_drawn(person: Person) -> None:
     page = person.page
     person.tab("Understand", "Densities")
+    page.wait_for_timeout(1500)  # the empty canvas does not change what is chosen
+    assert page.locator("#density-name input").first.input_value() == "ring"
     person.fill("density-name", "drawn")
     person.press("density-go")
     person.said("Nothing is painted")

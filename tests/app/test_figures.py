@@ -32,11 +32,15 @@ def run(library: Library) -> str:
 def test_an_image_is_noised_by_the_formula() -> None:
     image = figures.digit(3)
     assert image.shape == (1, 8, 8)
-    _, at_start = figures.noised(image, "cosine", -5.0, 0)
-    _, at_end = figures.noised(image, "cosine", 2.0, 0)
+    _, at_start = figures.noised(image, "cosine", 0.0, 0)
+    _, at_end = figures.noised(image, "cosine", 1, 0)
     assert "t = 0.00" in at_start and "alpha = 1" in at_start and "t = 1.00" in at_end
     with pytest.raises(InputError, match="schedule"):
         figures.noised(image, "os:system", 0.5, 0)
+    for t in (-5.0, 2.0, None, float("nan"), "x"):
+        with pytest.raises(InputError, match="t is a number"):
+            figures.noised(image, "cosine", t, 0)
+    assert "-\\infty" in figures.noised(image, "rectified flow", 1.0, 0)[1]
 
 
 def test_points_lie_where_was_painted() -> None:
@@ -69,7 +73,7 @@ def test_the_flow_ends_in_the_density() -> None:
 
 
 def test_schedules_are_those_of_the_controls() -> None:
-    linear = figures.edited_schedule("linear", 1000, (1e-4, 0.02), 0.008, 80.0, 7.0)
+    linear = figures.edited_schedule("linear", 1000)
     expected = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     assert float(linear(1.0).alpha) ** 2 == pytest.approx(float((1.0 - expected).prod()), rel=1e-6)
     _, said = figures.scheduled(linear)
@@ -80,7 +84,10 @@ def test_schedules_are_those_of_the_controls() -> None:
         with pytest.raises(InputError):
             figures.table_of(text)
     with pytest.raises(InputError, match="beta"):
-        figures.edited_schedule("linear", 10, (0.5, 0.1), 0.008, 80.0, 7.0)
+        figures.edited_schedule("linear", 10, 0.5, 0.1)
+    for steps in (None, float("nan"), "x", 1):
+        with pytest.raises(InputError, match="steps"):
+            figures.edited_schedule("cosine", steps)
 
 
 def test_the_reverse_process_is_that_of_the_model(library: Library, run: str) -> None:
@@ -91,9 +98,12 @@ def test_the_reverse_process_is_that_of_the_model(library: Library, run: str) ->
     eps = figures.predicted_noise(found.x[1], found.x0[1], level)
     back = float(level.alpha) * found.x0[1] + float(level.sigma) * eps
     torch.testing.assert_close(back, found.x[1], atol=1e-4, rtol=1e-4)
-    for step in (-3, 0, 2, 10**6):
+    for step in (0, 2.0, len(found.levels) - 1):
         picture, _ = found.at(step)
         assert picture.width > 100
+    for step in (-3, 10**6, None):
+        with pytest.raises(InputError, match="step"):
+            found.at(step)
 
 
 def test_the_ledger_adds_up(library: Library, run: str) -> None:

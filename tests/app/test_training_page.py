@@ -21,6 +21,7 @@ from sfumato.app.orders import DIGITS, UPLOAD, Wanted
 from sfumato.app.training import Trainings
 from sfumato.config import KINDS, Config, nested, walk
 from sfumato.errors import InputError
+from sfumato.training.checkpoint import Checkpoints
 from tests.training.tiny import LONG, command, flags
 
 STEPS = 200
@@ -71,7 +72,7 @@ def test_stopped_and_resumed_is_what_the_command_line_trains(tmp_path: Path) -> 
         assert trainings.wait(LONG)
     finally:
         trainings.close()
-    saved, view = watching.saved_step(runs / "small"), watching.look(trainings, "small")
+    saved, view = Checkpoints(runs / "small" / "checkpoints").newest(), watching.look(trainings, "small")
     assert saved is not None and 10 <= saved < STEPS and not trainings.failed
     assert view.state == "stopped" and view.resumable and f"step {saved} of {STEPS}" in view.sentence
     with FileLock(runs / "small" / ".lock"):

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from sfumato.app.library import Entry, Library
 from sfumato.config import GuidanceConfig, SamplingConfig, parse
 from sfumato.errors import InputError
+from sfumato.models.facts import Batch, all_facts_of, model_of, read_all_facts
+from sfumato.models.model import Model
 from sfumato.models.options import sampling_options
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sfumato.models.model import Model
 
 AS_TRAINED = "as trained"
 """The choice that leaves a setting as the model has it."""
 SOLVERS = ("best", "ancestral", "ddim", "euler", "heun", "dpm++2m", "dpm++3m", "dpm++2m-sde", "unipc", "deis", "lms")
 GRIDS = ("best", "uniform", "trailing", "quadratic", "log_snr", "karras")
 MOST_PICTURES, MOST_STEPS, MOST_SEED = 16, 1000, 2**31 - 1
-_HIGHEST = 1e9  # a noise level above all
+_HIGHEST, _MOST_SCALE = 1e9, 1000.0  # a noise level above all, a guidance scale above all
 NO_CLASS = "any"
 """The choice of no class: each in turn, or as in the data."""
 
@@ -66,22 +68,19 @@ class Request:
     count: int
 
     @property
-    def painting(self) -> SamplingConfig:
-        """The settings of the stage that paints."""
-        painter = self.entry.painter
-        return self.sampling if painter is None else self.given[painter]["sampling"]
+    def base_sampling(self) -> SamplingConfig:
+        """The sampling settings of the base of a system, or of a single model."""
+        base = self.entry.base
+        return self.sampling if base is None else self.given[base]["sampling"]
 
-    def with_painting(self, sampling: SamplingConfig) -> Request:
-        """The same with other settings of the stage that paints."""
-        if self.entry.painter is None:
-            return Request(self.entry, sampling, self.given, self.prompt, self.seed, self.first, self.count)
-        given = {**self.given, self.entry.painter: {"sampling": sampling}}
-        return Request(self.entry, self.sampling, given, self.prompt, self.seed, self.first, self.count)
+    def with_base_sampling(self, sampling: SamplingConfig) -> Request:
+        """The same with other settings there."""
+        if self.entry.base is None:
+            return replace(self, sampling=sampling)
+        return replace(self, given={**self.given, self.entry.base: {"sampling": sampling}})
 
     def sample(self, model: Model) -> Tensor:
         """The images, ``(count, C, *space)`` in [-1, 1]."""
-        import torch
-
         how: dict[str, Any] = {"seed": self.seed, "first": self.first, "sampling": self.sampling, **self.given}
         if self.prompt is None:
             return model.sample(self.count, progress=False, **how)
@@ -89,8 +88,6 @@ class Request:
 
     def facts(self, model: Model) -> dict[str, Any]:
         """What made the images, for their metadata: enough for ``sfumato generate --like`` and for the page."""
-        from sfumato.models.facts import Batch, all_facts_of
-
         facts = all_facts_of(model, self.sampling, self.seed, self.given)
         if self.prompt is None:
             return facts
@@ -108,30 +105,50 @@ def whole(value: Any, low: int, high: int, name: str) -> int:
     return number
 
 
+def number(value: Any, low: float, high: float, name: str) -> float:
+    """A number from the browser, between bounds."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not low <= found <= high:
+        raise InputError(f"{name} is a number from {low:g} to {high:g}.")
+    return found
+
+
 def request(library: Library, asked: Asked) -> Request:
     """What is sampled, with every value from the browser checked."""
     entry = library.entry(asked.model)
     if not entry.samples:
         raise InputError(f"{entry.name} needs a picture to begin with; it is used in the tab Edit.")
-    given: dict[str, Any] = {}
+    given = conditions(entry, asked.prompt, asked.label)
     prompt = None
     if entry.text is not None:
-        prompt = " ".join(str(asked.prompt or "").split())[:500]
-        if not prompt:
+        prompt = given.pop(entry.text, None)
+        if prompt is None:
             raise InputError("Say in the prompt what to draw, such as: a small red circle above a large blue square")
-    name = entry.condition("label")
-    if name is not None and asked.label != NO_CLASS:
-        if asked.label not in entry.classes:
-            raise InputError(f"There is no class {asked.label!r}; choose one of the list.")
-        given[name] = asked.label
-    painting = _settings(entry.sampling, asked)
-    last = painting if entry.painter is None else _restored(asked, "last", entry.last)
-    if entry.painter is not None:
-        given[entry.painter] = {"sampling": painting}
+    base = _settings(entry.sampling, asked)
+    last = base if entry.base is None else _restored(asked, "last", entry.last)
+    if entry.base is not None:
+        given[entry.base] = {"sampling": base}
         others = asked.restored.get("others", {})
         given |= {stage: {"sampling": parse(SamplingConfig, how)} for stage, how in others.items()}
     seed, first = whole(asked.seed, 0, MOST_SEED, "The seed"), whole(asked.first, 0, MOST_SEED, "The index")
     return Request(entry, last, given, prompt, seed, first, whole(asked.count, 1, MOST_PICTURES, "The count"))
+
+
+def conditions(entry: Entry, prompt: Any, label: Any) -> dict[str, Any]:
+    """The prompt and the class that a model is given, by the names of its conditions; one that is left out is not."""
+    given: dict[str, Any] = {}
+    words = " ".join(str(prompt or "").split())[:500]
+    if entry.text is not None and words:
+        given[entry.text] = words
+    name = entry.condition("label")
+    if name is not None and label != NO_CLASS:
+        if label not in entry.classes:
+            raise InputError(f"There is no class {label!r}; choose one of the list.")
+        given[name] = label
+    return given
 
 
 def _restored(asked: Asked, name: str, usual: SamplingConfig) -> SamplingConfig:
@@ -139,8 +156,8 @@ def _restored(asked: Asked, name: str, usual: SamplingConfig) -> SamplingConfig:
 
 
 def _settings(base: SamplingConfig, asked: Asked) -> SamplingConfig:
-    """The settings of the stage that paints."""
-    base = _restored(asked, "painting", base)
+    """The sampling settings of the base."""
+    base = _restored(asked, "base", base)
     options: dict[str, Any] = {}
     if asked.steps:
         options["steps"] = whole(asked.steps, 1, MOST_STEPS, "The number of steps")
@@ -152,21 +169,18 @@ def _settings(base: SamplingConfig, asked: Asked) -> SamplingConfig:
         options[name] = value
     if asked.scale is not None:
         guidance = base.guidance.model_dump()
-        low, high = (_level(asked.low, 0.0), _level(asked.high, _HIGHEST))
+        low, high = _level(asked.low, 0.0), _level(asked.high, _HIGHEST)
+        scale = number(asked.scale, 0.0, _MOST_SCALE, "The guidance scale")
         interval = None if (low, high) == (0.0, _HIGHEST) else (low, high)
-        guided = {"rescale": guidance["rescale"], "interval": interval} if asked.scale != 1.0 else {"rescale": 0.0}
-        options["guidance"] = {**guidance, "interval": None, **guided, "scale": float(asked.scale)}
+        guided = {"rescale": guidance["rescale"], "interval": interval} if scale != 1.0 else {"rescale": 0.0}
+        options["guidance"] = {**guidance, "interval": None, **guided, "scale": scale}
     return sampling_options(base, options)[0]
 
 
 def _level(value: Any, usual: float) -> float:
     """An end of the interval of guidance, which may be left out."""
-    if value is None or not str(value).strip():
-        return usual
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"The ends of guidance are noise levels, numbers such as 0.1 and 5; got {value!r}.") from None
+    empty = value is None or not str(value).strip()
+    return usual if empty else number(value, 0.0, _HIGHEST, "An end of guidance, a noise level,")
 
 
 def ends(guidance: GuidanceConfig) -> tuple[str, str]:
@@ -177,8 +191,6 @@ def ends(guidance: GuidanceConfig) -> tuple[str, str]:
 
 def restored(library: Library, path: Path) -> Asked:
     """What made a picture, from its metadata; a model is found among those of the page."""
-    from sfumato.models.facts import model_of, read_all_facts
-
     facts = read_all_facts(path)
     folder = model_of(facts)
     entry = next((one for one in library.refresh().values() if folder and one.path.resolve() == folder.resolve()), None)
@@ -190,15 +202,15 @@ def restored(library: Library, path: Path) -> Asked:
     own = {key: value for key, value in settings.items() if key in SamplingConfig.model_fields}
     stages = {key: value for key, value in settings.items() if key not in own}
     last = parse(SamplingConfig, own)
-    painting = last
-    if entry.painter is not None:
-        painting = parse(SamplingConfig, stages.pop(entry.painter, entry.sampling.model_dump()))
-    for how in (last, painting, *(parse(SamplingConfig, one) for one in stages.values())):
+    base = last
+    if entry.base is not None:
+        base = parse(SamplingConfig, stages.pop(entry.base, entry.sampling.model_dump()))
+    for how in (last, base, *(parse(SamplingConfig, one) for one in stages.values())):
         if how.guidance.weak_run is not None or how.guidance.classifier is not None:
             raise InputError("This picture was guided by a second model, which the page does not do.")
-    given: dict[str, Any] = facts.get("given") or {}
+    given: Mapping[str, Any] = facts.get("given") or {}
     name = entry.condition("label")
-    low, high = ends(painting.guidance)
+    low, high = ends(base.guidance)
     return Asked(
         entry.name,
         prompt=str(facts.get("prompt") or next(iter(facts.get("prompts", [])), "")),
@@ -206,12 +218,12 @@ def restored(library: Library, path: Path) -> Asked:
         seed=facts["seed"],
         first=facts.get("index", facts.get("first", 0)),
         count=1,
-        steps=painting.steps,
-        scale=painting.guidance.scale,
+        steps=base.steps,
+        scale=base.guidance.scale,
         low=low,
         high=high,
         restored={
-            "painting": painting.model_dump(mode="json"),
+            "base": base.model_dump(mode="json"),
             "last": last.model_dump(mode="json"),
             "others": stages,
         },

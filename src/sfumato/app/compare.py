@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import gradio as gr
+import torch
+from PIL.Image import Image
 
 from sfumato.app import asking, jobs, pictures
 from sfumato.app.generate import asked_of, controls
 from sfumato.app.library import Library
 from sfumato.app.page import Page
 from sfumato.errors import InputError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from sfumato.io import images as image_files
+from sfumato.io.lettering import captioned
+from sfumato.models.sweep import swept
 
 MOST_CELLS = 64
 _SEED, _PROMPT, _LABEL = "seed", "prompt", "class"
@@ -63,10 +66,6 @@ def cells(what: asking.Request, across: str, columns: list[str], down: str, rows
 
 
 def _with(what: asking.Request, axis: str, value: str) -> asking.Request:
-    from dataclasses import replace
-
-    from sfumato.models.sweep import swept
-
     key = AXES[axis]
     if key == _SEED:
         return replace(what, seed=asking.whole(value, 0, asking.MOST_SEED, "The seed"))
@@ -81,23 +80,18 @@ def _with(what: asking.Request, axis: str, value: str) -> asking.Request:
         return replace(what, given={**what.given, name: value})
     if key in ("sampler", "grid") and value not in (*asking.SOLVERS, *asking.GRIDS):
         raise InputError(f"There is no {key} {value!r}; known are {', '.join(asking.SOLVERS)}.")
-    (sampling,) = swept(what.painting, key, [value])
+    (sampling,) = swept(what.base_sampling, key, [value])
     if sampling.steps > asking.MOST_STEPS:
         raise InputError(f"The number of steps is at most {asking.MOST_STEPS}.")
     if sampling.guidance.scale != 1.0 and not what.entry.guided:
         raise InputError(f"{what.entry.name} was trained without a null condition and can't be guided.")
-    return what.with_painting(sampling)
+    return what.with_base_sampling(sampling)
 
 
 def plotted(
     library: Library, what: asking.Request, across: str, columns: list[str], down: str, rows: list[str], job: jobs.Job
 ) -> Image:
     """A labelled grid: a column for each value of the one setting, a row for each of the other."""
-    import torch
-
-    from sfumato.io import images as image_files
-    from sfumato.io.lettering import captioned
-
     every = cells(what, across, columns, down, rows)
     job.note("loading the model")
     model = library.load(what.entry.name)
@@ -120,20 +114,18 @@ def build(page: Page) -> None:
     """The components of the tab."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            own = controls(page, "compare", "samples", many=False)
+            own = controls(page, "compare", many=False)
             with gr.Row():
                 across = gr.Dropdown(list(AXES), value="guidance scale", label="Columns", elem_id="compare-across")
                 columns = gr.Textbox(USUAL["guidance scale"], label="Values", elem_id="compare-columns")
             with gr.Row():
                 down = gr.Dropdown(list(AXES), value="steps", label="Rows", elem_id="compare-down")
                 rows = gr.Textbox("4, 8, 16", label="Values", elem_id="compare-rows")
-            with gr.Row():
-                go = gr.Button("Compare", variant="primary", elem_id="compare-go")
-                stop = gr.Button("Cancel", variant="stop", elem_id="compare-cancel")
+            go, stop = jobs.buttons("compare", "Compare")
         with gr.Column(scale=3, min_width=420):
             bar = gr.HTML(elem_id="compare-progress")
             seen = gr.HTML(elem_id="compare-preview", elem_classes=["sf-preview", "sf-pixels"])
-            shown = pictures.shown("Every picture from the same noise", "compare-plot")
+            shown = pictures.shown("compare-plot", "Every picture from the same noise", pixels=True)
     for axis, values in ((across, columns), (down, rows)):
         axis.input(_usual, axis, values, queue=False, api_visibility="private")
 
@@ -146,17 +138,9 @@ def build(page: Page) -> None:
                 yield [jobs.progress(found), jobs.preview(found), gr.skip()]
                 continue
             facts = {"across": across, "columns": columns, "down": down, "rows": rows, "seed": what.seed}
-            yield ["", "", _saved(jobs.said(found), page, facts)]
+            yield ["", "", _saved(jobs.result_of(found), page, facts)]
 
-    event = go.click(
-        page.streamed(compare),
-        [across, columns, down, rows, *own.all],
-        [bar, seen, shown],
-        show_progress_on=bar,
-        **jobs.ONE,
-        api_visibility="private",
-    )
-    stop.click(jobs.stopped, None, [bar, seen], cancels=[event], api_visibility="private")
+    jobs.connect(stop, [bar, seen, shown], (go.click, compare, [across, columns, down, rows, *own.all]))
 
 
 def _usual(axis: str) -> str:
@@ -165,8 +149,6 @@ def _usual(axis: str) -> str:
 
 def _saved(image: Image, page: Page, facts: dict[str, Any]) -> str:
     """The plot as a file, with what it shows in its metadata."""
-    from sfumato.io import images as image_files
-
     path = pictures.own_folder(page.results) / "comparison.png"
     image_files.save_png(image, path, facts)
     return str(path)

@@ -8,15 +8,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from sfumato.analysis.plots import COLOURS, figure, styled
 from sfumato.io.files import json_object
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _SPEED = 50  # logged steps that the speed is taken over
-_POINTS = 2000  # of a curve that are drawn
+_POINTS = 2000  # of a plotted curve
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+@styled()
 def plot(curve: Curve) -> Figure:
-    """The loss over the steps, smoothed, with that of images that are not trained on."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    from sfumato.analysis.plots import COLOURS, FAINT, INK
-
-    canvas = Figure(figsize=(4.6, 4.0), dpi=160, layout="constrained")
+    """The loss over the steps, smoothed, with that of held-out images."""
+    canvas = figure(4.6, 4.0)
     axes = canvas.subplots()
     stride = max(1, len(curve.steps) // _POINTS)
     steps, smooth = curve.steps[::stride], smoothed(curve.losses)[::stride]
@@ -89,12 +86,8 @@ def plot(curve: Curve) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("step", color=INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
-    canvas.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+    axes.set_xlabel("step")
+    canvas.legend(loc="outside lower center", ncols=2)
     return canvas
 
 

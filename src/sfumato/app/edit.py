@@ -5,19 +5,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
 
 from sfumato.app import asking, jobs, pictures, retouching
 from sfumato.app.asking import NO_CLASS
 from sfumato.app.library import Entry
 from sfumato.app.page import Page
 from sfumato.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from sfumato.models.edit import inpaint, interpolate, sdedit
 
 _CANVAS = 512
 
@@ -37,13 +38,6 @@ def build(page: Page) -> None:
             _vary(page)
         with gr.Tab("Blend", id="blend"):
             _blend(page)
-
-
-def _buttons(name: str, text: str) -> tuple[gr.Button, gr.Button]:
-    with gr.Row():
-        go = gr.Button(text, variant="primary", elem_id=f"{name}-go")
-        stop = gr.Button("Cancel", variant="stop", elem_id=f"{name}-cancel")
-    return go, stop
 
 
 def _outputs(name: str, label: str) -> tuple[gr.HTML, gr.HTML, gr.Gallery]:
@@ -69,14 +63,11 @@ def _connect(
             if isinstance(found, jobs.Seen):
                 yield [jobs.progress(found), jobs.preview(found), gr.skip()]
                 continue
-            images, facts = jobs.said(found)
+            images, facts = jobs.result_of(found)
             paths = pictures.written(images, page.results, facts, int(facts.pop("first", 0)))
             yield ["", "", [(str(path), f"{number + 1}") for number, path in enumerate(paths)]]
 
-    bar, seen, _ = outputs
-    more: dict[str, Any] = {**jobs.ONE, "show_progress_on": bar, "api_visibility": "private"}
-    event = go.click(page.streamed(run), inputs, list(outputs), **more)
-    stop.click(jobs.stopped, None, [bar, seen], cancels=[event], api_visibility="private")
+    jobs.connect(stop, list(outputs), (go.click, run, inputs))
 
 
 class _Subject:
@@ -97,7 +88,7 @@ class _Subject:
             [NO_CLASS, *classes], value=NO_CLASS, label="Class", visible=bool(classes), elem_id=f"{name}-class"
         )
         self.model.change(
-            page.guarded(self._changed), self.model, [self.prompt, self.label], **jobs.QUICK, api_visibility="private"
+            jobs.guarded(self._changed), self.model, [self.prompt, self.label], **jobs.QUICK, api_visibility="private"
         )
 
     @property
@@ -118,15 +109,7 @@ class _Subject:
         entry = self.page.library.entry(model)
         if not entry.edits:
             raise InputError(f"{entry.name} can't be edited with here; choose a single model of pictures.")
-        given: dict[str, Any] = {}
-        if entry.text is not None and prompt.strip():
-            given[entry.text] = prompt.strip()[:500]
-        name = entry.condition("label")
-        if name is not None and label != NO_CLASS:
-            if label not in entry.classes:
-                raise InputError(f"There is no class {label!r}; choose one of the list.")
-            given[name] = label
-        return entry, given
+        return entry, asking.conditions(entry, prompt, label)
 
 
 def _facts(kind: str, entry: Entry, given: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -135,8 +118,6 @@ def _facts(kind: str, entry: Entry, given: dict[str, Any], **more: Any) -> dict[
 
 def mask_of(layers: list[Any], shape: tuple[int, ...]) -> Any:
     """What is kept: true where nothing was painted; at the size of the model, where anything painted counts."""
-    from PIL import Image
-
     painted = np.zeros(shape[1:], dtype=bool)
     for layer in layers:
         opacity = np.asarray(layer.convert("RGBA"))[..., 3]
@@ -164,7 +145,7 @@ def _inpaint(page: Page) -> None:
             )
             count = gr.Slider(1, asking.MOST_PICTURES, 4, step=1, label="Results", elem_id="inpaint-count")
             seed = gr.Number(0, label="Seed", precision=0, elem_id="inpaint-seed")
-            go, stop = _buttons("inpaint", "Fill in")
+            go, stop = jobs.buttons("inpaint", "Fill in")
         with gr.Column():
             outputs = _outputs("inpaint", "Filled in")
 
@@ -179,10 +160,6 @@ def _inpaint(page: Page) -> None:
         number, first = asking.whole(count, 1, asking.MOST_PICTURES, "The count"), _seed(seed)
 
         def run(job: jobs.Job) -> tuple[Tensor, dict[str, Any]]:
-            import torch
-
-            from sfumato.models.edit import inpaint
-
             job.note("loading the model")
             model = page.library.load(entry.name)
             job.label = "filling in"
@@ -200,7 +177,7 @@ def _inpaint(page: Page) -> None:
         image = model.sample(1, seed=_seed(seed), progress=False, **given)[0]
         return pictures.flat(image, _CANVAS)
 
-    draw.click(page.guarded(sample), [seed, *subject.inputs], editor, **jobs.ONE, api_visibility="private")
+    draw.click(jobs.guarded(sample), [seed, *subject.inputs], editor, **jobs.ONE, api_visibility="private")
 
 
 def _seed(seed: Any) -> int:
@@ -218,7 +195,7 @@ def _sdedit(page: Page) -> None:
             )
             count = gr.Slider(1, asking.MOST_PICTURES, 4, step=1, label="Results", elem_id="sdedit-count")
             seed = gr.Number(0, label="Seed", precision=0, elem_id="sdedit-seed")
-            go, stop = _buttons("sdedit", "Sample again")
+            go, stop = jobs.buttons("sdedit", "Sample again")
         with gr.Column():
             outputs = _outputs("sdedit", "Results")
 
@@ -228,15 +205,14 @@ def _sdedit(page: Page) -> None:
         entry, given = subject.chosen(*values)
         image = pictures.of_model(path, entry.shape)
         number, first = asking.whole(count, 1, asking.MOST_PICTURES, "The count"), _seed(seed)
+        share = asking.number(strength, 0.01, 1.0, "The strength")
 
         def run(job: jobs.Job) -> tuple[Tensor, dict[str, Any]]:
-            from sfumato.models.edit import sdedit
-
             job.note("loading the model")
             model = page.library.load(entry.name)
-            job.label = f"strength {float(strength):g}"
-            images = sdedit(model, image, float(strength), number, seed=first, progress=False, **given)
-            return images, _facts("sdedit", entry, given, seed=first, strength=float(strength))
+            job.label = f"strength {share:g}"
+            images = sdedit(model, image, share, number, seed=first, progress=False, **given)
+            return images, _facts("sdedit", entry, given, seed=first, strength=share)
 
         return run
 
@@ -251,7 +227,7 @@ def _interpolate(page: Page) -> None:
                 start = gr.Number(0, label="From seed", precision=0, elem_id="interpolate-start")
                 end = gr.Number(1, label="to seed", precision=0, elem_id="interpolate-end")
             count = gr.Slider(3, asking.MOST_PICTURES, 8, step=1, label="Pictures", elem_id="interpolate-count")
-            go, stop = _buttons("interpolate", "Interpolate")
+            go, stop = jobs.buttons("interpolate", "Interpolate")
         with gr.Column():
             outputs = _outputs("interpolate", "On the way")
 
@@ -261,8 +237,6 @@ def _interpolate(page: Page) -> None:
         number = asking.whole(count, 3, asking.MOST_PICTURES, "The count")
 
         def run(job: jobs.Job) -> tuple[Tensor, dict[str, Any]]:
-            from sfumato.models.edit import interpolate
-
             job.note("loading the model")
             model = page.library.load(entry.name)
             job.label = f"from seed {ends[0]} to {ends[1]}"
@@ -281,9 +255,9 @@ def _upscale(page: Page) -> None:
             picture = pictures.upload(label=f"Picture, up to {retouching.MOST_ENLARGED} pixels a side", height=280)
             picture.elem_id = "upscale-picture"
             seed = gr.Number(0, label="Seed", precision=0, elem_id="upscale-seed")
-            go, stop = _buttons("upscale", "Up-scale")
+            go, stop = jobs.buttons("upscale", "Up-scale")
         with gr.Column():
-            bar, seen = gr.HTML(elem_id="upscale-progress"), gr.HTML(visible=False)
+            bar = gr.HTML(elem_id="upscale-progress")
             slider = gr.ImageSlider(
                 label="Bicubic, and the model: move the line",
                 type="filepath",
@@ -302,20 +276,15 @@ def _upscale(page: Page) -> None:
             if isinstance(found, jobs.Seen):
                 yield [jobs.progress(found), gr.skip(), gr.skip()]
                 continue
-            out, size = jobs.said(found)
+            out, size = jobs.result_of(found)
             pair = (str(_bicubic(source, out)), str(out))
             yield [f"<span class='sf-note'>{size}</span>", pair, gr.update(value=str(out), visible=True)]
 
-    event = go.click(
-        page.streamed(run), [picture, model, seed], [bar, slider, file], **jobs.ONE, api_visibility="private"
-    )
-    stop.click(jobs.stopped, None, [bar, seen], cancels=[event], api_visibility="private")
+    jobs.connect(stop, [bar, slider, file], (go.click, run, [picture, model, seed]))
 
 
 def _bicubic(source: Path, large: Path) -> Path:
     """The source at the size of its enlargement, by bicubic interpolation."""
-    from PIL import Image, ImageOps
-
     with Image.open(large) as result, Image.open(source) as image:
         upright = ImageOps.exif_transpose(image)
         plain = upright.convert("RGB").resize(result.size, Image.Resampling.BICUBIC)
@@ -336,7 +305,7 @@ def _vary(page: Page) -> None:
             eta = gr.Slider(0, 1, 1.0, step=0.1, label="eta: 0 gives the picture back", elem_id="vary-eta")
             count = gr.Slider(1, 8, 4, step=1, label="Variations", elem_id="vary-count")
             seed = gr.Number(0, label="Seed", precision=0, elem_id="vary-seed")
-            go, stop = _buttons("vary", "Vary")
+            go, stop = jobs.buttons("vary", "Vary")
         with gr.Column():
             outputs = _outputs("vary", "Variations")
 
@@ -344,7 +313,7 @@ def _vary(page: Page) -> None:
         path: str | None, eta: float, count: int, seed: int
     ) -> Callable[[jobs.Job], tuple[Tensor, dict[str, Any]]]:
         source, number = pictures.checked(path), asking.whole(count, 1, 8, "The count")
-        first, share = _seed(seed), min(max(float(eta), 0.0), 1.0)
+        first, share = _seed(seed), asking.number(eta, 0.0, 1.0, "eta")
 
         def run(job: jobs.Job) -> tuple[Tensor, dict[str, Any]]:
             images, how = retouching.variations(page.library, source, number, first, job, eta=share)
@@ -364,7 +333,7 @@ def _blend(page: Page) -> None:
                 second = pictures.upload(label="to", height=200)
             first.elem_id, second.elem_id = "blend-first", "blend-second"
             count = gr.Slider(3, 12, 6, step=1, label="Pictures", elem_id="blend-count")
-            go, stop = _buttons("blend", "Blend")
+            go, stop = jobs.buttons("blend", "Blend")
         with gr.Column():
             outputs = _outputs("blend", "On the way")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from sfumato import random
 from sfumato.analysis import families, plots, processes, taxonomy, topics
-from sfumato.app import pictures
+from sfumato.app import asking, pictures
 from sfumato.app.jobs import Job
 from sfumato.app.library import Library
 from sfumato.config import DataConfig, parse
@@ -29,7 +28,7 @@ from sfumato.errors import InputError
 from sfumato.sampling.sample import Frame
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 Shown = tuple[Image.Image, str]
 """A picture, and a sentence on what it shows."""
@@ -38,16 +37,7 @@ IMAGES = 64
 """Images that a figure of a model looks at."""
 POINTS = 400
 """Points of a density that is drawn."""
-_DPI = 110
 _HALF = 2.2  # half the side of the plane of densities
-
-
-def picture(figure: Figure) -> Image.Image:
-    """A figure as a picture."""
-    buffer = io.BytesIO()
-    with plots.styled():
-        figure.savefig(buffer, format="png", dpi=_DPI)
-    return Image.open(buffer).convert("RGB")
 
 
 def subject_of(library: Library, name: str | None, other: str | None = None, count: int = IMAGES) -> topics.Subject:
@@ -74,27 +64,27 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def noised(image: Float[Tensor, "channels height width"], kind: str, t: float, seed: int) -> Shown:
+def noised(image: Float[Tensor, "channels height width"], kind: str, t: Any, seed: int) -> Shown:
     r"""The image, the noise, and :math:`x_t / \sqrt{\alpha^2 + \sigma^2}`, side by side, and the level in numbers."""
     if kind not in SCHEDULES:
         raise InputError(f"There is no schedule {kind!r}; choose one of the list.")
-    level = SCHEDULES[kind](min(max(float(t), 0.0), 1.0))
+    level = SCHEDULES[kind](asking.number(t, 0.0, 1.0, "t"))
     noise = random.normal(seed, "page", 0, 1, tuple(image.shape))[0].to(image)
     alpha, sigma = float(level.alpha), float(level.sigma)
     x = (alpha * image + sigma * noise) / math.hypot(alpha, sigma)
     row = torch.stack([image, x.clamp(-1.0, 1.0), (0.5 * noise).clamp(-1.0, 1.0)])
     side = max(1, 600 // image.shape[-1] // 3) * image.shape[-2]
-    ratio = "∞" if sigma == 0.0 else f"{float(level.log_snr):.2f}"
+    ratio = "\\infty" if sigma == 0.0 else "-\\infty" if alpha == 0.0 else f"{float(level.log_snr):.2f}"
     return pictures.image_files.grid(row, 3, side), (
         f"$t = {float(level.t):.2f}$: $\\alpha = {alpha:.4g}$, $\\sigma = {sigma:.4g}$, log-SNR ${ratio}$. The image, "
         "$x_t$, and the noise."
     )
 
 
-def digit(index: int) -> Float[Tensor, "channels height width"]:
+def digit(index: Any) -> Float[Tensor, "channels height width"]:
     """A digit of scikit-learn."""
     data = _data("digits")
-    return data.batch([index % len(data)])[0]
+    return data.batch([asking.whole(index, 0, len(data) - 1, "The number of the digit")])[0]
 
 
 # densities in the plane
@@ -147,10 +137,10 @@ class Diffused:
     view: processes.Marginals
     points: Float64[Tensor, "n 2"]
 
-    def at(self, t: float) -> Shown:
+    def at(self, t: Any) -> Shown:
         """The density at the nearest of its times, and where the points are then."""
         times = self.view.times
-        k = int((times - min(max(float(t), 0.0), 1.0)).abs().argmin())
+        k = int((times - asking.number(t, 0.0, 1.0, "t")).abs().argmin())
         line = int((self.view.line_times - times[k]).abs().argmin())
         extent = float(self.view.axis[-1])
         with plots.styled():
@@ -167,7 +157,7 @@ class Diffused:
             axes.plot(self.view.lines[..., 0], self.view.lines[..., 1], color=plots.FAINT, linewidth=0.4, alpha=0.5)
             axes.plot(paths[-1, :, 0], paths[-1, :, 1], "o", color=plots.COLOURS[1], markersize=3.5)
             axes.set(xticks=[], yticks=[], title=f"$q(x_t)$ at t = {float(times[k]):.2f}")
-        return picture(figure), (
+        return pictures.of_figure(figure), (
             f"The density at $t = {float(times[k]):.2f}$. Each dot moves along a line of the probability flow, from "
             "the noise ($t = 1$) to the data ($t = 0$) without meeting another."
         )
@@ -190,18 +180,19 @@ def diffused(points: Float64[Tensor, "n 2"], kind: str, job: Job) -> Diffused:
 
 
 def edited_schedule(
-    kind: str, steps: float | int, beta: tuple[float, float], s: float, sigma_max: float, rho: float
+    kind: str, steps: Any, first: Any = 1e-4, last: Any = 0.02, s: Any = 0.008, sigma_max: Any = 80.0, rho: Any = 7.0
 ) -> Schedule:
-    """The schedule that the controls describe."""
-    count = min(max(int(steps), 2), 4000)
+    """The schedule that the controls describe, whose values come from the browser."""
+    count = asking.whole(steps, 2, 4000, "The number of steps")
     if kind == "linear":
-        if not 0.0 < beta[0] < beta[1] < 1.0:
-            raise InputError("The first beta lies above 0 and below the last one, which lies below 1.")
+        beta = [asking.number(value, 1e-9, 0.999, "A beta") for value in (first, last)]
+        if beta[0] >= beta[1]:
+            raise InputError("The first beta lies below the last one.")
         return schedules.linear(count, *beta)
     if kind == "cosine":
-        return schedules.cosine(count, float(s))
+        return schedules.cosine(count, asking.number(s, 1e-6, 1.0, "s"))
     if kind == "EDM":
-        return schedules.Karras(float(sigma_max), float(rho))
+        return schedules.Karras(*(asking.number(value, 1e-3, 1e4, "Sigma or rho") for value in (sigma_max, rho)))
     if kind == "rectified flow":
         return schedules.RectifiedFlow()
     raise InputError(f"There is no schedule {kind!r}; choose one of the list.")
@@ -227,7 +218,7 @@ def scheduled(schedule: Schedule) -> Shown:
     sentence = f"At $t = 1$, $\\bar\\alpha = {share:.3g}$ (log-SNR {float(end.log_snr):.1f})."
     if share > 1e-3:
         sentence += " **Signal is left at the end**: samples that start from pure noise differ from the training there."
-    return picture(plots.schedules(views, "Signal and noise")), sentence
+    return pictures.of_figure(plots.schedules(views, "Signal and noise")), sentence
 
 
 # figures of data and models
@@ -238,7 +229,7 @@ def of_data(topic: str, source: str) -> Shown:
     if source not in ("digits", "shapes"):
         raise InputError(f"There are no data {source!r} here; choose one of the list.")
     figure, sentence = topics.TOPICS[topic](topics.of_data(_data(source), count=256))
-    return picture(figure), sentence
+    return pictures.of_figure(figure), sentence
 
 
 def of_model(topic: str, library: Library, name: str | None, other: str | None, job: Job) -> Shown:
@@ -247,7 +238,7 @@ def of_model(topic: str, library: Library, name: str | None, other: str | None, 
     subject = subject_of(library, name, other)
     job.label = topic
     figure, sentence = topics.TOPICS[topic](subject)
-    return picture(figure), sentence[:1].upper() + sentence[1:]
+    return pictures.of_figure(figure), sentence[:1].upper() + sentence[1:]
 
 
 def ledger(library: Library, name: str | None, job: Job) -> tuple[Image.Image, str, list[list[str]]]:
@@ -264,7 +255,7 @@ def ledger(library: Library, name: str | None, job: Job) -> tuple[Image.Image, s
     if view.decoder is not None:
         rows.append(["$L_0$", f"the decoder of {bins} values", f"{view.decoder:.4f}"])
         rows.append(["total", "the bound", f"{view.total:.4f}"])
-    return picture(figure), sentence, rows
+    return pictures.of_figure(figure), sentence, rows
 
 
 @dataclass(frozen=True)
@@ -275,9 +266,9 @@ class Trajectory:
     x: Float[Tensor, "frames batch channels height width"]
     x0: Float[Tensor, "frames batch channels height width"]
 
-    def at(self, step: int) -> Shown:
+    def at(self, step: Any) -> Shown:
         """Of a step: the sample, the estimate of the data, the noise prediction; and the level."""
-        k = min(max(int(step), 0), len(self.levels) - 1)
+        k = asking.whole(step, 0, len(self.levels) - 1, "The step")
         level = self.levels[k]
         alpha, sigma = float(level.alpha), float(level.sigma)
         eps = predicted_noise(self.x[k], self.x0[k], level)
@@ -306,7 +297,7 @@ def trajectory(library: Library, name: str | None, count: int, seed: int, job: J
     entry = library.entry(name)
     if not entry.pictures:
         raise InputError(f"{entry.name} makes no pictures, and these figures are of pictures.")
-    model = library.load(entry.name, stage=entry.painter)
+    model = library.load(entry.name, stage=entry.base)
     job.label = "sampling"
     given: dict[str, Any] = {}
     if entry.text is not None:
@@ -328,7 +319,7 @@ def trajectory(library: Library, name: str | None, count: int, seed: int, job: J
 @functools.cache
 def taxonomy_alone() -> list[Any]:
     """The taxonomy before anything is compared."""
-    return [picture(taxonomy.plot()), "The families of the lecture's first slide."]
+    return [pictures.of_figure(taxonomy.plot()), "The families of the lecture's first slide."]
 
 
 def compared(job: Job) -> Shown:
@@ -339,4 +330,4 @@ def compared(job: Job) -> Shown:
         job.advance(round(100 * share), 100)
 
     results = families.compare(progress=progress)
-    return picture(taxonomy.plot(results)), taxonomy.summary(results)
+    return pictures.of_figure(taxonomy.plot(results)), taxonomy.summary(results)

@@ -51,16 +51,15 @@ class Controls:
         return [self.prompt, self.label, self.steps, self.solver, self.grid, self.scale, self.low, self.high]
 
 
-def controls(page: Page, name: str, *able: str, many: bool = True) -> Controls:
+def controls(page: Page, name: str, *, many: bool = True) -> Controls:
     """The controls of a sampling.
 
     Args:
         page: the page.
         name: of the tab, for the ids of the components.
-        able: what the models can do; the property of an entry.
         many: whether several pictures are sampled at once.
     """
-    model = page.models(*able, first=default_model(page), elem_id=f"{name}-model")
+    model = page.models("samples", first=default_model(page), elem_id=f"{name}-model")
     entry = page.library.entries.get(model.value)
     prompt = gr.Textbox(
         label="Prompt",
@@ -106,7 +105,7 @@ def controls(page: Page, name: str, *able: str, many: bool = True) -> Controls:
 
     # what a person chooses, not what a dropped picture sets: that has its own settings
     model.input(
-        page.guarded(chosen),
+        jobs.guarded(chosen),
         model,
         [*found.of_model, found.restored],
         **jobs.QUICK,
@@ -142,11 +141,9 @@ def build(page: Page) -> None:
     chosen = gr.State(0)
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            own = controls(page, "generate", "samples")
+            own = controls(page, "generate")
             fresh = gr.Checkbox(False, label="A new seed each time", elem_id="generate-fresh")
-            with gr.Row():
-                go = gr.Button("Generate", variant="primary", elem_id="generate-go")
-                stop = gr.Button("Cancel", variant="stop", elem_id="generate-cancel")
+            go, stop = jobs.buttons("generate", "Generate")
             with gr.Column(visible=own.prompt.visible is True) as examples:
                 gr.Examples(EXAMPLES, own.prompt, label="Prompts")
             dropped = pictures.upload(label="Drop a picture of Sfumato to restore its settings", height=140)
@@ -164,7 +161,7 @@ def build(page: Page) -> None:
     def with_prompts(name: str | None) -> Any:
         return gr.update(visible=name is not None and page.library.entry(name).text is not None)
 
-    own.model.change(page.guarded(with_prompts), own.model, examples, **jobs.QUICK, api_visibility="private")
+    own.model.change(jobs.guarded(with_prompts), own.model, examples, **jobs.QUICK, api_visibility="private")
     results = [bar, seen, gallery, made, chosen, about]
 
     def generate(made: list[dict[str, Any]], *values: Any) -> Iterator[list[Any]]:
@@ -185,19 +182,19 @@ def build(page: Page) -> None:
         yield from _results(made, partial(_enlarged, page, one))
 
     private: dict[str, Any] = {"api_visibility": "private"}
-    job: dict[str, Any] = {**jobs.ONE, **private, "show_progress_on": bar}
 
     def seed_of(fresh: bool, seed: int) -> int:
         return secrets.randbelow(2**31) if fresh else seed
 
     renewed = go.click(seed_of, [fresh, own.seed], own.seed, queue=False, **private)
-    work: list[Any] = [
-        renewed.success(page.streamed(generate), [made, *own.all], results, **job),
-        again.click(page.streamed(same), [made, chosen], results, **job),
-        vary.click(page.streamed(varied), [made, chosen], results, **job),
-        larger.click(page.streamed(enlarged), [made, chosen], results, **job),
-    ]
-    stop.click(jobs.stopped, None, [bar, seen], cancels=work, **private)
+    jobs.connect(
+        stop,
+        results,
+        (renewed.success, generate, [made, *own.all]),
+        (again.click, same, [made, chosen]),
+        (vary.click, varied, [made, chosen]),
+        (larger.click, enlarged, [made, chosen]),
+    )
 
     def select(made: list[dict[str, Any]], event: gr.SelectData) -> list[Any]:
         return [event.index, made[event.index]["about"]]
@@ -211,7 +208,7 @@ def build(page: Page) -> None:
         return restored_values(page, own, asked)
 
     # hidden: an error would be marked on every control
-    dropped.upload(page.guarded(restore), dropped, own.all, **{**jobs.QUICK, "show_progress": "hidden"}, **private)
+    dropped.upload(jobs.guarded(restore), dropped, own.all, **{**jobs.QUICK, "show_progress": "hidden"}, **private)
 
 
 def restored_values(page: Page, own: Controls, asked: Asked) -> list[Any]:
@@ -240,7 +237,7 @@ def _results(made: list[dict[str, Any]], work: Callable[[jobs.Job], list[dict[st
         if isinstance(found, jobs.Seen):
             yield [jobs.progress(found), jobs.preview(found), skip, skip, skip, skip]
             continue
-        new = jobs.said(found)
+        new = jobs.result_of(found)
         made = [*new, *made][:_KEPT]
         shown = [(one["path"], one["title"]) for one in made]
         yield ["", "", gr.update(value=shown, selected_index=None), made, 0, made[0]["about"]]
@@ -253,7 +250,7 @@ def _sampled(page: Page, what: asking.Request, job: jobs.Job) -> list[dict[str, 
     images = what.sample(model)
     facts = what.facts(model)
     paths = pictures.written(images, page.results, facts, what.first)
-    how = what.painting
+    how = what.base_sampling
     lines = [f"**{what.prompt or what.entry.name}**", f"{what.entry.name}, {how.steps} steps of {how.sampler.kind}"]
     if how.guidance.scale != 1.0:
         lines[-1] += f", guidance {how.guidance.scale:g}"

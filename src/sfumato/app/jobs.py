@@ -1,4 +1,4 @@
-"""Work that takes time: seen step by step, cancelled when nobody waits for it any more, its errors in words."""
+"""Jobs: work that takes time, shown step by step, cancelled when nobody waits for it, its errors in sentences."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, no_type_check
 
 import gradio as gr
 from PIL import Image
 
+from sfumato.app import pictures
 from sfumato.errors import InputError, SfumatoWarning
+from sfumato.sampling import sample as sampling
+from sfumato.sampling.sample import Frame
 
 T = TypeVar("T")
 
@@ -52,14 +55,11 @@ class Done(Generic[T]):
     warnings: tuple[str, ...] = ()
 
 
-@dataclass
 class Job:
-    """What work tells of itself; :meth:`advance` and :meth:`note` end it if nobody waits any more."""
+    """What work reports of itself; :meth:`advance` and :meth:`note` end it if nobody waits any more."""
 
-    steps: int = 0
-    label: str = ""
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.label = ""
         self.cancelled = threading.Event()
         self.seen: queue.Queue[Seen | Done[Any] | BaseException] = queue.Queue()
 
@@ -115,28 +115,22 @@ def _seen(job: Job) -> Iterator[Any]:
 
 
 def _run(work: Callable[[Job], Any], job: Job, previews: bool) -> None:
-    # imported here, after the page is up: torch takes seconds
-    from sfumato.app.pictures import preview
-    from sfumato.sampling import sample as sampling
+    def watcher(step: int, steps: int, frame: Frame) -> None:
+        job.advance(step, steps, pictures.preview(frame) if previews else None)
 
-    def watcher(step: int, steps: int, frame: Any) -> None:
-        job.advance(step, steps, preview(frame) if previews else None)
-
-    said: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as caught, sampling.watched(watcher):
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", SfumatoWarning)
             value = work(job)
-        said = list(dict.fromkeys(str(one.message) for one in caught))
-        job.seen.put(Done(value, tuple(said)))
+        job.seen.put(Done(value, tuple(dict.fromkeys(str(one.message) for one in caught))))
     except Cancelled:
         pass  # nobody listens
     except Exception as error:
-        job.seen.put(told(error))
+        job.seen.put(error_of(error))
 
 
-def told(error: Exception) -> gr.Error:
+def error_of(error: Exception) -> gr.Error:
     """An error as a sentence on the page; the traceback of one that nobody foresaw goes to the terminal."""
     if isinstance(error, gr.Error):
         return error
@@ -150,7 +144,7 @@ def told(error: Exception) -> gr.Error:
     return gr.Error(sentence, print_exception=False)
 
 
-def said(found: Done[T]) -> T:
+def result_of(found: Done[T]) -> T:
     """The result of a job; what was warned of appears on the page."""
     for sentence in found.warnings:
         gr.Warning(sentence)
@@ -159,15 +153,7 @@ def said(found: Done[T]) -> T:
 
 def preview(seen: Seen) -> Any:
     """The picture of a step for a component of HTML, which keeps the one it has where there is none."""
-    from sfumato.app.pictures import inline
-
-    return gr.skip() if seen.picture is None else inline(seen.picture)
-
-
-def stopped() -> list[str]:
-    """What a button that cancels puts in place of the progress and the preview."""
-    time.sleep(2.0 * _BEAT)  # the last step that is on its way comes first
-    return ["<span class='sf-note'>Cancelled.</span>", ""]
+    return gr.skip() if seen.picture is None else pictures.inline(seen.picture)
 
 
 def progress(seen: Seen) -> str:
@@ -181,3 +167,61 @@ def progress(seen: Seen) -> str:
         f"<div class='sf-progress'><div style='width:{share:.0f}%'></div>"
         f"<span>{note}step {seen.step} of {seen.steps}</span></div>"
     )
+
+
+def guarded(function: Callable[..., T]) -> Callable[..., T]:
+    """The function with its errors as sentences on the page, for events that take a moment."""
+
+    def inner(*arguments: Any) -> T:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise error_of(error) from None
+
+    return inner
+
+
+def streamed(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The same for events that yield, such as those of :func:`watched`."""
+
+    @no_type_check  # what wraps a function for its types is no generator, which Gradio looks for
+    def inner(*arguments: Any) -> Iterator[Any]:
+        try:
+            yield from function(*arguments)
+        except Exception as error:
+            raise error_of(error) from None
+
+    return inner
+
+
+def buttons(name: str, text: str) -> tuple[gr.Button, gr.Button]:
+    """A button that starts a job, and one that cancels it; their ids begin with ``name``."""
+    with gr.Row():
+        go = gr.Button(text, variant="primary", elem_id=f"{name}-go")
+        stop = gr.Button("Cancel", variant="stop", elem_id=f"{name}-cancel")
+    return go, stop
+
+
+Started = tuple[Callable[..., Any], Callable[..., Iterator[list[Any]]], list[Any]]
+"""An event such as ``button.click``, the work that it starts, and the inputs of that."""
+
+
+def connect(stop: gr.Button, outputs: list[Any], *starts: Started) -> None:
+    """Let events start work, one job at a time, and a button cancel it.
+
+    Args:
+        stop: the button that cancels.
+        outputs: of the work, which yields a value for each; the first shows the progress. Those that are HTML are
+            emptied when it is cancelled.
+        starts: what starts it.
+    """
+    shown = [one for one in outputs if isinstance(one, gr.HTML)]
+    how: dict[str, Any] = {**ONE, "show_progress_on": outputs[0], "api_visibility": "private"}
+    events: Any = [start(streamed(work), inputs, outputs, **how) for start, work, inputs in starts]
+
+    def stopped() -> Any:
+        time.sleep(2.0 * _BEAT)  # the last step that is on its way comes first
+        values = ["<span class='sf-note'>Cancelled.</span>", *[""] * (len(shown) - 1)]
+        return values if len(values) > 1 else values[0]
+
+    stop.click(stopped, None, shown, cancels=events, api_visibility="private")

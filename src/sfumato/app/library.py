@@ -10,15 +10,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from sfumato import pretrained
 from sfumato.config import SamplingConfig
 from sfumato.errors import InputError
+from sfumato.models.folders import load
+from sfumato.models.model import Model
 from sfumato.models.storage import Info, is_system, read_config, read_system, stage_of
-
-if TYPE_CHECKING:
-    from sfumato.models.model import Model
 
 _LOADED = 3
 """Models that stay in memory."""
@@ -33,11 +34,10 @@ class Entry:
         path: its folder.
         shape: ``(C, *space)`` of what it makes.
         conditions: the settings of its conditions, by name, of all stages.
-        painter: the first stage that makes pictures, whose sampling settings the page shows; None for a single model.
+        base: the first stage that makes pictures, whose sampling settings the page shows; None for a single model.
         sampling: the sampling settings of that stage.
-        last: those of the last stage.
+        last: the sampling settings of the last stage.
         system: ``cascade``, ``imagen`` or ``unclip``; None for a single model.
-        source: the data that it was trained on.
     """
 
     name: str
@@ -46,9 +46,8 @@ class Entry:
     conditions: dict[str, Any]
     sampling: SamplingConfig
     last: SamplingConfig
-    painter: str | None = None
+    base: str | None = None
     system: str | None = None
-    source: str = ""
 
     def condition(self, kind: str) -> str | None:
         """The name of its condition of that kind, if it has one."""
@@ -93,8 +92,8 @@ class Entry:
 
     @property
     def subject(self) -> Path:
-        """The run that figures of the lecture are about: of a system the painter."""
-        return self.path if self.painter is None else stage_of(self.path, self.painter)
+        """The run that figures of the lecture are about: of a system its base."""
+        return self.path if self.base is None else stage_of(self.path, self.base)
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
@@ -119,7 +118,7 @@ class Library:
     named: Sequence[Path] = ()
     device: str | None = None
     entries: dict[str, Entry] = field(default_factory=dict[str, Entry])
-    _models: OrderedDict[tuple[Path, float], Model] = field(default_factory=OrderedDict[tuple[Path, float], "Model"])
+    _models: OrderedDict[tuple[Path, float], Model] = field(default_factory=OrderedDict[tuple[Path, float], Model])
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -167,10 +166,6 @@ class Library:
             name: one of the :attr:`entries`.
             stage: of a system, one of its stages.
         """
-        import torch
-
-        from sfumato.models.folders import load
-
         entry = self.entry(name)
         path = entry.path if stage is None else stage_of(entry.path, stage)
         files = list(path.rglob("model.safetensors"))
@@ -194,12 +189,10 @@ def _entry(name: str, path: Path) -> Entry | None:
         if config.classifies or config.contrasts:
             return None
         how = config.sampling
-        return Entry(name, path, info.shape, dict(info.conditions), how, how, source=config.data.source)
+        return Entry(name, path, info.shape, dict(info.conditions), how, how)
     system = read_system(path)
     stages: dict[str, tuple[Any, Info]] = {one: read_config(stage_of(path, one)) for one in system.stages}
     conditions = {key: one for _, info in reversed(stages.values()) for key, one in info.conditions.items()}
-    painter = next(one for one, (_, info) in stages.items() if len(info.shape) == 3)
-    config, _ = stages[painter]
+    base = next(one for one, (_, info) in stages.items() if len(info.shape) == 3)
     last, info = stages[system.stages[-1]]
-    more: dict[str, Any] = {"painter": painter, "system": system.system, "source": config.data.source}
-    return Entry(name, path, info.shape, conditions, config.sampling, last.sampling, **more)
+    return Entry(name, path, info.shape, conditions, stages[base][0].sampling, last.sampling, base, system.system)

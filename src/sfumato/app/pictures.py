@@ -15,9 +15,11 @@ import gradio as gr
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from sfumato.analysis import plots
 from sfumato.errors import InputError
 from sfumato.io import images as image_files
 from sfumato.sampling.sample import Frame
@@ -32,6 +34,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Of uploads: those that Pillow decodes by itself."""
 _SHOWN = 16  # pictures of a preview
 _KEPT = 500  # folders of results
+_DPI = 110
 
 
 def preview(frame: Frame) -> Image.Image | None:
@@ -45,11 +48,6 @@ def sheet(images: Float[Tensor, "batch channels *space"], columns: int | None = 
     images = images.detach().float().cpu().clamp(-1.0, 1.0) if images.ndim == 4 else images.detach().float().cpu()
     columns = columns or math.ceil(math.sqrt(len(images)))
     return image_files.grid(images, columns, max(LEAST // columns, 48) if images.ndim == 4 else LEAST)
-
-
-def picture(image: Float[Tensor, "channels *space"]) -> Image.Image:
-    """One image, enlarged if it is small."""
-    return image_files.grid(image[None].float().cpu(), 1, LEAST)
 
 
 def flat(image: Float[Tensor, "channels *space"], side: int) -> Image.Image:
@@ -122,11 +120,19 @@ def inline(image: Image.Image) -> str:
     return f"<img alt='preview' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
-def shown(label: str, name: str, height: int | None = None) -> gr.Image:
-    """A component that shows a picture, its pixels as they are."""
-    how: dict[str, Any] = {"interactive": False, "format": "png", "elem_classes": "sf-pixels"}
-    how |= {"buttons": ["download", "fullscreen"], "show_label": bool(label)}
-    return gr.Image(label=label, height=height, elem_id=name, **how)
+def of_figure(figure: Figure) -> Image.Image:
+    """A figure of matplotlib as a picture."""
+    buffer = io.BytesIO()
+    with plots.styled():
+        figure.savefig(buffer, format="png", dpi=_DPI)
+    return Image.open(buffer).convert("RGB")
+
+
+def shown(name: str, label: str = "", *, pixels: bool = False, **options: Any) -> gr.Image:
+    """A component that shows a picture; a small one can show its ``pixels`` as squares."""
+    how: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
+    how |= {"show_label": bool(label), "elem_classes": "sf-pixels" if pixels else None}
+    return gr.Image(label=label, elem_id=name, **how, **options)
 
 
 def gallery(label: str, name: str) -> gr.Gallery:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from sfumato.app import pictures
+from sfumato.app import asking, pictures
 from sfumato.app.jobs import Job
 from sfumato.app.library import Library
 from sfumato.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sfumato.models.unclip import Unclip
+from sfumato.io.pictures import read_picture, write_picture
+from sfumato.models import unclip
+from sfumato.models.edit import sdedit
+from sfumato.models.facts import facts_of
+from sfumato.models.unclip import Unclip
+from sfumato.models.upscale import upscale
 
 _STEPS = 25  # of inversion and of sampling again, of unCLIP on the page
 _STRENGTH = 0.5  # of variations by SDEdit
@@ -25,8 +28,6 @@ MOST_ENLARGED = 512
 
 def unclip_of(library: Library, shape: tuple[int, ...] | None = None) -> tuple[str, Unclip] | None:
     """The first system of unCLIP, of pictures of that shape, and its name."""
-    from sfumato.models.unclip import Unclip
-
     for name, entry in library.entries.items():
         if entry.system == "unclip" and (shape is None or entry.shape == shape):
             model = library.load(name)
@@ -39,10 +40,6 @@ def variations(
     library: Library, path: Path, count: int, seed: int, job: Job, *, eta: float = 1.0
 ) -> tuple[Tensor, str]:
     """Variations of a picture, and how they were made: by the embedding, or by SDEdit of the model that made it."""
-    from sfumato.app.asking import restored
-    from sfumato.models import unclip
-    from sfumato.models.edit import sdedit
-
     with Image.open(pictures.checked(path)) as image:
         channels = 1 if image.mode in ("1", "L", "I", "I;16") else 3
         shape = (channels, image.height, image.width)
@@ -53,18 +50,14 @@ def variations(
         picture = pictures.of_model(str(path), shape)
         images = unclip.vary(model, picture, count, eta=eta, seed=seed, steps=_STEPS, progress=False)
         return images, f"Variation by its embedding ({name}, eta {eta:g})"
-    asked = restored(library, path)
+    asked = asking.restored(library, path)
     entry = library.entry(asked.model)
     if not entry.edits:
         raise InputError(
             f"Nothing here varies pictures of {entry.name}: that takes a system of unCLIP of the same size, or a "
             "single model of pictures."
         )
-    from sfumato.app.asking import NO_CLASS
-
-    model, name = library.load(entry.name), entry.condition("label")
-    given: dict[str, Any] = {name: asked.label} if name is not None and asked.label != NO_CLASS else {}
-    given |= {entry.text: asked.prompt} if entry.text is not None else {}
+    model, given = library.load(entry.name), asking.conditions(entry, asked.prompt, asked.label)
     picture = pictures.of_model(str(path), entry.shape)
     images = sdedit(model, picture, _STRENGTH, count, seed=seed, progress=False, **given)
     return images, f"Variation by SDEdit ({entry.name}, strength {_STRENGTH:g})"
@@ -72,12 +65,6 @@ def variations(
 
 def enlarged(library: Library, path: Path, name: str | None, seed: int, folder: Path, job: Job) -> tuple[Path, str]:
     """A picture enlarged by a model of super-resolution, by default the one of photographs; its file and its size."""
-    from dataclasses import replace
-
-    from sfumato.io.pictures import read_picture, write_picture
-    from sfumato.models.facts import facts_of
-    from sfumato.models.upscale import upscale
-
     job.note("loading the model")
     model = library.load(name or "photos")
     picture = read_picture(pictures.checked(path))
@@ -100,11 +87,6 @@ def enlarged(library: Library, path: Path, name: str | None, seed: int, folder: 
 
 def blended(library: Library, first: str | None, second: str | None, count: int, job: Job) -> Tensor:
     """Pictures on the way from one to another, by their embeddings and noises."""
-
-    import torch
-
-    from sfumato.models import unclip
-
     found = unclip_of(library)
     if found is None:
         raise InputError("Blending takes a system of unCLIP: train one with sfumato train shapes --system unclip.")

@@ -67,7 +67,6 @@ def serve(
         The Gradio application, for tests and notebooks: it has ``local_url`` and ``close()``.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"There is no folder {folder} of pictures to train on.")
@@ -82,8 +81,9 @@ def serve(
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from sfumato.app import jobs, pictures
+    from sfumato.app.blocks import CSS, built
     from sfumato.app.library import Library
-    from sfumato.app.page import CSS, Page, built
+    from sfumato.app.page import Page
 
     # also for what Gradio opens by itself: Pillow refuses twice this many
     Image.MAX_IMAGE_PIXELS = pictures.MOST_PIXELS // 2
@@ -91,7 +91,7 @@ def serve(
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     # uploads, and copies of what is shown
     os.environ["GRADIO_TEMP_DIR"] = str(own / "cache")
-    library = Library(runs, [path.resolve() if not path.exists() else path for path in models], device)
+    library = Library(runs, models, device)
     page = Page(library, runs, {str(folder): folder for folder in folders}, own / "results")
     demo = built(page).queue(max_size=jobs.WAITING)
     auth = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from sfumato.app import curves, jobs, watching
+from sfumato.app import curves, jobs, pictures, watching
 from sfumato.app.curves import Curve
 from sfumato.app.orders import DIGITS, FOLDER, MOST_FILES, SHAPES, SIZES, UPLOAD, Wanted
 from sfumato.app.page import Page
@@ -21,7 +20,6 @@ from sfumato.errors import InputError
 
 _SOON, _LATER = 1.5, 10.0
 """Seconds between two looks, at what changes and at what may begin in another browser."""
-_BUTTONS: Any = ["download", "fullscreen"]
 _LEAST = 400  # pixels of a sheet of samples, to which smaller ones are enlarged
 _LIGHT: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 4, "api_visibility": "private"}
 _NOTE = (
@@ -43,14 +41,13 @@ def build(page: Page) -> None:
                     stop = gr.Button("Stop", interactive=False, elem_id="train-stop", size="md")
                     resume = gr.Button("Resume", interactive=False, elem_id="train-resume", size="md")
             status = gr.HTML(_line("Nothing is trained yet."), elem_id="train-status")
-            picture: dict[str, Any] = {"show_label": False, "format": "png", "interactive": False, "buttons": _BUTTONS}
             with gr.Row(equal_height=False):
                 with gr.Column(min_width=300):
                     loss = gr.HTML("<b>Loss</b>", visible=False)
-                    curve = gr.Image(visible=False, elem_id="train-curve", **picture)
+                    curve = pictures.shown("train-curve", visible=False)
                 with gr.Column(min_width=300):
                     step = gr.HTML(visible=False, elem_id="train-step")
-                    samples = gr.Image(visible=False, elem_id="train-samples", elem_classes="sf-pixels", **picture)
+                    samples = pictures.shown("train-samples", pixels=True, visible=False)
             table = gr.Markdown(visible=False, elem_id="train-evaluation")
             with gr.Accordion("Log", open=False):
                 log = gr.Code(
@@ -65,7 +62,7 @@ def build(page: Page) -> None:
 
     seen = [chosen, stop, resume, status, loss, curve, step, samples, table, log, timer, shown, completed]
     looks: dict[str, Any] = {"inputs": [chosen, shown], "outputs": seen, **_LIGHT, "show_progress": "hidden"}
-    guarded = page.guarded(look)
+    guarded = jobs.guarded(look)
     timer.tick(guarded, **looks)
     chosen.input(guarded, **looks)
 
@@ -83,9 +80,9 @@ def build(page: Page) -> None:
         trainings.resume(name)
 
     private: dict[str, Any] = {**jobs.QUICK, "api_visibility": "private"}
-    start.click(page.guarded(begin), inputs, [chosen, inputs[1]], **private).success(guarded, **looks)
-    stop.click(page.guarded(end), None, None, **private).success(guarded, **looks)
-    resume.click(page.guarded(go_on), [chosen], None, **private).success(guarded, **looks)
+    start.click(jobs.guarded(begin), inputs, [chosen, inputs[1]], **private).success(guarded, **looks)
+    stop.click(jobs.guarded(end), None, None, **private).success(guarded, **looks)
+    resume.click(jobs.guarded(go_on), [chosen], None, **private).success(guarded, **looks)
     # a model that has just been trained is offered in the other tabs
     page.follow(completed.change)
 
@@ -158,7 +155,7 @@ def _settings(page: Page) -> tuple[gr.Button, list[Any]]:
         ]
 
     outputs = [files, classes, size, steps, budget]
-    data.input(page.guarded(suited), [data], outputs, **jobs.QUICK, api_visibility="private")
+    data.input(jobs.guarded(suited), [data], outputs, **jobs.QUICK, api_visibility="private")
     return start, [data, exists, name, classes, steps, budget, size, seed, options, files]
 
 
@@ -252,10 +249,7 @@ def _status(view: View) -> str:
 def _drawn(curve: Curve | None) -> Any:
     if curve is None:
         return gr.update(visible=False, value=None)
-    canvas = curves.plot(curve)
-    picture = io.BytesIO()
-    canvas.savefig(picture, format="png")
-    return gr.update(visible=True, value=Image.open(picture))
+    return gr.update(visible=True, value=pictures.of_figure(curves.plot(curve)))
 
 
 def _sheet(path: Path | None) -> Any:

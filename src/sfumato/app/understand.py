@@ -16,6 +16,9 @@ _MATH: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "$", "right": "$", "display": False},
 ]
+First = tuple[Callable[..., list[Any]], list[Any], list[Any]]
+"""What a sub-tab shows when it is opened: a function, its inputs and outputs."""
+
 _LIVE: dict[str, Any] = {
     **jobs.QUICK,
     "trigger_mode": "always_last",
@@ -25,19 +28,23 @@ _LIVE: dict[str, Any] = {
 """For sliders: while one figure is drawn, only the last place of the slider waits."""
 
 
-def build(page: Page) -> None:
-    """The components of the tab."""
+def build(page: Page, tab: gr.Tab) -> None:
+    """The components of the ``tab``; what a sub-tab shows at first is computed when it is opened."""
     with gr.Tabs():
-        for name, tab in _TABS.items():
-            with gr.Tab(name, id=name.lower().replace(" ", "-")):
-                tab(page)
+        for number, (name, components) in enumerate(_TABS.items()):
+            with gr.Tab(name, id=name.lower().replace(" ", "-")) as own:
+                first = components(page)
+            if first is not None:
+                function, inputs, outputs = first
+                for opened in (own, tab) if number == 0 else (own,):
+                    opened.select(jobs.guarded(function), inputs, outputs, **_LIVE)
 
 
 def _text(text: str, name: str | None = None) -> gr.Markdown:
     return gr.Markdown(text.strip(), latex_delimiters=_MATH, elem_id=name)
 
 
-def _forward(page: Page) -> None:
+def _forward(page: Page) -> First:
     _text(
         r"""
 The forward process adds noise: $x_t = \alpha_t x_0 + \sigma_t \epsilon$ with $\epsilon \sim \mathcal N(0,
@@ -54,18 +61,18 @@ I)$. Move $t$ from 0, the data, to 1, the noise. $x_t$ is shown divided by $\sqr
             own = pictures.upload(label="Or a picture of your own", height=160)
             seed = gr.Number(0, label="Seed of the noise", precision=0, elem_id="forward-seed")
         with gr.Column(scale=2):
-            shown = pictures.shown("", "forward-picture")
+            shown = pictures.shown("forward-picture", pixels=True)
             said = _text("", "forward-said")
 
     def forward(t: float, kind: str, index: float, path: str | None, seed: Any) -> list[Any]:
-        image = figures.digit(int(index)) if path is None else pictures.of_model(path, (3, 128, 128))
+        image = figures.digit(index) if path is None else pictures.of_model(path, (3, 128, 128))
         return list(figures.noised(image, kind, t, asking.whole(seed, 0, asking.MOST_SEED, "The seed")))
 
     inputs = [t, kind, index, own, seed]
     for component in (t, kind, index, seed):
-        component.change(page.guarded(forward), inputs, [shown, said], **_LIVE)
-    own.change(page.guarded(forward), inputs, [shown, said], **_LIVE)
-    page.at_start.append((forward, inputs, [shown, said]))
+        component.change(jobs.guarded(forward), inputs, [shown, said], **_LIVE)
+    own.change(jobs.guarded(forward), inputs, [shown, said], **_LIVE)
+    return forward, inputs, [shown, said]
 
 
 def _densities(page: Page) -> None:
@@ -92,69 +99,52 @@ q(x_0)\, q(x_t \mid x_0)\, dx_0$; the probability flow carries the noise back al
                 elem_id="density-canvas",
             )
             kind = gr.Dropdown(list(figures.SCHEDULES), value="cosine", label="Schedule", elem_id="density-schedule")
-            go, stop = _buttons("density", "Diffuse")
+            go, stop = jobs.buttons("density", "Diffuse")
         with gr.Column(scale=2):
             bar = gr.HTML(elem_id="density-progress")
             t = gr.Slider(0, 1, 0.0, step=0.01, label="t", elem_id="density-t")
-            shown = pictures.shown("", "density-picture")
+            shown = pictures.shown("density-picture")
             said = _text("", "density-said")
     state = gr.State(None)
 
     def diffuse(name: str, canvas: Any, kind: str, t: float) -> Iterator[list[Any]]:
         if name == "drawn":
-            layers = (canvas or {}).get("layers") or []
-            opacity = sum((np.asarray(one.convert("RGBA"))[..., 3].astype(float) for one in layers), np.zeros((1, 1)))
-            points = figures.painted_points(np.asarray(opacity))
+            points = figures.painted_points(_opacity(canvas))
         else:
             points = figures.named_points(name)
         for seen in jobs.watched(lambda job: figures.diffused(points, kind, job), previews=False):
             if isinstance(seen, jobs.Seen):
                 yield [jobs.progress(seen), gr.skip(), gr.skip(), gr.skip()]
                 continue
-            found = jobs.said(seen)
+            found = jobs.result_of(seen)
             yield ["", found, *found.at(t)]
 
-    canvas.input(_drawn, None, name, queue=False, api_visibility="private")
-    _run(page, go, stop, diffuse, [name, canvas, kind, t], [bar, state, shown, said])
-    _moved(page, t, state, [shown, said])
+    canvas.input(_chosen, [canvas, name], name, queue=False, api_visibility="private")
+    jobs.connect(stop, [bar, state, shown, said], (go.click, diffuse, [name, canvas, kind, t]))
+    _moved(t, state, [shown, said])
 
 
-def _drawn() -> str:
-    """Who draws means what is drawn."""
-    return "drawn"
+def _opacity(canvas: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """How much was painted at each place."""
+    layers = (canvas or {}).get("layers") or []
+    return sum((np.asarray(one.convert("RGBA"))[..., 3].astype(np.float64) for one in layers), np.zeros((1, 1)))
 
 
-def _moved(page: Page, slider: gr.Slider, state: gr.State, outputs: list[Any]) -> None:
+def _chosen(canvas: Any, name: str) -> str:
+    """Once something is painted, that is the density."""
+    return "drawn" if _opacity(canvas).any() else name
+
+
+def _moved(slider: gr.Slider, state: gr.State, outputs: list[Any]) -> None:
     """Let a slider show another place of what was computed."""
 
     def move(place: float, found: Any) -> list[Any]:
         return [gr.skip(), gr.skip()] if found is None else list(found.at(place))
 
-    slider.change(page.guarded(move), [slider, state], outputs, **_LIVE)
+    slider.change(jobs.guarded(move), [slider, state], outputs, **_LIVE)
 
 
-def _buttons(name: str, text: str) -> tuple[gr.Button, gr.Button]:
-    with gr.Row():
-        go = gr.Button(text, variant="primary", elem_id=f"{name}-go")
-        stop = gr.Button("Cancel", variant="stop", elem_id=f"{name}-cancel")
-    return go, stop
-
-
-def _run(
-    page: Page,
-    go: gr.Button,
-    stop: gr.Button,
-    work: Callable[..., Iterator[list[Any]]],
-    inputs: list[Any],
-    outputs: list[Any],
-) -> None:
-    """Let a button do some work whose progress is the first of the outputs."""
-    more: dict[str, Any] = {**jobs.ONE, "show_progress_on": outputs[0], "api_visibility": "private"}
-    event = go.click(page.streamed(work), inputs, outputs, **more)
-    stop.click(lambda: jobs.stopped()[0], None, outputs[0], cancels=[event], api_visibility="private")  # pyright: ignore[reportArgumentType]
-
-
-def _schedules(page: Page) -> None:
+def _schedules(page: Page) -> First:
     _text(
         r"""
 A schedule says how much signal and noise there is at each time. The table of DDPM is $\bar\alpha_t =
@@ -173,7 +163,7 @@ A schedule says how much signal and noise there is at each time. The table of DD
             rho = gr.Slider(1, 15, 7, step=0.5, label="rho", visible=False)
             table = gr.Textbox("0.05, 0.1, 0.2, 0.4, 0.7", label="Betas", visible=False, elem_id="schedule-table")
         with gr.Column(scale=2):
-            shown = pictures.shown("", "schedule-picture")
+            shown = pictures.shown("schedule-picture")
             said = _text("", "schedule-said")
 
     def draw(
@@ -181,7 +171,7 @@ A schedule says how much signal and noise there is at each time. The table of DD
     ) -> list[Any]:
         if kind == "own table":
             return list(figures.scheduled(figures.table_of(table)))
-        return list(figures.scheduled(figures.edited_schedule(kind, steps, (first, last), s, sigma, rho)))
+        return list(figures.scheduled(figures.edited_schedule(kind, steps, first, last, s, sigma, rho)))
 
     def visible(kind: str) -> list[Any]:
         groups = [("linear", "cosine"), ("linear",), ("linear",), ("cosine",), ("EDM",), ("EDM",), ("own table",)]
@@ -190,8 +180,8 @@ A schedule says how much signal and noise there is at each time. The table of DD
     inputs = [kind, steps, first, last, s, sigma, rho, table]
     kind.change(visible, kind, inputs[1:], queue=False, api_visibility="private")
     for component in inputs:
-        component.change(page.guarded(draw), inputs, [shown, said], **_LIVE)
-    page.at_start.append((draw, inputs, [shown, said]))
+        component.change(jobs.guarded(draw), inputs, [shown, said], **_LIVE)
+    return draw, inputs, [shown, said]
 
 
 def _spectrum(page: Page) -> None:
@@ -202,15 +192,15 @@ power of images falls with the frequency, that of noise is the same at all: high
 """
     )
     source = gr.Dropdown(["digits", "shapes"], value="digits", label="Data", elem_id="spectrum-source")
-    go, stop = _buttons("spectrum", "Draw")
+    go, stop = jobs.buttons("spectrum", "Draw")
     bar = gr.HTML(elem_id="spectrum-progress")
-    shown = pictures.shown("", "spectrum-picture")
+    shown = pictures.shown("spectrum-picture")
     said = _text("", "spectrum-said")
 
     def draw(source: str) -> Iterator[list[Any]]:
         yield from _figure(lambda job: figures.of_data("spectrum", source))
 
-    _run(page, go, stop, draw, [source], [bar, shown, said])
+    jobs.connect(stop, [bar, shown, said], (go.click, draw, [source]))
 
 
 def _figure(work: Callable[[jobs.Job], figures.Shown]) -> Iterator[list[Any]]:
@@ -219,7 +209,7 @@ def _figure(work: Callable[[jobs.Job], figures.Shown]) -> Iterator[list[Any]]:
         if isinstance(seen, jobs.Seen):
             yield [jobs.progress(seen), gr.skip(), gr.skip()]
         else:
-            yield ["", *jobs.said(seen)]
+            yield ["", *jobs.result_of(seen)]
 
 
 def _of_model(topic: str, text: str) -> Callable[[Page], None]:
@@ -228,15 +218,15 @@ def _of_model(topic: str, text: str) -> Callable[[Page], None]:
     def build(page: Page) -> None:
         _text(text)
         model = page.models("edits", "system", first="digits", elem_id=f"{topic}-model")
-        go, stop = _buttons(topic, "Draw")
+        go, stop = jobs.buttons(topic, "Draw")
         bar = gr.HTML(elem_id=f"{topic}-progress")
-        shown = pictures.shown("", f"{topic}-picture")
+        shown = pictures.shown(f"{topic}-picture")
         said = _text("", f"{topic}-said")
 
         def draw(name: str | None) -> Iterator[list[Any]]:
             yield from _figure(lambda job: figures.of_model(topic, page.library, name, None, job))
 
-        _run(page, go, stop, draw, [model], [bar, shown, said])
+        jobs.connect(stop, [bar, shown, said], (go.click, draw, [model]))
 
     return build
 
@@ -258,9 +248,9 @@ noise, its detail at little. Stitching takes the content of one model and the de
             label="Figure",
             elem_id="content-what",
         )
-    go, stop = _buttons("content", "Draw")
+    go, stop = jobs.buttons("content", "Draw")
     bar = gr.HTML(elem_id="content-progress")
-    shown = pictures.shown("", "content-picture")
+    shown = pictures.shown("content-picture")
     said = _text("", "content-said")
 
     def draw(name: str | None, second: str | None, what: str) -> Iterator[list[Any]]:
@@ -268,7 +258,7 @@ noise, its detail at little. Stitching takes the content of one model and the de
         detail = second if what == "stitch two models" else None
         yield from _figure(lambda job: figures.of_model(topic, page.library, name, detail, job))
 
-    _run(page, go, stop, draw, [model, other, what], [bar, shown, said])
+    jobs.connect(stop, [bar, shown, said], (go.click, draw, [model, other, what]))
 
 
 def _reverse(page: Page) -> None:
@@ -283,11 +273,11 @@ noise that it predicts, $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$.
             model = page.models("edits", "system", first="digits", elem_id="reverse-model")
             seed = gr.Number(0, label="Seed", precision=0, elem_id="reverse-seed")
             count = gr.Slider(1, 6, 4, step=1, label="Samples", elem_id="reverse-count")
-            go, stop = _buttons("reverse", "Sample")
+            go, stop = jobs.buttons("reverse", "Sample")
         with gr.Column(scale=2):
             bar = gr.HTML(elem_id="reverse-progress")
             step = gr.Slider(0, 16, 0, step=1, label="Step", elem_id="reverse-step")
-            shown = pictures.shown("", "reverse-picture")
+            shown = pictures.shown("reverse-picture", pixels=True)
             said = _text("", "reverse-said")
     state = gr.State(None)
 
@@ -299,12 +289,12 @@ noise that it predicts, $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$.
             if isinstance(seen, jobs.Seen):
                 yield [jobs.progress(seen), *[gr.skip()] * 4]
                 continue
-            found = jobs.said(seen)
+            found = jobs.result_of(seen)
             last = len(found.levels) - 1
             yield ["", found, gr.update(maximum=last, value=last // 2), *found.at(last // 2)]
 
-    _run(page, go, stop, sample, [model, seed, count], [bar, state, step, shown, said])
-    _moved(page, step, state, [shown, said])
+    jobs.connect(stop, [bar, state, step, shown, said], (go.click, sample, [model, seed, count]))
+    _moved(step, state, [shown, said])
 
 
 def _ledger(page: Page) -> None:
@@ -315,10 +305,10 @@ each step adds; and $L_0$, the cost of the data given the last latent. All in bi
 """
     )
     model = page.models("edits", "system", first="digits", elem_id="hierarchy-model")
-    go, stop = _buttons("hierarchy", "Add up")
+    go, stop = jobs.buttons("hierarchy", "Add up")
     bar = gr.HTML(elem_id="hierarchy-progress")
     with gr.Row():
-        shown = pictures.shown("", "hierarchy-picture")
+        shown = pictures.shown("hierarchy-picture")
         rows = gr.Dataframe(
             headers=["term", "of", "bits/dim"],
             datatype=["markdown", "str", "str"],
@@ -333,28 +323,28 @@ each step adds; and $L_0$, the cost of the data given the last latent. All in bi
             if isinstance(seen, jobs.Seen):
                 yield [jobs.progress(seen), gr.skip(), gr.skip(), gr.skip()]
                 continue
-            image, sentence, table = jobs.said(seen)
+            image, sentence, table = jobs.result_of(seen)
             yield ["", image, sentence, table]
 
-    _run(page, go, stop, add, [model], [bar, shown, said, rows])
+    jobs.connect(stop, [bar, shown, said, rows], (go.click, add, [model]))
 
 
-def _families(page: Page) -> None:
+def _families(page: Page) -> First:
     _text(r"""
 Families of generative models differ in what they optimize, in whether they know the likelihood of an image, and in
 how many evaluations a sample takes. The comparison trains four of them, of one size and at one cost, on a ring of
 Gaussians whose density is known; it takes about a minute.
 """)
-    go, stop = _buttons("families", "Compare on the ring")
+    go, stop = jobs.buttons("families", "Compare on the ring")
     bar = gr.HTML(elem_id="families-progress")
-    shown = pictures.shown("", "families-picture")
+    shown = pictures.shown("families-picture")
     said = _text("", "families-said")
 
     def compare() -> Iterator[list[Any]]:
         yield from _figure(figures.compared)
 
-    _run(page, go, stop, compare, [], [bar, shown, said])
-    page.at_start.append((figures.taxonomy_alone, [], [shown, said]))
+    jobs.connect(stop, [bar, shown, said], (go.click, compare, []))
+    return figures.taxonomy_alone, [], [shown, said]
 
 
 _LOSS = r"""
@@ -363,7 +353,7 @@ denoiser of a Gaussian with the same mean and covariance. Where a network is abo
 learned even the covariance.
 """
 
-_TABS: dict[str, Callable[[Page], None]] = {
+_TABS: dict[str, Callable[[Page], First | None]] = {
     "Forward process": _forward,
     "Densities": _densities,
     "Schedules": _schedules,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -14,11 +14,10 @@ from sfumato.app.training import Trainings
 from sfumato.config import Config
 from sfumato.errors import InputError
 from sfumato.io.files import read_json
+from sfumato.metrics.report import number
 from sfumato.models.storage import read_config
 from sfumato.runs.budget import words_of
-
-if TYPE_CHECKING:
-    pass
+from sfumato.training.checkpoint import Checkpoints
 
 _BETTER = {"lower": "↓", "higher": "↑", "floor": "→"}
 _LAST = 16  # lines of a log that are shown
@@ -89,7 +88,11 @@ def look(trainings: Trainings, name: str) -> View:
             gone = "Nothing is saved: it was stopped before its first step, or its folder is gone."
             state = "failed" if name in trainings.failed else "stopped"
             return View(name, state, 0, 0, trainings.failed.get(name, gone), Curve(), None)
-    curve, steps, saved = read_curve(folder / "metrics.jsonl"), config.training.steps, saved_step(folder)
+    curve, steps, saved = (
+        read_curve(folder / "metrics.jsonl"),
+        config.training.steps,
+        _saved(folder),
+    )
     samples = max((folder / "samples").glob("step-*.png"), default=None)
     if name == running:
         state, sentence = _of_page(trainings, config, curve)
@@ -113,10 +116,9 @@ def look(trainings: Trainings, name: str) -> View:
     return View(name, state, saved or 0, sentence=sentence, resumable=whole, **known)
 
 
-def saved_step(run: Path) -> int | None:
+def _saved(run: Path) -> int | None:
     """The step of the newest checkpoint."""
-    steps = [path.stem.removeprefix("step-") for path in (run / "checkpoints").glob("step-*.safetensors")]
-    return max((int(step) for step in steps if step.isdecimal()), default=None)
+    return Checkpoints(run / "checkpoints").newest()
 
 
 def log(trainings: Trainings, name: str) -> str:
@@ -143,8 +145,6 @@ def evaluation(run: Path) -> list[list[str]]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    from sfumato.metrics.report import number
-
     title = f"{row['title']} {_BETTER.get(row['better'], '')}"
     return [title, number(row["value"], row["error"]), number(row["floor"], row["floor_error"])]
 
@@ -178,7 +178,7 @@ def _title(trainings: Trainings, name: str) -> str:
     config = _config(trainings.runs / name / "config.json")
     if config is None:
         return f"{name} (failed)"
-    saved = saved_step(trainings.runs / name)
+    saved = _saved(trainings.runs / name)
     if saved is None:
         return f"{name} (failed)" if name in trainings.failed else name
     return name if saved >= config.training.steps else f"{name} (step {saved:,} of {config.training.steps:,})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from sfumato.cli import flags
@@ -38,10 +39,8 @@ def app(arguments: list[str]) -> int:
     options = flags.parse(FIELDS, arguments, prog="sfumato app", description=_TEXT)
     if not 0 < options.port < 65536:
         raise InputError(f"A port is a number from 1 to 65535; got {options.port}.")
-    try:
-        import gradio  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        raise InputError('The page needs Gradio, which is not installed: pip install "sfumato[app]"') from None
+    if find_spec("gradio") is None:
+        raise InputError('The page needs Gradio, which is not installed: pip install "sfumato[app]"')
     from sfumato.app.server import serve
 
     print("Opening the page ...", flush=True)

@@ -57,7 +57,7 @@ OPTIONS: Fields = {
     "init_from": option(
         Path | None,
         "Start from the weights of this run, with its model and settings, on other data; give --data.size and other "
-        "differences as usual. Tensors whose shape differs, such as those of other classes, are initialized anew.",
+        "differences as usual. Tensors whose shape differs, such as those of other classes, start from random weights.",
     ),
     "quiet": option(bool, "Show nothing but errors; the run keeps a log, train.log, in any case.", False),
     "trust": TRUST,

@@ -131,8 +131,7 @@ class RunDirectory:
     @property
     def saved_step(self) -> int | None:
         """The step of the newest checkpoint, if this process has the directory and there is one."""
-        paths = self.checkpoints.paths() if self.lock is not None else []
-        return int(paths[0].stem.removeprefix("step-")) if paths else None
+        return self.checkpoints.newest() if self.lock is not None else None
 
     def close(self) -> None:
         """Let go of the directory."""

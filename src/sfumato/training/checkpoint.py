@@ -23,6 +23,11 @@ class Checkpoints:
         """The states, newest first."""
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
+    def newest(self) -> int | None:
+        """The step of the newest state, if there is one."""
+        steps = (path.stem.removeprefix("step-") for path in self.paths())
+        return next((int(step) for step in steps if step.isdecimal()), None)
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.safetensors"
 
